@@ -1,0 +1,1 @@
+"""DensePose-COCO annotations, synthetic people and tf.data pipelines."""

@@ -1,0 +1,1 @@
+"""DensePose evaluation: GPS, GPSm and COCO-style average precision."""

@@ -1,0 +1,1 @@
+"""Pure, static-shaped array functions of detection and dense correspondence."""

@@ -1,0 +1,38 @@
+"""Shared test set-up: CPU, four fake devices, strict rank promotion, and where reference data lie."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+).strip()
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+_REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+# Reference data are not part of the project (size, licences); KTN_SHARED names another place.
+_SHARED = pathlib.Path(os.environ.get("KTN_SHARED", _REPOSITORY.parent / "shared"))
+
+
+def _folder_or_skip(name: str) -> pathlib.Path:
+    folder = _SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"no reference folder {name!r}: set KTN_SHARED to the folder that holds it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> pathlib.Path:
+    """Numbers recorded from the PyTorch original."""
+    return _folder_or_skip("golden")
+
+
+@pytest.fixture(scope="session")
+def real_dir() -> pathlib.Path:
+    """Real photos, annotations and outputs."""
+    return _folder_or_skip("real")
