@@ -1,0 +1,305 @@
+"""ROIAlign over one map or a pyramid, and the pyramid level of a box.
+
+A bin averages sampling_ratio^2 bilinear reads. All corners of all reads of a bin are fetched by one
+gather and reduced by one weighted sum; boxes go through in chunks where memory traffic, not
+launches, is what costs (CPU). The backward pass adds into one accumulator, in place.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+# Gathered corners held at once on CPU, in elements: about what stays in the caches.
+_CHUNK_ELEMENTS = 4_000_000
+
+
+def assign_levels(
+    boxes: Array,
+    min_level: int,
+    max_level: int,
+    canonical_size: float = 224.0,
+    canonical_level: int = 4,
+) -> Array:
+    """Chooses the pyramid level that each box is pooled from (FPN, equation 1).
+
+    Args:
+        boxes: [..., 4] xyxy in pixels of the network input.
+        min_level: Finest level, as the log2 of its stride.
+        max_level: Coarsest level.
+        canonical_size: Side in pixels of a box that belongs on `canonical_level`.
+        canonical_level: Level of a box of the canonical size.
+
+    Returns:
+        int32 [...] relative to `min_level`: 0 for the finest. Empty boxes go to 0.
+
+    Raises:
+        ValueError: `boxes` are not [..., 4], or the levels are in the wrong order.
+    """
+    if boxes.shape[-1] != 4 or min_level > max_level:
+        raise ValueError(
+            f"want boxes [..., 4] and min <= max, got {boxes.shape}, {min_level}, {max_level}"
+        )
+    size = boxes[..., 2:] - boxes[..., :2]
+    side = jnp.sqrt(jnp.maximum(size[..., 0] * size[..., 1], 0))
+    # The reference adds its epsilon inside the logarithm; borders between levels depend on it.
+    level = jnp.floor(canonical_level + jnp.log2(side / canonical_size + 1e-8))
+    return jnp.clip(level, min_level, max_level).astype(jnp.int32) - min_level
+
+
+def roi_align(
+    features: Array,
+    boxes: Array,
+    batch_index: Array,
+    output_size: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    valid_hw: Array | None = None,
+    chunk_size: int | None = None,
+) -> Array:
+    """Pools boxes from one feature map.
+
+    Args:
+        features: [B, H, W, C].
+        boxes: [R, 4] xyxy in pixels of the network input.
+        batch_index: int [R], the image of each box.
+        output_size: P, bins per side.
+        spatial_scale: Map cells per input pixel: 1 / stride.
+        sampling_ratio: Reads per bin and axis, at least 1.
+        aligned: Whether cell centres lie at half-integers (ROIAlignV2). The original without the
+            half-pixel shift also widens boxes to at least one cell.
+        valid_hw: int [B, 2], rows and columns of each map that hold the image; None for all.
+            Reads clamp to this part, so padding a map changes nothing.
+        chunk_size: Boxes pooled at once; None takes a cache-sized chunk on CPU, all elsewhere.
+
+    Returns:
+        [R, P, P, C] in the dtype of `features`. Reads more than one cell outside the map count as
+        0. Gradients reach `features` only: the position of a box is not differentiated.
+
+    Raises:
+        ValueError: shapes do not fit, or `sampling_ratio` is below 1 (adaptive sampling).
+    """
+    return multilevel_roi_align(
+        [features],
+        [1 / spatial_scale],
+        boxes,
+        batch_index,
+        output_size,
+        sampling_ratio,
+        aligned,
+        valid_hw=None if valid_hw is None else [valid_hw],
+        chunk_size=chunk_size,
+    )
+
+
+def multilevel_roi_align(
+    features: Sequence[Array],
+    strides: Sequence[float],
+    boxes: Array,
+    batch_index: Array,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+    valid_hw: Sequence[Array] | None = None,
+    chunk_size: int | None = None,
+) -> Array:
+    """Pools every box from its own pyramid level, once.
+
+    Args:
+        features: Per level [B, H_l, W_l, C], finest first, one dtype.
+        strides: Per level, input pixels per cell; with several levels, consecutive powers of two.
+        boxes: [R, 4] xyxy in pixels of the network input.
+        batch_index: int [R], the image of each box.
+        output_size: P, bins per side.
+        sampling_ratio: As in `roi_align`.
+        aligned: As in `roi_align`.
+        valid_hw: Per level int [B, 2], as in `roi_align`.
+        chunk_size: As in `roi_align`.
+
+    Returns:
+        [R, P, P, C], as `roi_align` gives.
+
+    Raises:
+        ValueError: shapes or strides do not fit, or `sampling_ratio` is below 1.
+    """
+    _check_arguments(features, strides, boxes, batch_index, sampling_ratio, valid_hw)
+    batch, channels = features[0].shape[0], features[0].shape[-1]
+    level = jnp.zeros(boxes.shape[0], jnp.int32)
+    if len(features) > 1:
+        finest = round(math.log2(strides[0]))
+        level = assign_levels(boxes, finest, finest + len(features) - 1)
+    # The levels become one table of cells, and a box knows where its own map starts in it.
+    table = jnp.concatenate([level_map.reshape(-1, channels) for level_map in features])
+    cells = np.array([level_map.shape[1] * level_map.shape[2] for level_map in features])
+    starts = np.concatenate([[0], np.cumsum(batch * cells)[:-1]])
+    if valid_hw is None:
+        sizes = np.array([level_map.shape[1:3] for level_map in features])
+        limits = jnp.asarray(np.broadcast_to(sizes[:, None, :], (len(features), batch, 2)))
+    else:
+        limits = jnp.stack([jnp.asarray(size) for size in valid_hw])
+    batch_index = batch_index.astype(jnp.int32)
+    windows = {
+        "start": _per_level(starts, level) + batch_index * _per_level(cells, level),
+        "row_stride": _per_level([level_map.shape[2] for level_map in features], level),
+        "limit_hw": limits.astype(jnp.int32)[level, batch_index],
+        "boxes": boxes * jnp.asarray(1 / np.asarray(strides, np.float32))[level][:, None],
+    }
+    windows = lax.stop_gradient(windows)
+    number = boxes.shape[0]
+    if chunk_size is None:
+        corners = 4 * sampling_ratio**2 * output_size**2
+        on_cpu = jax.default_backend() == "cpu"
+        chunk_size = max(_CHUNK_ELEMENTS // (corners * channels), 1) if on_cpu else number
+    chunk_size = max(min(chunk_size, number), 1)
+    return _pool((output_size, sampling_ratio, aligned, chunk_size), table, windows)
+
+
+def _check_arguments(features, strides, boxes, batch_index, sampling_ratio, valid_hw) -> None:
+    if sampling_ratio < 1:
+        raise ValueError(
+            f"sampling_ratio {sampling_ratio} is not supported: an adaptive number of samples per "
+            "bin has no static shape. Use a fixed one; the official DensePose configs all use 2"
+        )
+    number = boxes.shape[0]
+    if boxes.shape != (number, 4) or batch_index.shape != (number,):
+        raise ValueError(
+            f"want boxes [R, 4] and batch_index [R], got {boxes.shape}, {batch_index.shape}"
+        )
+    if not features or len(features) != len(strides) or len(valid_hw or features) != len(features):
+        raise ValueError(
+            f"want a stride (and valid_hw) per level, got {len(features)} maps, strides {strides}"
+        )
+    batch, channels = features[0].shape[0], features[0].shape[-1]
+    for level_map in features:
+        fits = level_map.ndim == 4 and level_map.shape[0] == batch
+        if not fits or level_map.shape[-1] != channels or 0 in level_map.shape[:3]:
+            raise ValueError(
+                "want non-empty maps [B, H, W, C] of one B and C, "
+                f"got {[level_map.shape for level_map in features]}"
+            )
+    if len(strides) > 1:
+        exponents = [math.log2(stride) for stride in strides]
+        if exponents != [round(exponents[0]) + i for i in range(len(strides))]:
+            raise ValueError(f"want strides that are consecutive powers of two, got {strides}")
+
+
+def _per_level(values: Sequence[int], level: Array) -> Array:
+    return jnp.asarray(np.asarray(values, np.int32))[level]
+
+
+def _axis_reads(low, high, limit, settings) -> tuple[Array, Array]:
+    """Positions and weights of the reads along one axis.
+
+    Args:
+        low: [R] where the box starts, in cells.
+        high: [R] where it ends.
+        limit: int32 [R], the number of cells that count.
+        settings: (output_size, sampling_ratio, aligned, chunk_size).
+
+    Returns:
+        int32 and float32 [R, P, 2 * S]: the two neighbours of each of a bin's S reads, weighted so
+        that a bin is their mean.
+    """
+    output_size, ratio, aligned, _ = settings
+    extent = high - low
+    if aligned:
+        low = low - 0.5
+    else:
+        extent = jnp.maximum(extent, 1)
+    # The order of these operations is the reference's: reads near a border may round either way.
+    bin_size = (extent / output_size)[:, None, None]
+    bins = jnp.arange(output_size, dtype=low.dtype)[None, :, None]
+    reads = (jnp.arange(ratio, dtype=low.dtype) + 0.5)[None, None, :]
+    position = low[:, None, None] + bins * bin_size + reads * bin_size / ratio
+    limit = limit[:, None, None]
+    is_inside = (position >= -1) & (position <= limit.astype(low.dtype))
+    last = (limit - 1).astype(low.dtype)
+    position = jnp.clip(position, 0, jnp.maximum(last, 0))
+    before = jnp.floor(position)
+    share = position - before
+    scale = jnp.where(is_inside, 1 / ratio, 0).astype(low.dtype)
+    weights = jnp.concatenate([(1 - share) * scale, share * scale], axis=-1)
+    cells = jnp.concatenate([before, jnp.minimum(before + 1, jnp.maximum(last, 0))], axis=-1)
+    return cells.astype(jnp.int32), weights
+
+
+def _reads(windows: dict[str, Array], settings) -> tuple[Array, Array]:
+    """Table rows int32 and weights float32 [R, P * P, K] of all K corner reads of every bin."""
+    boxes, limit_hw = windows["boxes"], windows["limit_hw"]
+    y, weight_y = _axis_reads(boxes[:, 1], boxes[:, 3], limit_hw[:, 0], settings)
+    x, weight_x = _axis_reads(boxes[:, 0], boxes[:, 2], limit_hw[:, 1], settings)
+    row = windows["start"][:, None, None] + y * windows["row_stride"][:, None, None]
+    index = row[:, :, None, :, None] + x[:, None, :, None, :]
+    weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+    shape = (index.shape[0], index.shape[1] * index.shape[2], -1)
+    return index.reshape(shape), weight.reshape(shape)
+
+
+def _chunked(values: Array, chunk_size: int) -> Array:
+    """Cuts [R, ...] into [ceil(R / chunk_size), chunk_size, ...], padded by zeros."""
+    padding = -values.shape[0] % chunk_size
+    values = jnp.pad(values, [(0, padding)] + [(0, 0)] * (values.ndim - 1))
+    return values.reshape(-1, chunk_size, *values.shape[1:])
+
+
+def _pool_chunk(table: Array, windows: dict[str, Array], settings) -> Array:
+    index, weight = _reads(windows, settings)
+    corners = table.at[index].get(mode="promise_in_bounds")
+    pooled = jnp.einsum(
+        "rbk,rbkc->rbc", weight, corners.astype(weight.dtype), precision=lax.Precision.HIGHEST
+    )
+    return pooled.astype(table.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _pool(settings, table: Array, windows: dict[str, Array]) -> Array:
+    """Pools windows into [R, P, P, C] from a table of cells [T, C]."""
+    output_size, _, _, chunk_size = settings
+    number, channels = windows["start"].shape[0], table.shape[-1]
+    if number <= chunk_size:
+        pooled = _pool_chunk(table, windows, settings)
+    else:
+        chunks = jax.tree.map(lambda values: _chunked(values, chunk_size), windows)
+        pooled = lax.map(lambda chunk: _pool_chunk(table, chunk, settings), chunks)
+        pooled = pooled.reshape(-1, output_size**2, channels)[:number]
+    return pooled.reshape(number, output_size, output_size, channels)
+
+
+def _pool_forward(settings, table, windows):
+    return _pool(settings, table, windows), (table, windows)
+
+
+def _pool_backward(settings, residuals, cotangent):
+    """Scatters into one carried accumulator; plain autodiff would make a full table per chunk."""
+    table, windows = residuals
+    chunk_size = settings[-1]
+    number, channels = windows["start"].shape[0], table.shape[-1]
+    cotangent = cotangent.reshape(number, -1, channels)
+
+    def add_chunk(total, chunk):
+        chunk_windows, chunk_cotangent = chunk
+        index, weight = _reads(chunk_windows, settings)
+        updates = weight[..., None] * chunk_cotangent[:, :, None, :].astype(weight.dtype)
+        return total.at[index].add(updates, mode="promise_in_bounds"), None
+
+    total = jnp.zeros(table.shape, windows["boxes"].dtype)
+    if number <= chunk_size:
+        total, _ = add_chunk(total, (windows, cotangent))
+    else:
+        chunks = jax.tree.map(lambda values: _chunked(values, chunk_size), (windows, cotangent))
+        total, _ = lax.scan(add_chunk, total, chunks)
+    return total.astype(table.dtype), jax.tree.map(_zero_cotangent, windows)
+
+
+def _zero_cotangent(values: Array) -> Array | np.ndarray:
+    if jnp.issubdtype(values.dtype, jnp.inexact):
+        return jnp.zeros_like(values)
+    return np.zeros(values.shape, jax.dtypes.float0)
+
+
+_pool.defvjp(_pool_forward, _pool_backward)
