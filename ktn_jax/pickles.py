@@ -1,0 +1,300 @@
+"""Reads pickles of plain data and NumPy arrays without running anything that they ask for.
+
+Pre-trained weights (detectron2, Caffe2), geodesic distances and relation graphs are published as
+pickles, and an ordinary unpickler calls any function that the file names. This one knows a dozen
+names and none of them reaches NumPy or another library: each records its arguments, and the arrays
+are then rebuilt here from their bytes, of a checked type and size. Not even NumPy's own
+`__setstate__` sees the file's data, because a hostile state can make it follow raw pointers.
+"""
+
+import contextlib
+import math
+import os
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+# Booleans, integers, floats, complex numbers and fixed-size text: what holds no Python objects.
+_DTYPE_CODE = re.compile(r"[biufcSU]\d{1,9}")
+_BYTE_ORDERS = ("<", ">", "=", "|")
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
+# What a damaged stream makes the unpickler raise. It runs no code of the file's, so no other error
+# can come from it.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+class UnsafePickleError(ValueError):
+    """A pickle asks for something other than plain data and NumPy arrays of numbers or text."""
+
+
+def load_arrays(source: str | os.PathLike | BinaryIO) -> Any:
+    """Reads a pickle of plain data and NumPy arrays.
+
+    Pickles of Python 2 (`str` as latin-1 bytes) and 3, of NumPy 1 and 2, and of protocols 0 to 5
+    are read.
+
+    Args:
+        source: Path, or an open binary file, which is read from where it stands.
+
+    Returns:
+        The pickled value: nested dicts, lists, tuples, sets, text, bytes, numbers, None and arrays.
+        Ordered dicts come back as dicts. Arrays are read-only: they share the memory of the bytes
+        that were read, since some of these files are larger than a gigabyte.
+
+    Raises:
+        UnsafePickleError: the file asks for a function or class that is not on the short list, or
+            for an array of Python objects. The message names the file and what it asked for.
+        ValueError: the file is no pickle, is cut short or is damaged.
+        OSError: the file cannot be opened.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        name, opened = os.fspath(source), open(source, "rb")  # noqa: SIM115 (closed below)
+    else:
+        name, opened = str(getattr(source, "name", "<file object>")), contextlib.nullcontext(source)
+    with opened as file:
+        try:
+            return _Resolver().resolve(_RestrictedUnpickler(file).load())
+        except UnsafePickleError as error:
+            raise UnsafePickleError(f"{name}: {error}") from None
+        except _DAMAGE as error:
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"{name}: not a pickle, or a damaged one: {reason}") from error
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    """Finds the names of `_CONSTRUCTORS` and refuses every other one."""
+
+    def __init__(self, file: BinaryIO):
+        # Python 2 pickled array bytes as str: latin-1 maps them to text and back without loss.
+        super().__init__(file, encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> "_Constructor":
+        # Names arrive as the file spells them. A dotted one ("ndarray.tofile") is just another
+        # name that is not listed: nothing here ever follows an attribute.
+        build = _CONSTRUCTORS.get((module, name))
+        if build is None:
+            raise UnsafePickleError(
+                f"refused the pickle's request for {module}.{name}: only plain data and NumPy "
+                "arrays are read, so that a pickle cannot run code"
+            )
+        return _Constructor(f"{module}.{name}", build)
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise UnsafePickleError(
+            "refused a reference to an object outside the pickle: this is a PyTorch file, which "
+            "takes the suffix .pth, or no pickle at all"
+        )
+
+
+class _Constructor:
+    """What a pickle gets when it asks for a listed name: callable, and nothing else."""
+
+    __slots__ = ("_build", "_name")
+
+    def __init__(self, name: str, build: Callable[..., Any]):
+        object.__setattr__(self, "_name", name)
+        object.__setattr__(self, "_build", build)
+
+    def __call__(self, *arguments: Any) -> Any:
+        try:
+            return self._build(*arguments)
+        except TypeError as error:
+            raise ValueError(f"unexpected arguments to {self._name}: {error}") from None
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        raise UnsafePickleError(f"refused to set {attribute!r} on {self._name}")
+
+    def __setstate__(self, state: Any) -> None:
+        raise UnsafePickleError(f"refused to change the state of {self._name}")
+
+
+class _Mapping(dict):
+    """An ordered dict of the pickle. PyTorch hangs `_metadata` on such dicts: it is left out."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Dtype:
+    """An array's type as the pickle describes it."""
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = True):
+        self.code = code
+        self.byte_order = "="
+
+    def __setstate__(self, state: Any) -> None:
+        # (version, byte order, subarray, field names, fields, item size, alignment, flags, ...)
+        if not isinstance(state, tuple) or len(state) < 5:
+            raise ValueError("the state of an array type is not the expected tuple")
+        if any(part is not None for part in state[2:5]):
+            raise UnsafePickleError("refused an array of records: only numbers and text are read")
+        self.byte_order = state[1]
+
+    def resolve(self) -> np.dtype:
+        if not isinstance(self.code, str) or not _DTYPE_CODE.fullmatch(self.code):
+            raise UnsafePickleError(
+                f"refused an array of type {str(self.code)!r}: only numbers and text are read"
+            )
+        if self.byte_order not in _BYTE_ORDERS:
+            raise ValueError(f"unknown byte order {self.byte_order!r} of an array")
+        return np.dtype(self.code).newbyteorder(self.byte_order)
+
+
+class _Array:
+    """An array as the pickle describes it: a type, a shape and bytes."""
+
+    def __init__(self, *unused_subtype_shape_code: Any):
+        self.parts: tuple | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) not in (4, 5):
+            raise ValueError("the state of an array is not the expected tuple")
+        shape, dtype, is_fortran, data = state[-4:]  # a version number stands in front since 2006
+        self.parts = (data, dtype, shape, "F" if is_fortran else "C", None)
+
+    def resolve(self) -> np.ndarray:
+        if self.parts is None:
+            raise ValueError("an array without contents")
+        data, dtype, shape, order, axis_order = self.parts
+        if not isinstance(dtype, _Dtype):
+            raise ValueError("an array without a type")
+        numpy_dtype = dtype.resolve()
+        if isinstance(data, str):
+            data = data.encode("latin1")
+        if not isinstance(data, (bytes, bytearray)):
+            raise ValueError(f"the contents of an array are {type(data).__name__}, not bytes")
+        shape = _checked_shape(shape)
+        size = math.prod(shape) * numpy_dtype.itemsize
+        if len(data) != size:
+            raise ValueError(
+                f"an array of shape {shape} and type {numpy_dtype} needs {size} bytes, "
+                f"{len(data)} are there"
+            )
+        flat = np.frombuffer(data, numpy_dtype) if size else np.zeros(math.prod(shape), numpy_dtype)
+        flat.flags.writeable = False
+        if axis_order is not None:
+            return flat.reshape(shape).transpose(axis_order)
+        return flat.reshape(shape, order="F" if order == "F" else "C")
+
+
+class _Scalar(_Array):
+    """A NumPy scalar: an array of no axes, read as its one element."""
+
+    def __init__(self, dtype: Any, data: Any = b""):
+        super().__init__()
+        self.parts = (data, dtype, (), "C", None)
+
+    def resolve(self) -> np.generic:
+        return super().resolve()[()]
+
+
+def _array_from_buffer(
+    data: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None
+) -> _Array:
+    """NumPy's form since pickle protocol 5. `shape` is that before the axes are put in order."""
+    array = _Array()
+    array.parts = (data, dtype, shape, order, axis_order if order == "K" else None)
+    return array
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    if isinstance(shape, int):
+        shape = (shape,)
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(f"{shape!r} is not the shape of an array")
+    return shape
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    """The form of bytes in protocols 0 to 2. `_codecs.encode` itself would run any codec."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise UnsafePickleError(f"refused _codecs.encode with {encoding!r}: only latin1 is read")
+    return text.encode("latin1")
+
+
+def _empty_bytes() -> bytes:
+    return b""
+
+
+def _bytearray(data: Any = b"", encoding: Any = "latin1") -> bytearray:
+    return bytearray(data) if isinstance(data, bytes) else bytearray(_encode(data, encoding))
+
+
+def _complex(real: float, imaginary: float = 0.0) -> complex:
+    return complex(real, imaginary)
+
+
+def _constructors() -> dict[tuple[str, str], Callable[..., Any]]:
+    table: dict[tuple[str, str], Callable[..., Any]] = {
+        ("numpy", "dtype"): _Dtype,
+        ("numpy", "ndarray"): _Array,  # an argument of _reconstruct, which ignores it
+        ("_codecs", "encode"): _encode,
+        ("collections", "OrderedDict"): _Mapping,
+    }
+    for core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
+        table[f"{core}.multiarray", "_reconstruct"] = _Array
+        table[f"{core}.multiarray", "scalar"] = _Scalar
+        table[f"{core}.numeric", "_frombuffer"] = _array_from_buffer
+    for builtins in ("builtins", "__builtin__"):  # Python 3 and 2
+        table[builtins, "set"] = set
+        table[builtins, "frozenset"] = frozenset
+        table[builtins, "complex"] = _complex
+        table[builtins, "bytes"] = _empty_bytes
+        table[builtins, "bytearray"] = _bytearray
+    return table
+
+
+_CONSTRUCTORS = _constructors()
+
+
+class _Resolver:
+    """Turns what was unpickled into arrays and plain containers, each shared object once."""
+
+    def __init__(self):
+        self._done: dict[int, Any] = {}
+        self._open: set[int] = set()
+        self._kept: list[Any] = []  # an id is unique only while its object lives
+
+    def resolve(self, value: Any) -> Any:
+        if type(value) in _PLAIN:
+            return value
+        if id(value) in self._done:
+            return self._done[id(value)]
+        with self._inside(value):
+            result = self._rebuild(value)
+        self._kept.append(value)
+        self._done[id(value)] = result
+        return result
+
+    @contextlib.contextmanager
+    def _inside(self, value: Any) -> Iterator[None]:
+        if id(value) in self._open:
+            raise ValueError("a container that holds itself")
+        self._open.add(id(value))
+        yield
+        self._open.remove(id(value))
+
+    def _rebuild(self, value: Any) -> Any:
+        if isinstance(value, _Array):
+            return value.resolve()
+        if isinstance(value, dict):
+            return {self.resolve(key): self.resolve(item) for key, item in value.items()}
+        if type(value) in (list, tuple, set, frozenset):
+            return type(value)([self.resolve(item) for item in value])
+        if isinstance(value, _Constructor):
+            raise UnsafePickleError(f"refused a function or class as data: {value._name}")
+        raise ValueError(f"unexpected data of type {type(value).__name__}")
