@@ -1,0 +1,213 @@
+"""A z-buffer rasteriser of triangle meshes in NumPy: exact visibility at pixel centres.
+
+Every triangle is cut into rows and every row into pixels, so that the arrays hold exactly the
+pixels that triangles cover, however large or small the triangles are; no Python loop runs over
+triangles. Per pixel the fragment with the largest inverse depth wins.
+
+Frames: the camera looks along +z, x runs right and y down. Pixel (row r, column c) covers
+[c, c + 1) x [r, r + 1) of the image plane, its centre is (c + 0.5, r + 0.5).
+"""
+
+import dataclasses
+
+import numpy as np
+
+# Crossings of an edge that two triangles share are rounded differently in each; a pixel centre on
+# the edge must belong to at least one of them, or a crack shows.
+_EDGE_TOLERANCE = 1e-9
+_MIN_DOUBLED_AREA = 1e-12  # square pixels; below, a triangle is seen edge on
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """A pinhole camera without distortion at the origin of the camera frame.
+
+    Attributes:
+        focal: Focal length in pixels.
+        centre_x: Principal point in pixels, on the continuous image plane.
+        centre_y: Principal point in pixels.
+        width: Image width in pixels.
+        height: Image height in pixels.
+        near: Triangles with a vertex nearer than this, in metres, are not drawn.
+    """
+
+    focal: float
+    centre_x: float
+    centre_y: float
+    width: int
+    height: int
+    near: float = 0.05
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Projects points of the camera frame.
+
+        Args:
+            points: [..., 3] in metres. Depth zero gives an infinite position.
+
+        Returns:
+            [..., 2] x and y in pixels, continuous: the centre of the first pixel is (0.5, 0.5).
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scale = self.focal / points[..., 2]
+            x = points[..., 0] * scale + self.centre_x
+            y = points[..., 1] * scale + self.centre_y
+        return np.stack([x, y], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fragments:
+    """Pixels that triangles cover, before visibility is decided.
+
+    Attributes:
+        pixel: [N] int64, row * width + column.
+        face: [N] int64 index of the triangle.
+        inverse_depth: [N] float64, 1 / metres.
+    """
+
+    pixel: np.ndarray
+    face: np.ndarray
+    inverse_depth: np.ndarray
+
+    def select(self, keep: np.ndarray) -> "Fragments":
+        """Returns the fragments where keep [N] is true."""
+        return Fragments(self.pixel[keep], self.face[keep], self.inverse_depth[keep])
+
+
+def _expand(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns, for counts [N], the item each unit belongs to and its rank within the item."""
+    item = np.repeat(np.arange(len(counts)), counts)
+    first = np.cumsum(counts) - counts
+    return item, np.arange(len(item)) - np.repeat(first, counts)
+
+
+def _drawable_faces(
+    xy: np.ndarray, depth: np.ndarray, faces: np.ndarray, camera: Camera
+) -> np.ndarray:
+    """Returns the indices of the faces that look at the camera and lie before the near plane."""
+    in_front = (depth > camera.near)[faces].all(axis=1)
+    x, y = xy[:, 0][faces], xy[:, 1][faces]
+    doubled_area = (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0])
+    doubled_area -= (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])
+    # y runs down, so that a triangle wound counter-clockwise for the viewer has a negative area.
+    with np.errstate(invalid="ignore"):
+        return np.flatnonzero(in_front & (doubled_area < -_MIN_DOUBLED_AREA))
+
+
+def _row_spans(
+    x: np.ndarray, y: np.ndarray, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts triangles x, y [T, 3] into rows: triangle, row, first column, number of columns."""
+    first_row = np.clip(np.ceil(y.min(axis=1) - 0.5 - _EDGE_TOLERANCE), 0, height).astype(np.int64)
+    last_row = np.clip(np.floor(y.max(axis=1) - 0.5 + _EDGE_TOLERANCE), -1, height - 1)
+    counts = np.maximum(last_row.astype(np.int64) - first_row + 1, 0)
+    triangle, rank = _expand(counts)
+    row = first_row[triangle] + rank
+    centre_y = row + 0.5
+    left = np.full(len(row), -np.inf)
+    right = np.full(len(row), np.inf)
+    for start, end in ((0, 1), (1, 2), (2, 0)):
+        rise = y[:, end] - y[:, start]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slope = (x[:, end] - x[:, start]) / rise
+        # One rule for every edge: downward edges bound on the left, upward ones on the right, and
+        # horizontal ones not at all, because the range of rows already does.
+        crossing = x[triangle, start] + (centre_y - y[triangle, start]) * slope[triangle]
+        rise = rise[triangle]
+        np.maximum(left, np.where(rise > 0, crossing, -np.inf), out=left)
+        np.minimum(right, np.where(rise < 0, crossing, np.inf), out=right)
+    first = np.clip(np.ceil(left - 0.5 - _EDGE_TOLERANCE), 0, width).astype(np.int64)
+    last = np.clip(np.floor(right - 0.5 + _EDGE_TOLERANCE), -1, width - 1).astype(np.int64)
+    return triangle, row, first, np.maximum(last - first + 1, 0)
+
+
+def rasterise(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> Fragments:
+    """Lists the pixels whose centre each triangle covers, hidden ones too.
+
+    Triangles are drawn from their front only: the side from which their vertices run
+    counter-clockwise. That halves the work and hides nothing of a closed surface.
+
+    Args:
+        vertices: [V, 3] in the camera frame, metres.
+        faces: [F, 3] integer indices into vertices.
+        camera: The camera.
+
+    Returns:
+        The fragments, ordered by face.
+
+    Raises:
+        ValueError: vertices or faces have another shape.
+    """
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or faces.ndim != 2 or faces.shape[1] != 3:
+        raise ValueError(
+            f"vertices and faces must be [V, 3] and [F, 3], got {vertices.shape}, {faces.shape}"
+        )
+    xy = camera.project(vertices)
+    drawable = _drawable_faces(xy, vertices[:, 2], faces, camera)
+    corners = faces[drawable]
+    x, y = xy[:, 0][corners], xy[:, 1][corners]
+    triangle, row, first, counts = _row_spans(x, y, camera.width, camera.height)
+    span, rank = _expand(counts)
+    column = first[span] + rank
+    row, triangle = row[span], triangle[span]
+
+    # Perspective makes 1 / depth, not depth, linear on the image plane.
+    inverse = 1 / vertices[:, 2][corners]
+    dx1, dy1, dw1 = x[:, 1] - x[:, 0], y[:, 1] - y[:, 0], inverse[:, 1] - inverse[:, 0]
+    dx2, dy2, dw2 = x[:, 2] - x[:, 0], y[:, 2] - y[:, 0], inverse[:, 2] - inverse[:, 0]
+    doubled_area = dx1 * dy2 - dx2 * dy1
+    gradient_x = (dw1 * dy2 - dw2 * dy1) / doubled_area
+    gradient_y = (dx1 * dw2 - dx2 * dw1) / doubled_area
+    offset = inverse[:, 0] + gradient_x * (0.5 - x[:, 0]) + gradient_y * (0.5 - y[:, 0])
+    inverse_depth = offset[triangle] + gradient_x[triangle] * column + gradient_y[triangle] * row
+    # The plane of a sliver is steep: a centre within the edge tolerance must not leave its depths.
+    low, high = inverse.min(axis=1), inverse.max(axis=1)
+    inverse_depth = np.clip(inverse_depth, low[triangle], high[triangle])
+    return Fragments(row * camera.width + column, drawable[triangle], inverse_depth)
+
+
+def resolve_visibility(fragments: Fragments, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """Keeps the nearest fragment of every pixel.
+
+    Args:
+        fragments: Fragments of any number of meshes with a common numbering of faces.
+        camera: The camera.
+
+    Returns:
+        face [H * W] int64, -1 where nothing is seen, and inverse depth [H * W] float64, 0 there.
+        Of fragments at exactly the same depth the last one wins.
+    """
+    num_pixels = camera.height * camera.width
+    inverse_depth = np.zeros(num_pixels)
+    np.maximum.at(inverse_depth, fragments.pixel, fragments.inverse_depth)
+    wins = fragments.inverse_depth == inverse_depth[fragments.pixel]
+    face = np.full(num_pixels, -1, np.int64)
+    face[fragments.pixel[wins]] = fragments.face[wins]
+    return face, inverse_depth
+
+
+def barycentric_at_pixels(
+    vertices: np.ndarray, corners: np.ndarray, pixel: np.ndarray, camera: Camera
+) -> np.ndarray:
+    """Computes the perspective-correct barycentric coordinates of pixel centres.
+
+    Args:
+        vertices: [V, 3] in the camera frame, metres.
+        corners: [N, 3] the vertices of the triangle seen at each pixel.
+        pixel: [N] row * width + column.
+        camera: The camera.
+
+    Returns:
+        [N, 3] float64, within [0, 1] and summing to 1. Interpolating a quantity of the vertices with
+        them gives its value at the surface point seen at the pixel centre.
+    """
+    xy = camera.project(vertices)
+    x, y = xy[:, 0][corners], xy[:, 1][corners]
+    x -= (pixel % camera.width + 0.5)[:, None]
+    y -= (pixel // camera.width + 0.5)[:, None]
+    weights = np.empty(x.shape)
+    for corner in range(3):
+        after, before = (corner + 1) % 3, (corner + 2) % 3
+        weights[:, corner] = x[:, before] * y[:, after] - x[:, after] * y[:, before]
+    # Front faces give positive weights here; a centre on an edge may round to just below zero.
+    weights = np.maximum(weights, 0) / vertices[:, 2][corners]
+    return weights / weights.sum(axis=1, keepdims=True)
