@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 # Gathered corners held at once on CPU, in elements: about what stays in the caches.
-_CHUNK_ELEMENTS = 4_000_000
+_CHUNK_ELEMENTS = 2_000_000
 
 
 def assign_levels(

@@ -1,0 +1,398 @@
+"""Resampling of maps: transposed convolution, pooling, resizing, reads at points and in boxes.
+
+Maps are NHWC. Geometry is PyTorch's where a checkpoint depends on it: explicit padding, half-pixel
+centres (`align_corners=False`) and no anti-aliasing. Weights of resizing are static, so gradients
+are matrix products or shifts, never scatters.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+_BICUBIC_A = -0.75  # PyTorch's and OpenCV's; Keys' -0.5 is what jax.image.resize uses
+
+
+def _require_maps(x: Array) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"want a map [B, H, W, C], got {x.shape}")
+
+
+def conv_transpose(
+    x: Array, kernel: Array, stride: int = 2, padding: int = 1, bias: Array | None = None
+) -> Array:
+    """Applies a transposed convolution with PyTorch's geometry.
+
+    Each of the stride^2 phases of the output is an ordinary convolution of the small input; all
+    are computed by one convolution and interleaved, instead of convolving an input that is mostly
+    inserted zeros.
+
+    Args:
+        x: [B, H, W, Ci].
+        kernel: [kH, kW, Ci, Co]: PyTorch's (Ci, Co, kH, kW) with its axes moved, not flipped.
+        stride: Output cells per input cell.
+        padding: Rows and columns cut from each side of the full output.
+        bias: [Co] or None.
+
+    Returns:
+        [B, (H - 1) * stride + kH - 2 * padding, (W - 1) * stride + kW - 2 * padding, Co].
+
+    Raises:
+        ValueError: ranks or channels do not fit, or nothing would be left of the output.
+    """
+    _require_maps(x)
+    if kernel.ndim != 4 or kernel.shape[2] != x.shape[-1] or stride < 1 or padding < 0:
+        raise ValueError(
+            f"want a kernel [kH, kW, {x.shape[-1]}, Co], stride >= 1 and padding >= 0, "
+            f"got {kernel.shape}, {stride}, {padding}"
+        )
+    batch, height, width, _ = x.shape
+    kernel_h, kernel_w, in_channels, out_channels = kernel.shape
+    out_h = (height - 1) * stride + kernel_h - 2 * padding
+    out_w = (width - 1) * stride + kernel_w - 2 * padding
+    if out_h < 1 or out_w < 1:
+        raise ValueError(f"padding {padding} leaves nothing of an output {out_h} x {out_w}")
+    # Tap stride * t + r of the kernel joins input q - t to output stride * q + r.
+    taps_h, taps_w = -(-kernel_h // stride), -(-kernel_w // stride)
+    missing = (taps_h * stride - kernel_h, taps_w * stride - kernel_w)
+    phases = jnp.pad(kernel, ((0, missing[0]), (0, missing[1]), (0, 0), (0, 0)))
+    phases = phases.reshape(taps_h, stride, taps_w, stride, in_channels, out_channels)
+    phases = phases[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
+    phases = phases.reshape(taps_h, taps_w, in_channels, stride * stride * out_channels)
+    full = lax.conv_general_dilated(
+        x,
+        phases,
+        window_strides=(1, 1),
+        padding=((taps_h - 1, taps_h - 1), (taps_w - 1, taps_w - 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    rows, columns = full.shape[1:3]
+    full = full.reshape(batch, rows, columns, stride, stride, out_channels)
+    full = full.transpose(0, 1, 3, 2, 4, 5)
+    full = full.reshape(batch, rows * stride, columns * stride, out_channels)
+    out = full[:, padding : padding + out_h, padding : padding + out_w]
+    return out if bias is None else out + bias[None, None, None, :]
+
+
+def max_pool(x: Array, window: int, stride: int, padding: int) -> Array:
+    """Takes maxima over square windows; padding never wins, whatever the sign of the values.
+
+    Args:
+        x: [B, H, W, C] floating point.
+        window: Side of the window.
+        stride: Step of the window.
+        padding: Rows and columns of -inf on each side.
+
+    Returns:
+        [B, (H + 2 * padding - window) // stride + 1, likewise W, C].
+
+    Raises:
+        ValueError: `x` is not a map, or the padding is more than half the window.
+    """
+    _require_maps(x)
+    if 2 * padding > window:
+        raise ValueError(f"padding {padding} is more than half of window {window}")
+    if window == 1:
+        return x[:, ::stride, ::stride]
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    steps = (1, stride, stride, 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), steps, pads)
+
+
+def _linear_kernel(distance: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(distance), 0)
+
+
+def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
+    d, a = np.abs(distance), _BICUBIC_A
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0))
+
+
+def _resize_matrix(size_in: int, size_out: int, kernel, reach: int) -> np.ndarray:
+    """Weights [size_out, size_in] of half-pixel resizing, positions beyond the edge clamped."""
+    position = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
+    if reach == 1:
+        position = np.maximum(position, 0)  # the same as clamping the neighbours, for a line
+    base = np.floor(position).astype(int)
+    matrix = np.zeros((size_out, size_in))
+    for step in range(1 - reach, reach + 1):
+        neighbour = np.clip(base + step, 0, size_in - 1)
+        weight = kernel(position - (base + step))
+        np.add.at(matrix, (np.arange(size_out), neighbour), weight)
+    return matrix.astype(np.float32)
+
+
+def _require_resizable(x: Array, size_hw: tuple[int, int]) -> None:
+    _require_maps(x)
+    if min(*size_hw, *x.shape[1:3]) < 1:
+        raise ValueError(f"cannot resize {x.shape} to {size_hw}: sizes must be at least 1")
+
+
+def _resize(x: Array, size_hw: tuple[int, int], kernel, reach: int) -> Array:
+    """Multiplies rows, then columns, by static weights, in full float32 precision."""
+    _require_resizable(x, size_hw)
+    for axis, size_out, formula in (
+        (1, size_hw[0], "oh,bhwc->bowc"),
+        (2, size_hw[1], "ow,bhwc->bhoc"),
+    ):
+        size_in = x.shape[axis]
+        if size_in == size_out:
+            continue
+        if reach == 1 and size_out == 2 * size_in:
+            x = _double_linear(x, axis)
+            continue
+        matrix = jnp.asarray(_resize_matrix(size_in, size_out, kernel, reach), x.dtype)
+        x = jnp.einsum(formula, matrix, x, precision=lax.Precision.HIGHEST)
+    return x
+
+
+def _double_linear(x: Array, axis: int) -> Array:
+    """Doubles one axis bilinearly: a weighted sum of two shifts, with no product by zeros."""
+    size = x.shape[axis]
+    first = lax.slice_in_dim(x, 0, 1, axis=axis)
+    last = lax.slice_in_dim(x, size - 1, size, axis=axis)
+    before = jnp.concatenate([first, lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis=axis)
+    after = jnp.concatenate([lax.slice_in_dim(x, 1, size, axis=axis), last], axis=axis)
+    pair = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis=axis + 1)
+    return pair.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
+
+
+def resize_bilinear(x: Array, size_hw: tuple[int, int]) -> Array:
+    """Resizes maps [B, H, W, C] to [B, *size_hw, C] bilinearly.
+
+    Half-pixel centres, edge values repeated, no anti-aliasing: PyTorch's `align_corners=False`.
+
+    Raises:
+        ValueError: `x` is not a map, or a size is below 1.
+    """
+    return _resize(x, size_hw, _linear_kernel, reach=1)
+
+
+def resize_bicubic(x: Array, size_hw: tuple[int, int]) -> Array:
+    """Resizes maps as `resize_bilinear` does, with the cubic kernel of a = -0.75."""
+    return _resize(x, size_hw, _cubic_kernel, reach=2)
+
+
+def resize_nearest(x: Array, size_hw: tuple[int, int]) -> Array:
+    """Resizes maps [B, H, W, C] to [B, *size_hw, C]: output i reads input floor(i * in / out).
+
+    Raises:
+        ValueError: `x` is not a map, or a size is below 1.
+    """
+    _require_resizable(x, size_hw)
+    for axis, size_out in zip((1, 2), size_hw, strict=True):
+        size_in = x.shape[axis]
+        if size_out % size_in == 0:
+            x = _repeat(x, axis, size_out // size_in)
+        else:
+            x = jnp.take(x, np.arange(size_out) * size_in // size_out, axis=axis)
+    return x
+
+
+def _repeat(x: Array, axis: int, times: int) -> Array:
+    """Repeats entries by broadcasting, whose gradient is a sum and not a scatter."""
+    shape = (*x.shape[: axis + 1], times, *x.shape[axis + 1 :])
+    repeated = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), shape)
+    return repeated.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
+
+
+def upsample_nearest_x2(x: Array) -> Array:
+    """Repeats every cell of [B, H, W, C] twice along both axes: [B, 2H, 2W, C]."""
+    return resize_nearest(x, (2 * x.shape[1], 2 * x.shape[2]))
+
+
+def pixel_shuffle(x: Array, factor: int = 2) -> Array:
+    """Moves channels into space.
+
+    Args:
+        x: [B, H, W, C * factor^2]; channel (c, dy, dx), dx fastest, goes to cell offset (dy, dx) of
+            channel c, as in PyTorch.
+        factor: Cells made of one, along each axis.
+
+    Returns:
+        [B, H * factor, W * factor, C].
+
+    Raises:
+        ValueError: the channels do not divide by factor^2.
+    """
+    _require_maps(x)
+    batch, height, width, channels = x.shape
+    if channels % factor**2:
+        raise ValueError(f"{channels} channels do not divide by {factor}^2")
+    x = x.reshape(batch, height, width, channels // factor**2, factor, factor)
+    x = x.transpose(0, 1, 4, 2, 5, 3)
+    return x.reshape(batch, height * factor, width * factor, channels // factor**2)
+
+
+def space_to_depth(x: Array) -> Array:
+    """Moves every 2 x 2 cells into channels, halving both axes.
+
+    Not the inverse of `pixel_shuffle`: here whole blocks of channels follow one another, in the
+    order (even row, even column), (even, odd), (odd, even), (odd, odd) that checkpoints fix.
+
+    Args:
+        x: [B, 2H, 2W, C].
+
+    Returns:
+        [B, H, W, 4C].
+
+    Raises:
+        ValueError: a side is odd.
+    """
+    _require_maps(x)
+    batch, height, width, channels = x.shape
+    if height % 2 or width % 2:
+        raise ValueError(f"want even sides, got {x.shape}: pad the input to a multiple of 2")
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+def read_points(
+    maps: Array,
+    point_x: Array,
+    point_y: Array,
+    boxes_gt: Array,
+    boxes_est: Array,
+    channel: Array | None = None,
+) -> tuple[Array, Array]:
+    """Reads maps of estimated boxes bilinearly at points annotated in ground-truth boxes.
+
+    Cell (i, j) of a map is read at grid coordinate (j, i): coordinates carry no half-pixel shift,
+    and an annotation grid has 256 units a side. Both are the reference's, and trained weights hold
+    them.
+
+    Args:
+        maps: [R, H, W, C], one per box.
+        point_x: [R, P] in [0, 256), in units of 1/256 of the ground-truth box's width.
+        point_y: [R, P] likewise, of its height.
+        boxes_gt: [R, 4] xyxy, the boxes that the points were annotated in.
+        boxes_est: [R, 4] xyxy in the same frame, the boxes that the maps cover.
+        channel: int [R, P], the one channel to read at each point, or None to read all.
+
+    Returns:
+        values: [R, P], or [R, P, C] without `channel`; 0 where not valid, with a zero gradient.
+        is_valid: bool [R, P], whether the point lies in the estimated box (half-open). It says
+            nothing about whether the point itself is padding.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    _require_maps(maps)
+    rois, height, width, channels = maps.shape
+    points = point_x.shape
+    if points[:1] != (rois,) or len(points) != 2 or point_y.shape != points:
+        raise ValueError(f"want points [{rois}, P], got {point_x.shape} and {point_y.shape}")
+    if boxes_gt.shape != (rois, 4) or boxes_est.shape != (rois, 4):
+        raise ValueError(f"want boxes [{rois}, 4], got {boxes_gt.shape} and {boxes_est.shape}")
+    if channel is not None and channel.shape != points:
+        raise ValueError(f"want channel {points}, got {channel.shape}")
+    x_reads, x_inside = _point_reads(point_x, boxes_gt[:, 0::2], boxes_est[:, 0::2], width)
+    y_reads, y_inside = _point_reads(point_y, boxes_gt[:, 1::2], boxes_est[:, 1::2], height)
+    is_valid = x_inside & y_inside
+    roi = jnp.arange(rois, dtype=jnp.int32)[:, None]
+    values = jnp.zeros(points if channel is not None else (*points, channels), maps.dtype)
+    if channel is not None:
+        channel = jnp.clip(channel.astype(jnp.int32), 0, channels - 1)
+    for y, weight_y in y_reads:
+        for x, weight_x in x_reads:
+            weight = jnp.where(is_valid, weight_y * weight_x, 0).astype(maps.dtype)
+            if channel is not None:
+                values += weight * maps[roi, y, x, channel]
+            else:
+                values += weight[..., None] * maps[roi, y, x]
+    return values, is_valid
+
+
+def _point_reads(
+    point: Array, range_gt: Array, range_est: Array, size: int
+) -> tuple[list[tuple[Array, Array]], Array]:
+    """Cells and weights [R, P] that points read along one axis, and whether they are inside."""
+    start_gt, extent_gt = range_gt[:, :1], range_gt[:, 1:] - range_gt[:, :1]
+    start_est, extent_est = range_est[:, :1], range_est[:, 1:] - range_est[:, :1]
+    offset = start_gt + point * extent_gt / 256 - start_est
+    is_inside = (offset >= 0) & (offset < extent_est)
+    extent_est = jnp.where(extent_est > 0, extent_est, 1)
+    position = jnp.where(is_inside, offset, 0) * size / extent_est
+    return _neighbours(position, size), is_inside
+
+
+def _neighbours(position: Array, size: int) -> list[tuple[Array, Array]]:
+    """The cells (int32) on both sides of positions that are not negative, and their weights."""
+    before = jnp.minimum(jnp.floor(position), size - 1)
+    after = jnp.minimum(before + 1, size - 1)
+    # On the last cell both neighbours are that cell and the weights (1, 0).
+    share = jnp.minimum(position, after) - before
+    return [(before.astype(jnp.int32), 1 - share), (after.astype(jnp.int32), share)]
+
+
+def _chart_positions(size_in: int, size_out: int, range_src: Array, range_dst: Array) -> Array:
+    """Where the cells of a destination grid lie [R, size_out] on a grid over the source box.
+
+    Grid cell i of size_out stands at i / size_out of the destination box, not at its half; the
+    source's first and last cells stand on the borders of its box. Both are the reference's.
+    """
+    start_src, extent_src = range_src[:, :1], range_src[:, 1:] - range_src[:, :1]
+    extent_src = jnp.where(extent_src > 0, extent_src, 1)
+    # In the order of the reference, whose rounding decides ties between cells.
+    low = 2 * (range_dst[:, :1] - start_src) / extent_src - 1
+    high = 2 * (range_dst[:, 1:] - start_src) / extent_src - 1
+    step = jnp.asarray(np.arange(size_out, dtype=np.float32) / np.float32(size_out))[None, :]
+    position = step * (high - low) + low
+    return (position + 1) / 2 * (size_in - 1)
+
+
+def resample_chart_nearest(charts: Array, boxes_src: Array, boxes_dst: Array, size: int) -> Array:
+    """Reads label maps annotated over one box on a grid over another, at the nearest cell.
+
+    Args:
+        charts: [R, H, W] labels of any dtype over `boxes_src`; in annotations H = W = 256.
+        boxes_src: [R, 4] xyxy, ground truth.
+        boxes_dst: [R, 4] xyxy in the same frame, estimated boxes.
+        size: Side S of the grid laid over each destination box.
+
+    Returns:
+        [R, S, S] in the dtype of `charts`; 0, background, outside the source box.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    rois, height, width = _check_charts(charts, boxes_src, boxes_dst)
+    x = jnp.round(_chart_positions(width, size, boxes_src[:, 0::2], boxes_dst[:, 0::2]))
+    y = jnp.round(_chart_positions(height, size, boxes_src[:, 1::2], boxes_dst[:, 1::2]))
+    x_inside, y_inside = (x >= 0) & (x <= width - 1), (y >= 0) & (y <= height - 1)
+    x = jnp.clip(x, 0, width - 1).astype(jnp.int32)
+    y = jnp.clip(y, 0, height - 1).astype(jnp.int32)
+    roi = jnp.arange(rois, dtype=jnp.int32)[:, None, None]
+    labels = charts[roi, y[:, :, None], x[:, None, :]]
+    is_inside = y_inside[:, :, None] & x_inside[:, None, :]
+    return jnp.where(is_inside, labels, jnp.zeros((), charts.dtype))
+
+
+def resample_chart_bilinear(charts: Array, boxes_src: Array, boxes_dst: Array, size: int) -> Array:
+    """Reads floating-point charts as `resample_chart_nearest` does labels, but bilinearly.
+
+    Outside the source box the value at its border is repeated.
+    """
+    rois, height, width = _check_charts(charts, boxes_src, boxes_dst)
+    roi = jnp.arange(rois, dtype=jnp.int32)[:, None, None]
+    reads = []
+    for axis, cells in ((1, height), (0, width)):
+        position = _chart_positions(cells, size, boxes_src[:, axis::2], boxes_dst[:, axis::2])
+        reads.append(_neighbours(jnp.clip(position, 0, cells - 1), cells))
+    resampled = jnp.zeros((rois, size, size), charts.dtype)
+    for y, weight_y in reads[0]:
+        for x, weight_x in reads[1]:
+            weight = (weight_y[:, :, None] * weight_x[:, None, :]).astype(charts.dtype)
+            resampled += weight * charts[roi, y[:, :, None], x[:, None, :]]
+    return resampled
+
+
+def _check_charts(charts: Array, boxes_src: Array, boxes_dst: Array) -> tuple[int, int, int]:
+    rois = charts.shape[0]
+    if charts.ndim != 3 or boxes_src.shape != (rois, 4) or boxes_dst.shape != (rois, 4):
+        raise ValueError(
+            "want charts [R, H, W] and boxes [R, 4], "
+            f"got {charts.shape}, {boxes_src.shape}, {boxes_dst.shape}"
+        )
+    return charts.shape
