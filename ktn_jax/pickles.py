@@ -265,9 +265,9 @@ class _Resolver:
     """Turns what was unpickled into arrays and plain containers, each shared object once."""
 
     def __init__(self):
+        # By id: unique here, because what was unpickled stays alive until all is resolved.
         self._done: dict[int, Any] = {}
         self._open: set[int] = set()
-        self._kept: list[Any] = []  # an id is unique only while its object lives
 
     def resolve(self, value: Any) -> Any:
         if type(value) in _PLAIN:
@@ -276,7 +276,6 @@ class _Resolver:
             return self._done[id(value)]
         with self._inside(value):
             result = self._rebuild(value)
-        self._kept.append(value)
         self._done[id(value)] = result
         return result
 

@@ -1,0 +1,207 @@
+"""Finds, reads and resizes images: what comes before the network, on the host.
+
+In memory an image is RGB uint8 [H, W, 3].
+"""
+
+import glob
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+# In these formats Pillow's 32-bit mode "I" holds 16-bit samples. Elsewhere its white is unknown.
+_FORMATS_OF_16_BIT_I = ("PNG", "PPM")
+
+
+class ImageError(ValueError):
+    """An image file cannot be read. The message names the file and the reason."""
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Reads an image file as it is meant to be seen.
+
+    The EXIF orientation is applied. Grey, palette, 1-bit and CMYK images become RGB; 16-bit grey is
+    scaled to 8 bits (65535 becomes 255, rounded). An alpha channel is dropped, not composited: the
+    colours stored under transparent pixels show, as in detectron2, whose numbers this project
+    reproduces. Of an animation the first frame is read. Colour profiles are not applied.
+
+    Args:
+        path: A file in any format that Pillow reads.
+
+    Returns:
+        [H, W, 3] uint8 RGB.
+
+    Raises:
+        ImageError: the file is absent, unreadable, no image, cut short, of no pixels, of so many
+            that it looks like a decompression bomb (Pillow's limit, 179 million), or holds 32-bit
+            samples, of which nothing says what white is.
+    """
+    path = pathlib.Path(path)
+    try:
+        with Image.open(path) as file:
+            pixels = _to_rgb(ImageOps.exif_transpose(file), file.format)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: too large to be a photo: {error}") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: there is no such file") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{path}: not an image, or a damaged one: {reason}") from error
+    if pixels.size == 0:
+        raise ImageError(f"{path}: the image has no pixels ({pixels.shape[1]} x {pixels.shape[0]})")
+    return pixels
+
+
+def _to_rgb(image: Image.Image, file_format: str | None) -> np.ndarray:
+    is_deep_grey = image.mode in _DEEP_GREY_MODES or (
+        image.mode == "I" and file_format in _FORMATS_OF_16_BIT_I
+    )
+    if image.mode in ("I", "F") and not is_deep_grey:
+        raise ImageError(
+            f"its samples are 32-bit ({image.mode!r}), and nothing says which value is white; "
+            "save it with 8 or 16 bits"
+        )
+    if is_deep_grey:
+        # convert("RGB") would clip everything above 255. 65535 = 255 x 257.
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB is the same, with a warning
+    return np.array(image.convert("RGB"))
+
+
+def find_images(inputs: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
+    """Lists the image files that a command line names.
+
+    Args:
+        inputs: Files (taken whatever their suffix), folders (their images, not those of their
+            subfolders) and globs (`**` goes into subfolders; images only).
+
+    Returns:
+        Paths in the order of `inputs`, sorted by name inside a folder or glob, each file once. In
+        folders and globs, hidden files and other suffixes than `IMAGE_SUFFIXES` are passed over.
+
+    Raises:
+        ImageError: an input is no file and matches no image. All such inputs are named.
+    """
+    found: dict[pathlib.Path, pathlib.Path] = {}  # by real path, so that two ways to it are one
+    unmatched = []
+    for name in inputs:
+        paths = _expand(name)
+        if not paths:
+            unmatched.append(os.fspath(name))
+        for path in paths:
+            found.setdefault(path.resolve(), path)
+    if unmatched:
+        raise ImageError(
+            f"no image found at {', '.join(unmatched)}: give image files, folders or quoted globs "
+            f"(looked for {' '.join(IMAGE_SUFFIXES)})"
+        )
+    return list(found.values())
+
+
+def _expand(name: str | os.PathLike) -> list[pathlib.Path]:
+    path = pathlib.Path(name)
+    if path.is_file():  # before globbing: a file may well be called "beach [2].jpg"
+        return [path]
+    if path.is_dir():
+        candidates = path.iterdir()
+    else:
+        candidates = map(pathlib.Path, glob.glob(os.fspath(name), recursive=True))
+    return sorted(
+        candidate
+        for candidate in candidates
+        if candidate.suffix.lower() in IMAGE_SUFFIXES
+        and not candidate.name.startswith(".")
+        and candidate.is_file()
+    )
+
+
+def shortest_edge_size(
+    image_size_hw: tuple[int, int], short_side: int, max_side: int
+) -> tuple[int, int]:
+    """Computes the size that `resize_short_side` gives an image.
+
+    Args:
+        image_size_hw: (height, width) in pixels.
+        short_side: Wanted length of the shorter side.
+        max_side: Limit of the longer side; it wins over `short_side`.
+
+    Returns:
+        (height, width), each at least 1. Half pixels round up, as in detectron2.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+    height, width = image_size_hw
+    if min(height, width, short_side, max_side) <= 0:
+        raise ValueError(
+            f"sizes must be positive, got image {height} x {width}, short side {short_side}, "
+            f"long side at most {max_side}"
+        )
+    # In this order, and not through one common factor: the last bit decides how halves round.
+    scale = short_side * 1.0 / min(height, width)
+    if height < width:
+        new_height, new_width = short_side * 1.0, scale * width
+    else:
+        new_height, new_width = scale * height, short_side * 1.0
+    if max(new_height, new_width) > max_side:
+        scale = max_side * 1.0 / max(new_height, new_width)
+        new_height, new_width = new_height * scale, new_width * scale
+    return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
+
+
+def resize_short_side(image: np.ndarray, short_side: int, max_side: int) -> np.ndarray:
+    """Resizes an image to a short side, as detectron2's ResizeShortestEdge does, bit for bit.
+
+    Args:
+        image: [H, W, 3] uint8.
+        short_side: Wanted length of the shorter side.
+        max_side: Limit of the longer side.
+
+    Returns:
+        [h, w, 3] uint8 of `shortest_edge_size`: Pillow's bilinear filter, which averages when it
+        shrinks.
+
+    Raises:
+        ValueError: not an image in memory, or a size that is not positive.
+    """
+    _check_image(image)
+    height, width = shortest_edge_size(image.shape[:2], short_side, max_side)
+    if (height, width) == image.shape[:2]:
+        return image
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(resized)
+
+
+def pad_to(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Pads an image with zeros at the right and the bottom, so that coordinates stay valid.
+
+    Args:
+        image: [H, W, 3] uint8.
+        size_hw: (height, width) of the result.
+
+    Returns:
+        [height, width, 3] uint8, a new array.
+
+    Raises:
+        ValueError: not an image in memory, or larger than `size_hw`.
+    """
+    _check_image(image)
+    height, width = image.shape[:2]
+    if height > size_hw[0] or width > size_hw[1]:
+        raise ValueError(f"an image of {height} x {width} does not fit into {size_hw}")
+    padded = np.zeros((*size_hw, 3), np.uint8)
+    padded[:height, :width] = image
+    return padded
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"expected an image [H, W, 3] uint8, got {image.shape} {image.dtype}")
