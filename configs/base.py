@@ -1,0 +1,116 @@
+"""Every key of a configuration, with what it means; variants change values, never add keys."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration that the others start from: detectron2's DensePose R50-FPN."""
+    config = ConfigDict()
+    config.name = "base"
+    config.model = _model()
+    config.test = _test()
+    return config
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    model.pixel_mean_bgr = (103.53, 116.28, 123.675)
+    model.pixel_std_bgr = (1.0, 1.0, 1.0)
+    model.dtype = "float32"  # of the computation; parameters stay float32
+
+    model.backbone = ConfigDict()
+    model.backbone.name = "resnet"  # resnet (with FPN) or hrnet (with HRFPN)
+    model.backbone.depth = 50  # ResNet: 50, 101 or 152
+    model.backbone.num_blocks = ()  # a stage; () takes those of the depth
+    model.backbone.stem_channels = 64
+    model.backbone.width = 64  # of res2's 3x3 convolutions; doubles with every stage
+    model.backbone.res2_channels = 256
+    model.backbone.norm = "FrozenBN"  # FrozenBN, BN or GN
+    model.backbone.stride_in_1x1 = True  # MSRA weights; False for torchvision's
+    model.backbone.res5_dilation = 1
+    model.backbone.freeze_at = 2  # stages that do not train: 1 the stem, 2 also res2, ...
+    model.backbone.hrnet_channels = ((32, 64), (32, 64, 128), (32, 64, 128, 256))
+    model.backbone.hrnet_num_blocks = ((4, 4), (4, 4, 4), (4, 4, 4, 4))
+    model.backbone.hrnet_num_modules = (1, 4, 3)
+
+    model.neck = ConfigDict()
+    model.neck.channels = 256
+    model.neck.norm = ""
+
+    model.rpn = ConfigDict()
+    model.rpn.anchor_sizes = ((32,), (64,), (128,), (256,), (512,))  # a level, pixels
+    model.rpn.aspect_ratios = (0.5, 1.0, 2.0)  # height / width
+    model.rpn.anchor_offset = 0.0  # of the anchor centres, in strides
+    model.rpn.delta_weights = (1.0, 1.0, 1.0, 1.0)
+    model.rpn.pre_nms_top_k_train = 2000  # a level
+    model.rpn.pre_nms_top_k_test = 1000
+    model.rpn.post_nms_top_k_train = 1000  # all levels together
+    model.rpn.post_nms_top_k_test = 1000
+    model.rpn.nms_threshold = 0.7
+    model.rpn.batch_size_per_image = 256  # anchors that train, an image
+    model.rpn.positive_fraction = 0.5
+    model.rpn.iou_thresholds = (0.3, 0.7)  # background below, person from
+
+    model.box_head = ConfigDict()
+    model.box_head.pooled_size = 7
+    model.box_head.sampling_ratio = 2
+    model.box_head.aligned = False  # detectron2's ROIAlign; True for ROIAlignV2
+    model.box_head.hidden_features = 1024
+    model.box_head.num_layers = 2
+    model.box_head.delta_weights = (10.0, 10.0, 5.0, 5.0)
+    model.box_head.score_threshold = 0.05
+    model.box_head.nms_threshold = 0.5
+    model.box_head.max_detections = 100
+    model.box_head.batch_size_per_image = 512  # proposals that train, an image
+    model.box_head.positive_fraction = 0.25
+    model.box_head.iou_threshold = 0.5
+
+    model.decoder = ConfigDict()
+    model.decoder.name = "panoptic"  # none, panoptic or multi_instance (KTN's MID)
+    model.decoder.channels = 256
+    model.decoder.out_channels = 256
+    model.decoder.norm = ""  # of the panoptic decoder
+    model.decoder.is_multi_scale = True  # of the multi-instance decoder
+
+    model.densepose_head = ConfigDict()
+    model.densepose_head.name = "conv_stack"  # conv_stack, deeplab or ktn
+    model.densepose_head.pooled_size = 28
+    model.densepose_head.sampling_ratio = 2
+    model.densepose_head.aligned = False
+    model.densepose_head.channels = 512
+    model.densepose_head.num_convs = 8
+    model.densepose_head.kernel_size = 3
+    model.densepose_head.norm = ""  # of deeplab and ktn: "GN"
+    model.densepose_head.use_non_local = False  # of deeplab
+
+    model.predictor = ConfigDict()
+    model.predictor.name = "chart"  # chart, ktn, ktn_keypoints or ktn_auxiliary
+    model.predictor.num_coarse_channels = 2  # of the chart predictor: 2, or 15 for coarse parts
+    model.predictor.num_patches = 24
+    model.predictor.kernel_size = 4
+    model.predictor.up_scale = 2
+    model.predictor.uv_confidence = ""  # "", iid_iso or indep_aniso
+    model.predictor.has_segm_confidence = False
+    model.predictor.segm_confidence_epsilon = 0.01
+    # Softmax probability of "person" above which a pixel belongs to one; 0.5 means the plain
+    # argmax of the coarse logits. KTN uses 0.3.
+    model.predictor.mask_threshold = 0.5
+    return model
+
+
+def _test() -> ConfigDict:
+    test = ConfigDict()
+    test.short_side = 800  # pixels the short side of an image is resized to
+    test.max_side = 1333  # unless the long side would exceed this
+    # Network inputs are padded to one of these (height, width), the smallest that fits, so that a
+    # folder of photos compiles a few times. Larger images get a bucket of their own.
+    test.size_buckets = (
+        (800, 1088),
+        (800, 1216),
+        (800, 1344),
+        (1088, 800),
+        (1216, 800),
+        (1344, 800),
+    )
+    test.batch_size = 1
+    return test

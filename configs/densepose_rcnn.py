@@ -1,0 +1,31 @@
+"""DensePose R-CNN as detectron2 ships it: `--config configs/densepose_rcnn.py:r50`.
+
+Variants: r50_legacy (no decoder, 15 coarse channels), r50, r101, r50_dl, r101_dl (DeepLab head).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+DEPTHS = {"r50_legacy": 50, "r50": 50, "r101": 101, "r50_dl": 50, "r101_dl": 101}
+
+
+def get_config(variant: str = "r50") -> ConfigDict:
+    """Returns one of the variants.
+
+    Raises:
+        ValueError: an unknown variant.
+    """
+    if variant not in DEPTHS:
+        raise ValueError(f"unknown variant {variant!r}: one of {list(DEPTHS)}")
+    config = base.get_config()
+    config.name = f"densepose_rcnn_{variant}"
+    config.model.backbone.depth = DEPTHS[variant]
+    if variant == "r50_legacy":
+        config.model.decoder.name = "none"
+        config.model.densepose_head.pooled_size = 14
+        config.model.predictor.num_coarse_channels = 15
+    if variant.endswith("_dl"):
+        config.model.densepose_head.name = "deeplab"
+        config.model.densepose_head.norm = "GN"
+    return config

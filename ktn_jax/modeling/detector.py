@@ -1,0 +1,334 @@
+"""The detector: image -> people -> the surface point of each of their pixels.
+
+The one file of the models that knows the names in a configuration. It runs in two stages, so that
+the costly second one runs on the people found and not on every row of a padded list:
+
+1. `detect`: backbone, pyramid, proposals, boxes, and the decoder's map;
+2. `dense`: people pooled from that map, head and predictor.
+"""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ktn_jax.modeling import decoder as decoders
+from ktn_jax.modeling import densepose_head as heads
+from ktn_jax.modeling.box_head import BoxHead, select_detections
+from ktn_jax.modeling.hrnet import HRNet
+from ktn_jax.modeling.layers import per_channel, zero_invalid
+from ktn_jax.modeling.neck import FPN, HRFPN
+from ktn_jax.modeling.predictor import DensePosePredictor
+from ktn_jax.modeling.resnet import BLOCKS_OF_DEPTH, ResNet
+from ktn_jax.modeling.rpn import RPNHead, anchor_boxes, select_proposals
+from ktn_jax.ops.roi_align import multilevel_roi_align
+from ktn_jax.structures import DensePoseOutputs, Detections, Proposals
+
+Array = jax.Array
+
+FIRST_STRIDE = 4  # of the finest pyramid level
+
+
+@flax.struct.dataclass
+class Features:
+    """A pyramid: level -> map [B, H / stride, W / stride, C], and the valid sizes [B, 2]."""
+
+    maps: Mapping[str, Array]
+    sizes: Mapping[str, Array | None]
+
+
+class Detector(nn.Module):
+    """DensePose R-CNN and KTN: which one is the configuration's choice."""
+
+    config: ConfigDict  # the `model` part, frozen
+    graph: Mapping[str, Array] | None = None  # initial body graph of the transfer
+
+    def setup(self):
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        self.backbone, self.neck = _build_backbone(config, dtype)
+        num_anchors = len(config.rpn.anchor_sizes[0]) * len(config.rpn.aspect_ratios)
+        self.rpn_head = RPNHead(num_anchors, dtype)
+        box, head = config.box_head, config.densepose_head
+        self.box_head = BoxHead(
+            box.pooled_size**2 * config.neck.channels, box.hidden_features, box.num_layers, dtype
+        )
+        self.decoder = _build_decoder(config.decoder, dtype)
+        self.densepose_head = _build_head(head, dtype)
+        predictor = config.predictor
+        self.predictor = DensePosePredictor(
+            predictor.name,
+            # Without convolutions the head passes on what it pools.
+            head.channels if head.num_convs else config.neck.channels,
+            predictor.num_coarse_channels,
+            predictor.num_patches,
+            predictor.kernel_size,
+            predictor.up_scale,
+            predictor.uv_confidence,
+            predictor.has_segm_confidence,
+            predictor.segm_confidence_epsilon,
+            self.graph,
+            dtype,
+        )
+
+    def __call__(self, images: Array, image_size_hw: Array) -> DensePoseOutputs:
+        """Runs both stages on every row of the detections; what initialises the parameters."""
+        pyramid, detections = self.detect(images, image_size_hw)
+        batch, rows = detections.scores.shape
+        batch_index = jnp.repeat(jnp.arange(batch), rows)
+        return self.dense(pyramid, detections.boxes.reshape(-1, 4), batch_index)
+
+    def normalise(self, images: Array, image_size_hw: Array) -> Array:
+        """Turns RGB uint8 images [B, H, W, 3] into network input, zero beyond `image_size_hw`."""
+        mean = jnp.asarray(self.config.pixel_mean_bgr, jnp.float32)
+        std = jnp.asarray(self.config.pixel_std_bgr, jnp.float32)
+        images = images[..., ::-1].astype(jnp.float32)
+        images = (images - per_channel(mean, images)) / per_channel(std, images)
+        return zero_invalid(images, image_size_hw)
+
+    def extract(
+        self, inputs: Array, image_size_hw: Array | None = None, train: bool = False
+    ) -> Features:
+        """Computes the pyramid of normalised inputs [B, H, W, 3].
+
+        With `image_size_hw` [B, 2] the result is that of each image padded on its own, whatever
+        the size of the batch's padding; without it the whole inputs count.
+        """
+        valid_hw = image_size_hw
+        if valid_hw is not None:
+            multiple = size_multiple(self.config)
+            valid_hw = (valid_hw + multiple - 1) // multiple * multiple
+        maps, sizes = self.backbone(inputs, valid_hw, train)
+        return Features(*self.neck(maps, sizes, train))
+
+    def propose(self, pyramid: Features, image_size_hw: Array, train: bool = False) -> Proposals:
+        """Finds regions that may hold a person; boxes are clipped to `image_size_hw` [B, 2]."""
+        logits, deltas = self.rpn_head(pyramid.maps, pyramid.sizes)
+        return self.proposals_from(logits, deltas, pyramid.sizes, image_size_hw, train)
+
+    def proposals_from(
+        self,
+        logits: Mapping[str, Array],
+        deltas: Mapping[str, Array],
+        sizes: Mapping[str, Array | None],
+        image_size_hw: Array,
+        train: bool = False,
+    ) -> Proposals:
+        """Selects proposals from the RPN head's outputs by level."""
+        rpn = self.config.rpn
+        return select_proposals(
+            list(logits.values()),
+            list(deltas.values()),
+            self.anchors(logits),
+            [sizes[level] for level in logits],
+            image_size_hw,
+            pre_nms_top_k=rpn.pre_nms_top_k_train if train else rpn.pre_nms_top_k_test,
+            post_nms_top_k=rpn.post_nms_top_k_train if train else rpn.post_nms_top_k_test,
+            nms_threshold=rpn.nms_threshold,
+            delta_weights=rpn.delta_weights,
+        )
+
+    def anchors(self, maps: Mapping[str, Array]) -> list:
+        """Anchors of every level of `maps` ([B, H, W, ...] by level), [H * W * A, 4] each."""
+        rpn = self.config.rpn
+        return anchor_boxes(
+            [x.shape[1:3] for x in maps.values()],
+            [FIRST_STRIDE * 2**index for index in range(len(maps))],
+            rpn.anchor_sizes,
+            rpn.aspect_ratios,
+            rpn.anchor_offset,
+        )
+
+    def pool_boxes(self, pyramid: Features, boxes: Array, batch_index: Array) -> Array:
+        """Pools boxes [N, 4] of images `batch_index` [N] for the box head: [N, 7, 7, C]."""
+        box = self.config.box_head
+        return self._pool(self._roi_levels(pyramid), boxes, batch_index, box)
+
+    def classify(self, pooled: Array) -> tuple[Array, Array, Array]:
+        """Runs the box head on pooled features [N, P, P, C]: hidden, logits [N, 2], deltas."""
+        return self.box_head(pooled)
+
+    def detect(self, images: Array, image_size_hw: Array) -> tuple[Features, Detections]:
+        """First stage.
+
+        Args:
+            images: [B, H, W, 3] RGB uint8, padded at the right and bottom.
+            image_size_hw: int [B, 2] sizes without padding.
+
+        Returns:
+            What `dense` pools from, and the people found, best first, clipped to their images.
+        """
+        pyramid = self.extract(self.normalise(images, image_size_hw), image_size_hw)
+        proposals = self.propose(pyramid, image_size_hw)
+        batch, rows = proposals.logits.shape
+        batch_index = jnp.repeat(jnp.arange(batch), rows)
+        pooled = self.pool_boxes(pyramid, proposals.boxes.reshape(-1, 4), batch_index)
+        _, logits, deltas = self.classify(pooled)
+        detections = self.detections_from(
+            logits.reshape(batch, rows, -1),
+            deltas.reshape(batch, rows, -1),
+            proposals,
+            image_size_hw,
+        )
+        return self.decode(pyramid), detections
+
+    def detections_from(
+        self, logits: Array, deltas: Array, proposals: Proposals, image_size_hw: Array
+    ) -> Detections:
+        """Selects people from the box head's logits [B, R, 2] and deltas [B, R, 4]."""
+        box = self.config.box_head
+        return select_detections(
+            logits,
+            deltas,
+            proposals,
+            image_size_hw,
+            score_threshold=box.score_threshold,
+            nms_threshold=box.nms_threshold,
+            max_detections=box.max_detections,
+            delta_weights=box.delta_weights,
+        )
+
+    def decode(self, pyramid: Features) -> Features:
+        """Refines the pyramid into the decoder's one map, or keeps the levels without a decoder."""
+        levels = self._roi_levels(pyramid)
+        if self.decoder is None:
+            return levels
+        first = next(iter(levels.maps))
+        refined = self.decoder(levels.maps, levels.sizes)
+        return Features({first: refined}, {first: levels.sizes[first]})
+
+    def pool_people(self, decoded: Features, boxes: Array, batch_index: Array) -> Array:
+        """Pools people [N, 4] of images `batch_index` [N] from `decode`'s map: [N, P, P, C]."""
+        return self._pool(decoded, boxes, batch_index, self.config.densepose_head)
+
+    def run_head(self, pooled: Array) -> Array:
+        """Runs the DensePose head on pooled people [N, P, P, C]: [N, P, P, channels]."""
+        return self.densepose_head(pooled)
+
+    def surface_kernel(self) -> Array | None:
+        """The synthesised surface classifier [k, k, C, 25]; None if the model learns its own."""
+        return self.predictor.surface_kernel(self.box_head.class_and_delta_weights())
+
+    def predict_charts(self, head_features: Array, surface_kernel: Array | None = None):
+        """Runs the predictor; the kernel is synthesised unless it is given."""
+        if surface_kernel is None:
+            surface_kernel = self.surface_kernel()
+        return self.predictor(head_features, surface_kernel)
+
+    def dense(
+        self,
+        decoded: Features,
+        boxes: Array,
+        batch_index: Array,
+        surface_kernel: Array | None = None,
+    ) -> DensePoseOutputs:
+        """Second stage.
+
+        Args:
+            decoded: from `detect`.
+            boxes: [N, 4] people, xyxy in pixels of the network input.
+            batch_index: int [N] the image of each.
+            surface_kernel: from `surface_kernel`, computed once for given weights; None to
+                synthesise it here, as training must.
+
+        Returns:
+            The chart maps of the N people.
+        """
+        features = self.run_head(self.pool_people(decoded, boxes, batch_index))
+        return self.predict_charts(features, surface_kernel)
+
+    def _roi_levels(self, pyramid: Features) -> Features:
+        """The levels that people are pooled from: FPN's p6 only makes proposals."""
+        names = [name for name in pyramid.maps if name != "p6"]
+        return Features(
+            {name: pyramid.maps[name] for name in names},
+            {name: pyramid.sizes[name] for name in names},
+        )
+
+    def _pool(
+        self, levels: Features, boxes: Array, batch_index: Array, pooler: ConfigDict
+    ) -> Array:
+        sizes = list(levels.sizes.values())
+        return multilevel_roi_align(
+            list(levels.maps.values()),
+            [FIRST_STRIDE * 2**index for index in range(len(levels.maps))],
+            boxes,
+            batch_index,
+            output_size=pooler.pooled_size,
+            sampling_ratio=pooler.sampling_ratio,
+            aligned=pooler.aligned,
+            valid_hw=None if sizes[0] is None else sizes,
+        )
+
+
+def size_multiple(config: ConfigDict) -> int:
+    """What the reference pads image sides to a multiple of, for a `model` configuration."""
+    return 1 if config.backbone.name == "hrnet" else 32
+
+
+def build_model(config: ConfigDict, graph: Mapping[str, Array] | None = None) -> Detector:
+    """Builds the detector of a `model` configuration.
+
+    Args:
+        config: the `model` part of a configuration.
+        graph: initial body graph, {"keypoint": [25, 17], "box": [25, 6], "part": [25, 15]}.
+
+    Returns:
+        The module; `init` it, or give its methods converted weights.
+    """
+    return Detector(config.copy_and_resolve_references(), graph)
+
+
+def _build_backbone(config: ConfigDict, dtype: jnp.dtype) -> tuple[nn.Module, nn.Module]:
+    backbone, neck = config.backbone, config.neck
+    if backbone.name == "resnet":
+        if not backbone.num_blocks and backbone.depth not in BLOCKS_OF_DEPTH:
+            raise ValueError(f"backbone.depth {backbone.depth}: one of {list(BLOCKS_OF_DEPTH)}")
+        resnet = ResNet(
+            tuple(backbone.num_blocks) or BLOCKS_OF_DEPTH[backbone.depth],
+            backbone.stem_channels,
+            backbone.width,
+            backbone.res2_channels,
+            backbone.norm,
+            backbone.stride_in_1x1,
+            backbone.res5_dilation,
+            backbone.freeze_at,
+            dtype,
+        )
+        return resnet, FPN(neck.channels, neck.norm, dtype)
+    if backbone.name == "hrnet":
+        hrnet = HRNet(
+            tuple(backbone.hrnet_channels),
+            tuple(backbone.hrnet_num_blocks),
+            tuple(backbone.hrnet_num_modules),
+            backbone.norm,
+            dtype,
+        )
+        return hrnet, HRFPN(neck.channels, dtype=dtype)
+    raise ValueError(f"unknown backbone.name {backbone.name!r}: resnet or hrnet")
+
+
+def _build_decoder(config: ConfigDict, dtype: jnp.dtype) -> nn.Module | None:
+    if config.name == "none":
+        return None
+    if config.name == "panoptic":
+        return decoders.PanopticDecoder(config.channels, config.out_channels, config.norm, dtype)
+    if config.name == "multi_instance":
+        return decoders.MultiInstanceDecoder(
+            config.channels, config.out_channels, config.is_multi_scale, dtype
+        )
+    raise ValueError(f"unknown decoder.name {config.name!r}: none, panoptic or multi_instance")
+
+
+def _build_head(config: ConfigDict, dtype: jnp.dtype) -> nn.Module:
+    stack = (config.channels, config.num_convs, config.kernel_size, config.norm)
+    if config.name == "conv_stack":
+        return heads.ConvStackHead(*stack, dtype)
+    if config.name == "deeplab":
+        return heads.DeepLabHead(*stack, config.use_non_local, dtype)
+    if config.name == "ktn":
+        return heads.KTNHead(*stack, dtype)
+    raise ValueError(f"unknown densepose_head.name {config.name!r}: conv_stack, deeplab or ktn")

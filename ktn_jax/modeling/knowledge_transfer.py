@@ -1,0 +1,51 @@
+"""Knowledge transfer (KTM): surface classifiers made from keypoint, part and box classifiers."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+NUM_SOURCE_NODES = {"keypoint": 17, "box": 6, "part": 15}
+NUM_SURFACE_NODES = 25  # background and 24 patches
+
+
+class KnowledgeTransfer(nn.Module):
+    """Casts classifiers learnt on plentiful 2-D labels as surface classifiers.
+
+    KTN, section 3.3: messages from each source's classifiers along the body graph, concatenated,
+    through a two-layer perceptron. The graph's edges train; they start from the graph given.
+    """
+
+    out_features: int  # input channels x kernel area of the surface classifier
+    sources: tuple[str, ...] = ("keypoint", "box", "part")  # checkpoints fix the order
+    graph: Mapping[str, Array] | None = None  # initial edges [25, K_s]; None for small noise
+
+    @nn.compact
+    def __call__(self, classifiers: Mapping[str, Array]) -> Array:
+        """Maps classifiers[s] [K_s, D_s] to surface classifiers [25, out_features]."""
+        messages = []
+        for source in self.sources:
+            shape = (NUM_SURFACE_NODES, NUM_SOURCE_NODES[source])
+            edges = self.param(f"edges_{source}", self._initial_edges(source), shape)
+            messages.append(edges @ classifiers[source])
+        hidden = nn.Dense(self.out_features, name="fc1")(jnp.concatenate(messages, axis=-1))
+        hidden = nn.leaky_relu(hidden, negative_slope=0.02)  # the reference's; Flax's is 0.01
+        return nn.Dense(self.out_features, name="fc2")(hidden)
+
+    def _initial_edges(self, source: str) -> nn.initializers.Initializer:
+        if self.graph is None:
+            return nn.initializers.normal(0.001)
+        edges = self.graph[source]
+
+        def from_graph(key: Array, shape: tuple[int, ...]) -> Array:
+            del key
+            if edges.shape != shape:
+                raise ValueError(
+                    f"the body graph's {source!r} matrix must be {shape}, got {edges.shape}"
+                )
+            return jnp.asarray(edges, jnp.float32)
+
+        return from_graph

@@ -1,0 +1,266 @@
+"""Convolutions and norms with PyTorch's geometry, on maps that may be padded.
+
+Images of a batch are padded to a shared static size. A zero-padded convolution of the reference
+sees zeros right outside its own map; here features may stand there. So each layer that looks
+beyond one cell takes `valid_hw` [B, 2], the rows and columns that count, and reads zeros outside
+them: padding then changes nothing. `None` says that the whole map counts.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+Initializer = Callable[..., Array]
+
+# Kaiming normal with fan-out, as the reference draws convolution weights.
+msra_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# fvcore's c2_xavier_fill: Kaiming uniform with a = 1.
+xavier_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
+def valid_mask(valid_hw: Array, height: int, width: int) -> Array:
+    """Marks the cells that count, bool [B, height, width, 1], for `valid_hw` [B, 2]."""
+    rows = jnp.arange(height)[None, :, None, None] < valid_hw[:, 0][:, None, None, None]
+    columns = jnp.arange(width)[None, None, :, None] < valid_hw[:, 1][:, None, None, None]
+    return rows & columns
+
+
+def zero_invalid(x: Array, valid_hw: Array | None) -> Array:
+    """Zeroes x [B, H, W, C] outside `valid_hw` [B, 2]; identity for None."""
+    if valid_hw is None:
+        return x
+    return jnp.where(valid_mask(valid_hw, x.shape[1], x.shape[2]), x, 0)
+
+
+def replicate_edge(x: Array, valid_hw: Array | None) -> Array:
+    """Copies the last valid row and column of x [B, H, W, C] one cell outwards.
+
+    Bilinear interpolation clamps at the edge of the reference's map: a single copied cell makes
+    an interpolation over the padded map read the same values.
+    """
+    if valid_hw is None:
+        return x
+    for axis in (1, 2):
+        index = jnp.arange(x.shape[axis])
+        shape = [1, 1, 1, 1]
+        shape[axis] = x.shape[axis]
+        is_next = index.reshape(shape) == valid_hw[:, axis - 1].reshape(-1, 1, 1, 1)
+        x = jnp.where(is_next, jnp.roll(x, 1, axis=axis), x)
+    return x
+
+
+def strided_size(valid_hw: Array | None, stride: int) -> Array | None:
+    """Size after a "same"-padded convolution or pooling: ceil(size / stride)."""
+    return None if valid_hw is None else (valid_hw + stride - 1) // stride
+
+
+def per_channel(vector: Array, x: Array) -> Array:
+    """Shapes vector [C] to broadcast over x [..., C], in the dtype of x."""
+    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+class Conv(nn.Module):
+    """2-D convolution, zero padded by dilation * (kernel - 1) / 2 on each side unless given."""
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    padding: int | None = None
+    use_bias: bool = True
+    kernel_init: Initializer = msra_init
+    bias_init: Initializer = nn.initializers.zeros_init()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, valid_hw: Array | None = None) -> Array:
+        """Convolves x [B, H, W, C_in], of which `valid_hw` counts, to [B, H', W', features]."""
+        size = self.kernel_size
+        kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
+        x = zero_invalid(x, valid_hw) if size > 1 else x
+        x = convolve(x, kernel, self.stride, self.dilation, self.padding, self.dtype)
+        if self.use_bias:
+            x = x + per_channel(self.param("bias", self.bias_init, (self.features,)), x)
+        return x
+
+
+def convolve(
+    x: Array,
+    kernel: Array,
+    stride: int = 1,
+    dilation: int = 1,
+    padding: int | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> Array:
+    """Convolves x [B, H, W, C_in] with kernel [k, k, C_in, C_out] in `dtype`.
+
+    Args:
+        x: the map.
+        kernel: square.
+        stride: of both axes.
+        dilation: of both axes.
+        padding: zeros on each side; None for dilation * (k - 1) / 2.
+        dtype: of the computation and the result.
+
+    Returns:
+        [B, H', W', C_out] with H' = floor((H + 2 padding - dilation (k - 1) - 1) / stride) + 1.
+    """
+    size = kernel.shape[0]
+    same = dilation * (size - 1) // 2
+    padding = same if padding is None else padding
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    if size == 3 and padding == same and dilation >= max(x.shape[1:3]):
+        # Every tap but the centre reads the zero padding.
+        kernel, size, padding = kernel[1:2, 1:2], 1, 0
+    if size == 1 and padding == 0:
+        # A matrix product: XLA's CPU convolution is slower at it.
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+class FrozenBatchNorm(nn.Module):
+    """Affine map with fixed statistics; nothing in it trains."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Scales and shifts the channels of x [..., C]."""
+        shape = (x.shape[-1],)
+        # In the same collections as batch norm's, so that a checkpoint serves both.
+        scale = lax.stop_gradient(self.param("scale", nn.initializers.ones_init(), shape))
+        bias = lax.stop_gradient(self.param("bias", nn.initializers.zeros_init(), shape))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape).value
+        var = self.variable("batch_stats", "var", jnp.ones, shape).value
+        scale = scale * lax.rsqrt(var + self.epsilon)
+        return x * per_channel(scale, x) + per_channel(bias - mean * scale, x)
+
+
+class BatchNorm(nn.Module):
+    """Batch norm with PyTorch's statistics: the running variance is the unbiased one."""
+
+    momentum: float = 0.1  # share of the new batch, PyTorch's convention
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """Normalises x [B, H, W, C] by the batch if `train`, else by the running statistics."""
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones_init(), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        batches = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+        if train:
+            x32 = x.astype(jnp.float32)
+            mean = x32.mean((0, 1, 2))
+            var = jnp.square(x32 - per_channel(mean, x32)).mean((0, 1, 2))
+            if not self.is_initializing():
+                count = x.size // x.shape[-1]
+                unbiased = lax.stop_gradient(var) * (count / max(count - 1, 1))
+                keep = 1 - self.momentum
+                running_mean.value = keep * running_mean.value + self.momentum * lax.stop_gradient(
+                    mean
+                )
+                running_var.value = keep * running_var.value + self.momentum * unbiased
+                batches.value = batches.value + 1
+        else:
+            mean, var = running_mean.value, running_var.value
+        scale = scale * lax.rsqrt(var + self.epsilon)
+        return x * per_channel(scale, x) + per_channel(bias - mean * scale, x)
+
+
+class GroupNorm(nn.Module):
+    """Group norm over the valid part of a map, eps as PyTorch's."""
+
+    num_groups: int = 32
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, valid_hw: Array | None = None) -> Array:
+        """Normalises x [B, H, W, C] a group of C / num_groups channels at a time.
+
+        Raises:
+            ValueError: C is no multiple of num_groups.
+        """
+        batch, height, width, channels = x.shape
+        if channels % self.num_groups:
+            raise ValueError(f"{channels} channels do not divide into {self.num_groups} groups")
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        members = channels // self.num_groups
+        x32 = x.astype(jnp.float32)
+        if valid_hw is None:
+            count, mask = height * width, None
+        else:
+            count = valid_hw.prod(axis=-1).reshape(-1, 1).astype(jnp.float32)
+            mask = valid_mask(valid_hw, height, width)
+
+        def group_mean(values: Array) -> Array:
+            """Mean over the valid cells and the members of each group: [B, 1, 1, C]."""
+            values = values if mask is None else jnp.where(mask, values, 0)
+            sums = values.sum((1, 2)).reshape(batch, self.num_groups, members).sum(-1)
+            return jnp.repeat(sums / (count * members), members, axis=-1)[:, None, None, :]
+
+        mean = group_mean(x32)
+        var = group_mean(jnp.square(x32 - mean))
+        factor = lax.rsqrt(var + self.epsilon) * scale[None, None, None]
+        shift = bias[None, None, None] - mean * factor
+        return x * factor.astype(x.dtype) + shift.astype(x.dtype)
+
+
+class ConvNorm(nn.Module):
+    """Convolution followed by a norm ("", "FrozenBN", "BN" or "GN"); biased only without one."""
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    norm: str = ""
+    use_bias: bool | None = None
+    kernel_init: Initializer = msra_init
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, valid_hw: Array | None = None, train: bool = False) -> Array:
+        """Maps x [B, H, W, C_in], of which `valid_hw` [B, 2] counts, to [B, H', W', features]."""
+        use_bias = not self.norm if self.use_bias is None else self.use_bias
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            use_bias=use_bias,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="conv",
+        )(x, valid_hw)
+        return apply_norm(self.norm, x, strided_size(valid_hw, self.stride), train)
+
+
+def apply_norm(kind: str, x: Array, valid_hw: Array | None, train: bool) -> Array:
+    """Applies the norm called `kind` to x inside a compact module, under the name "norm".
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind == "":
+        return x
+    if kind == "FrozenBN":
+        return FrozenBatchNorm(name="norm")(x)
+    if kind == "BN":
+        return BatchNorm(name="norm")(x, train)
+    if kind == "GN":
+        return GroupNorm(name="norm")(x, valid_hw)
+    raise ValueError(f"unknown norm {kind!r}: one of '', 'FrozenBN', 'BN', 'GN'")

@@ -1,0 +1,184 @@
+"""Predictors: from head features to the chart maps, by deconvolution and bilinear upsampling."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ktn_jax.modeling.knowledge_transfer import NUM_SURFACE_NODES, KnowledgeTransfer
+from ktn_jax.modeling.layers import msra_init
+from ktn_jax.ops import interpolate
+from ktn_jax.structures import DensePoseOutputs
+
+Array = jax.Array
+
+NUM_KEYPOINTS = 17
+NUM_COARSE_PARTS = 15  # background and 14 parts
+
+# Sources of knowledge, by what a predictor is called in a config. The chart predictor, which learns
+# its own surface classifier, has none.
+TRANSFER_SOURCES = {
+    "chart": (),
+    "ktn": ("keypoint", "box", "part"),
+    "ktn_keypoints": ("keypoint",),
+    "ktn_auxiliary": ("keypoint", "box", "part"),
+}
+
+
+class DensePosePredictor(nn.Module):
+    """Chart maps of pooled people; with knowledge transfer, the surface kernel is synthesised.
+
+    kind "chart" is detectron2's predictor, "ktn" KTNv2's, "ktn_keypoints" takes knowledge from
+    keypoints only, and "ktn_auxiliary" (the HRNet configs' V3) also learns a plain surface
+    classifier that nothing reads, and leaves keypoint maps at the low resolution.
+    """
+
+    kind: str
+    in_features: int
+    num_coarse_channels: int = 2
+    num_patches: int = 24
+    kernel_size: int = 4
+    up_scale: int = 2
+    uv_confidence: str = ""  # "", "iid_iso" or "indep_aniso"
+    has_segm_confidence: bool = False
+    segm_confidence_epsilon: float = 0.01
+    graph: Mapping[str, Array] | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        if self.kind not in TRANSFER_SOURCES:
+            raise ValueError(f"unknown predictor {self.kind!r}: one of {list(TRANSFER_SOURCES)}")
+        self.kernels = {
+            name: self.param(f"{name}_kernel", msra_init, self._kernel_shape(channels))
+            for name, channels in self._outputs().items()
+        }
+        self.biases = {
+            name: self.param(f"{name}_bias", nn.initializers.zeros_init(), (channels,))
+            for name, channels in self._outputs().items()
+        }
+        if self.sources:
+            self.transfer = KnowledgeTransfer(
+                self.in_features * self.kernel_size**2, self.sources, self.graph
+            )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where knowledge comes from; empty for a predictor without transfer."""
+        return TRANSFER_SOURCES[self.kind]
+
+    def _kernel_shape(self, channels: int) -> tuple[int, int, int, int]:
+        return (self.kernel_size, self.kernel_size, self.in_features, channels)
+
+    def _outputs(self) -> dict[str, int]:
+        """Channels of each learnt deconvolution."""
+        patches = self.num_patches + 1
+        outputs = {"u": patches, "v": patches}
+        if self.sources:
+            outputs |= {"mask": 2, "coarse": NUM_COARSE_PARTS, "keypoint": NUM_KEYPOINTS}
+        else:
+            outputs |= {"coarse": self.num_coarse_channels, "fine": patches}
+        if self.kind == "ktn_auxiliary":
+            outputs["auxiliary"] = patches
+        if self.uv_confidence:
+            outputs["sigma"] = patches
+        if self.uv_confidence == "indep_aniso":
+            outputs |= {"kappa_u": patches, "kappa_v": patches}
+        if self.has_segm_confidence:
+            outputs |= {"fine_confidence": 1, "coarse_confidence": 1}
+        return outputs
+
+    def surface_kernel(self, box_weights: Array) -> Array | None:
+        """Synthesises the kernel of the surface classifier, a constant for given weights.
+
+        Args:
+            box_weights: [6, D] rows of the box classifier and regressor; they get no gradient.
+
+        Returns:
+            [kernel, kernel, in_features, 25], or None for a predictor that learns its own.
+        """
+        if not self.sources:
+            return None
+
+        def rows(name: str) -> Array:
+            """A kernel [k, k, C, K] as [K, C * k * k], the reference's order."""
+            kernel = self.kernels[name].transpose(3, 2, 0, 1)
+            return kernel.reshape(kernel.shape[0], -1)
+
+        classifiers = {
+            "keypoint": rows("keypoint"),
+            "box": jax.lax.stop_gradient(box_weights),
+            "part": rows("coarse"),
+        }
+        kernel = self.transfer({source: classifiers[source] for source in self.sources})
+        size = self.kernel_size
+        kernel = kernel.reshape(NUM_SURFACE_NODES, self.in_features, size, size)
+        return kernel.transpose(2, 3, 1, 0)
+
+    def low_resolution(self, features: Array, surface_kernel: Array | None) -> dict[str, Array]:
+        """Deconvolves features [N, P, P, C] to every output, [N, 2P, 2P, channels] by name.
+
+        All deconvolutions read the same features, so they run as one.
+        """
+        kernels, biases = dict(self.kernels), dict(self.biases)
+        if surface_kernel is not None:
+            kernels["fine"] = surface_kernel
+            biases["fine"] = jnp.zeros((surface_kernel.shape[-1],))
+        names = list(kernels)
+        joined = interpolate.conv_transpose(
+            features.astype(self.dtype),
+            jnp.concatenate([kernels[name] for name in names], axis=-1).astype(self.dtype),
+            stride=2,
+            padding=self.kernel_size // 2 - 1,
+            bias=jnp.concatenate([biases[name] for name in names]).astype(self.dtype),
+        )
+        outputs, start = {}, 0
+        for name in names:
+            channels = kernels[name].shape[-1]
+            outputs[name] = joined[..., start : start + channels]
+            start += channels
+        return outputs
+
+    def __call__(self, features: Array, surface_kernel: Array | None) -> DensePoseOutputs:
+        """Predicts chart maps.
+
+        Args:
+            features: [N, P, P, in_features].
+            surface_kernel: from `surface_kernel`, or None for a predictor that learns its own.
+
+        Returns:
+            Maps of side S = 2 * P * up_scale, float32.
+        """
+        return self.upsample(self.low_resolution(features, surface_kernel))
+
+    def upsample(self, low: Mapping[str, Array]) -> DensePoseOutputs:
+        """Brings `low_resolution` outputs to the side of the chart maps."""
+
+        def up(name: str) -> Array | None:
+            if name not in low:
+                return None
+            x = low[name].astype(jnp.float32)
+            size = (x.shape[1] * self.up_scale, x.shape[2] * self.up_scale)
+            return interpolate.resize_bilinear(x, size)
+
+        coarse, fine = up("mask" if self.sources else "coarse"), up("fine")
+        confidences = {}
+        if self.has_segm_confidence:
+            for name in ("fine", "coarse"):
+                logits = up(f"{name}_confidence")
+                confidences[name] = nn.softplus(logits) + self.segm_confidence_epsilon
+            fine, coarse = fine * confidences["fine"], coarse * confidences["coarse"]
+        keypoints = low["keypoint"] if self.kind == "ktn_auxiliary" else up("keypoint")
+        return DensePoseOutputs(
+            coarse_segm=coarse,
+            fine_segm=fine,
+            u=up("u"),
+            v=up("v"),
+            part_segm=up("coarse") if self.sources else None,
+            keypoints=keypoints,
+            sigma=up("sigma"),
+            kappa_u=up("kappa_u"),
+            kappa_v=up("kappa_v"),
+            fine_segm_confidence=confidences.get("fine"),
+            coarse_segm_confidence=confidences.get("coarse"),
+        )

@@ -1,0 +1,50 @@
+"""What passes between the stages of the detector: arrays with their shapes beside them.
+
+B images, R proposals or detections an image, N people in a flat batch, S side of a chart map.
+Boxes are xyxy float32 in pixels of the padded network input. Rows beyond what was found are
+padding: zero, and False in `is_valid`.
+"""
+
+import flax.struct
+import jax
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class Proposals:
+    """Class-agnostic boxes from the region proposal network, best first."""
+
+    boxes: Array  # [B, R, 4]
+    logits: Array  # [B, R] objectness before the sigmoid
+    is_valid: Array  # [B, R] bool
+
+
+@flax.struct.dataclass
+class Detections:
+    """People found, best first."""
+
+    boxes: Array  # [B, R, 4]
+    scores: Array  # [B, R] probability of "person"
+    is_valid: Array  # [B, R] bool
+
+
+@flax.struct.dataclass
+class DensePoseOutputs:
+    """Chart maps of N people, logits where a class is chosen; None for outputs a model lacks.
+
+    A map covers its box: cell (row, column) of S x S lies at fraction ((column + .5) / S,
+    (row + .5) / S) of it.
+    """
+
+    coarse_segm: Array  # [N, S, S, 2 or 15]: what decides person against background
+    fine_segm: Array  # [N, S, S, 25]: background and 24 surface patches
+    u: Array  # [N, S, S, 25], the channel of the patch counts
+    v: Array  # [N, S, S, 25]
+    part_segm: Array | None = None  # [N, S, S, 15]: KTN's coarse parts, a training signal
+    keypoints: Array | None = None  # [N, S', S', 17] heat maps
+    sigma: Array | None = None  # [N, S, S, 25]: U, V variance before the softplus
+    kappa_u: Array | None = None  # [N, S, S, 25]: anisotropy of the U, V residuals
+    kappa_v: Array | None = None  # [N, S, S, 25]
+    fine_segm_confidence: Array | None = None  # [N, S, S, 1]
+    coarse_segm_confidence: Array | None = None  # [N, S, S, 1]

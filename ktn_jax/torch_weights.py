@@ -1,0 +1,371 @@
+"""PyTorch state dicts <-> Flax variables: one table, run both ways.
+
+Each rule pairs a torch name with a Flax path. `{n}`, `{m}`, ... stand for numbers, `{p}` for a
+pyramid level, `{c}` for a convolution of a bottleneck. Names the table does not know are errors,
+in either direction, so nothing is lost or left at its initial value unseen.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+Variables = dict[str, Any]
+State = dict[str, np.ndarray]
+
+_PLACEHOLDERS = {
+    "{n}": r"(?P<n>\d+)",
+    "{m}": r"(?P<m>\d+)",
+    "{k}": r"(?P<k>\d+)",
+    "{j}": r"(?P<j>\d+)",
+    "{i}": r"(?P<i>\d+)",
+    "{p}": r"(?P<p>p\d+)",
+    "{c}": r"(?P<c>conv\d|shortcut)",
+}
+
+# Checkpoints hold these parameters twice, as the same module under two names.
+_ALIAS = ("roi_heads.densepose_head.ScaleConvs.", "roi_heads.densepose_head.ScaleConv.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One row of the table."""
+
+    torch: str
+    flax: str
+    layout: str = "same"  # same, conv, deconv, dense or flatten
+
+    @functools.cached_property
+    def torch_regex(self) -> re.Pattern[str]:
+        """Matches the torch names of this row."""
+        return _compile(self.torch)
+
+    @functools.cached_property
+    def flax_regex(self) -> re.Pattern[str]:
+        """Matches the Flax paths of this row."""
+        return _compile(self.flax)
+
+
+def _compile(template: str) -> re.Pattern[str]:
+    pattern = re.escape(template)
+    for placeholder, regex in _PLACEHOLDERS.items():
+        pattern = pattern.replace(re.escape(placeholder), regex)
+    return re.compile(pattern)
+
+
+def _layer(torch: str, flax: str, layout: str) -> list[Rule]:
+    return [
+        Rule(f"{torch}.weight", f"params/{flax}/kernel", layout),
+        Rule(f"{torch}.bias", f"params/{flax}/bias"),
+    ]
+
+
+def _norm(torch: str, flax: str) -> list[Rule]:
+    return [
+        Rule(f"{torch}.weight", f"params/{flax}/scale"),
+        Rule(f"{torch}.bias", f"params/{flax}/bias"),
+        Rule(f"{torch}.running_mean", f"batch_stats/{flax}/mean"),
+        Rule(f"{torch}.running_var", f"batch_stats/{flax}/var"),
+        Rule(f"{torch}.num_batches_tracked", f"batch_stats/{flax}/count"),
+    ]
+
+
+def _conv_norm(torch_conv: str, torch_norm: str, flax: str) -> list[Rule]:
+    return _layer(torch_conv, f"{flax}/conv", "conv") + _norm(torch_norm, f"{flax}/norm")
+
+
+def _output(torch: str, flax: str, layout: str) -> list[Rule]:
+    """A layer whose kernel and bias are parameters of a larger module."""
+    return [
+        Rule(f"{torch}.weight", f"params/{flax}_kernel", layout),
+        Rule(f"{torch}.bias", f"params/{flax}_bias"),
+    ]
+
+
+def _resnet_rules() -> Iterator[Rule]:
+    body = "backbone.bottom_up"
+    yield from _conv_norm(f"{body}.stem.conv1", f"{body}.stem.conv1.norm", "backbone/stem_conv1")
+    block = f"{body}.res{{n}}.{{m}}.{{c}}"
+    yield from _conv_norm(block, f"{block}.norm", "backbone/res{n}_{m}/{c}")
+    for side in ("lateral", "output"):
+        name = f"backbone.fpn_{side}{{n}}"
+        yield from _conv_norm(name, f"{name}.norm", f"neck/{side}{{n}}")
+
+
+def _hrnet_rules() -> Iterator[Rule]:
+    body = "backbone.bottom_up"
+    for i in (1, 2):
+        yield from _conv_norm(f"{body}.conv{i}", f"{body}.bn{i}", f"backbone/hr_stem_conv{i}")
+    for i in (1, 2, 3):
+        names = (f"{body}.layer1.{{m}}.conv{i}", f"{body}.layer1.{{m}}.bn{i}")
+        yield from _conv_norm(*names, f"backbone/layer1_{{m}}/conv{i}")
+    shortcut = f"{body}.layer1.{{m}}.downsample"
+    yield from _conv_norm(f"{shortcut}.0", f"{shortcut}.1", "backbone/layer1_{m}/shortcut")
+    stage = f"{body}.stage{{n}}.{{m}}"
+    for i in (1, 2):
+        block = f"{stage}.branches.{{k}}.{{j}}"
+        flax = f"backbone/stage{{n}}_{{m}}_branch{{k}}_{{j}}/conv{i}"
+        yield from _conv_norm(f"{block}.conv{i}", f"{block}.bn{i}", flax)
+    fuse = f"{stage}.fuse_layers.{{k}}.{{j}}"
+    flax = "backbone/stage{n}_{m}_fuse/"
+    yield from _conv_norm(f"{fuse}.0", f"{fuse}.1", flax + "up{k}_{j}")
+    yield from _conv_norm(f"{fuse}.{{i}}.0", f"{fuse}.{{i}}.1", flax + "down{k}_{j}_{i}")
+    for number in (1, 2, 3):
+        for branch in range(number + 1):
+            # A new branch's transition is a chain of (here always one) strided convolutions.
+            name = f"{body}.transition{number}.{branch}" + (".0" if branch == number else "")
+            flax = f"backbone/transition{number}_{branch}"
+            yield from _conv_norm(f"{name}.0", f"{name}.1", flax)
+    yield Rule("backbone.interp_conv.{n}.0.weight", "params/neck/interp{n}_kernel", "deconv")
+    yield from _norm("backbone.interp_conv.{n}.1", "neck/interp{n}_norm")
+    yield from _layer("backbone.reduction_pooling_conv.{n}.0", "neck/reduction{n}_conv", "conv")
+    yield from _norm("backbone.reduction_pooling_conv.{n}.1", "neck/reduction{n}_norm")
+    yield from _layer("backbone.fpn_conv.{n}", "neck/fpn{n}_conv", "conv")
+
+
+def _box_rules() -> Iterator[Rule]:
+    rpn = "proposal_generator.rpn_head"
+    yield from _layer(f"{rpn}.conv", "rpn_head/conv", "conv")
+    yield from _layer(f"{rpn}.objectness_logits", "rpn_head/logits", "conv")
+    yield from _layer(f"{rpn}.anchor_deltas", "rpn_head/deltas", "conv")
+    yield from _layer("roi_heads.box_head.fc1", "box_head/fc1", "flatten")
+    yield from _layer("roi_heads.box_head.fc{n}", "box_head/fc{n}", "dense")
+    yield from _output("roi_heads.box_predictor.cls_score", "box_head/class", "dense")
+    yield from _output("roi_heads.box_predictor.bbox_pred", "box_head/delta", "dense")
+
+
+def _decoder_rules() -> Iterator[Rule]:
+    # Indices count the modules of a Sequential, upsampling included.
+    for step in range(5):
+        name = f"roi_heads.decoder.{{p}}.{2 * step}"
+        yield from _conv_norm(name, f"{name}.norm", f"decoder/{{p}}_{step}")
+        refined = "roi_heads.mid_decoder.{p}"
+        yield from _layer(f"{refined}.{3 * step}", f"decoder/{{p}}_{step}_conv", "conv")
+        yield from _layer(f"{refined}.{3 * step + 1}", f"decoder/{{p}}_{step}_expand", "conv")
+    yield from _layer("roi_heads.mid_decoder.bottom_up_{p}.adt_conv", "decoder/adapt_{p}", "conv")
+    trident = "roi_heads.mid_decoder.trident_convs.{n}"
+    yield from _layer(f"{trident}.0", "decoder/trident{n}_conv", "conv")
+    yield from _norm(f"{trident}.1", "decoder/trident{n}_norm")
+
+
+def _head_rules() -> Iterator[Rule]:
+    head = "roi_heads.densepose_head"
+    name = f"{head}.body_conv_fcn{{n}}"
+    yield from _conv_norm(name, f"{name}.norm", "densepose_head/body_conv{n}")
+    yield Rule(f"{head}.ScaleConvs.weight", "params/densepose_head/scale_convs/kernel", "conv")
+    yield from _norm(f"{head}.ScaleConvs.norms.{{n}}", "densepose_head/scale_convs/norm{n}")
+    pointwise = f"{head}.ScaleConvs.conv1"
+    flax = "densepose_head/scale_convs/pointwise"
+    yield from _conv_norm(f"{pointwise}.0", f"{pointwise}.1", flax)
+    flax = "densepose_head/scale_convs/project"
+    yield from _layer(f"{head}.ScaleConvs.project.0", flax, "conv")
+    for i in range(5):
+        first = 1 if i == 4 else 0  # the pooling branch starts with the pooling
+        name = f"{head}.ASPP.convs.{i}"
+        flax = f"densepose_head/aspp/branch{i}"
+        yield from _conv_norm(f"{name}.{first}", f"{name}.{first + 1}", flax)
+    yield from _layer(f"{head}.ASPP.project.0", "densepose_head/aspp/project", "conv")
+    for theirs, ours in (("g.0", "g"), ("phi.0", "phi"), ("theta", "theta")):
+        yield from _layer(f"{head}.NLBlock.{theirs}", f"densepose_head/non_local/{ours}", "conv")
+    block = f"{head}.NLBlock.W"
+    yield from _conv_norm(f"{block}.0", f"{block}.1", "densepose_head/non_local/out")
+
+
+_SHARED_OUTPUTS = {
+    "u_lowres": "u",
+    "v_lowres": "v",
+    "m_lowres": "mask",
+    "ann_index_lowres": "coarse",
+    "sigma_2_lowres": "sigma",
+    "kappa_u_lowres": "kappa_u",
+    "kappa_v_lowres": "kappa_v",
+    "fine_segm_confidence_lowres": "fine_confidence",
+    "coarse_segm_confidence_lowres": "coarse_confidence",
+    "index_uv_lowres": "fine",
+    "i_lowres": "auxiliary",
+}
+
+
+def _predictor_rules(is_auxiliary: bool) -> Iterator[Rule]:
+    predictor = "roi_heads.densepose_predictor"
+    for theirs, ours in _SHARED_OUTPUTS.items():
+        yield from _output(f"{predictor}.{theirs}", f"predictor/{ours}", "deconv")
+    yield from _layer(f"{predictor}.parameter_transformer.0", "predictor/transfer/fc1", "dense")
+    yield from _layer(f"{predictor}.parameter_transformer.2", "predictor/transfer/fc2", "dense")
+    matrix = "surface_transfer_matrix" if is_auxiliary else "crgk_matrix"  # sic
+    for theirs, ours in (("kpt", "keypoint"), ("bbox", "box"), ("part", "part")):
+        yield Rule(f"{predictor}.{theirs}_{matrix}", f"params/predictor/transfer/edges_{ours}")
+    flax = "params/predictor/keypoint"
+    if is_auxiliary:
+        yield Rule(f"{predictor}.body_kpt_weight", f"{flax}_kernel", "deconv")
+        yield Rule(f"{predictor}.body_kpt_bias", f"{flax}_bias")
+    else:
+        yield from _output(f"{predictor}.k_lowres", "predictor/keypoint", "deconv")
+
+
+def _constant_rules() -> Iterator[Rule]:
+    """What checkpoints hold though it follows from the configuration; kept, and never learnt."""
+    for name in ("pixel_mean", "pixel_std"):
+        yield Rule(name, f"constants/{name}")
+    anchors = "proposal_generator.anchor_generator.cell_anchors.{n}"
+    yield Rule(anchors, "constants/cell_anchors{n}")
+
+
+@functools.cache
+def rules(is_auxiliary: bool, is_multi_instance: bool) -> tuple[Rule, ...]:
+    """The whole table.
+
+    Args:
+        is_auxiliary: for the predictor with an auxiliary classifier, whose names differ.
+        is_multi_instance: for a model with the multi-instance decoder, whose names differ.
+    """
+    decoder = "roi_heads.mid_decoder" if is_multi_instance else "roi_heads.decoder"
+    return (
+        *_resnet_rules(),
+        *_hrnet_rules(),
+        *_box_rules(),
+        *_decoder_rules(),
+        *_layer(f"{decoder}.predictor", "decoder/predictor", "conv"),
+        *_head_rules(),
+        *_predictor_rules(is_auxiliary),
+        *_constant_rules(),
+    )
+
+
+def _rules_of(names: list[str], auxiliary: str, multi_instance: str) -> tuple[Rule, ...]:
+    return rules(
+        any(name.startswith(auxiliary) for name in names),
+        any(name.startswith(multi_instance) for name in names),
+    )
+
+
+def _translate(
+    names: list[str], table: tuple[Rule, ...], is_to_flax: bool
+) -> tuple[dict[str, tuple[str, Rule]], list[str]]:
+    """Finds the counterpart and the rule of every name, and the names without any."""
+    found, unknown = {}, []
+    for name in names:
+        for rule in table:
+            regex = rule.torch_regex if is_to_flax else rule.flax_regex
+            match = regex.fullmatch(name)
+            if match:
+                target = (rule.flax if is_to_flax else rule.torch).format(**match.groupdict())
+                found[name] = (target, rule)
+                break
+        else:
+            unknown.append(name)
+    return found, unknown
+
+
+def to_flax(state: Mapping[str, np.ndarray]) -> Variables:
+    """Converts a state dict of the original to Flax variables.
+
+    Args:
+        state: torch names to arrays in torch's layouts.
+
+    Returns:
+        {"params": ..., "batch_stats": ..., "constants": ...}, nested.
+
+    Raises:
+        ValueError: names that the table does not know (all are listed), or two names of one shared
+            parameter that differ.
+    """
+    state = _without_aliases(state)
+    names = list(state)
+    table = _rules_of(names, "roi_heads.densepose_predictor.body_kpt", "roi_heads.mid_decoder.")
+    found, unknown = _translate(names, table, is_to_flax=True)
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} unexpected keys in the state dict: {', '.join(sorted(unknown))}"
+        )
+    channels = _neck_channels(state)
+    flat = {}
+    for name, (path, rule) in found.items():
+        flat[path] = _layout_to_flax(rule.layout, np.asarray(state[name]), channels, name)
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def to_torch(variables: Mapping[str, Any]) -> State:
+    """Converts Flax variables to a state dict of the original: the inverse of `to_flax`.
+
+    Raises:
+        ValueError: paths that the table does not know; all are listed.
+    """
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    table = _rules_of(list(flat), "params/predictor/auxiliary", "params/decoder/adapt_")
+    found, unknown = _translate(list(flat), table, is_to_flax=False)
+    if unknown:
+        raise ValueError(f"{len(unknown)} unexpected parameters: {', '.join(sorted(unknown))}")
+    channels = None
+    for path in ("params/neck/output2/conv/kernel", "params/neck/fpn0_conv/kernel"):
+        channels = flat[path].shape[-1] if path in flat else channels
+    state = {}
+    for path, (name, rule) in found.items():
+        array = _layout_to_torch(rule.layout, np.asarray(flat[path]), channels, path)
+        state[name] = array.astype(np.int64) if rule.torch.endswith("tracked") else array
+        if name.startswith(_ALIAS[0]):
+            state[_ALIAS[1] + name.removeprefix(_ALIAS[0])] = state[name]
+    return state
+
+
+def _without_aliases(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Keeps one of the two names of each shared parameter."""
+    kept = {}
+    for name, array in state.items():
+        if name.startswith(_ALIAS[1]):
+            primary = _ALIAS[0] + name.removeprefix(_ALIAS[1])
+            if primary in state and not np.array_equal(state[primary], array):
+                raise ValueError(f"{primary} and {name} are one parameter, but their values differ")
+            name = primary
+        kept[name] = array
+    return kept
+
+
+def _neck_channels(state: Mapping[str, np.ndarray]) -> int | None:
+    """Width of the pyramid, which tells how pooled features were flattened."""
+    for name in ("backbone.fpn_output2.weight", "backbone.fpn_conv.0.weight"):
+        if name in state:
+            return state[name].shape[0]
+    return None
+
+
+def _pooled_side(size: int, channels: int | None, name: str) -> int:
+    side = math.isqrt(size // channels) if channels else 0
+    if not channels or side * side * channels != size:
+        raise ValueError(
+            f"{name} reads {size} features, which are no square of cells of the pyramid's "
+            f"{channels} channels"
+        )
+    return side
+
+
+def _layout_to_flax(layout: str, array: np.ndarray, channels: int | None, name: str) -> np.ndarray:
+    if layout == "same":
+        return array.astype(np.int32) if name.endswith("tracked") else array
+    if layout == "flatten":  # torch flattens C, H, W; Flax H, W, C
+        side = _pooled_side(array.shape[1], channels, name)
+        array = array.reshape(-1, channels, side, side).transpose(2, 3, 1, 0)
+        return array.reshape(-1, array.shape[-1])
+    return array.transpose(_TO_FLAX[layout])
+
+
+def _layout_to_torch(layout: str, array: np.ndarray, channels: int | None, name: str) -> np.ndarray:
+    if layout == "same":
+        return array
+    if layout == "flatten":
+        side = _pooled_side(array.shape[0], channels, name)
+        array = array.reshape(side, side, channels, -1).transpose(3, 2, 0, 1)
+        return np.ascontiguousarray(array.reshape(array.shape[0], -1))
+    return np.ascontiguousarray(array.transpose(np.argsort(_TO_FLAX[layout])))
+
+
+_TO_FLAX = {
+    "conv": (2, 3, 1, 0),  # O I H W -> H W I O
+    "deconv": (2, 3, 0, 1),  # I O H W -> H W I O
+    "dense": (1, 0),  # O I -> I O
+}
