@@ -1,1 +1,5 @@
-"""DensePose evaluation: GPS, GPSm and COCO-style average precision."""
+"""DensePose-COCO scores: GPS, GPSm and mask IoU, boxes, masks, keypoints and error per patch.
+
+NumPy, SciPy, Pillow and pycocotools only, so that results can be scored where there is no JAX.
+Start at `evaluator.evaluate_files`.
+"""

@@ -1,0 +1,120 @@
+"""COCO's own measures, of boxes, masks and keypoints, by pycocotools in the same run."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ktn_jax.evaluation.ground_truth import GroundTruth
+from ktn_jax.evaluation.metrics import percent
+from ktn_jax.evaluation.result_files import ResultIndex
+from ktn_jax.evaluation.scorer import COCO_MAX_DETECTIONS, ImageScores
+
+_BOX_NAMES = (
+    *("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L"),
+    *("AR1", "AR10", "AR", "AR_S", "AR_M", "AR_L"),
+)
+_KEYPOINT_NAMES = ("AP", "AP50", "AP75", "AP_M", "AP_L", "AR", "AR50", "AR75", "AR_M", "AR_L")
+
+
+def evaluate_coco(
+    truth: GroundTruth, results: ResultIndex, scores: Sequence[ImageScores]
+) -> tuple[dict[str, dict[str, float | None]], list[str]]:
+    """Scores boxes, and masks and keypoints where the annotations have them.
+
+    Args:
+        truth: the annotations.
+        results: index of the results file.
+        scores: of all images; they carry the masks: those of the results file if it has any, else
+            the body pixels of the IUV pictures.
+
+    Returns:
+        Measure -> name -> per cent (None where nobody is to be found), and notes.
+    """
+    people = truth.coco["annotations"]
+    summaries = {"bbox": _evaluate("bbox", truth, people, _boxes(results))}
+    notes = []
+    if people and all(person.get("segmentation") for person in people):
+        segmented = _segments(results, scores)
+        summaries["segm"] = _evaluate("segm", truth, people, segmented)
+    else:
+        notes.append("segm left out: not every person has a segmentation")
+    if not any("keypoints" in person for person in people):
+        notes.append("keypoints left out: the annotations have none")
+    elif len(results) and not results.keypoints:
+        notes.append("keypoints left out: the results have none")
+    elif len(results.keypoints) != len(results):
+        notes.append(
+            f"keypoints left out: {len(results) - len(results.keypoints)} of {len(results)} "
+            "detections have none"
+        )
+    else:
+        annotated = [_with_keypoint_count(person) for person in people]
+        detected = [
+            {**entry, "keypoints": results.keypoints[number].tolist()}
+            for number, entry in _boxes(results, with_numbers=True)
+        ]
+        summaries["keypoints"] = _evaluate("keypoints", truth, annotated, detected)
+    return summaries, notes
+
+
+def _boxes(results: ResultIndex, with_numbers: bool = False) -> list:
+    entries = []
+    for image_id, found in results.by_image.items():
+        for detection in found[:COCO_MAX_DETECTIONS]:
+            entry = {
+                "image_id": image_id,
+                "category_id": 1,
+                "score": detection.score,
+                "bbox": list(detection.box_xywh),
+            }
+            entries.append((detection.detection_id, entry))
+    entries.sort(key=lambda item: item[0])
+    return entries if with_numbers else [entry for _, entry in entries]
+
+
+def _segments(results: ResultIndex, scores: Sequence[ImageScores]) -> list[dict]:
+    masks = {number: rle for image in scores for number, rle in image.segmentations.items()}
+    return [
+        {key: value for key, value in entry.items() if key != "bbox"}
+        | {"segmentation": masks[number]}
+        for number, entry in _boxes(results, with_numbers=True)
+    ]
+
+
+def _with_keypoint_count(person: dict) -> dict:
+    if "num_keypoints" in person and "keypoints" in person:
+        return person
+    keypoints = person.get("keypoints") or [0] * 51
+    visible = int(np.count_nonzero(np.array(keypoints[2::3]) > 0))
+    return {**person, "keypoints": keypoints, "num_keypoints": visible}
+
+
+def _evaluate(
+    kind: str, truth: GroundTruth, people: Sequence[dict], detected: list[dict]
+) -> dict[str, float | None]:
+    names = _KEYPOINT_NAMES if kind == "keypoints" else _BOX_NAMES
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        # It writes into the entries it is given: hand it copies. The category is reduced to one.
+        coco_truth = _dataset(truth, [{"iscrowd": 0, **p, "category_id": 1} for p in people])
+        coco_results = coco_truth.loadRes(detected) if detected else _dataset(truth, [])
+        evaluation = COCOeval(coco_truth, coco_results, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {n: percent(float(x)) for n, x in zip(names, evaluation.stats, strict=True)}
+
+
+def _dataset(truth: GroundTruth, annotations: list[dict]) -> COCO:
+    dataset = COCO()
+    dataset.dataset = {
+        "info": {},
+        "images": truth.coco["images"],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    dataset.createIndex()
+    return dataset

@@ -1,0 +1,161 @@
+"""From a results file and annotations to all scores, in one run."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from ktn_jax.evaluation import boxes_keypoints, coco, matching, metrics, patch_errors
+from ktn_jax.evaluation.errors import EvaluationError
+from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
+from ktn_jax.evaluation.result_files import index_results
+from ktn_jax.evaluation.scorer import ImageScores, score_images
+from ktn_jax.evaluation.template_files import load_template
+
+MEASURES = metrics.MEASURES
+
+
+def evaluate_files(
+    results_path: str | pathlib.Path,
+    annotations_path: str | pathlib.Path,
+    template_dir: str | pathlib.Path,
+    mode: str = "upstream",
+    output_dir: str | pathlib.Path | None = None,
+    min_iou: float = 0.5,
+    processes: int | None = None,
+    images_dir: str | pathlib.Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> metrics.Metrics:
+    """Scores a results file of any system.
+
+    Args:
+        results_path: detections in the DensePose-COCO results format.
+        annotations_path: DensePose-COCO annotations.
+        template_dir: evaluation template, see `template_files.load_template`.
+        mode: "upstream" scores as today's detectron2, "ktn" as the KTNv2 code, which published
+            KTN numbers come from.
+        output_dir: where `metrics.json` and `report.html` go; None writes nothing.
+        min_iou: lowest threshold of the averages over GPS, GPSm and IoU.
+        processes: None takes one per available core.
+        images_dir: pictures for the report's best and worst people.
+        progress: called with (images done, images in all) now and then.
+
+    Returns:
+        All scores.
+
+    Raises:
+        EvaluationError: a file cannot be scored; the message says which entry and why.
+        ValueError: an argument is out of range.
+    """
+    thresholds = coco.similarity_thresholds(min_iou)
+    truth = read_ground_truth(annotations_path)
+    results = index_results(results_path, truth)
+    template = load_template(template_dir)
+    scores = list(score_images(truth, results, template_dir, mode, processes, progress))
+    extra, extra_notes = boxes_keypoints.evaluate_coco(truth, results, scores)
+    found = sum(1 for image in truth.images if image.image_id in results.by_image)
+    notes = [*truth.notes, *results.notes, *extra_notes]
+    if found < len(truth.images):
+        notes.append(f"{len(truth.images) - found} of {len(truth.images)} images have no detection")
+    if not template.is_official:
+        notes.append(f"template: {template.origin}; not comparable with published numbers")
+    result = summarise_scores(scores, thresholds, mode, extra, notes)
+    result.meta.update(
+        {
+            "template": template.origin,
+            "template_is_official": template.is_official,
+            "template_sha256": dict(template.source_sha256),
+            "annotations": truth.name,
+            "results": results.path.name,
+            "detections": len(results),
+        }
+    )
+    if output_dir is not None:
+        _write(result, scores, truth, results, template, images_dir, pathlib.Path(output_dir))
+    return result
+
+
+def match_scores(image: ImageScores, thresholds: np.ndarray) -> matching.ImageMatches:
+    """Matches one image under GPS, GPSm and IoU, in the order of `MEASURES`."""
+    similarity = np.stack([image.gps, np.sqrt(image.mask_iou * image.gps), image.mask_iou])
+    return matching.match_image(
+        similarity,
+        image.box_iou,
+        image.is_crowd,
+        image.is_ignored | matching.is_outside(image.person_area),
+        matching.is_outside(image.detection_area),
+        thresholds,
+    )
+
+
+def combine_scores(parts: Iterable[Sequence[ImageScores]]) -> list[ImageScores]:
+    """Joins the scores of several processes, each image once, in the order of their ids.
+
+    Args:
+        parts: of every process. An image in several parts (a filled-up last batch) counts once.
+
+    Returns:
+        All scores.
+
+    Raises:
+        EvaluationError: two processes have different scores for an image.
+    """
+    joined: dict[int, ImageScores] = {}
+    for scores in (image for part in parts for image in part):
+        known = joined.setdefault(scores.image_id, scores)
+        same = np.array_equal(known.gps, scores.gps) and np.array_equal(known.scores, scores.scores)
+        if not same:
+            raise EvaluationError(
+                f"image {scores.image_id} was scored twice with different results; were the "
+                "parts made by the same run?"
+            )
+    return [joined[image_id] for image_id in sorted(joined)]
+
+
+def accumulate_scores(scores: Sequence[ImageScores], thresholds: np.ndarray) -> coco.Curves:
+    """Pools images (ascending ids) to precision and recall of every measure."""
+    matches = [match_scores(image, thresholds) for image in scores]
+    return coco.accumulate(matches, [image.scores for image in scores], thresholds)
+
+
+def summarise_scores(
+    scores: Sequence[ImageScores],
+    thresholds: np.ndarray,
+    mode: str = "upstream",
+    extra: dict[str, dict[str, float | None]] | None = None,
+    notes: Sequence[str] = (),
+) -> metrics.Metrics:
+    """Turns the scores of images into the numbers of a dataset.
+
+    Args:
+        scores: of all images, ascending ids.
+        thresholds: of the averages.
+        mode: the one that the scores were made with.
+        extra: further measures (boxes, masks, keypoints) by name.
+        notes: what the reader should know.
+
+    Returns:
+        The metrics.
+    """
+    curves = accumulate_scores(scores, thresholds)
+    summaries = {}
+    for row, name in enumerate(MEASURES):
+        values = coco.summarise(curves, row, exact_thresholds=mode == "ktn")
+        summaries[name] = {key: metrics.percent(value) for key, value in values.items()}
+    return metrics.Metrics(
+        summaries={**summaries, **(extra or {})},
+        patches=patch_errors.add_up(image.patches for image in scores),
+        people=tuple(person for image in scores for person in image.people),
+        curves=curves,
+        meta={"mode": mode, "images": len(scores), "thresholds": thresholds.tolist()},
+        notes=tuple(notes),
+    )
+
+
+def _write(result, scores, truth: GroundTruth, results, template, images_dir, output_dir) -> None:
+    from ktn_jax.evaluation import report  # Matplotlib is slow to import and needed only here
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "metrics.json").write_text(result.to_json())
+    page = report.render(result, truth, results, template, images_dir)
+    (output_dir / "report.html").write_text(page, encoding="utf-8")

@@ -1,0 +1,148 @@
+"""Body masks of people and detections in image pixels, and their overlap."""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from scipy.ndimage import zoom
+
+from ktn_jax.evaluation.errors import EvaluationError
+
+_MASK_PARTS = 14
+_GRID = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedMask:
+    """A mask and where it lies, clipped to the image.
+
+    Attributes:
+        top: row of the image that the mask's first row lies on.
+        left: column of the image that the mask's first column lies on.
+        mask: [h, w] bool.
+    """
+
+    top: int
+    left: int
+    mask: np.ndarray
+
+    def to_rle(self, image_size_hw: tuple[int, int]) -> dict:
+        """Encodes the mask on the whole image, in COCO's compressed format."""
+        canvas = np.zeros(image_size_hw, np.uint8, order="F")
+        height, width = self.mask.shape
+        canvas[self.top : self.top + height, self.left : self.left + width] = self.mask
+        return coco_mask.encode(canvas)
+
+
+def place(
+    mask: np.ndarray, box_xywh: Sequence[float], image_size_hw: tuple[int, int]
+) -> PlacedMask:
+    """Puts a mask at the truncated origin of its box, cut at the box and at the image.
+
+    Args:
+        mask: [h, w] bool.
+        box_xywh: in pixels of the image.
+        image_size_hw: of the image.
+
+    Returns:
+        The mask on the image; empty where the box is outside.
+    """
+    x, y, w, h = box_xywh
+    left, top = int(x), int(y)
+    x0, y0 = max(left, 0), max(top, 0)
+    x1 = max(min(int(x + w), image_size_hw[1], left + mask.shape[1]), x0)
+    y1 = max(min(int(y + h), image_size_hw[0], top + mask.shape[0]), y0)
+    return PlacedMask(y0, x0, mask[y0 - top : y1 - top, x0 - left : x1 - left])
+
+
+def person_mask(
+    box_xywh: Sequence[float],
+    image_size_hw: tuple[int, int],
+    dp_masks: Sequence | None,
+    segmentation: Sequence | Mapping | None,
+    zoom_labels: bool = False,
+) -> PlacedMask:
+    """Draws an annotated person: the coarse masks if there are any, else the COCO segmentation.
+
+    Args:
+        box_xywh: the person's box.
+        image_size_hw: of the image.
+        dp_masks: up to 14 RLEs on the 256 x 256 grid of the box, or empty entries; None if the
+            person has no dense annotation.
+        segmentation: COCO polygons or RLE, or None.
+        zoom_labels: True resizes the part labels (1..14) before they are compared with 0.5, as
+            the KTNv2 evaluator does, which makes masks larger; False makes them binary first.
+
+    Returns:
+        The mask on the image.
+    """
+    if dp_masks is not None:
+        labels = part_labels(dp_masks)
+        if not zoom_labels:
+            labels = np.minimum(labels, 1.0)
+        scale = (float(max(box_xywh[3], 1)) / _GRID, float(max(box_xywh[2], 1)) / _GRID)
+        resized = zoom(labels, scale, order=1, prefilter=False)
+        return place(resized > 0.5, box_xywh, image_size_hw)
+    if isinstance(segmentation, list) and segmentation:
+        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *image_size_hw))
+    elif isinstance(segmentation, Mapping):
+        rle = segmentation
+    else:
+        return PlacedMask(0, 0, np.zeros((0, 0), bool))
+    return PlacedMask(0, 0, decode([rle])[..., 0].astype(bool))
+
+
+def part_labels(dp_masks: Sequence) -> np.ndarray:
+    """Decodes coarse masks to labels [256, 256] float64 in 0..14; later parts lie on top."""
+    labels = np.zeros((_GRID, _GRID))
+    parts = [(part, rle) for part, rle in enumerate(dp_masks[:_MASK_PARTS], start=1) if rle]
+    if not parts:
+        return labels
+    for _, rle in parts:
+        if not isinstance(rle, Mapping) or list(rle.get("size", ())) != [_GRID, _GRID]:
+            raise EvaluationError(f"dp_masks must be RLEs of size [256, 256], got {rle!r:.60}")
+    decoded = decode([rle for _, rle in parts])
+    for index, (part, _) in enumerate(parts):
+        labels[decoded[..., index] > 0] = part
+    return labels
+
+
+def decode(rles: Sequence[Mapping]) -> np.ndarray:
+    """Decodes COCO RLEs of one size to uint8 [h, w, n]."""
+    rles = [
+        coco_mask.frPyObjects(dict(rle), *rle["size"]) if isinstance(rle["counts"], list) else rle
+        for rle in rles
+    ]
+    with warnings.catch_warnings():
+        # pycocotools 2.0.11 calls NumPy 2 in a deprecated way.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        return coco_mask.decode(rles)
+
+
+def mask_iou(
+    detections: Sequence[PlacedMask], people: Sequence[PlacedMask], is_crowd: np.ndarray
+) -> np.ndarray:
+    """Computes [D, G] IoU in [0, 1]; with a crowd, overlap over the detection's own area."""
+    iou = np.zeros((len(detections), len(people)))
+    areas = [np.count_nonzero(m.mask) for m in detections]
+    for column, person in enumerate(people):
+        person_area = np.count_nonzero(person.mask)
+        for row, detection in enumerate(detections):
+            overlap = _overlap(detection, person)
+            if overlap:
+                whole = areas[row] + (0 if is_crowd[column] else person_area - overlap)
+                iou[row, column] = overlap / whole
+    return iou
+
+
+def _overlap(a: PlacedMask, b: PlacedMask) -> int:
+    top, left = max(a.top, b.top), max(a.left, b.left)
+    bottom = min(a.top + a.mask.shape[0], b.top + b.mask.shape[0])
+    right = min(a.left + a.mask.shape[1], b.left + b.mask.shape[1])
+    if bottom <= top or right <= left:
+        return 0
+    part_a = a.mask[top - a.top : bottom - a.top, left - a.left : right - a.left]
+    part_b = b.mask[top - b.top : bottom - b.top, left - b.left : right - b.left]
+    return int(np.count_nonzero(part_a & part_b))

@@ -1,0 +1,84 @@
+"""The scores of a dataset: as numbers, as a table and as JSON."""
+
+import dataclasses
+import json
+from typing import Any
+
+from ktn_jax.evaluation.coco import Curves
+from ktn_jax.evaluation.patch_errors import WITHIN_CM, PatchErrors, PersonScore
+from ktn_jax.template.parts import PATCH_NAMES
+
+MEASURES = ("GPS", "GPSm", "IOU")
+
+
+def percent(value: float) -> float | None:
+    """Turns a score in [0, 1] into per cent; None for the -1 of "nobody to find"."""
+    return None if value < 0 else float(value) * 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """All scores of a run, in per cent; None where the dataset does not define one.
+
+    Attributes:
+        summaries: measure -> name -> value: GPS, GPSm, IOU, and bbox, segm, keypoints where the
+            files allow.
+        patches: sums of the geodesic errors by patch.
+        people: score of every person with dense annotation.
+        curves: precision and recall of GPS, GPSm and IOU.
+        meta: how the numbers were made.
+        notes: what the reader should know.
+    """
+
+    summaries: dict[str, dict[str, float | None]]
+    patches: PatchErrors
+    people: tuple[PersonScore, ...]
+    curves: Curves
+    meta: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Writes the content of `metrics.json`, numbers with all their digits."""
+        found = sum(person.detection_id > 0 for person in self.people)
+        content = {
+            **self.summaries,
+            "patches": self.patches.rows(PATCH_NAMES),
+            "people": {"annotated": len(self.people), "found": found},
+            "meta": {"unit": "percent", **self.meta},
+            "notes": list(self.notes),
+        }
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+    def table(self) -> str:
+        """Writes the scores as text: averages by measure, then the error of every patch."""
+        lines = []
+        for group in _groups(self.summaries):
+            columns = list(self.summaries[group[0]])
+            lines.append(_row([""] + columns, 11))
+            for name in group:
+                values = [_number(self.summaries[name][column]) for column in columns]
+                lines.append(_row([name] + values, 11))
+            lines.append("")
+        header = ["patch", "points", "on body %", "mean cm"]
+        lines.append(_row(header + [f"<{limit}cm %" for limit in WITHIN_CM], 24))
+        for name, row in self.patches.rows(PATCH_NAMES).items():
+            numbers = [_number(value) for key, value in row.items() if key != "points"]
+            lines.append(_row([name, str(row["points"]), *numbers], 24))
+        lines += ["", *(f"note: {note}" for note in self.notes)]
+        return "\n".join(lines).rstrip() + "\n"
+
+
+def _groups(summaries: dict[str, dict]) -> list[list[str]]:
+    """Gathers measures that have the same columns."""
+    groups: dict[tuple, list[str]] = {}
+    for name, values in summaries.items():
+        groups.setdefault(tuple(values), []).append(name)
+    return list(groups.values())
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _row(cells: list[str], first: int) -> str:
+    return (cells[0].ljust(first) + "".join(cell.rjust(10) for cell in cells[1:])).rstrip()

@@ -1,0 +1,162 @@
+"""Geodesic error of every surface patch, in centimetres, over the people that were found.
+
+GPS hides where a system errs. Here every annotated person takes the detection whose box overlaps
+theirs best (IoU of at least 0.5, detections served by falling score), whatever is predicted inside,
+and the error of each annotated point is booked to its true patch. A point predicted as background
+has no distance: it counts as outside 5, 10 and 20 cm and not in the mean.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from ktn_jax.evaluation.geodesic_similarity import NUM_PARTS
+
+WITHIN_CM = (5, 10, 20)
+_MIN_BOX_IOU = 0.5
+_CM_PER_METRE = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchErrors:
+    """Sums over points by true patch, so that images add up.
+
+    Attributes:
+        points: [25] annotated points of found people (row 0 is unused).
+        on_body: [25] of them, predicted to be on the body.
+        sum_cm: [25] sum of the distances of those.
+        within: [3, 25] points within 5, 10 and 20 cm.
+    """
+
+    points: np.ndarray
+    on_body: np.ndarray
+    sum_cm: np.ndarray
+    within: np.ndarray
+
+    def rows(self, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+        """Returns what a reader wants to know by patch name, and over "all" points."""
+        table = {}
+        for name, select in [("all", slice(1, None)), *((n, i) for i, n in enumerate(names) if i)]:
+            points, on_body = self.points[select].sum(), self.on_body[select].sum()
+            row = {
+                "points": int(points),
+                "on_body_percent": _ratio(100 * on_body, points),
+                "mean_cm": _ratio(self.sum_cm[select].sum(), on_body),
+            }
+            for limit, within in zip(WITHIN_CM, self.within, strict=True):
+                row[f"within_{limit}cm_percent"] = _ratio(100 * within[select].sum(), points)
+            table[name] = row
+        return table
+
+
+@dataclasses.dataclass(frozen=True)
+class PersonScore:
+    """How well one annotated person was found.
+
+    Attributes:
+        image_id: of the annotation file.
+        annotation_id: of the annotation file.
+        detection_id: the detection taken, from 1 in file order; 0 when nobody overlapped.
+        gps: of that detection, 0 when nobody overlapped.
+        box_iou: with that detection.
+        num_points: annotated.
+    """
+
+    image_id: int
+    annotation_id: int
+    detection_id: int
+    gps: float
+    box_iou: float
+    num_points: int
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return float(a) / float(b) if b else None
+
+
+def add_up(errors: Iterable[PatchErrors]) -> PatchErrors:
+    """Adds the sums of several images."""
+    total = _zeros()
+    for error in errors:
+        for field in dataclasses.fields(PatchErrors):
+            getattr(total, field.name)[...] += getattr(error, field.name)
+    return total
+
+
+def _zeros() -> PatchErrors:
+    rows = NUM_PARTS + 1
+    whole = [np.zeros(rows, np.int64) for _ in range(2)]
+    return PatchErrors(*whole, np.zeros(rows), np.zeros((len(WITHIN_CM), rows), np.int64))
+
+
+def measure_patches(
+    image_id: int,
+    people: Sequence,
+    detections: Sequence,
+    pairs: Mapping,
+    gps: np.ndarray,
+    box_iou: np.ndarray,
+) -> tuple[PatchErrors, tuple[PersonScore, ...]]:
+    """Measures the people of one image.
+
+    Args:
+        image_id: for the records.
+        people: `PersonTruth` [G].
+        detections: `Detection` [D], by falling score.
+        pairs: `PairDistances` by (detection, person).
+        gps: [D, G].
+        box_iou: [D, G].
+
+    Returns:
+        The sums by patch, and a record of every person with dense annotation.
+    """
+    taken = _take_boxes(people, box_iou)
+    total, records = _zeros(), []
+    for column, person in enumerate(people):
+        if person.points is None:
+            continue
+        line = taken.get(column)
+        if line is not None:
+            _book(total, person, pairs.get((line, column)))
+        records.append(
+            PersonScore(
+                image_id=image_id,
+                annotation_id=person.annotation_id,
+                detection_id=0 if line is None else detections[line].detection_id,
+                gps=0.0 if line is None else float(gps[line, column]),
+                box_iou=0.0 if line is None else float(box_iou[line, column]),
+                num_points=int(_is_scored(person.points[2]).sum()),
+            )
+        )
+    return total, tuple(records)
+
+
+def _is_scored(patch: np.ndarray) -> np.ndarray:
+    return np.isin(patch, np.arange(1, NUM_PARTS + 1))
+
+
+def _take_boxes(people: Sequence, box_iou: np.ndarray) -> dict[int, int]:
+    """Serves detections by falling score: person -> detection."""
+    taken: dict[int, int] = {}
+    is_free = np.array([person.points is not None for person in people], bool)
+    for line, overlaps in enumerate(box_iou):
+        open_overlaps = np.where(is_free, overlaps, -1.0)
+        if len(open_overlaps) and open_overlaps.max() >= _MIN_BOX_IOU:
+            best = int(open_overlaps.argmax())
+            taken[best], is_free[best] = line, False
+    return taken
+
+
+def _book(total: PatchErrors, person, pair) -> None:
+    if pair is None:  # the box fits, but no point lies in it
+        patch = person.points[2]
+        np.add.at(total.points, patch[_is_scored(patch)].astype(int), 1)
+        return
+    patch, centimetres = pair.patch, pair.distances.astype(np.float64) * _CM_PER_METRE
+    on_body = np.isfinite(centimetres)
+    np.add.at(total.points, patch, 1)
+    np.add.at(total.on_body, patch[on_body], 1)
+    np.add.at(total.sum_cm, patch[on_body], centimetres[on_body])
+    for limit, row in zip(WITHIN_CM, total.within, strict=True):
+        np.add.at(row, patch[centimetres <= limit], 1)

@@ -1,0 +1,340 @@
+"""Scores images: similarities of every detection and person, and errors per patch.
+
+The work of one image needs nothing of any other, so images are spread over processes; what comes
+back of an image is small.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from ktn_jax.evaluation import geodesic_similarity as geodesic
+from ktn_jax.evaluation import ignore_regions, masks
+from ktn_jax.evaluation.errors import EvaluationError
+from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth, PersonTruth
+from ktn_jax.evaluation.matching import MAX_DETECTIONS
+from ktn_jax.evaluation.patch_errors import PatchErrors, PersonScore, measure_patches
+from ktn_jax.evaluation.result_files import Detection, ResultIndex, read_payload
+from ktn_jax.evaluation.template_files import load_template
+
+MODES = ("upstream", "ktn")
+COCO_MAX_DETECTIONS = 100
+_IMAGES_PER_TASK = 8
+_MIN_IMAGES_FOR_PROCESSES = 64  # below, starting processes takes longer than scoring
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageScores:
+    """What one image contributes. D detections by falling score (at most 20), G people.
+
+    Attributes:
+        image_id: of the annotation file.
+        annotation_ids: [G].
+        is_crowd: [G] bool.
+        is_ignored: [G] bool, people without dense annotation.
+        person_area: [G] square pixels.
+        detection_ids: [D], places in the results file, from 1.
+        scores: [D].
+        detection_area: [D] square pixels of the box.
+        gps: [D, G] in [0, 1]; 0 for people without dense annotation.
+        mask_iou: [D, G].
+        box_iou: [D, G].
+        patches: errors of the people that were found.
+        people: score of every person with dense annotation.
+        segmentations: COCO RLE by detection id, of up to 100 detections.
+    """
+
+    image_id: int
+    annotation_ids: np.ndarray
+    is_crowd: np.ndarray
+    is_ignored: np.ndarray
+    person_area: np.ndarray
+    detection_ids: np.ndarray
+    scores: np.ndarray
+    detection_area: np.ndarray
+    gps: np.ndarray
+    mask_iou: np.ndarray
+    box_iou: np.ndarray
+    patches: PatchErrors
+    people: tuple[PersonScore, ...]
+    segmentations: dict[int, dict] = dataclasses.field(default_factory=dict)
+
+
+class ImageScorer:
+    """Scores single images with one template and one rule for the masks of people."""
+
+    def __init__(self, template: geodesic.EvaluationTemplate, mode: str = "upstream") -> None:
+        self._template = template
+        self._finder = geodesic.VertexFinder(template)
+        self._zoom_labels = mode == "ktn"
+
+    def score(
+        self,
+        image: ImageTruth,
+        detections: Sequence[Detection],
+        read: Callable[[Detection], tuple[np.ndarray, object]],
+    ) -> ImageScores:
+        """Scores the detections of an image.
+
+        Args:
+            image: with its people.
+            detections: of the image, by falling score.
+            read: gives a detection's IUV picture uint8 [3, h, w] and its segmentation or None.
+
+        Returns:
+            The scores; they pickle, and are small.
+        """
+        region = image.ignore_regions and ignore_regions.draw(
+            *image.ignore_regions, image.image_size_hw
+        )
+        needed = detections if region is not None else detections[:COCO_MAX_DETECTIONS]
+        payloads = [read(detection) for detection in needed]
+        placed = [
+            masks.place(iuv[0] > 0, detection.box_xywh, image.image_size_hw)
+            for (iuv, _), detection in zip(payloads, needed, strict=True)
+        ]
+        segmentations = {
+            detection.detection_id: _as_rle(given, mask, image.image_size_hw)
+            for detection, (_, given), mask in zip(needed, payloads, placed, strict=True)
+        }
+        pictures = [iuv for iuv, _ in payloads]
+        people, kept = image.people, range(len(needed))
+        if region is not None:
+            is_kept = ignore_regions.is_kept
+            people = [person for person in people if is_kept(region, person.box_xywh)]
+            kept = [i for i in kept if is_kept(region, needed[i].box_xywh, pictures[i][0] > 0)]
+        kept = kept[:MAX_DETECTIONS]
+        scored = self._score_kept(
+            image,
+            people,
+            [needed[i] for i in kept],
+            [pictures[i] for i in kept],
+            [placed[i] for i in kept],
+        )
+        return dataclasses.replace(scored, segmentations=segmentations)
+
+    def _score_kept(self, image, people, top, pictures, placed) -> ImageScores:
+        is_crowd = np.array([person.is_crowd for person in people], bool)
+        pairs = self._pair_distances(people, top, pictures)
+        gps = np.zeros((len(top), len(people)))
+        for place, pair in pairs.items():
+            gps[place] = geodesic.person_similarity(
+                pair.distances, pair.is_same_row, geodesic.PATCH_MEAN_DISTANCE[pair.patch]
+            )
+        person_masks = [
+            masks.person_mask(
+                person.box_xywh,
+                image.image_size_hw,
+                person.dp_masks,
+                person.segmentation,
+                self._zoom_labels,
+            )
+            for person in (people if top else ())
+        ]
+        mask_iou = masks.mask_iou(placed, person_masks, is_crowd)
+        mask_iou = mask_iou.reshape(len(top), len(people))
+        box_iou = _box_iou(top, people)
+        patches, person_scores = measure_patches(image.image_id, people, top, pairs, gps, box_iou)
+        return ImageScores(
+            image_id=image.image_id,
+            annotation_ids=np.array([person.annotation_id for person in people], np.int64),
+            is_crowd=is_crowd,
+            is_ignored=np.array([person.points is None for person in people], bool),
+            person_area=np.array([person.area for person in people], np.float64),
+            detection_ids=np.array([d.detection_id for d in top], np.int64),
+            scores=np.array([d.score for d in top], np.float64),
+            detection_area=np.array([d.box_xywh[2] * d.box_xywh[3] for d in top], np.float64),
+            gps=gps,
+            mask_iou=mask_iou,
+            box_iou=box_iou,
+            patches=patches,
+            people=person_scores,
+        )
+
+    def _pair_distances(
+        self,
+        people: Sequence[PersonTruth],
+        detections: Sequence[Detection],
+        pictures: Sequence[np.ndarray],
+    ) -> dict[tuple[int, int], "PairDistances"]:
+        """Measures every detection against every person: (detection, person) -> distances.
+
+        A pair is left out where no annotated point lies in the detection: its GPS is 0.
+        """
+        places, patches, rows, sampled = [], [], [], []
+        for column, person in enumerate(people):
+            if person.points is None:
+                continue
+            x, y, patch, u, v = person.points
+            vertices = self._finder.find(patch, u, v)
+            on_body = vertices >= 0  # points annotated as background are not scored
+            person_rows = self._template.row[vertices[on_body]]
+            person_patch = self._template.part[vertices[on_body]]
+            for line, detection in enumerate(detections):
+                values = _sample(person.box_xywh, x, y, detection.box_xywh, pictures[line])
+                if values is not None:
+                    places.append((line, column))
+                    rows.append(person_rows)
+                    patches.append(person_patch)
+                    sampled.append(values[:, on_body])
+        if not places:
+            return {}
+        predicted = np.concatenate(sampled, axis=1)
+        vertices = self._finder.find_quantised(*predicted)
+        predicted_rows = np.where(vertices >= 0, self._template.row[vertices], -1)
+        true_rows = np.concatenate(rows)
+        distances = self._template.distance(true_rows, predicted_rows)
+        ends = np.cumsum([len(r) for r in rows])[:-1]
+        return {
+            place: PairDistances(patch, distance, same)
+            for place, patch, distance, same in zip(
+                places,
+                patches,
+                np.split(distances, ends),
+                np.split(true_rows == predicted_rows, ends),
+                strict=True,
+            )
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class PairDistances:
+    """Geodesic distances of a person's points [P] to what a detection predicts there."""
+
+    patch: np.ndarray
+    distances: np.ndarray
+    is_same_row: np.ndarray
+
+
+def _sample(person_box, x, y, detection_box, picture) -> np.ndarray | None:
+    """Reads a detection at a person's points: uint8 [3, P], 0 outside; None if all are outside."""
+    # Written in the reference's order of operations: truncation makes the last bit matter.
+    column = (x * person_box[2] / 255.0 + person_box[0] - detection_box[0]).astype(int)
+    row = (y * person_box[3] / 255.0 + person_box[1] - detection_box[1]).astype(int)
+    width, height = int(detection_box[2]), int(detection_box[3])
+    is_inside = (column < width) & (row < height) & (column >= 0) & (row >= 0)
+    if not is_inside.any():
+        return None
+    values = np.zeros((3, len(x)), np.uint8)
+    values[:, is_inside] = picture[:, row[is_inside], column[is_inside]]
+    return values
+
+
+def _box_iou(detections: Sequence[Detection], people: Sequence[PersonTruth]) -> np.ndarray:
+    if not detections or not people:
+        return np.zeros((len(detections), len(people)))
+    return coco_mask.iou(
+        [list(detection.box_xywh) for detection in detections],
+        [list(person.box_xywh) for person in people],
+        [int(person.is_crowd) for person in people],
+    )
+
+
+def _as_rle(given: object, mask: masks.PlacedMask, image_size_hw: tuple[int, int]) -> dict:
+    if isinstance(given, dict) and isinstance(given.get("counts"), str | bytes):
+        return given
+    return mask.to_rle(image_size_hw)
+
+
+class _Worker:
+    """Scores lists of images; holds what a process opens once."""
+
+    def __init__(self, template, results_path: pathlib.Path, mode: str) -> None:
+        if isinstance(template, pathlib.Path):
+            template = load_template(template)
+        self._scorer = ImageScorer(template, mode)
+        self._handle = open(results_path, "rb")  # noqa: SIM115 (closed by close)
+
+    def __call__(self, task) -> list[ImageScores] | EvaluationError:
+        try:
+            return [self._scorer.score(image, found, self._read) for image, found in task]
+        except EvaluationError as error:
+            return error  # returned, so that it comes without the text of a remote traceback
+
+    def _read(self, detection: Detection) -> tuple[np.ndarray, object]:
+        return read_payload(self._handle, detection)
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+_process_worker: _Worker | None = None
+
+
+def _start_process(*arguments) -> None:
+    global _process_worker
+    _process_worker = _Worker(*arguments)
+
+
+def _work_in_process(task) -> list[ImageScores] | EvaluationError:
+    return _process_worker(task)
+
+
+def score_images(
+    truth: GroundTruth,
+    results: ResultIndex,
+    template: geodesic.EvaluationTemplate | str | pathlib.Path,
+    mode: str = "upstream",
+    processes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[ImageScores]:
+    """Scores all images, in the order of their ids.
+
+    Args:
+        truth: the annotations.
+        results: index of the results file.
+        template: a template, or the folder that holds it (each process maps it by itself).
+        mode: "upstream" for today's detectron2, "ktn" for the KTNv2 evaluator.
+        processes: how many to start; None takes one per available core, and none at all for a
+            few images.
+        progress: called with (images done, images in all) now and then.
+
+    Yields:
+        Scores of every image.
+
+    Raises:
+        EvaluationError: a detection's picture cannot be used.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    if isinstance(template, str):
+        template = pathlib.Path(template)
+    pairs = [(image, results.by_image.get(image.image_id, ())) for image in truth.images]
+    tasks = [pairs[i : i + _IMAGES_PER_TASK] for i in range(0, len(pairs), _IMAGES_PER_TASK)]
+    if processes is None:
+        processes = _available_cores() if len(pairs) >= _MIN_IMAGES_FOR_PROCESSES else 1
+    arguments = (template, results.path, mode)
+    done = 0
+    with contextlib.ExitStack() as stack:
+        if processes > 1:
+            # Not forked: the caller may hold threads (JAX does), and a fork copies their locks.
+            context = multiprocessing.get_context("spawn")
+            pool = concurrent.futures.ProcessPoolExecutor(
+                processes, context, _start_process, arguments
+            )
+            stack.callback(pool.shutdown, cancel_futures=True)
+            outcomes = pool.map(_work_in_process, tasks)
+        else:
+            worker = _Worker(*arguments)
+            stack.callback(worker.close)
+            outcomes = map(worker, tasks)
+        for task, outcome in zip(tasks, outcomes, strict=True):
+            if isinstance(outcome, EvaluationError):
+                raise outcome
+            yield from outcome
+            done += len(task)
+            if progress is not None:
+                progress(done, len(pairs))
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

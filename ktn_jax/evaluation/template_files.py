@@ -1,0 +1,238 @@
+"""Evaluation templates on disk: the three official files, and this project's own format.
+
+A folder in our format holds `template.npz` (U, V, patch, row of the table, and if known the
+vertices) and `geodesics.npy`, the condensed table, which is memory mapped: the 27,554 vertices of
+the official one make 1.5 GB, of which an evaluation touches what it needs. The official table is a
+pickle; it is converted once, without running what a pickle can run.
+"""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import scipy.io
+
+from ktn_jax.atomic_files import replacing
+from ktn_jax.evaluation.errors import EvaluationError
+from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
+from ktn_jax.pickles import load_arrays
+
+SURFACE_FILE = "template.npz"
+GEODESICS_FILE = "geodesics.npy"
+UV_FILE, INDEX_FILE, DISTANCE_FILE = OFFICIAL_FILES = (
+    "SMPL_subdiv.mat",
+    "SMPL_SUBDIV_TRANSFORM.mat",
+    "Pdist_matrix.pkl",
+)
+CONVERTED_FOLDER = "ktn_template"
+OFFICIAL_VERTICES = 27_554  # the mid-point subdivision of 6,890 vertices and 20,664 edges
+_WRITE_BLOCK = 1 << 24
+
+
+def load_template(folder: str | pathlib.Path) -> EvaluationTemplate:
+    """Opens an evaluation template.
+
+    Args:
+        folder: in our format, or with the three official files. Those are converted on the first
+            call, into the sub-folder `ktn_template`.
+
+    Returns:
+        The template; its table is memory mapped.
+
+    Raises:
+        EvaluationError: files are missing, unreadable or do not belong together.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / SURFACE_FILE).is_file():
+        return _open_template(folder)
+    missing = [name for name in OFFICIAL_FILES if not (folder / name).is_file()]
+    if missing:
+        raise EvaluationError(
+            f"{folder} holds no evaluation template: neither {SURFACE_FILE} and {GEODESICS_FILE}, "
+            f"nor the official files ({', '.join(missing)} missing)"
+        )
+    converted = folder / CONVERTED_FOLDER
+    if not (converted / SURFACE_FILE).is_file():
+        try:
+            convert_official_files(folder, converted)
+        except OSError as error:
+            raise EvaluationError(
+                f"{converted}: cannot write the converted template ({error}); convert the files "
+                "to a folder that can be written, and name that one"
+            ) from error
+    return _open_template(converted)
+
+
+def convert_official_files(
+    source: str | pathlib.Path,
+    target: str | pathlib.Path,
+    expected_sha256: Mapping[str, str] | None = None,
+) -> None:
+    """Converts the three files of the DensePose evaluation to our format.
+
+    No hashes of these files are published, so they cannot be checked against any here: their own
+    are written down in the result and shown in reports. Whoever has hashes passes them.
+
+    Args:
+        source: folder with `SMPL_subdiv.mat`, `SMPL_SUBDIV_TRANSFORM.mat` and `Pdist_matrix.pkl`.
+        target: folder to write.
+        expected_sha256: hash by file name, checked before anything is read.
+
+    Raises:
+        EvaluationError: a file is missing, has another hash or lacks an array.
+    """
+    source = pathlib.Path(source)
+    hashes = {}
+    for name in OFFICIAL_FILES:
+        if not (source / name).is_file():
+            raise EvaluationError(f"{source / name}: no such file")
+        hashes[name] = _sha256(source / name)
+        expected = (expected_sha256 or {}).get(name, hashes[name])
+        if hashes[name] != expected:
+            raise EvaluationError(
+                f"{source / name}: sha256 {hashes[name]}, expected {expected}; get it again"
+            )
+    surface = _load_mat(source / UV_FILE, ("U_subdiv", "V_subdiv", "Part_ID_subdiv"))
+    (index,) = _load_mat(source / INDEX_FILE, ("index",))
+    try:
+        table = load_arrays(source / DISTANCE_FILE)["Pdist_matrix"]
+        distances = np.asarray(table).reshape(-1)
+        if distances.dtype.kind != "f":
+            raise TypeError(f"distances of type {distances.dtype}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise EvaluationError(
+            f"{source / DISTANCE_FILE}: wanted {{'Pdist_matrix': array}} ({error})"
+        ) from error
+    is_official = len(surface[0]) == len(index) and int(index.max()) == OFFICIAL_VERTICES
+    write_template(
+        target,
+        u=surface[0],
+        v=surface[1],
+        part=surface[2],
+        row=index.astype(np.int64) - 1,  # MATLAB counts from 1
+        geodesics=(distances[i : i + _WRITE_BLOCK] for i in range(0, len(distances), _WRITE_BLOCK)),
+        num_distances=len(distances),
+        dtype=distances.dtype,
+        origin="DensePose evaluation files" if is_official else "files in the DensePose layout",
+        is_official=is_official,
+        source_sha256=hashes,
+    )
+
+
+def write_template(
+    target: str | pathlib.Path,
+    *,
+    u: np.ndarray,
+    v: np.ndarray,
+    part: np.ndarray,
+    row: np.ndarray,
+    geodesics: Iterable[np.ndarray],
+    num_distances: int,
+    origin: str,
+    dtype: np.dtype | type = np.float32,
+    is_official: bool = False,
+    vertices: np.ndarray | None = None,
+    source_sha256: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a template in our format.
+
+    Args:
+        target: folder to write.
+        u: [N] first chart coordinate of every vertex, in [0, 1].
+        v: [N] second chart coordinate.
+        part: [N] patch 1..24.
+        row: [N] row of the table for every vertex, from 0.
+        geodesics: blocks of the condensed table in metres, in order: (1, 0), (2, 0), (2, 1), ...
+            Only one block is held at a time.
+        num_distances: length of the whole table.
+        origin: where the template comes from, for reports.
+        dtype: of the table on disk.
+        is_official: whether scores can be compared with published ones.
+        vertices: [N, 3] positions in metres, for the pictures of reports.
+        source_sha256: hash of every source file, by name.
+
+    Raises:
+        EvaluationError: the arrays do not belong together; nothing is left on disk.
+    """
+    target = pathlib.Path(target)
+    target.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        "u": np.asarray(u, np.float64).reshape(-1),
+        "v": np.asarray(v, np.float64).reshape(-1),
+        "part": np.asarray(part, np.uint8).reshape(-1),
+        "row": np.asarray(row, np.int64).reshape(-1),
+    }
+    if vertices is not None:
+        arrays["vertices"] = np.asarray(vertices, np.float64)
+    meta = {"origin": origin, "is_official": is_official, "sha256": dict(source_sha256 or {})}
+    with replacing(target / GEODESICS_FILE) as path:
+        table = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num_distances,))
+        done = 0
+        for block in geodesics:
+            if done + len(block) > num_distances:
+                raise EvaluationError(f"{target}: more than {num_distances} distances came")
+            if not (np.isfinite(block).all() and (block >= 0).all()):
+                raise EvaluationError(f"{target}: a distance is negative or not finite")
+            table[done : done + len(block)] = block
+            done += len(block)
+        if done != num_distances:
+            raise EvaluationError(f"{target}: {done} distances came, {num_distances} wanted")
+        table.flush()
+        _template(arrays, table, meta)  # checks that the arrays belong together
+        del table
+    with replacing(target / SURFACE_FILE) as path:
+        np.savez(path, meta=json.dumps(meta), **arrays)
+
+
+def _open_template(folder: pathlib.Path) -> EvaluationTemplate:
+    try:
+        with np.load(folder / SURFACE_FILE, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files if name != "meta"}
+            meta = json.loads(str(stored["meta"]))
+        geodesics = np.load(folder / GEODESICS_FILE, mmap_mode="r", allow_pickle=False)
+        return _template(arrays, geodesics, meta)
+    except EvaluationError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise EvaluationError(
+            f"{folder}: {SURFACE_FILE} and {GEODESICS_FILE} cannot be read ({error}); make the "
+            "template again"
+        ) from error
+
+
+def _template(arrays: Mapping, geodesics: np.ndarray, meta: Mapping) -> EvaluationTemplate:
+    return EvaluationTemplate(
+        u=arrays["u"],
+        v=arrays["v"],
+        part=arrays["part"],
+        row=arrays["row"],
+        geodesics=geodesics,
+        origin=meta["origin"],
+        is_official=meta["is_official"],
+        vertices=arrays.get("vertices"),
+        source_sha256=meta["sha256"],
+    )
+
+
+def _load_mat(path: pathlib.Path, names: tuple[str, ...]) -> list[np.ndarray]:
+    with _reading(path):
+        content = scipy.io.loadmat(path, variable_names=names)
+        return [np.asarray(content[name]).reshape(-1) for name in names]
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise EvaluationError(f"{path}: no array {error}") from error
+    except Exception as error:  # SciPy's reader raises many kinds on a damaged file
+        raise EvaluationError(f"{path}: not a readable MATLAB file ({error})") from error
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
