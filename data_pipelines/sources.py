@@ -1,0 +1,138 @@
+"""Where images and their annotations come from: a folder, memory, or several of these in a row."""
+
+import bisect
+import io
+import itertools
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from data_pipelines.annotations import Dataset, ImageFacts, ImageRecord
+
+
+class Source(Protocol):
+    """Numbered images with their annotations. Read by several threads at once."""
+
+    def __len__(self) -> int:
+        """How many images."""
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
+        """The image, [H, W, 3] uint8 RGB, and its record."""
+
+    def facts(self) -> ImageFacts:
+        """Sizes and numbers of people of all images, known without reading them."""
+
+
+class SourceError(ValueError):
+    """An image that cannot be read; the message names it."""
+
+
+def decode_image(content: bytes, name: str) -> np.ndarray:
+    """Decodes an image file.
+
+    Args:
+        content: the file's bytes, in a format that Pillow reads.
+        name: of the file, for the error.
+
+    Returns:
+        [H, W, 3] uint8 RGB, turned as its EXIF orientation says.
+
+    Raises:
+        SourceError: not an image, or one that is cut short.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise SourceError(f"{name}: cannot be decoded: {error}") from error
+
+
+class FolderSource:
+    """Annotations and the image folder they belong to."""
+
+    def __init__(self, dataset: Dataset, images_dir: str | os.PathLike[str]):
+        """Takes a parsed dataset; its file names are relative to `images_dir`."""
+        self._images = dataset.images
+        self._images_dir = pathlib.Path(images_dir)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
+        record = self._images[index]
+        path = self._images_dir / record.file_name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise SourceError(f"{path}: {error.strerror} (image {record.image_id})") from error
+        return decode_image(content, str(path)), record
+
+    def facts(self) -> ImageFacts:
+        """Sizes and numbers of people, from the annotations."""
+        return self._images.facts()
+
+
+class MemorySource:
+    """Images and records that are already in memory."""
+
+    def __init__(self, images: Sequence[np.ndarray], records: Sequence[ImageRecord]):
+        """Takes as many images [H, W, 3] uint8 RGB as records."""
+        if len(images) != len(records):
+            raise ValueError(f"got {len(images)} images and {len(records)} records")
+        self._images = images
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
+        return self._images[index], self._records[index]
+
+    def facts(self) -> ImageFacts:
+        """Sizes and numbers of people, from the records."""
+        return facts_of(self._records)
+
+
+class ConcatenatedSource:
+    """Several sources as one: training uses two annotation files of DensePose-COCO."""
+
+    def __init__(self, sources: Sequence[Source]):
+        """Takes the sources in the order of their images."""
+        self._sources = tuple(sources)
+        self._ends = list(itertools.accumulate(len(source) for source in self._sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        which = bisect.bisect_right(self._ends, index)
+        start = self._ends[which - 1] if which else 0
+        return self._sources[which][index - start]
+
+    def facts(self) -> ImageFacts:
+        """Those of the sources, one after the other."""
+        every = [source.facts() for source in self._sources]
+        return ImageFacts(
+            sizes_hw=np.concatenate([facts.sizes_hw for facts in every]),
+            people=np.concatenate([facts.people for facts in every]),
+            max_points=max(facts.max_points for facts in every),
+        )
+
+
+def facts_of(records: Sequence[ImageRecord]) -> ImageFacts:
+    """Reads the facts off records."""
+    trainable = [[person for person in record.people if not person.is_crowd] for record in records]
+    points = [
+        len(person.densepose.x) for people in trainable for person in people if person.densepose
+    ]
+    return ImageFacts(
+        sizes_hw=np.array([(r.height, r.width) for r in records], np.int32).reshape(-1, 2),
+        people=np.array([len(people) for people in trainable], np.int32),
+        max_points=max(points, default=0),
+    )
