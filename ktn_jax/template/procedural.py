@@ -128,6 +128,7 @@ def make_body() -> Body:
         chart_faces=chart_faces,
         face_patch=face_patch,
         vertex_mirror=mirror,
+        uv_symmetry=_uv_symmetry(),
     )
     for array in (vertices, weights, chart_uv, chart_to_vertex, chart_faces, face_patch, mirror):
         array.flags.writeable = False
@@ -197,6 +198,15 @@ def reflect_uv(patch: int, uv: np.ndarray) -> np.ndarray:
     elif coarse.endswith(("hand", "foot", "head")):
         u = 1 - u
     return np.stack([u, v], axis=-1)
+
+
+def _uv_symmetry() -> symmetry.UVSymmetry:
+    """The tables of the rule: what walking over the mesh gives, without the walk."""
+    patch, u, v = symmetry.table_cells()
+    uv = np.stack([u, v], axis=-1)
+    for label in range(1, parts.NUM_PATCHES + 1):
+        uv[label - 1] = reflect_uv(label, uv[label - 1])
+    return symmetry.UVSymmetry(uv[..., 0].copy(), uv[..., 1].copy())
 
 
 def _chart_uv(control, vertices, chart_faces, face_patch, chart_to_vertex, mirror) -> np.ndarray:

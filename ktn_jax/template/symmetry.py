@@ -28,29 +28,68 @@ class UVSymmetry(NamedTuple):
     v: np.ndarray
 
 
-def find_vertex_mirror(vertices: np.ndarray, tolerance: float) -> np.ndarray:
-    """Pairs every vertex with the one at its reflection in x = 0.
+def find_vertex_mirror(
+    vertices: np.ndarray, faces: np.ndarray, tolerance: float = 0.01
+) -> np.ndarray:
+    """Pairs every vertex with its reflection in x = 0, by walking over the mesh from a sure pair.
+
+    Positions alone mistake close vertices on a body that is only nearly symmetric; the walk goes
+    from a triangle to its neighbours on both sides at once and needs positions only to begin.
 
     Args:
         vertices: [V, 3] rest pose, symmetric about x = 0 up to the tolerance.
+        faces: [F, 3] with a left-right symmetric connectivity.
         tolerance: largest distance between a reflection and its vertex, in the vertices' unit.
 
     Returns:
-        [V] int32, its own inverse.
+        [V] int32, its own inverse. A vertex of no face is its own reflection.
 
     Raises:
-        ValueError: a reflection has no vertex near it, or two claim the same one.
+        ValueError: the connectivity or the rest pose is not symmetric.
     """
     reflected = vertices * np.array([-1.0, 1.0, 1.0])
-    distance, mirror = scipy.spatial.cKDTree(vertices).query(reflected)
-    if distance.max() > tolerance:
-        raise ValueError(
-            f"vertex {distance.argmax()} is {distance.max():.4g} from its reflection's nearest "
-            f"vertex, more than {tolerance:.4g}: the rest pose is not symmetric about x = 0"
-        )
+    distance, nearest = scipy.spatial.cKDTree(vertices).query(reflected)
+    opposite = {}
+    for face in faces.tolist():
+        for k in range(3):
+            opposite[face[k], face[(k + 1) % 3]] = face[(k + 2) % 3]
+    pairs: dict[int, int] = {}
+    # Begin where the reflection is clearest; again for every part that does not touch the others.
+    for seed in np.argsort(distance[faces].max(axis=1), kind="stable"):
+        face = faces[seed].tolist()
+        if face[0] not in pairs:
+            _walk(face, nearest, opposite, pairs)
+    mirror = np.arange(len(vertices), dtype=np.int32)
+    mirror[list(pairs)] = list(pairs.values())
+    gap = np.linalg.norm(reflected - vertices[mirror], axis=1)
     if (mirror[mirror] != np.arange(len(vertices))).any():
-        raise ValueError("two vertices share one reflection: the rest pose is not symmetric")
-    return mirror.astype(np.int32)
+        raise ValueError("the mesh is not symmetric: two vertices share one reflection")
+    if gap.max() > tolerance:
+        raise ValueError(
+            f"the reflection of vertex {gap.argmax()} is {gap.max():.4g} from its counterpart, "
+            f"more than {tolerance:.4g}: the rest pose is not symmetric about x = 0"
+        )
+    return mirror
+
+
+def _walk(seed: list[int], nearest: np.ndarray, opposite: dict, pairs: dict[int, int]) -> None:
+    """Adds to `pairs` the reflections of everything connected to the face `seed`."""
+    pairs.update((vertex, int(nearest[vertex])) for vertex in seed)
+    edges = [(seed[0], seed[1]), (seed[1], seed[2]), (seed[2], seed[0])]
+    seen = set(edges)
+    while edges:
+        start, end = edges.pop()
+        # Beyond the edge on this side, and beyond the reflected edge, which runs the other way.
+        beyond = opposite.get((end, start))
+        if beyond is None:
+            continue
+        reflection = opposite.get((pairs[start], pairs[end]))
+        if reflection is None or pairs.setdefault(beyond, reflection) != reflection:
+            raise ValueError(f"the mesh is not symmetric: around vertex {beyond}, sides differ")
+        for edge in ((end, start), (start, beyond), (beyond, end)):
+            if edge not in seen:
+                seen.add(edge)
+                edges.append(edge)
 
 
 def mirror_chart_vertices(
@@ -119,10 +158,16 @@ def uv_symmetry_tables(template: Template) -> UVSymmetry:
     Returns:
         The tables, ready for `mirror_by_tables` and for the flip of annotations.
     """
-    centres = np.minimum((np.arange(TABLE_SIZE) + 0.5) / 255, 1)
-    patch, v, u = np.meshgrid(np.arange(1, 25), centres, centres, indexing="ij")
+    patch, u, v = table_cells()
     mirrored = template.mirror_iuv(patch.ravel(), u.ravel(), v.ravel())
     return UVSymmetry(mirrored.u.reshape(patch.shape), mirrored.v.reshape(patch.shape))
+
+
+def table_cells() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patch, u and v [24, 256, 256] at the centre of every cell of the tables."""
+    centres = np.minimum((np.arange(TABLE_SIZE) + 0.5) / 255, 1)
+    patch, v, u = np.meshgrid(np.arange(1, parts.NUM_PATCHES + 1), centres, centres, indexing="ij")
+    return patch, u, v
 
 
 def mirror_by_tables(
