@@ -290,6 +290,16 @@ def to_flax(state: Mapping[str, np.ndarray]) -> Variables:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def torch_names(paths: list[str]) -> dict[str, str]:
+    """Finds the original's names of Flax paths; paths without one are left out."""
+    found, _ = _translate(paths, _flax_table(paths), is_to_flax=False)
+    return {path: name for path, (name, _) in found.items()}
+
+
+def _flax_table(paths: list[str]) -> tuple[Rule, ...]:
+    return _rules_of(paths, "params/predictor/auxiliary", "params/decoder/adapt_")
+
+
 def to_torch(variables: Mapping[str, Any]) -> State:
     """Converts Flax variables to a state dict of the original: the inverse of `to_flax`.
 
@@ -297,8 +307,7 @@ def to_torch(variables: Mapping[str, Any]) -> State:
         ValueError: paths that the table does not know; all are listed.
     """
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    table = _rules_of(list(flat), "params/predictor/auxiliary", "params/decoder/adapt_")
-    found, unknown = _translate(list(flat), table, is_to_flax=False)
+    found, unknown = _translate(list(flat), _flax_table(list(flat)), is_to_flax=False)
     if unknown:
         raise ValueError(f"{len(unknown)} unexpected parameters: {', '.join(sorted(unknown))}")
     channels = None

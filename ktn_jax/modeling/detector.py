@@ -24,6 +24,7 @@ from ktn_jax.modeling.neck import FPN, HRFPN
 from ktn_jax.modeling.predictor import DensePosePredictor
 from ktn_jax.modeling.resnet import BLOCKS_OF_DEPTH, ResNet
 from ktn_jax.modeling.rpn import RPNHead, anchor_boxes, select_proposals
+from ktn_jax.ops import boxes as box_ops
 from ktn_jax.ops.roi_align import multilevel_roi_align
 from ktn_jax.structures import DensePoseOutputs, Detections, Proposals
 
@@ -174,6 +175,10 @@ class Detector(nn.Module):
             image_size_hw,
         )
         return self.decode(pyramid), detections
+
+    def decode_boxes(self, deltas: Array, boxes: Array) -> Array:
+        """Moves boxes [..., R, 4] by the box head's deltas; the result is not clipped."""
+        return box_ops.decode_deltas(deltas, boxes, self.config.box_head.delta_weights)
 
     def detections_from(
         self, logits: Array, deltas: Array, proposals: Proposals, image_size_hw: Array

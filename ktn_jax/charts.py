@@ -1,0 +1,143 @@
+"""From chart maps to what a person shows: I, U, V in the box, keypoints. NumPy, on the host.
+
+Sizes here are those of boxes in the image, so nothing is static and nothing is jitted.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+
+def box_size_hw(box_xyxy: np.ndarray) -> tuple[int, int]:
+    """Height and width of a box in whole pixels, truncated, at least 1."""
+    x0, y0, x1, y1 = (float(v) for v in box_xyxy)
+    return max(int(np.float32(y1) - np.float32(y0)), 1), max(
+        int(np.float32(x1) - np.float32(x0)), 1
+    )
+
+
+def resize_maps(maps: np.ndarray, size_hw: tuple[int, int], interpolation: int) -> np.ndarray:
+    """Resizes maps [S, S, C] to [*size_hw, C], half-pixel centres, no anti-aliasing.
+
+    Args:
+        maps: float32.
+        size_hw: target.
+        interpolation: cv2.INTER_LINEAR or cv2.INTER_CUBIC (a = -0.75, as PyTorch's).
+    """
+    height, width = size_hw
+    resized = cv2.resize(maps, (width, height), interpolation=interpolation)
+    return resized.reshape(height, width, maps.shape[-1])
+
+
+def person_mask(coarse: np.ndarray, mask_threshold: float) -> np.ndarray:
+    """Decides person against background from resized coarse logits [h, w, 2 or 15].
+
+    A threshold of 0.5 stands for the argmax of the logits; any other compares the softmax
+    probability of channel 1, as the KTN fork does.
+
+    Raises:
+        ValueError: another threshold with more than two channels.
+    """
+    if mask_threshold == 0.5:
+        return coarse.argmax(-1) > 0
+    if coarse.shape[-1] != 2:
+        raise ValueError(
+            f"mask_threshold {mask_threshold} needs a two-channel mask, got {coarse.shape[-1]}"
+        )
+    # softmax over two channels is the sigmoid of their difference
+    probability = 1 / (1 + np.exp(coarse[..., 0] - coarse[..., 1]))
+    return probability > mask_threshold
+
+
+def chart_in_box(
+    coarse: np.ndarray,
+    fine: np.ndarray,
+    u: np.ndarray,
+    v: np.ndarray,
+    size_hw: tuple[int, int],
+    mask_threshold: float = 0.5,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a person's chart maps at the pixels of the box.
+
+    Args:
+        coarse: [S, S, 2 or 15] logits.
+        fine: [S, S, 25] logits.
+        u: [S, S, 25].
+        v: [S, S, 25].
+        size_hw: of the box in pixels.
+        mask_threshold: see `person_mask`.
+
+    Returns:
+        labels uint8 [h, w], 0 for background, and uv float32 [2, h, w], 0 there, not yet clipped.
+    """
+    is_person = person_mask(resize_maps(coarse, size_hw, cv2.INTER_LINEAR), mask_threshold)
+    labels = resize_maps(fine, size_hw, cv2.INTER_LINEAR).argmax(-1)
+    labels = (labels * is_person).astype(np.uint8)
+    uv = np.stack([_read_channel(maps, labels) for maps in (u, v)])
+    return labels, np.where(labels[None] > 0, uv, 0).astype(np.float32)
+
+
+def _read_channel(maps: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Bilinear values at every pixel of the channel that `labels` [h, w] names there."""
+    height, width = labels.shape
+    side_y, side_x = maps.shape[:2]
+    y0, y1, wy = _bilinear_taps(height, side_y)
+    x0, x1, wx = _bilinear_taps(width, side_x)
+    wy, wx = wy[:, None], wx[None]
+    y0, y1, x0, x1 = y0[:, None], y1[:, None], x0[None], x1[None]
+    top = (1 - wx) * maps[y0, x0, labels] + wx * maps[y0, x1, labels]
+    bottom = (1 - wx) * maps[y1, x0, labels] + wx * maps[y1, x1, labels]
+    return (1 - wy) * top + wy * bottom
+
+
+def _bilinear_taps(size_out: int, size_in: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    scale = np.float32(size_in) / np.float32(size_out)
+    position = np.maximum((np.arange(size_out, dtype=np.float32) + 0.5) * scale - 0.5, 0)
+    low = np.minimum(position.astype(int), size_in - 1)
+    return low, np.minimum(low + 1, size_in - 1), (position - low).astype(np.float32)
+
+
+def quantise(labels: np.ndarray, uv: np.ndarray) -> np.ndarray:
+    """Packs labels [h, w] and uv [2, h, w] as uint8 [3, h, w] of (I, 255 U, 255 V), truncated."""
+    uv = np.clip(uv * 255, 0, 255).astype(np.uint8)
+    return np.concatenate([labels[None], uv])
+
+
+def decode_keypoints(heatmaps: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
+    """Reads keypoints off heat maps (Mask R-CNN, section 5), as detectron2 does.
+
+    Args:
+        heatmaps: [N, S, S, K] logits.
+        boxes_xyxy: [N, 4] that they cover, pixels.
+
+    Returns:
+        float32 [N, K, 4]: x, y in pixels, the logit there, and a score: the exponential of the best
+        resized logit over the sum of those of the map, which can exceed a probability.
+    """
+    keypoints = np.zeros((len(heatmaps), heatmaps.shape[-1], 4), np.float32)
+    for maps, (x0, y0, x1, y1), row in zip(heatmaps, boxes_xyxy, keypoints, strict=True):
+        width, height = max(x1 - x0, 1), max(y1 - y0, 1)
+        columns, rows = int(np.ceil(width)), int(np.ceil(height))
+        resized = resize_maps(maps, (rows, columns), cv2.INTER_CUBIC).reshape(rows * columns, -1)
+        best = resized.argmax(0)
+        logit = resized[best, np.arange(resized.shape[1])]
+        row[:, 0] = x0 + (best % columns + 0.5) * width / columns
+        row[:, 1] = y0 + (best // columns + 0.5) * height / rows
+        row[:, 2] = logit
+        row[:, 3] = 1 / np.exp(maps.astype(np.float64) - logit).sum((0, 1))
+    return keypoints
+
+
+def rescale_boxes(
+    boxes_xyxy: np.ndarray, from_hw: Sequence[float], to_hw: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales boxes [N, 4] between image sizes and clips them to the second.
+
+    Returns:
+        float32 [N, 4] and bool [N], False for boxes that clipping left empty.
+    """
+    scale = np.float32([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]] * 2)
+    limit = np.float32([to_hw[1], to_hw[0]] * 2)
+    boxes = np.clip(boxes_xyxy.astype(np.float32) * scale, 0, limit)
+    return boxes, (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
