@@ -5,10 +5,7 @@ IUV pictures, nearly all of a file, are read again one by one when their image i
 are a JSON list of detections and JSON lines (one detection a line).
 """
 
-import base64
-import binascii
 import dataclasses
-import io
 import json
 import math
 import os
@@ -17,15 +14,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, is_box
+from ktn_jax.results import ResultsError, decode_iuv
 
 _CHUNK_BYTES = 1 << 22
 _ENTRY_LIMIT_BYTES = 1 << 28  # a detection is some tens of kilobytes
 _SEPARATORS = " \t\r\n,"
-_NUM_LABELS = 25
 _NUM_KEYPOINT_VALUES = 51
 
 
@@ -269,7 +265,7 @@ def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, An
 
     Returns:
         uint8 [3, h, w] of (I, 255 U, 255 V) with h = max(int(box height), 1) and
-        w = max(int(box width), 1); and the entry's `segmentation`, None if there is none.
+        w = max(int(box width), 1), or one more; and the entry's `segmentation` or None.
 
     Raises:
         EvaluationError: the picture is missing, broken or of another size than its box.
@@ -279,26 +275,19 @@ def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, An
     handle.seek(detection.offset)
     entry = json.loads(handle.read(detection.length))
     shape, text = _picture_fields(where, entry)
-    wanted = (3, max(int(detection.box_xywh[3]), 1), max(int(detection.box_xywh[2]), 1))
-    if tuple(shape) != wanted:
+    least = (3, max(int(detection.box_xywh[3]), 1), max(int(detection.box_xywh[2]), 1))
+    # Larger by one is a box that was rounded down: read, like in the reference, from its corner.
+    if len(shape) != 3 or not all(0 <= n - m <= 1 for n, m in zip(shape, least, strict=True)):
         raise EvaluationError(
             f"{where}: the IUV picture has shape {list(shape)}, a box of "
-            f"{list(detection.box_xywh[2:])} needs {list(wanted)} (3, int(height), int(width))"
+            f"{list(detection.box_xywh[2:])} needs {list(least)} (3, int(height), int(width))"
         )
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
-            if picture.mode != "RGB" or picture.size != (wanted[2], wanted[1]):
-                raise EvaluationError(
-                    f"{where}: the PNG is {picture.mode} of {picture.size}, wanted RGB of "
-                    f"{(wanted[2], wanted[1])} (width, height)"
-                )
-            iuv = np.asarray(picture).transpose(2, 0, 1)
-    except (OSError, SyntaxError, binascii.Error, TypeError) as error:
-        raise EvaluationError(f"{where}: the IUV picture is not a PNG in base64") from error
-    if iuv[0].max(initial=0) >= _NUM_LABELS:
-        raise EvaluationError(
-            f"{where}: patch label {iuv[0].max()}, wanted 0..24; are the PNG's channels I, U, V?"
-        )
+        iuv = decode_iuv(text)
+    except (ResultsError, AttributeError, TypeError) as error:
+        raise EvaluationError(f"{where}: IUV picture: {error}") from error
+    if iuv.shape != shape:
+        raise EvaluationError(f"{where}: the PNG has shape {iuv.shape}, the entry says {shape}")
     return iuv, entry.get("segmentation")
 
 
