@@ -128,8 +128,10 @@ def multilevel_roi_align(
         ValueError: shapes or strides do not fit, or `sampling_ratio` is below 1.
     """
     _check_arguments(features, strides, boxes, batch_index, sampling_ratio, valid_hw)
-    batch, channels = features[0].shape[0], features[0].shape[-1]
-    level = jnp.zeros(boxes.shape[0], jnp.int32)
+    batch, channels, number = features[0].shape[0], features[0].shape[-1], boxes.shape[0]
+    if number == 0:
+        return jnp.zeros((0, output_size, output_size, channels), features[0].dtype)
+    level = jnp.zeros(number, jnp.int32)
     if len(features) > 1:
         finest = round(math.log2(strides[0]))
         level = assign_levels(boxes, finest, finest + len(features) - 1)
@@ -150,12 +152,10 @@ def multilevel_roi_align(
         "boxes": boxes * jnp.asarray(1 / np.asarray(strides, np.float32))[level][:, None],
     }
     windows = lax.stop_gradient(windows)
-    number = boxes.shape[0]
     if chunk_size is None:
         corners = 4 * sampling_ratio**2 * output_size**2
         on_cpu = jax.default_backend() == "cpu"
         chunk_size = max(_CHUNK_ELEMENTS // (corners * channels), 1) if on_cpu else number
-    chunk_size = max(min(chunk_size, number), 1)
     return _pool((output_size, sampling_ratio, aligned, chunk_size), table, windows)
 
 
