@@ -56,17 +56,18 @@ class DenseTruth:
     Attributes:
         camera: The camera.
         people: [N] those who are visible, in the order of their instance ids.
-        instance: [H, W] int32: 0 background, k > 0 the person people[k - 1], -k < 0 the k-th object.
+        instance: [H, W] int32: 0 background, k > 0 the person people[k - 1], -k < 0 the k-th
+            object.
         patch: [H, W] uint8 in 0..24, 0 where no person is seen.
         u: [H, W] float32 in [0, 1], 0 where no person is seen.
         v: [H, W] float32, the same.
         depth: [H, W] float32 metres, infinite on the background.
         face: [H, W] int32 index into the template's faces, or an object's own; else -1.
         barycentric: [H, W, 3] float32 on that face; 0 on the background.
-        keypoints: [N, 17, 3] float32: x, y in continuous pixels, COCO visibility 0, 1 or 2. Keypoints
-            outside the image are all zero.
-        visible_fraction: [N] float64: seen pixels over the pixels of the image that the person would
-            fill alone.
+        keypoints: [N, 17, 3] float32: x, y in continuous pixels, COCO visibility 0, 1 or 2.
+            Keypoints outside the image are all zero.
+        visible_fraction: [N] float64: seen pixels over the pixels of the image that the person
+            would fill alone.
     """
 
     camera: Camera
@@ -160,8 +161,8 @@ def _keypoints_in_image(
     is_inside = (distance > camera.near) & (xy >= 0).all(axis=1)
     is_inside &= (xy[:, 0] < camera.width) & (xy[:, 1] < camera.height)
     column, row = np.where(is_inside[:, None], xy, 0).astype(np.int64).T
-    # Another's surface hides a joint when it is nearer than the joint; the person's own only when it
-    # is nearer than the flesh around the joint can be.
+    # Another's surface hides a joint when it is nearer than the joint; the person's own only when
+    # it is nearer than the flesh around the joint can be.
     is_own = instance[row, column] == instance_id
     slack = np.where(is_own, _KEYPOINT_DEPTH * person.stature / 1.7, 0.0)
     is_seen = depth[row, column] > distance - slack

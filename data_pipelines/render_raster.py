@@ -84,21 +84,25 @@ def _drawable_faces(
     xy: np.ndarray, depth: np.ndarray, faces: np.ndarray, camera: Camera
 ) -> np.ndarray:
     """Returns the indices of the faces that look at the camera and lie before the near plane."""
-    in_front = (depth > camera.near)[faces].all(axis=1)
-    x, y = xy[:, 0][faces], xy[:, 1][faces]
-    doubled_area = (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0])
-    doubled_area -= (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])
-    # y runs down, so that a triangle wound counter-clockwise for the viewer has a negative area.
+    # Corner by corner: NumPy is slow along an axis of three.
+    first, second, third = faces.T
+    is_before = depth > camera.near
+    in_front = is_before[first] & is_before[second] & is_before[third]
+    x, y = xy.T
     with np.errstate(invalid="ignore"):
+        doubled_area = (x[second] - x[first]) * (y[third] - y[first])
+        doubled_area -= (x[third] - x[first]) * (y[second] - y[first])
+        # y runs down: a triangle wound counter-clockwise for the viewer has a negative area.
         return np.flatnonzero(in_front & (doubled_area < -_MIN_DOUBLED_AREA))
 
 
 def _row_spans(
     x: np.ndarray, y: np.ndarray, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts triangles x, y [T, 3] into rows: triangle, row, first column, number of columns."""
-    first_row = np.clip(np.ceil(y.min(axis=1) - 0.5 - _EDGE_TOLERANCE), 0, height).astype(np.int64)
-    last_row = np.clip(np.floor(y.max(axis=1) - 0.5 + _EDGE_TOLERANCE), -1, height - 1)
+    """Cuts triangles x, y [3, T] into rows: triangle, row, first column, number of columns."""
+    top, bottom = np.minimum.reduce(y), np.maximum.reduce(y)
+    first_row = np.clip(np.ceil(top - 0.5 - _EDGE_TOLERANCE), 0, height).astype(np.int64)
+    last_row = np.clip(np.floor(bottom - 0.5 + _EDGE_TOLERANCE), -1, height - 1)
     counts = np.maximum(last_row.astype(np.int64) - first_row + 1, 0)
     triangle, rank = _expand(counts)
     row = first_row[triangle] + rank
@@ -106,12 +110,12 @@ def _row_spans(
     left = np.full(len(row), -np.inf)
     right = np.full(len(row), np.inf)
     for start, end in ((0, 1), (1, 2), (2, 0)):
-        rise = y[:, end] - y[:, start]
+        rise = y[end] - y[start]
         with np.errstate(divide="ignore", invalid="ignore"):
-            slope = (x[:, end] - x[:, start]) / rise
+            slope = (x[end] - x[start]) / rise
         # One rule for every edge: downward edges bound on the left, upward ones on the right, and
         # horizontal ones not at all, because the range of rows already does.
-        crossing = x[triangle, start] + (centre_y - y[triangle, start]) * slope[triangle]
+        crossing = x[start][triangle] + (centre_y - y[start][triangle]) * slope[triangle]
         rise = rise[triangle]
         np.maximum(left, np.where(rise > 0, crossing, -np.inf), out=left)
         np.minimum(right, np.where(rise < 0, crossing, np.inf), out=right)
@@ -143,7 +147,7 @@ def rasterise(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> Fragme
         )
     xy = camera.project(vertices)
     drawable = _drawable_faces(xy, vertices[:, 2], faces, camera)
-    corners = faces[drawable]
+    corners = faces[drawable].T
     x, y = xy[:, 0][corners], xy[:, 1][corners]
     triangle, row, first, counts = _row_spans(x, y, camera.width, camera.height)
     span, rank = _expand(counts)
@@ -152,15 +156,15 @@ def rasterise(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> Fragme
 
     # Perspective makes 1 / depth, not depth, linear on the image plane.
     inverse = 1 / vertices[:, 2][corners]
-    dx1, dy1, dw1 = x[:, 1] - x[:, 0], y[:, 1] - y[:, 0], inverse[:, 1] - inverse[:, 0]
-    dx2, dy2, dw2 = x[:, 2] - x[:, 0], y[:, 2] - y[:, 0], inverse[:, 2] - inverse[:, 0]
+    dx1, dy1, dw1 = x[1] - x[0], y[1] - y[0], inverse[1] - inverse[0]
+    dx2, dy2, dw2 = x[2] - x[0], y[2] - y[0], inverse[2] - inverse[0]
     doubled_area = dx1 * dy2 - dx2 * dy1
     gradient_x = (dw1 * dy2 - dw2 * dy1) / doubled_area
     gradient_y = (dx1 * dw2 - dx2 * dw1) / doubled_area
-    offset = inverse[:, 0] + gradient_x * (0.5 - x[:, 0]) + gradient_y * (0.5 - y[:, 0])
+    offset = inverse[0] + gradient_x * (0.5 - x[0]) + gradient_y * (0.5 - y[0])
     inverse_depth = offset[triangle] + gradient_x[triangle] * column + gradient_y[triangle] * row
     # The plane of a sliver is steep: a centre within the edge tolerance must not leave its depths.
-    low, high = inverse.min(axis=1), inverse.max(axis=1)
+    low, high = np.minimum.reduce(inverse), np.maximum.reduce(inverse)
     inverse_depth = np.clip(inverse_depth, low[triangle], high[triangle])
     return Fragments(row * camera.width + column, drawable[triangle], inverse_depth)
 
@@ -197,8 +201,8 @@ def barycentric_at_pixels(
         camera: The camera.
 
     Returns:
-        [N, 3] float64, within [0, 1] and summing to 1. Interpolating a quantity of the vertices with
-        them gives its value at the surface point seen at the pixel centre.
+        [N, 3] float64, within [0, 1] and summing to 1. Interpolating a quantity of the vertices
+        with them gives its value at the surface point seen at the pixel centre.
     """
     xy = camera.project(vertices)
     x, y = xy[:, 0][corners], xy[:, 1][corners]
