@@ -9,6 +9,10 @@ from hypothesis.extra import numpy as hnp
 from ktn_jax.ops import boxes
 
 FIXED = settings(deadline=None, derandomize=True, max_examples=30)
+encode_deltas = jax.jit(boxes.encode_deltas, static_argnums=2)
+decode_deltas = jax.jit(boxes.decode_deltas, static_argnums=2)
+clip_boxes = jax.jit(boxes.clip_boxes)
+pairwise_iou = jax.jit(boxes.pairwise_iou)
 PADDING = [0.0, 0.0, 0.0, 0.0]
 WEIGHTS = [("1_1_1_1", (1.0, 1.0, 1.0, 1.0)), ("10_10_5_5", (10.0, 10.0, 5.0, 5.0))]
 
@@ -52,15 +56,15 @@ def test_several_sizes_vary_slower_than_ratios():
 @pytest.mark.parametrize(("name", "weights"), WEIGHTS)
 def test_box_coding_matches_pytorch(golden, assert_rounding, name, weights):
     source, target = golden["box_coding/src"], golden["box_coding/gt"]
-    encoded = boxes.encode_deltas(source, target, weights)
+    encoded = encode_deltas(source, target, weights)
     assert_rounding(encoded, golden[f"box_coding/{name}/encode"])
-    decoded = boxes.decode_deltas(golden["box_coding/raw_deltas"], source, weights)
+    decoded = decode_deltas(golden["box_coding/raw_deltas"], source, weights)
     np.testing.assert_allclose(decoded, golden[f"box_coding/{name}/decode"], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parity
 def test_pairwise_iou_matches_pytorch(golden, assert_rounding):
-    actual = boxes.pairwise_iou(golden["box_coding/src"], golden["box_coding/gt"])
+    actual = pairwise_iou(golden["box_coding/src"], golden["box_coding/gt"])
     assert_rounding(actual, golden["box_coding/pairwise_iou"])
     assert_rounding(jnp.diagonal(actual), golden["box_coding/matched_iou"])
 
@@ -69,20 +73,20 @@ def test_pairwise_iou_matches_pytorch(golden, assert_rounding):
 @given(corner_grids, corner_grids)
 def test_pairwise_iou_equals_the_definition(a, b):
     expected = [[naive_iou(row, column) for column in b.tolist()] for row in a.tolist()]
-    np.testing.assert_allclose(boxes.pairwise_iou(a, b), expected, rtol=1e-6)
+    np.testing.assert_allclose(pairwise_iou(a, b), expected, rtol=1e-6)
 
 
 def test_pairwise_iou_never_matches_padding():
     padded = jnp.array([PADDING, [0.0, 0.0, 2.0, 2.0]])
-    np.testing.assert_array_equal(boxes.pairwise_iou(padded, padded), [[0, 0], [0, 1]])
-    gradient = jax.grad(lambda x: boxes.pairwise_iou(x, padded).sum())(padded)
+    np.testing.assert_array_equal(pairwise_iou(padded, padded), [[0, 0], [0, 1]])
+    gradient = jax.jit(jax.grad(lambda x: pairwise_iou(x, padded).sum()))(padded)
     assert np.isfinite(gradient).all()
 
 
 def test_pairwise_iou_takes_leading_axes_and_empty_sets():
     batch = jnp.ones((2, 3, 4))
-    assert boxes.pairwise_iou(batch, batch[:, :2]).shape == (2, 3, 2)
-    assert boxes.pairwise_iou(jnp.zeros((0, 4)), batch[0]).shape == (0, 3)
+    assert pairwise_iou(batch, batch[:, :2]).shape == (2, 3, 2)
+    assert pairwise_iou(jnp.zeros((0, 4)), batch[0]).shape == (0, 3)
 
 
 def test_area_of_inverted_boxes_is_zero():
@@ -92,18 +96,16 @@ def test_area_of_inverted_boxes_is_zero():
 
 def test_clip_uses_each_image_s_own_size():
     batch = jnp.tile(jnp.array([[[-3.0, -4.0, 50.0, 60.0], [20.0, 30.0, 25.0, 35.0]]]), (2, 1, 1))
-    clipped = boxes.clip_boxes(batch, jnp.array([[40, 30], [32, 22]], jnp.int32))
+    clipped = clip_boxes(batch, jnp.array([[40, 30], [32, 22]], jnp.int32))
     np.testing.assert_array_equal(
         clipped,
         [[[0, 0, 30, 40], [20, 30, 25, 35]], [[0, 0, 22, 32], [20, 30, 22, 32]]],
     )
-    np.testing.assert_array_equal(
-        boxes.clip_boxes(batch[0], jnp.array([40, 30], jnp.int32)), clipped[0]
-    )
+    np.testing.assert_array_equal(clip_boxes(batch[0], jnp.array([40, 30], jnp.int32)), clipped[0])
 
 
 def test_a_box_outside_the_image_becomes_empty():
-    clipped = boxes.clip_boxes(jnp.array([[70.0, 80.0, 90.0, 99.0]]), jnp.array([40.0, 30.0]))
+    clipped = clip_boxes(jnp.array([[70.0, 80.0, 90.0, 99.0]]), jnp.array([40.0, 30.0]))
     np.testing.assert_array_equal(clipped, [[30, 40, 30, 40]])
     assert boxes.box_area(clipped)[0] == 0
 
@@ -126,15 +128,15 @@ def test_decode_undoes_encode(seed, named_weights):
     rng = np.random.default_rng(seed)
     low, size = rng.uniform(-50, 50, (2, 9, 2)), rng.uniform(2, 80, (2, 9, 2))
     source, target = np.concatenate([low, low + size], -1).astype(np.float32)
-    deltas = boxes.encode_deltas(source, target, named_weights[1])
-    decoded = boxes.decode_deltas(deltas, source, named_weights[1])
+    deltas = encode_deltas(source, target, named_weights[1])
+    decoded = decode_deltas(deltas, source, named_weights[1])
     # exp(log(x)) at sizes of 100 pixels: a few float32 roundings.
     np.testing.assert_allclose(decoded, target, atol=2e-4)
 
 
 def test_decode_limits_growth_but_not_shrinkage():
     deltas = jnp.array([[0.0, 0.0, 100.0, -100.0]])
-    decoded = boxes.decode_deltas(deltas, jnp.array([[0.0, 0.0, 16.0, 16.0]]), (1, 1, 1, 1))
+    decoded = decode_deltas(deltas, jnp.array([[0.0, 0.0, 16.0, 16.0]]), (1, 1, 1, 1))
     np.testing.assert_allclose(decoded, [[8 - 500, 8, 8 + 500, 8]], rtol=1e-5)
 
 
@@ -142,17 +144,17 @@ def test_encode_is_finite_on_padding_in_value_and_gradient():
     source = jnp.array([PADDING, [0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0]])
     target = jnp.array([PADDING, PADDING, [1.0, 0.0, 3.0, 2.0]])
     np.testing.assert_allclose(
-        boxes.encode_deltas(source, target, (1, 1, 1, 1)), [[0] * 4, [0] * 4, [0.5, 0, 0, 0]]
+        encode_deltas(source, target, (1, 1, 1, 1)), [[0] * 4, [0] * 4, [0.5, 0, 0, 0]]
     )
-    gradients = jax.grad(
-        lambda a, b: boxes.encode_deltas(a, b, (1, 1, 1, 1)).sum(), argnums=(0, 1)
-    )(source, target)
+    gradients = jax.grad(lambda a, b: encode_deltas(a, b, (1, 1, 1, 1)).sum(), argnums=(0, 1))(
+        source, target
+    )
     assert np.isfinite(gradients).all()
 
 
-def test_decode_takes_batches_under_jit():
+def test_decode_takes_batches():
     deltas, source = jnp.zeros((2, 5, 8)), jnp.tile(jnp.array([[[1.0, 2.0, 3.0, 5.0]]]), (2, 5, 1))
-    decoded = jax.jit(lambda d, b: boxes.decode_deltas(d, b, (10, 10, 5, 5)))(deltas, source)
+    decoded = decode_deltas(deltas, source, (10, 10, 5, 5))
     np.testing.assert_allclose(decoded, jnp.tile(source, (1, 1, 2)))
 
 

@@ -11,11 +11,13 @@ from ktn_jax.ops import interpolate
 
 FIXED = settings(deadline=None, derandomize=True, max_examples=30)
 RESIZE = {
-    "bilinear": interpolate.resize_bilinear,
-    "bicubic": interpolate.resize_bicubic,
-    "nearest": interpolate.resize_nearest,
+    "bilinear": jax.jit(interpolate.resize_bilinear, static_argnums=1),
+    "bicubic": jax.jit(interpolate.resize_bicubic, static_argnums=1),
+    "nearest": jax.jit(interpolate.resize_nearest, static_argnums=1),
 }
 read_points = jax.jit(interpolate.read_points)
+conv_transpose = jax.jit(interpolate.conv_transpose, static_argnums=(2, 3))
+max_pool = jax.jit(interpolate.max_pool, static_argnums=(1, 2, 3))
 
 
 def nhwc(array):
@@ -30,7 +32,7 @@ def normal(*shape, seed=0):
 @pytest.mark.parametrize(("stride", "padding"), [(1, 0), (2, 0), (2, 1), (4, 0), (8, 0)])
 def test_conv_transpose_matches_pytorch(golden, assert_rounding, stride, padding):
     case = f"deconv/k4s{stride}p{padding}"
-    actual = interpolate.conv_transpose(
+    actual = conv_transpose(
         nhwc(golden[f"{case}/input"]),
         golden[f"{case}/weight"].transpose(2, 3, 0, 1),
         stride,
@@ -49,7 +51,7 @@ def test_conv_transpose_is_the_adjoint_of_convolution(kernel_hw, stride, padding
     x, kernel = normal(2, *size, 3), normal(*kernel_hw, 3, 5, seed=1)
 
     def transpose(x, kernel):
-        return interpolate.conv_transpose(x, kernel, stride, padding)
+        return conv_transpose(x, kernel, stride, padding)
 
     def convolution(y, kernel):
         return lax.conv_general_dilated(
@@ -60,7 +62,7 @@ def test_conv_transpose_is_the_adjoint_of_convolution(kernel_hw, stride, padding
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    y = normal(*transpose(x, kernel).shape, seed=2)
+    y = normal(*jax.eval_shape(transpose, x, kernel).shape, seed=2)
     gradients = jax.jit(
         lambda x, kernel: (
             jax.grad(lambda x, k: jnp.vdot(transpose(x, k), y), (0, 1))(x, kernel),
@@ -119,7 +121,7 @@ def test_bilinear_equals_the_library(size):
 @pytest.mark.parametrize("size", [(10, 14), (3, 11), (1, 1)])
 def test_gradients_of_resizing_are_the_transposed_weights(kind, size):
     """The gradient of a sum counts how much each cell was used: for constants, out / in each."""
-    gradient = jax.grad(lambda x: RESIZE[kind](x, size).sum())(normal(1, 5, 7, 2))
+    gradient = jax.jit(jax.grad(lambda x: RESIZE[kind](x, size).sum()))(normal(1, 5, 7, 2))
     np.testing.assert_allclose(gradient.sum(), 2 * size[0] * size[1], rtol=1e-5)
     shifted = RESIZE[kind](jnp.full((1, 5, 7, 2), 3.0), size)
     np.testing.assert_allclose(shifted, 3, rtol=1e-6)
@@ -143,14 +145,14 @@ def test_impossible_sizes_are_named(kind):
 def test_max_pool_matches_pytorch(golden):
     x = nhwc(golden["interp/input"])
     expected = nhwc(golden["interp/maxpool_k3s2p1"])
-    np.testing.assert_array_equal(interpolate.max_pool(x, 3, 2, 1), expected)
+    np.testing.assert_array_equal(max_pool(x, 3, 2, 1), expected)
     expected = nhwc(golden["interp/maxpool_k1s2p0"])
-    np.testing.assert_array_equal(interpolate.max_pool(x, 1, 2, 0), expected)
+    np.testing.assert_array_equal(max_pool(x, 1, 2, 0), expected)
 
 
 @pytest.mark.parametrize("size", [(7, 9), (8, 8)])
 def test_padding_never_wins_a_maximum(size):
-    pooled = interpolate.max_pool(jnp.full((1, *size, 1), -5.0), 3, 2, 1)
+    pooled = max_pool(jnp.full((1, *size, 1), -5.0), 3, 2, 1)
     assert pooled.shape == (1, (size[0] + 1) // 2, (size[1] + 1) // 2, 1)
     np.testing.assert_array_equal(pooled, jnp.full_like(pooled, -5))
 
@@ -248,15 +250,14 @@ class TestReadPoints:
         box = np.array([[0, 0, 8, 8], [0, 0, 0, 0]], np.float32)  # the second is padding
         x = np.array([[48, 300], [0, 0]], np.float32)  # 1.5 cells; outside
         channel = np.array([[2, 1], [0, 0]], np.int32)
-        gradient = jax.grad(lambda m: read_points(m, x, x, box, box, channel)[0].sum())(
-            jnp.zeros((2, 8, 8, 3))
+        gradient = jax.jit(jax.grad(lambda m: read_points(m, x, x, box, box, channel)[0].sum()))(
+            np.zeros((2, 8, 8, 3), np.float32)
         )
         expected = np.zeros((2, 8, 8, 3))
         expected[0, 1:3, 1:3, 2] = 0.25
         np.testing.assert_allclose(gradient, expected)
-        by_box = jax.grad(lambda b: read_points(normal(2, 8, 8, 3), x, x, b, b, channel)[0].sum())(
-            box
-        )
+        maps = normal(2, 8, 8, 3)
+        by_box = jax.jit(jax.grad(lambda b: read_points(maps, x, x, b, b, channel)[0].sum()))(box)
         assert np.isfinite(by_box).all()
 
     def test_no_boxes_and_wrong_shapes(self):

@@ -23,6 +23,9 @@ def run_batched_nms(boxes, scores, classes, is_valid, iou_threshold, max_outputs
     return nms.batched_nms(boxes, scores, classes, is_valid, iou_threshold, max_outputs)
 
 
+pairwise_iou = jax.jit(box_ops.pairwise_iou)
+
+
 def kept(result):
     """The indices in filled slots; checks that empty ones follow and hold 0."""
     indices, is_kept = map(np.asarray, result)
@@ -33,7 +36,7 @@ def kept(result):
 
 def greedy(boxes, scores, is_valid, iou_threshold, classes=None):
     """The textbook loop."""
-    iou = np.asarray(box_ops.pairwise_iou(boxes, boxes))
+    iou = np.asarray(pairwise_iou(boxes, boxes))
     survivors = []
     for i in np.argsort(-scores, kind="stable"):
         rivals = [j for j in survivors if classes is None or classes[i] == classes[j]]
@@ -203,7 +206,7 @@ def test_differentiating_through_the_selection_is_finite():
         indices, is_kept = nms.nms(jnp.asarray(boxes), scores, jnp.ones(20, bool), 0.5, 8)
         return jnp.sum(jnp.where(is_kept, scores[indices], 0))
 
-    gradient = jax.grad(total)(scores)
+    gradient = jax.jit(jax.grad(total))(scores)
     assert sorted(np.unique(gradient)) == [0, 1] and gradient.sum() == 8
 
 

@@ -139,7 +139,7 @@ def test_padding_a_map_changes_nothing(aligned):
     valid_hw = np.array([[9, 13], [9, 13]], np.int32)
     np.testing.assert_allclose(pool(padded, rois, 7, aligned, valid_hw), expected, atol=1e-6)
 
-    gradient = jax.grad(lambda x: (pool(x, rois, 7, aligned, valid_hw) ** 2).sum())(padded)
+    gradient = jax.jit(jax.grad(lambda x: (pool(x, rois, 7, aligned, valid_hw) ** 2).sum()))(padded)
     assert np.isfinite(gradient).all()
     assert np.abs(gradient[:, :9, :13]).max() > 0
     assert not gradient[:, 9:].any() and not gradient[:, :, 13:].any()
@@ -188,7 +188,9 @@ def test_half_precision_keeps_its_dtype_and_accumulates_in_single():
     assert pooled.dtype == jnp.bfloat16
     exact = pool(features.astype(jnp.float32), rois, 7, True)
     np.testing.assert_array_equal(pooled, exact.astype(jnp.bfloat16))
-    gradient = jax.grad(lambda x: pool(x, rois, 7, True).astype(jnp.float32).sum())(features)
+    gradient = jax.jit(jax.grad(lambda x: pool(x, rois, 7, True).astype(jnp.float32).sum()))(
+        features
+    )
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_allclose(gradient.astype(jnp.float32).sum(), 98, rtol=1e-2)
 
@@ -216,7 +218,9 @@ def test_no_boxes():
     assert pool_pyramid([ramp(8, 8), ramp(4, 4)], jnp.zeros((0, 4)), jnp.zeros(0, int)).size == 0
     features = ramp(8, 8)
     assert pool(features, np.zeros((0, 5), np.float32), 7, False).shape == (0, 7, 7, 2)
-    gradient = jax.grad(lambda x: pool(x, np.zeros((0, 5), np.float32), 7, False).sum())(features)
+    gradient = jax.jit(jax.grad(lambda x: pool(x, np.zeros((0, 5), np.float32), 7, False).sum()))(
+        features
+    )
     assert not gradient.any()
 
 
