@@ -1,0 +1,1 @@
+"""Comparison with dumps of the PyTorch original."""

@@ -1,0 +1,128 @@
+"""Inference, people: results in the photo, from stored maps and from the photo on."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ktn_jax.inference import Person, Predictor, to_result
+from ktn_jax.modeling.detector import size_multiple
+from ktn_jax.verification.dump import (
+    BOX_PIXELS,
+    END_TO_END,
+    LABEL_FRACTION,
+    SCORE,
+    UV_LEVELS,
+    Dump,
+    Row,
+    compare,
+    to_nchw,
+    to_nhwc,
+)
+from ktn_jax.verification.stages import HIGH_RESOLUTION, LOW_RESOLUTION, Runner
+
+
+def _stored_people(dump: Dump) -> list[Person]:
+    """People as the network found them, from stored detections and low-resolution maps."""
+    run = Runner(dump)
+    prefix = "infer/densepose/lowres"
+    low = {LOW_RESOLUTION[name]: to_nhwc(dump[f"{prefix}/{name}"]) for name in dump.under(prefix)}
+    if "keypoint" not in low and "infer/densepose/hr/k" in dump.keys:
+        kernel = jnp.asarray(dump["infer/densepose/surface_weight"].transpose(2, 3, 0, 1))
+        head = to_nhwc(dump["infer/densepose/head"])
+        low["keypoint"] = run(
+            lambda model, x: model.predictor.low_resolution(x, kernel)["keypoint"], head
+        )
+    outputs = run(lambda model, low: model.predictor.upsample(low), low)
+    return [
+        Person(box, float(score), jax.tree.map(lambda x, i=i: np.asarray(x[i]), outputs))
+        for i, (box, score) in enumerate(
+            zip(dump["infer/det/boxes"], dump["infer/det/scores"], strict=True)
+        )
+    ]
+
+
+def results(dump: Dump) -> Iterator[Row]:
+    people = _stored_people(dump)
+    yield from _compare_people(dump, people, "")
+
+
+def _compare_people(dump: Dump, people: list[Person], note: str) -> Iterator[Row]:
+    """Compares people brought to the requested size: boxes, scores, keypoints, charts."""
+    from_hw = tuple(int(v) for v in dump["input/image_size"])
+    to_hw = tuple(int(v) for v in dump["input/output_height_width"])
+    threshold = dump.config.model.predictor.mask_threshold
+    results = [to_result(person, from_hw, to_hw, threshold) for person in people]
+    results = [result for result in results if result is not None]
+    boxes = np.stack([r.box_xyxy for r in results]) if results else np.zeros((0, 4))
+    rows = [
+        compare(dump, "infer/final/boxes", boxes, limit=BOX_PIXELS),
+        compare(dump, "infer/final/scores", [r.score for r in results], limit=SCORE),
+    ]
+    if "infer/final/keypoints" in dump.keys:
+        rows += _compare_keypoints(dump, [r.keypoints for r in results])
+    for index, result in enumerate(results):
+        rows += _compare_chart(dump, f"infer/chart/{index}", result.iuv)
+    yield from (dataclasses.replace(row, key=row.key + note) for row in rows)
+
+
+def _compare_keypoints(dump: Dump, keypoints: list[np.ndarray]) -> list[Row]:
+    key = "infer/final/keypoints"
+    expected, actual = dump[key], np.stack(keypoints) if keypoints else np.zeros((0, 17, 3))
+    if actual.shape != expected.shape:
+        return [compare(dump, key, actual)]
+    score = float(np.abs(actual[..., 2] - expected[..., 2]).max(initial=0))
+    moved = np.abs(actual[..., :2] - expected[..., :2]).max(-1) > BOX_PIXELS
+    # An argmax: a place may differ where two are within 1e-4 of the best, then the scores agree.
+    ties = np.isclose(actual[..., 2], expected[..., 2], rtol=1e-4)
+    return [
+        Row(f"{key} score", expected.shape[:2], score, score / expected[..., 2].std(), SCORE),
+        Row(f"{key} place", expected.shape[:2], float((moved & ~ties).mean()), 0.0, 0.0),
+    ]
+
+
+def _compare_chart(dump: Dump, prefix: str, iuv: np.ndarray) -> list[Row]:
+    key = f"{prefix}/result_uint8"
+    expected = dump[key].astype(int)
+    if iuv.shape != expected.shape:
+        return [compare(dump, key, iuv)]
+    is_same = iuv[0] == expected[0]
+    levels = np.abs(iuv[1:].astype(int) - expected[1:])[:, is_same].max(initial=0)
+    return [
+        Row(f"{key} I", expected.shape[1:], float((~is_same).mean()), 0.0, LABEL_FRACTION),
+        Row(f"{key} UV", expected.shape[1:], float(levels), 0.0, UV_LEVELS),
+    ]
+
+
+def end_to_end(dump: Dump) -> Iterator[Row]:
+    """Runs the photo through the same code as `ktn predict`, in an input padded more than needed.
+
+    The larger padding shows that padding changes nothing.
+    """
+    config = dump.config.copy_and_resolve_references()
+    height, width = dump["input/normalised_padded"].shape[2:]
+    multiple = max(size_multiple(config.model), 32)
+    bucket = tuple(-(-side // multiple) * multiple + multiple for side in (height, width))
+    config.test.size_buckets = (bucket,)
+    predictor = Predictor(config, dump.variables)
+    image = np.ascontiguousarray(dump["input/image_bgr_uint8"][..., ::-1])
+    (people,) = predictor.find([image])
+    note = " end to end"
+    for key, actual in (
+        ("infer/det/boxes", [person.box_xyxy for person in people]),
+        ("infer/det/scores", [person.score for person in people]),
+    ):
+        limit = BOX_PIXELS if key.endswith("boxes") else SCORE
+        row = compare(dump, key, np.asarray(actual), limit=limit)
+        yield dataclasses.replace(row, key=key + note)
+    count = int(dump["infer/densepose/hr_count"])
+    for theirs in dump.under("infer/densepose/hr"):
+        if theirs in HIGH_RESOLUTION and len(people) >= count:
+            key = f"infer/densepose/hr/{theirs}"
+            maps = [getattr(person.charts, HIGH_RESOLUTION[theirs]) for person in people[:count]]
+            limit = END_TO_END * dump[key].std()
+            row = compare(dump, key, to_nchw(np.stack(maps)), limit=limit)
+            yield dataclasses.replace(row, key=row.key + note)
+    yield from _compare_people(dump, people, note)

@@ -1,0 +1,197 @@
+"""Inference, stage by stage: each is fed the stored input of that stage."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ktn_jax.modeling.detector import Detector, Features, build_model
+from ktn_jax.structures import Detections, Proposals
+from ktn_jax.verification.dump import (
+    BOX_PIXELS,
+    END_TO_END,
+    GEOMETRY,
+    SCORE,
+    Dump,
+    Row,
+    compare,
+    to_nchw,
+    to_nhwc,
+)
+
+Array = jax.Array
+
+
+class Runner:
+    """Runs methods of the detector on the dump's weights."""
+
+    def __init__(self, dump: Dump):
+        self.model = build_model(dump.config.model)
+        self._variables = dump.variables
+
+    def __call__(self, method: Callable, *args: Any) -> Any:
+        run = jax.jit(lambda variables, *args: self.model.apply(variables, *args, method=method))
+        return jax.device_get(run(self._variables, *args))
+
+
+def stages(dump: Dump) -> Iterator[Row]:
+    run = Runner(dump)
+    yield _preprocessing(dump, run)
+    yield from _backbone(dump, run)
+    yield from _proposals(dump, run)
+    yield from _boxes(dump, run)
+    yield from _densepose(dump, run)
+
+
+def _preprocessing(dump: Dump, run: Runner) -> Row:
+    inputs = dump["input/normalised_padded"]
+    image = dump["input/image_bgr_uint8"][..., ::-1]
+    padded = np.zeros((1, *inputs.shape[2:], 3), np.uint8)
+    padded[0, : image.shape[0], : image.shape[1]] = image
+    normalised = run(Detector.normalise, padded, jnp.asarray([image.shape[:2]]))
+    return compare(dump, "input/normalised_padded", to_nchw(normalised), GEOMETRY)
+
+
+def _image_size(dump: Dump) -> Array:
+    return jnp.asarray(dump["input/image_size"])[None]
+
+
+def _pyramid(dump: Dump) -> Features:
+    levels = dump.under("infer/backbone")
+    maps = {level: to_nhwc(dump[f"infer/backbone/{level}"]) for level in levels}
+    return Features(maps, dict.fromkeys(levels))
+
+
+def _backbone(dump: Dump, run: Runner) -> Iterator[Row]:
+    inputs = to_nhwc(dump["input/normalised_padded"])
+    pyramid = run(Detector.extract, inputs)
+    for level in dump.under("infer/backbone"):
+        key = f"infer/backbone/{level}"
+        yield compare(dump, key, to_nchw(pyramid.maps[level]), limit=END_TO_END * dump[key].std())
+
+
+def _proposals(dump: Dump, run: Runner) -> Iterator[Row]:
+    pyramid = _pyramid(dump)
+
+    def heads(model: Detector, pyramid: Features) -> Any:
+        return model.rpn_head(pyramid.maps, pyramid.sizes)
+
+    logits, deltas = run(heads, pyramid)
+    anchors = run.model.bind(dump.variables).anchors(logits)
+    levels = dump.under("infer/rpn")
+    for level, boxes in zip(levels, anchors, strict=True):
+        yield compare(dump, f"infer/rpn/{level}/logits", to_nchw(logits[level]))
+        yield compare(dump, f"infer/rpn/{level}/deltas", to_nchw(deltas[level]))
+        yield compare(dump, f"infer/rpn/{level}/anchors", boxes, GEOMETRY)
+    stored = [
+        {level: to_nhwc(dump[f"infer/rpn/{level}/{name}"]) for level in levels}
+        for name in ("logits", "deltas")
+    ]
+    sizes = dict.fromkeys(levels)
+    proposals = run(Detector.proposals_from, *stored, sizes, _image_size(dump))
+    yield from _compare_found(dump, "infer/proposals", proposals, {"objectness_logits": "logits"})
+
+
+def _compare_found(
+    dump: Dump, prefix: str, found: Proposals | Detections, scores: Mapping[str, str]
+) -> Iterator[Row]:
+    """Compares the valid rows of what was selected; the order must agree too."""
+    is_valid = np.asarray(found.is_valid[0])
+    yield compare(dump, f"{prefix}/boxes", found.boxes[0][is_valid], limit=BOX_PIXELS)
+    for theirs, ours in scores.items():
+        actual = getattr(found, ours)[0][is_valid]
+        yield compare(dump, f"{prefix}/{theirs}", actual, limit=SCORE)
+
+
+def _stored_proposals(dump: Dump) -> Proposals:
+    boxes = jnp.asarray(dump["infer/proposals/boxes"])[None]
+    logits = jnp.asarray(dump["infer/proposals/objectness_logits"])[None]
+    return Proposals(boxes, logits, jnp.ones(logits.shape, bool))
+
+
+def _boxes(dump: Dump, run: Runner) -> Iterator[Row]:
+    proposals = _stored_proposals(dump)
+    index = jnp.zeros(proposals.boxes.shape[1], jnp.int32)
+    pooled = run(Detector.pool_boxes, _pyramid(dump), proposals.boxes[0], index)
+    yield compare(dump, "infer/box/pooled", to_nchw(pooled), GEOMETRY)
+    hidden, logits, deltas = run(Detector.classify, to_nhwc(dump["infer/box/pooled"]))
+    yield compare(dump, "infer/box/head_out", hidden)
+    yield compare(dump, "infer/box/cls_logits", logits)
+    yield compare(dump, "infer/box/deltas", deltas)
+    stored = [jnp.asarray(dump[f"infer/box/{name}"])[None] for name in ("cls_logits", "deltas")]
+
+    def decode(model: Detector, deltas: Array, boxes: Array) -> Array:
+        return model.decode_boxes(deltas, boxes)
+
+    decoded = run(decode, stored[1][0], proposals.boxes[0])
+    yield compare(dump, "infer/box/decoded_boxes", decoded, GEOMETRY)
+    found = run(Detector.detections_from, *stored, proposals, _image_size(dump))
+    yield from _compare_found(dump, "infer/det", found, {"scores": "scores"})
+
+
+# The original's names of the predictor's outputs, in models with and without transfer.
+LOW_RESOLUTION = {
+    "u_lowres": "u",
+    "v_lowres": "v",
+    "ann_index_lowres": "coarse",
+    "m_lowres": "mask",
+    "k_lowres": "keypoint",
+    "index_uv_lowres": "fine",
+    "index_uv_from_surface_weight": "fine",
+    "i_lowres": "auxiliary",
+}
+HIGH_RESOLUTION = {
+    "coarse_segm": "coarse_segm",
+    "fine_segm": "fine_segm",
+    "m": "coarse_segm",
+    "index_uv": "fine_segm",
+    "u": "u",
+    "v": "v",
+    "ann_index": "part_segm",
+    "k": "keypoints",
+}
+
+
+def _densepose(dump: Dump, run: Runner) -> Iterator[Row]:
+    prefix = "infer/densepose"
+    decoded = _pyramid(dump)
+    if f"{prefix}/decoder" in dump.keys:
+        refined = run(Detector.decode, decoded)
+        (level,) = refined.maps
+        yield compare(dump, f"{prefix}/decoder", to_nchw(refined.maps[level]))
+        decoded = Features({level: to_nhwc(dump[f"{prefix}/decoder"])}, {level: None})
+    else:
+        decoded = run(Detector.decode, decoded)
+    boxes = jnp.asarray(dump["infer/det/boxes"])
+    pooled = run(Detector.pool_people, decoded, boxes, jnp.zeros(len(boxes), jnp.int32))
+    yield compare(dump, f"{prefix}/pooled", to_nchw(pooled), GEOMETRY)
+    features = run(Detector.run_head, to_nhwc(dump[f"{prefix}/pooled"]))
+    yield compare(dump, f"{prefix}/head", to_nchw(features))
+    yield from _predictor(dump, run)
+
+
+def _predictor(dump: Dump, run: Runner) -> Iterator[Row]:
+    prefix = "infer/densepose"
+    kernel = run(Detector.surface_kernel)
+    if kernel is not None:
+        box_weights = run(lambda model: model.box_head.class_and_delta_weights())
+        yield compare(dump, f"{prefix}/bbox_params", box_weights, GEOMETRY)
+        yield compare(dump, f"{prefix}/surface_weight", kernel.transpose(2, 3, 0, 1))
+        kernel = jnp.asarray(dump[f"{prefix}/surface_weight"].transpose(2, 3, 0, 1))
+
+    def low_resolution(model: Detector, features: Array) -> Mapping[str, Array]:
+        return model.predictor.low_resolution(features, kernel)
+
+    head = to_nhwc(dump[f"{prefix}/head"])
+    low = run(low_resolution, head)
+    for theirs in dump.under(f"{prefix}/lowres"):
+        key = f"{prefix}/lowres/{theirs}"
+        yield compare(dump, key, to_nchw(low[LOW_RESOLUTION[theirs]]))
+    outputs = run(Detector.predict_charts, head, kernel)
+    count = int(dump[f"{prefix}/hr_count"])
+    for theirs in dump.under(f"{prefix}/hr"):
+        if theirs in HIGH_RESOLUTION:
+            ours = getattr(outputs, HIGH_RESOLUTION[theirs])[:count]
+            yield compare(dump, f"{prefix}/hr/{theirs}", to_nchw(ours))

@@ -1,0 +1,30 @@
+"""Compares every stage of a model with a dump of the PyTorch original."""
+
+import os
+from collections.abc import Iterator
+
+import jax
+
+from ktn_jax.verification import people, stages
+from ktn_jax.verification.dump import Dump, Row
+
+
+def verify(path: str | os.PathLike) -> Iterator[Row]:
+    """Compares our model with a dump, stage by stage and then end to end.
+
+    Args:
+        path: the dump; its configuration, widths and sizes are whatever it says.
+
+    Yields:
+        A row for every array compared.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no dump, or its weights do not fit its configuration.
+        KeyError: it lacks an array.
+    """
+    dump = Dump(path)
+    with jax.default_matmul_precision("highest"):
+        yield from stages.stages(dump)
+        yield from people.results(dump)
+        yield from people.end_to_end(dump)
