@@ -90,6 +90,24 @@ def test_box_is_an_outline_from_inside():
     np.testing.assert_array_equal(drawn.any(axis=-1), outline)
 
 
+def test_box_beyond_the_border_is_closed_at_the_border():
+    image = np.zeros((60, 80, 3), np.uint8)
+    drawn = draw_people(image, [_person(-6, -4, 30, 20)], show_parts=False, show_scores=False)
+    outline = np.zeros((60, 80), bool)
+    outline[:16, :24] = True
+    outline[1:15, 1:23] = False
+    np.testing.assert_array_equal(drawn.any(axis=-1), outline)
+
+
+def test_box_of_the_higher_score_is_in_front():
+    image = np.zeros((60, 80, 3), np.uint8)
+    best, other = _person(5, 5, 30, 30, 0.9), _person(20, 20, 30, 30, 0.3)
+    for order in ([best, other], [other, best]):
+        drawn = draw_people(image, order, show_parts=False, show_scores=False)
+        assert (drawn[20, 34] == drawn[5, 5]).all()  # where the outlines cross
+        assert (drawn[49, 49] != drawn[5, 5]).any()
+
+
 def test_lines_grow_with_the_image():
     widths = []
     for side in (100, 500, 2000):
@@ -119,7 +137,7 @@ def test_score_is_written_into_the_emptiest_corner():
 
 def test_score_is_left_out_where_it_cannot_be_read():
     image = np.zeros((200, 200, 3), np.uint8)
-    for size in ((12, 100), (100, 12)):
+    for size in ((12, 100), (100, 12), (100, 30)):  # 30: it would hide half of the person
         drawn = draw_people(image, [_person(5, 5, *size)], show_parts=False, show_boxes=False)
         assert not drawn.any()
 
