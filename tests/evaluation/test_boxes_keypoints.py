@@ -1,0 +1,98 @@
+"""COCO's own measures, beside the DensePose ones."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from ktn_jax.evaluation import evaluator
+from ktn_jax.results import encode_iuv
+
+
+def _real_truth(real_dir):
+    return json.loads((real_dir / "coco_keypoints" / "test_coco.json").read_text())
+
+
+def _result(person, score, shift=0.0):
+    x, y, width, height = person["bbox"]
+    iuv = np.ones((3, max(int(height), 1), max(int(width), 1)), np.uint8)
+    keypoints = np.array(person["keypoints"], float).reshape(17, 3) + [shift, 0, 0]
+    return {
+        "image_id": person["image_id"],
+        "category_id": 1,
+        "score": score,
+        "bbox": [x + shift, y, width, height],
+        "uv_shape": list(iuv.shape),
+        "uv_data": encode_iuv(iuv),
+        "keypoints": keypoints.ravel().tolist(),
+    }
+
+
+def _run(flat_world, folder, truth, results):
+    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "results.json").write_text(json.dumps(results))
+    return evaluator.evaluate_files(
+        folder / "results.json", folder / "truth.json", flat_world.template_dir
+    )
+
+
+def test_real_annotations_against_themselves(flat_world, real_dir, tmp_path):
+    truth = _real_truth(real_dir)
+    before = copy.deepcopy(truth)
+    results = []
+    for person in truth["annotations"]:
+        image = next(i for i in truth["images"] if i["id"] == person["image_id"])
+        # A person without visible keypoints is a false positive to them: at the end of the list.
+        result = _result(person, 0.9 if person["num_keypoints"] else 0.1)
+        segmentation = person["segmentation"]
+        if isinstance(segmentation, list):
+            size = image["height"], image["width"]
+            rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+            result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+        if not person["iscrowd"]:
+            results.append(result)
+    metrics = _run(flat_world, tmp_path, truth, results)
+    for name in ("bbox", "segm", "keypoints"):
+        assert metrics.summaries[name]["AP"] == pytest.approx(100), name
+        assert metrics.summaries[name]["AR"] == pytest.approx(100), name
+    assert metrics.summaries["GPS"]["AP"] is None
+    assert any("nobody has dense annotations" in note for note in metrics.notes)
+    assert truth == before
+
+
+def test_boxes_fall_by_the_thresholds_they_miss(flat_world, tmp_path):
+    # Moved by an eighth of the width: IoU 7 / 9, which passes 0.5 .. 0.75, six of ten.
+    entries = [
+        {**e, "bbox": [e["bbox"][0] + e["bbox"][2] / 8, *e["bbox"][1:]]} for e in flat_world.entries
+    ]
+    results, truth = flat_world.write(tmp_path, entries)
+    metrics = evaluator.evaluate_files(results, truth, flat_world.template_dir)
+    assert metrics.summaries["bbox"]["AP"] == pytest.approx(60)
+    assert metrics.summaries["bbox"]["AP75"] == pytest.approx(100)
+    # The masks are the body pixels: an ellipse against the annotated box covers pi / 4.
+    assert metrics.summaries["segm"]["AP50"] == pytest.approx(100)
+    assert metrics.summaries["segm"]["AP75"] == 0
+    assert any("keypoints left out: the annotations" in note for note in metrics.notes)
+
+
+def test_keypoints_fall_with_their_distance(flat_world, real_dir, tmp_path):
+    truth = _real_truth(real_dir)
+    people = [p for p in truth["annotations"] if not p["iscrowd"]]
+    close = _run(flat_world, tmp_path, truth, [_result(p, 0.9, 1.0) for p in people])
+    far = _run(flat_world, tmp_path, truth, [_result(p, 0.9, 40.0) for p in people])
+    assert 100 > close.summaries["keypoints"]["AP"] > far.summaries["keypoints"]["AP"] + 30
+
+
+def test_results_where_some_lack_keypoints(flat_world, real_dir, tmp_path):
+    truth = _real_truth(real_dir)
+    people = [p for p in truth["annotations"] if not p["iscrowd"]]
+    results = [_result(p, 0.9) for p in people]
+    del results[0]["keypoints"]
+    metrics = _run(flat_world, tmp_path, truth, results)
+    assert "keypoints" not in metrics.summaries
+    wanted = f"keypoints left out: 1 of {len(people)} detections have none"
+    assert wanted in metrics.notes
+    nothing = _run(flat_world, tmp_path, truth, [])
+    assert nothing.summaries["keypoints"]["AP"] == 0
