@@ -87,7 +87,8 @@ def _nms(
         return jnp.zeros(max_outputs, jnp.int32), jnp.zeros(max_outputs, bool)
     # What is kept is a discrete choice: no gradient, and no cost of preparing one.
     boxes, scores = lax.stop_gradient((boxes, scores))
-    order = jnp.argsort(jnp.where(is_valid, scores, -jnp.inf), stable=True, descending=True)
+    # Invalid rows are sorted along, wherever that puts them, and are never alive.
+    order = jnp.argsort(scores, stable=True, descending=True)
     is_kept = _keep_sorted(
         boxes[order], None if classes is None else classes[order], is_valid[order], iou_threshold
     )

@@ -154,9 +154,9 @@ def test_overlap_of_exactly_the_threshold_survives():
 
 
 def test_padding_with_the_best_score_neither_survives_nor_suppresses():
-    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 9], [0, 0, 0, 0]], np.float32)
-    scores = np.array([5, 1, 9], np.float32)
-    result = run_nms(boxes, scores, np.array([False, True, False]), 0.5, 3)
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 9], [0, 0, 0, 0], [0, 0, 9, 9]], np.float32)
+    scores = np.array([5, 1, 9, np.nan], np.float32)
+    result = run_nms(boxes, scores, np.array([False, True, False, False]), 0.5, 3)
     np.testing.assert_array_equal(kept(result), [1])
 
 
