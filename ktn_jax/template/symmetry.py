@@ -57,7 +57,8 @@ def find_vertex_mirror(
     # Begin where the reflection is clearest; again for every part that does not touch the others.
     for seed in np.argsort(distance[faces].max(axis=1), kind="stable"):
         face = faces[seed].tolist()
-        if face[0] not in pairs:
+        a, b, c = nearest[face].tolist()
+        if face[0] not in pairs and opposite.get((b, a)) == c:
             _walk(face, nearest, opposite, pairs)
     mirror = np.arange(len(vertices), dtype=np.int32)
     mirror[list(pairs)] = list(pairs.values())
