@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_pipelines import record_checks
 from data_pipelines.record_checks import Collector, Finding
@@ -174,8 +174,9 @@ def check_image_bytes(content: bytes, height: int, width: int) -> tuple[str, str
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            found = (image.height, image.width)
             image.load()
+            # The size that people see and annotate, which a camera's EXIF note may have turned.
+            found = ImageOps.exif_transpose(image).size[::-1]
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         return "image_unreadable", str(error)
     except (OSError, SyntaxError, ValueError, EOFError) as error:

@@ -253,10 +253,10 @@ def _check_keypoints(raw: Mapping[str, Any], size_hw: tuple[int, int], found: Co
         if is_outside.any():
             names = ", ".join(parts.KEYPOINT_NAMES[k] for k in np.flatnonzero(is_outside))
             found.add("keypoint_outside", "keypoints", f"{names} outside the image")
-    count = raw.get("num_keypoints", int(is_labelled.sum()))
-    if count != is_labelled.sum():
+    labelled = int(is_labelled.sum())
+    if raw.get("num_keypoints", labelled) != labelled:
         found.add(
-            "keypoint_count", "num_keypoints", f"is {count!r}, {int(is_labelled.sum())} labelled"
+            "keypoint_count", "num_keypoints", f"is {raw['num_keypoints']!r:.40}, not {labelled}"
         )
 
 

@@ -1,0 +1,1 @@
+"""The TFDS dataset `densepose_coco`; importing the builder registers it."""

@@ -1,0 +1,194 @@
+"""The TFDS builder of DensePose-COCO, UltraPose and any folder in their format.
+
+Examples keep the order of the annotation file, so that the numbers of a random-access source are
+known: `metadata` holds, for every split, what batches are planned from.
+"""
+
+import dataclasses
+import io
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data_pipelines import checks
+from data_pipelines.annotations import Dataset, ImageRecord, parse_dataset
+from data_pipelines.densepose_coco import layout
+from data_pipelines.record_checks import PART_GRID
+from ktn_jax.template import parts
+
+_POINT_FIELDS = ("x", "y", "i", "u", "v")
+
+
+@dataclasses.dataclass
+class DensePoseConfig(tfds.core.BuilderConfig):
+    """Where the splits of one dataset are; none means a folder of the user's own."""
+
+    splits: Mapping[str, layout.SplitFiles] = dataclasses.field(default_factory=dict)
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Images with the people in them: boxes, keypoints, and DensePose on some.
+
+    Attributes:
+        on_bad: "raise" stops at a bad record; "skip" leaves it out.
+        max_skipped_fraction: share of bad records above which skipping stops too.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = layout.INSTRUCTIONS
+    BUILDER_CONFIGS = [
+        DensePoseConfig(
+            name="densepose_coco_2014",
+            description="DensePose-COCO on the COCO 2014 images.",
+            splits=layout.COCO_SPLITS,
+        ),
+        DensePoseConfig(
+            name="ultrapose",
+            description="UltraPose: synthetic people with dense points.",
+            splits=layout.ULTRAPOSE_SPLITS,
+        ),
+        DensePoseConfig(name="custom", description="Any folder in the DensePose-COCO format."),
+    ]
+    on_bad = "raise"
+    max_skipped_fraction = 0.01
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        # tf.train.Example keeps numbers as float32 unless they are bytes.
+        exact = tfds.features.Encoding.BYTES
+        person = {
+            "id": np.int64,
+            "box_xywh": tfds.features.Tensor(shape=(4,), dtype=np.float64, encoding=exact),
+            "is_crowd": np.bool_,
+            "area": tfds.features.Tensor(shape=(1,), dtype=np.float64, encoding=exact),
+            "keypoints": tfds.features.Tensor(shape=(parts.NUM_KEYPOINTS, 3), dtype=np.float32),
+            "segmentation": tfds.features.Text(),  # JSON: polygons, a run-length mask or null
+            "has_densepose": np.bool_,
+            "part_mask": tfds.features.Tensor(
+                shape=(PART_GRID, PART_GRID), dtype=np.uint8, encoding=tfds.features.Encoding.ZLIB
+            ),
+        }
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "image_id": np.int64,
+            "file_name": tfds.features.Text(),
+            "height": np.int32,
+            "width": np.int32,
+            "people": tfds.features.Sequence(person),
+            # Flat, with the number of the person: a sequence in a sequence would be ragged.
+            "points": tfds.features.Sequence(
+                {"person": np.int32} | {name: np.float32 for name in _POINT_FIELDS}
+            ),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=(
+                "People with boxes, COCO keypoints and, on some of them, the DensePose annotation: "
+                "points with surface patch, U and V, and a mask of 14 body parts."
+            ),
+            features=tfds.features.FeaturesDict(features),
+            homepage="http://densepose.org",
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        manual_dir = pathlib.Path(dl_manager.manual_dir)
+        found = layout.find_splits(manual_dir, self.builder_config.splits)
+        return {
+            name: self._generate_examples(name, files.annotations, files.images)
+            for name, files in found.items()
+        }
+
+    def _generate_examples(
+        self, split: str, annotations: pathlib.Path, images: pathlib.Path
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        dataset = parse_dataset(annotations, self.on_bad, self.max_skipped_fraction)
+        facts = dataset.images.facts()
+        kept, bad_images = [], 0
+        for number, record in enumerate(dataset.images):
+            content, finding = self._read(images, record, annotations)
+            if finding is not None:
+                bad_images += 1
+                self._refuse_if_too_many(dataset, bad_images, finding)
+                continue
+            kept.append(number)
+            yield record.image_id, _to_example(record, content)
+        skipped = dataclasses.asdict(dataset.skipped)
+        skipped["images"] += bad_images
+        self.info.metadata[split] = {
+            "image_ids": [dataset.images[number].image_id for number in kept],
+            "sizes_hw": facts.sizes_hw[kept].tolist(),
+            "people": facts.people[kept].tolist(),
+            "max_points": facts.max_points,
+            "skipped": skipped,
+        }
+
+    def _read(
+        self, images: pathlib.Path, record: ImageRecord, annotations: pathlib.Path
+    ) -> tuple[bytes, checks.Finding | None]:
+        path = images / record.file_name
+        content = path.read_bytes() if path.is_file() else b""
+        wrong = checks.check_image_bytes(content, record.height, record.width)
+        if not path.is_file():
+            wrong = ("image_missing", f"no file {path}")
+        if wrong is None:
+            return content, None
+        name = f"image {record.image_id}"
+        message = f"{record.file_name}: {wrong[1]}"
+        return content, checks.Finding(wrong[0], str(annotations), name, "file_name", message)
+
+    def _refuse_if_too_many(
+        self, dataset: Dataset, bad_images: int, finding: checks.Finding
+    ) -> None:
+        """Raises where a bad image may not be skipped, or one too many was."""
+        report = dataclasses.replace(dataset.report, findings=(*dataset.report.findings, finding))
+        if self.on_bad == "raise":
+            raise checks.DatasetError(f"{finding}\non_bad='skip' leaves bad records out", report)
+        skipped = dataset.skipped.total + bad_images
+        records = report.counts["images"] + report.counts["annotations"]
+        if skipped > self.max_skipped_fraction * records:
+            limit = f"above {self.max_skipped_fraction:.2%}"
+            raise checks.DatasetError(
+                f"{skipped} of {records} records are bad, {limit}; the last: {finding}", report
+            )
+
+
+def _to_example(record: ImageRecord, content: bytes) -> dict[str, Any]:
+    points: list[dict[str, Any]] = []
+    people = []
+    for number, person in enumerate(record.people):
+        dense = person.densepose
+        people.append(
+            {
+                "id": person.annotation_id,
+                "box_xywh": person.box_xywh,
+                "is_crowd": person.is_crowd,
+                "area": np.array([person.area]),
+                "keypoints": person.keypoints,
+                "segmentation": json.dumps(person.segmentation),
+                "has_densepose": dense is not None,
+                "part_mask": np.zeros((PART_GRID, PART_GRID), np.uint8)
+                if dense is None
+                else dense.part_mask,
+            }
+        )
+        if dense is not None:
+            columns = zip(*(getattr(dense, name) for name in _POINT_FIELDS), strict=True)
+            points += [
+                {"person": number} | dict(zip(_POINT_FIELDS, values, strict=True))
+                for values in columns
+            ]
+    return {
+        "image": io.BytesIO(content),
+        "image_id": record.image_id,
+        "file_name": record.file_name,
+        "height": record.height,
+        "width": record.width,
+        "people": people,
+        "points": points,
+    }
