@@ -111,8 +111,7 @@ def _row_spans(
     right = np.full(len(row), np.inf)
     for start, end in ((0, 1), (1, 2), (2, 0)):
         rise = y[end] - y[start]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            slope = (x[end] - x[start]) / rise
+        slope = (x[end] - x[start]) / np.where(rise == 0, 1, rise)
         # One rule for every edge: downward edges bound on the left, upward ones on the right, and
         # horizontal ones not at all, because the range of rows already does.
         crossing = x[start][triangle] + (centre_y - y[start][triangle]) * slope[triangle]

@@ -44,7 +44,9 @@ def _draw_quad(image: np.ndarray, rng: np.random.Generator) -> None:
     target = centre + square * extent + rng.normal(0, 0.06, (4, 2)) * [width, height]
     source = (square + 0.5) * side
     transform = cv2.getPerspectiveTransform(source.astype(np.float32), target.astype(np.float32))
-    warped = cv2.warpPerspective(texture, transform, (width, height), flags=cv2.INTER_LINEAR)
+    warped = cv2.warpPerspective(
+        texture, transform, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     mask = np.zeros((height, width), np.uint8)
     cv2.fillConvexPoly(mask, target.astype(np.int32), 255)
     cv2.copyTo(warped, mask, image)

@@ -63,7 +63,7 @@ def sample_outfit(rng: np.random.Generator) -> Outfit:
     skin_colour = textures.sample_skin(rng)
     skin = textures.sample_material(rng, skin_colour, "plain")
     skin = dataclasses.replace(skin, unevenness=rng.uniform(0.02, 0.08), shininess=0.1)
-    hair_tone = textures._HAIR_TONES[rng.integers(len(textures._HAIR_TONES))]
+    hair_tone = textures.HAIR_TONES[rng.integers(len(textures.HAIR_TONES))]
     hair_colour = (hair_tone * rng.uniform(0.7, 1.2)).clip(0.02, 1)
     if rng.random() < 0.05:
         hair_colour = textures.sample_colour(rng)
@@ -88,7 +88,7 @@ def sample_outfit(rng: np.random.Generator) -> Outfit:
         leg=rng.uniform(1.75, 2.2) if long_leg else rng.uniform(0.25, 1.25),
         sock=rng.uniform(1.4, 1.95) if rng.random() < 0.5 else 9.0,
         waist=rng.uniform(0.02, 0.35),
-        neckline=rng.uniform(0.07, 0.16),
+        neckline=rng.uniform(0.05, 0.125),
         hem=rng.uniform(0.05, 0.12) if rng.random() < 0.3 else 0.0,
         hairline=rng.uniform(0.72, 0.9) if rng.random() < 0.93 else 2.0,
         hair_length=rng.uniform(-0.1, 0.5),

@@ -52,7 +52,7 @@ def sample_lighting(rng: np.random.Generator) -> Lighting:
     direction /= max(np.linalg.norm(direction), 1e-6)
     warmth = rng.normal(0, 0.08)
     tint = np.array([1 + warmth, 1.0, 1 - warmth])
-    ambient = rng.uniform(0.3, 0.75)
+    ambient = rng.uniform(0.4, 0.8)
     sun = rng.uniform(0.25, 1.0) * tint
     sky = ambient * (2 - tint)
     return Lighting(direction, sun, sky, sky * rng.uniform(0.5, 0.95))
