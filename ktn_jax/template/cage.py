@@ -33,11 +33,11 @@ FINGERTIP_POINT = np.array([0.635, 0.935, 0.105])
 _TORSO = np.array(
     [
         [0.885, 0.180, 0.085, 0.115],
-        [0.955, 0.178, 0.095, 0.128],
+        [0.955, 0.176, 0.094, 0.130],
         [1.035, 0.160, 0.100, 0.108],
-        [1.130, 0.146, 0.100, 0.095],
-        [1.240, 0.158, 0.112, 0.108],
-        [1.345, 0.172, 0.112, 0.118],
+        [1.130, 0.143, 0.098, 0.090],
+        [1.240, 0.157, 0.116, 0.106],
+        [1.345, 0.172, 0.118, 0.118],
         [1.450, 0.150, 0.060, 0.088],
     ]
 )
@@ -45,24 +45,24 @@ _TORSO = np.array(
 _HEAD = np.array(
     [
         [1.470, 0.078, 0.042, -0.084],
-        [1.500, 0.062, 0.046, -0.066],
-        [1.535, 0.064, 0.074, -0.066],
-        [1.562, 0.072, 0.110, -0.076],
-        [1.590, 0.077, 0.116, -0.090],
-        [1.620, 0.080, 0.112, -0.098],
-        [1.655, 0.082, 0.114, -0.100],
-        [1.692, 0.078, 0.104, -0.096],
-        [1.722, 0.058, 0.072, -0.072],
+        [1.508, 0.060, 0.044, -0.066],
+        [1.530, 0.056, 0.084, -0.064],
+        [1.550, 0.066, 0.106, -0.078],
+        [1.583, 0.072, 0.110, -0.093],
+        [1.618, 0.076, 0.108, -0.101],
+        [1.656, 0.079, 0.106, -0.102],
+        [1.695, 0.075, 0.092, -0.093],
+        [1.718, 0.052, 0.060, -0.066],
     ]
 )
 # Leg rings from the hip's down: height, centre x, centre z, half width, half depth.
 _LEG = np.array(
     [
-        [0.880, 0.098, -0.015, 0.094, 0.105],
-        [0.790, 0.100, -0.010, 0.090, 0.098],
-        [0.710, 0.102, -0.004, 0.083, 0.089],
-        [0.630, 0.104, 0.000, 0.076, 0.080],
-        [0.550, 0.106, 0.000, 0.067, 0.071],
+        [0.880, 0.096, -0.018, 0.094, 0.108],
+        [0.785, 0.094, -0.012, 0.089, 0.100],
+        [0.705, 0.095, -0.004, 0.083, 0.090],
+        [0.625, 0.098, 0.000, 0.076, 0.081],
+        [0.550, 0.103, 0.000, 0.067, 0.071],
         [0.478, 0.107, 0.002, 0.060, 0.066],
         [0.410, 0.108, -0.006, 0.059, 0.064],
         [0.335, 0.110, -0.016, 0.060, 0.066],
@@ -74,12 +74,12 @@ _LEG = np.array(
 # Foot sections from the heel (lattice z = -1) to the toes: z, inner x, outer x, height of the top.
 _FOOT = np.array(
     [
-        [-0.075, 0.090, 0.142, 0.090],
-        [-0.020, 0.080, 0.152, 0.095],
-        [0.035, 0.074, 0.160, 0.090],
-        [0.090, 0.070, 0.170, 0.062],
-        [0.145, 0.068, 0.178, 0.045],
-        [0.195, 0.078, 0.172, 0.030],
+        [-0.080, 0.084, 0.146, 0.090],
+        [-0.020, 0.074, 0.154, 0.095],
+        [0.035, 0.068, 0.164, 0.090],
+        [0.090, 0.064, 0.174, 0.064],
+        [0.145, 0.060, 0.184, 0.047],
+        [0.200, 0.070, 0.174, 0.034],
     ]
 )
 # Arm rings from row 1 on: fraction of the way through the bone, half height, half depth.
@@ -257,7 +257,7 @@ def _position(key: Key) -> np.ndarray:
     if y <= 0 and x >= 1:
         return _leg_position(x, y, z)
     if y == 0:
-        return np.array([0.0, (0.848, 0.812, 0.838)[1 - z], (0.078, -0.005, -0.1)[1 - z]])
+        return np.array([0.0, (0.840, 0.795, 0.820)[1 - z], (0.074, -0.005, -0.1)[1 - z]])
     height, half_width, front, back = _TORSO[y]
     angle, stretch = _ring(x, z, -4, 4)
     # A power below one squares the cross-section: trunks are boxier than an ellipse.
@@ -281,19 +281,19 @@ def _ring(x: int, z: int, x_min: int, x_max: int) -> tuple[float, float]:
 def _head_position(x: int, y: int, z: int) -> np.ndarray:
     height, half_width, front, back = _HEAD[y - 6]
     if z == 0 and abs(x) < 2:  # the crown's middle row
-        return np.array([half_width * x * 0.6, height + 0.012, 0.0])
+        return np.array([half_width * x * 0.6, height + 0.018, 0.0])
     angle, stretch = _ring(x, z, -2, 2)
     point = np.array([half_width * math.cos(angle), height, 0.0])
     point[2] = (front + back) / 2 + (front - back) / 2 * math.sin(angle)
     point[0] *= stretch
-    point[1] -= (0.30, 0.16, 0.05, 0, 0, 0, 0, 0, 0)[y - 6] * (point[2] + 0.02)
-    nose = {(0, 9): (0.004, 0.012), (0, 10): (-0.006, 0.042), (0, 11): (0.0, 0.006)}
+    point[1] -= (0.30, 0.22, 0.30, 0.16, 0, 0, 0, 0, 0)[y - 6] * (point[2] + 0.02)
+    nose = {(0, 9): (0.003, 0.0), (0, 10): (-0.004, 0.040), (0, 11): (0.0, 0.004)}
     if z == 1 and (x, y) in nose:
         point[1:] += nose[(x, y)]
     if z == 1 and (x, y) == (1, 11):
         point[2] -= 0.008  # eye sockets
     if z == 0 and y in (10, 11):
-        point += [0.022, 0.006, -0.012]  # ears
+        point += [0.015, 0.004, -0.010]  # ears
     return point
 
 
@@ -309,11 +309,11 @@ def _arm_position(row: int, y: int, z: int) -> np.ndarray:
     centre, forward, up = _arm_frame(along)
     depth = np.cross(forward, up)
     if z >= 2:
-        reach = {2: 0.026, 3: 0.050}[z]
+        reach = {2: 0.030, 3: 0.062}[z]
         root = (_arm_position(WRIST + 1, 0, 1) + _arm_position(WRIST + 2, 0, 1)) / 2
-        tip = root + reach * (0.75 * depth + 0.62 * forward - 0.2 * up)
-        sideways = forward * 0.75 - depth * 0.62
-        return tip + (row - WRIST - 1.5) * 0.030 * sideways + y * 0.014 * up
+        tip = root + reach * (0.66 * depth + 0.72 * forward - 0.2 * up)
+        sideways = forward * 0.66 - depth * 0.72
+        return tip + (row - WRIST - 1.5) * 0.042 * sideways + y * 0.019 * up
     if y == 0 and z == 0:  # the middle of the fingertips' cap
         return centre
     angle = math.atan2(y, z)
@@ -346,8 +346,8 @@ def _leg_position(x: int, y: int, z: int) -> np.ndarray:
     point = np.array([math.cos(angle) * half_width, 0.0, math.sin(angle) * half_depth]) * stretch
     point += [centre_x, height, centre_z]
     if y == HIP:  # the groin line falls from the hip bone to the crotch
-        point[1] += 0.05 * math.cos(angle)
-        point[0] = max(point[0], 0.016)
+        point[1] += 0.055 * math.cos(angle)
+        point[0] = max(point[0], 0.010)
     return point
 
 

@@ -92,9 +92,9 @@ def joint_points() -> np.ndarray:
 
 # Keypoints that hang off a joint: the joint that carries them and their rest position.
 _LEFT_KEYPOINTS = {
-    "nose": ("head", (0.0, 1.588, 0.122)),
-    "left_eye": ("head", (0.033, 1.622, 0.092)),
-    "left_ear": ("head", (0.080, 1.604, -0.002)),
+    "nose": ("head", (0.0, 1.579, 0.126)),
+    "left_eye": ("head", (0.034, 1.620, 0.088)),
+    "left_ear": ("head", (0.080, 1.606, -0.006)),
     "left_shoulder": ("left_shoulder", (0.172, 1.395, -0.022)),
     "left_elbow": ("left_elbow", tuple(cage.ELBOW_POINT)),
     "left_wrist": ("left_wrist", tuple(cage.WRIST_POINT)),
