@@ -30,6 +30,7 @@ PATCH_MEAN_DISTANCE = np.array(
     + [0.150] * 2
 )
 _CANDIDATES = 4  # neighbours fetched to settle ties; more equal ones fall back to a full search
+_PATCH_GAP = 1000.0  # charts are 1 wide
 _LEVELS = 256  # U and V of a prediction have 8 bits
 
 
@@ -101,6 +102,11 @@ class EvaluationTemplate:
         return distances
 
 
+def is_patch(part: np.ndarray) -> np.ndarray:
+    """Tells which annotated or predicted labels are patches 1..24, and not background or others."""
+    return (part > 0) & (part <= NUM_PARTS) & (part == np.floor(part))
+
+
 class VertexFinder:
     """Finds the nearest vertex of a patch, with the reference's rule for ties: the first one.
 
@@ -110,22 +116,42 @@ class VertexFinder:
     """
 
     def __init__(self, template: EvaluationTemplate) -> None:
-        self._vertices = [np.flatnonzero(template.part == part + 1) for part in range(NUM_PARTS)]
-        self._points = [np.stack([template.u[i], template.v[i]], axis=1) for i in self._vertices]
-        self._trees = [cKDTree(points) for points in self._points]
+        self._points = np.stack([template.u, template.v], axis=1)
+        self._part = template.part
+        self._vertices = [np.flatnonzero(template.part == part) for part in range(NUM_PARTS + 1)]
+        # One tree for all patches, held apart by a third coordinate: one search an image.
+        self._tree = cKDTree(np.column_stack([self._points, template.part * _PATCH_GAP]))
         # Predictions are 8-bit: each (I, U, V) is searched for at most once. -1 is "not yet".
         self._known = np.full((NUM_PARTS + 1) * _LEVELS * _LEVELS, -1, np.int32)
 
     def find(self, part: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Returns [P] int64 vertices nearest to the chart points, -1 where part is not 1..24."""
         found = np.full(len(part), -1, np.int64)
-        queries = np.stack([u, v], axis=1).astype(np.float64)
-        for index in range(NUM_PARTS):
-            selected = np.flatnonzero(part == index + 1)
-            if len(selected):
-                local = _first_nearest(self._trees[index], self._points[index], queries[selected])
-                found[selected] = self._vertices[index][local]
+        selected = np.flatnonzero(is_patch(part))
+        if len(selected):
+            queries = np.stack([u[selected], v[selected]], axis=1).astype(np.float64)
+            found[selected] = self._first_nearest(part[selected].astype(np.int64), queries)
         return found
+
+    def _first_nearest(self, part: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        places = np.column_stack([queries, part * _PATCH_GAP])
+        count = min(_CANDIDATES, len(self._points))
+        rough, candidates = self._tree.query(places, k=[*range(1, count + 1)])
+        offsets = self._points[candidates] - queries[:, None]
+        exact = np.sqrt(offsets[..., 0] * offsets[..., 0] + offsets[..., 1] * offsets[..., 1])
+        exact[self._part[candidates] != part[:, None]] = np.inf
+        is_best = exact == exact.min(axis=1, keepdims=True)
+        nearest = np.where(is_best, candidates, len(self._points)).min(axis=1)
+        # The tree's own rounding decides which candidates it returned: leave it a margin. Points
+        # far outside the chart come near to other patches in the tree.
+        is_unsure = (rough[:, -1] <= rough[:, 0] * (1 + 1e-12) + 1e-300) | (
+            rough[:, 0] > _PATCH_GAP / 4
+        )
+        for index in np.flatnonzero(is_unsure):
+            members = self._vertices[part[index]]
+            distances = cdist(self._points[members], queries[index : index + 1])
+            nearest[index] = members[distances.argmin()]
+        return nearest
 
     def find_quantised(self, part: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """The same for uint8 predictions (I, 255 U, 255 V); -1 on the background."""
@@ -136,21 +162,6 @@ class VertexFinder:
             new_u, new_v = unknown // _LEVELS % _LEVELS / scale, unknown % _LEVELS / scale
             self._known[unknown] = self.find(unknown // _LEVELS**2, new_u, new_v)
         return self._known[codes].astype(np.int64)
-
-
-def _first_nearest(tree: cKDTree, points: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    count = min(_CANDIDATES, len(points))
-    rough, candidates = tree.query(queries, k=[*range(1, count + 1)])
-    offsets = points[candidates] - queries[:, None]
-    exact = np.sqrt(offsets[..., 0] * offsets[..., 0] + offsets[..., 1] * offsets[..., 1])
-    is_best = exact == exact.min(axis=1, keepdims=True)
-    nearest = np.where(is_best, candidates, len(points)).min(axis=1)
-    if count < len(points):
-        # The tree's own rounding decides which candidates it returned: leave it a margin.
-        crowded = np.flatnonzero(rough[:, -1] <= rough[:, 0] * (1 + 1e-12) + 1e-300)
-        if len(crowded):
-            nearest[crowded] = cdist(queries[crowded], points).argmin(axis=1)
-    return nearest
 
 
 def person_similarity(

@@ -79,9 +79,7 @@ def person_mask(
         The mask on the image.
     """
     if dp_masks is not None:
-        labels = part_labels(dp_masks)
-        if not zoom_labels:
-            labels = np.minimum(labels, 1.0)
+        labels = part_labels(dp_masks) if zoom_labels else _part_union(dp_masks)
         scale = (float(max(box_xywh[3], 1)) / _GRID, float(max(box_xywh[2], 1)) / _GRID)
         resized = zoom(labels, scale, order=1, prefilter=False)
         return place(resized > 0.5, box_xywh, image_size_hw)
@@ -97,28 +95,42 @@ def person_mask(
 def part_labels(dp_masks: Sequence) -> np.ndarray:
     """Decodes coarse masks to labels [256, 256] float64 in 0..14; later parts lie on top."""
     labels = np.zeros((_GRID, _GRID))
-    parts = [(part, rle) for part, rle in enumerate(dp_masks[:_MASK_PARTS], start=1) if rle]
-    if not parts:
-        return labels
-    for _, rle in parts:
+    present = _present_parts(dp_masks)
+    if present:
+        decoded = decode([rle for _, rle in present])
+        for index, (part, _) in enumerate(present):
+            labels[decoded[..., index] > 0] = part
+    return labels
+
+
+def _part_union(dp_masks: Sequence) -> np.ndarray:
+    present = [rle for _, rle in _present_parts(dp_masks)]
+    if not present:
+        return np.zeros((_GRID, _GRID))
+    return decode([coco_mask.merge(present)])[..., 0].astype(np.float64)
+
+
+def _present_parts(dp_masks: Sequence) -> list[tuple[int, Mapping]]:
+    present = [(part, rle) for part, rle in enumerate(dp_masks[:_MASK_PARTS], start=1) if rle]
+    for index, (part, rle) in enumerate(present):
         if not isinstance(rle, Mapping) or list(rle.get("size", ())) != [_GRID, _GRID]:
             raise EvaluationError(f"dp_masks must be RLEs of size [256, 256], got {rle!r:.60}")
-    decoded = decode([rle for _, rle in parts])
-    for index, (part, _) in enumerate(parts):
-        labels[decoded[..., index] > 0] = part
-    return labels
+        present[index] = part, _compress(rle)
+    return present
+
+
+def _compress(rle: Mapping) -> Mapping:
+    if isinstance(rle["counts"], list):
+        return coco_mask.frPyObjects(dict(rle), *rle["size"])
+    return rle
 
 
 def decode(rles: Sequence[Mapping]) -> np.ndarray:
     """Decodes COCO RLEs of one size to uint8 [h, w, n]."""
-    rles = [
-        coco_mask.frPyObjects(dict(rle), *rle["size"]) if isinstance(rle["counts"], list) else rle
-        for rle in rles
-    ]
     with warnings.catch_warnings():
         # pycocotools 2.0.11 calls NumPy 2 in a deprecated way.
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        return coco_mask.decode(rles)
+        return coco_mask.decode([_compress(rle) for rle in rles])
 
 
 def mask_iou(

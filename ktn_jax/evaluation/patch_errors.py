@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ktn_jax.evaluation.geodesic_similarity import NUM_PARTS
+from ktn_jax.evaluation.geodesic_similarity import NUM_PARTS, is_patch
 
 WITHIN_CM = (5, 10, 20)
 _MIN_BOX_IOU = 0.5
@@ -126,14 +126,10 @@ def measure_patches(
                 detection_id=0 if line is None else detections[line].detection_id,
                 gps=0.0 if line is None else float(gps[line, column]),
                 box_iou=0.0 if line is None else float(box_iou[line, column]),
-                num_points=int(_is_scored(person.points[2]).sum()),
+                num_points=int(is_patch(person.points[2]).sum()),
             )
         )
     return total, tuple(records)
-
-
-def _is_scored(patch: np.ndarray) -> np.ndarray:
-    return np.isin(patch, np.arange(1, NUM_PARTS + 1))
 
 
 def _take_boxes(people: Sequence, box_iou: np.ndarray) -> dict[int, int]:
@@ -151,7 +147,7 @@ def _take_boxes(people: Sequence, box_iou: np.ndarray) -> dict[int, int]:
 def _book(total: PatchErrors, person, pair) -> None:
     if pair is None:  # the box fits, but no point lies in it
         patch = person.points[2]
-        np.add.at(total.points, patch[_is_scored(patch)].astype(int), 1)
+        np.add.at(total.points, patch[is_patch(patch)].astype(int), 1)
         return
     patch, centimetres = pair.patch, pair.distances.astype(np.float64) * _CM_PER_METRE
     on_body = np.isfinite(centimetres)

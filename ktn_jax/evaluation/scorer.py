@@ -169,11 +169,15 @@ class ImageScorer:
         A pair is left out where no annotated point lies in the detection: its GPS is 0.
         """
         places, patches, rows, sampled = [], [], [], []
-        for column, person in enumerate(people):
-            if person.points is None:
-                continue
-            x, y, patch, u, v = person.points
-            vertices = self._finder.find(patch, u, v)
+        annotated = [i for i, person in enumerate(people) if person.points is not None]
+        if not annotated:
+            return {}
+        points = np.concatenate([people[i].points[2:] for i in annotated], axis=1)
+        ends = np.cumsum([people[i].points.shape[1] for i in annotated])[:-1]
+        found = np.split(self._finder.find(*points), ends)
+        for column, vertices in zip(annotated, found, strict=True):
+            person = people[column]
+            x, y = person.points[:2]
             on_body = vertices >= 0  # points annotated as background are not scored
             person_rows = self._template.row[vertices[on_body]]
             person_patch = self._template.part[vertices[on_body]]
