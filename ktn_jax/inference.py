@@ -20,7 +20,9 @@ from ktn_jax.structures import DensePoseOutputs, Detections
 
 Array = jax.Array
 
-MAX_PEOPLE_A_CALL = 128  # of the second stage; more people take several calls
+# The second stage runs on as many rows as there are people, rounded up to one of these; more
+# people than the last take several calls.
+PEOPLE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 100)
 _NEW_BUCKET_MULTIPLE = 64  # images larger than every bucket are padded to a multiple of this
 
 
@@ -120,17 +122,17 @@ class Predictor:
     def _charts(
         self, decoded: Features, boxes: np.ndarray, batch_index: np.ndarray
     ) -> DensePoseOutputs | None:
-        """Runs the second stage on as many rows as there are people, rounded up to a power of 2."""
+        """Runs the second stage on people [N, 4] of images `batch_index` [N]; None without any."""
         parts = []
-        for start in range(0, len(boxes), MAX_PEOPLE_A_CALL):
-            part = boxes[start : start + MAX_PEOPLE_A_CALL]
-            padding = 2 ** int(np.ceil(np.log2(len(part)))) - len(part)
+        for start in range(0, len(boxes), PEOPLE_BUCKETS[-1]):
+            part = boxes[start : start + PEOPLE_BUCKETS[-1]]
+            padding = min(size for size in PEOPLE_BUCKETS if size >= len(part)) - len(part)
             outputs = self._dense(
                 self.variables,
                 self._surface_kernel,
                 decoded,
                 np.pad(part, ((0, padding), (0, 0))),
-                np.pad(batch_index[start : start + MAX_PEOPLE_A_CALL], (0, padding)),
+                np.pad(batch_index[start : start + PEOPLE_BUCKETS[-1]], (0, padding)),
             )
             outputs = jax.device_get(outputs)
             count = len(part)

@@ -176,3 +176,15 @@ def _check_constants(config: ConfigDict, stored: Mapping[str, np.ndarray], sourc
                 f"{source}: {name} is {value.ravel().tolist()}, but the configuration says "
                 f"{ours[name].ravel().tolist()}"
             )
+
+
+def initialise(config: ConfigDict, seed: int) -> Variables:
+    """Draws the initial weights of a configuration's model."""
+    model = build_model(config.model)
+    images = jnp.zeros((1, 128, 128, 3), jnp.uint8)
+    return jax.jit(model.init)(jax.random.key(seed), images, jnp.full((1, 2), 128))
+
+
+def count_parameters(variables: Mapping[str, Any]) -> int:
+    """Number of values in `params`."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))

@@ -133,13 +133,14 @@ class FrozenBatchNorm(nn.Module):
     """Affine map with fixed statistics; nothing in it trains."""
 
     epsilon: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones_init()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Scales and shifts the channels of x [..., C]."""
         shape = (x.shape[-1],)
         # In the same collections as batch norm's, so that a checkpoint serves both.
-        scale = lax.stop_gradient(self.param("scale", nn.initializers.ones_init(), shape))
+        scale = lax.stop_gradient(self.param("scale", self.scale_init, shape))
         bias = lax.stop_gradient(self.param("bias", nn.initializers.zeros_init(), shape))
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape).value
         var = self.variable("batch_stats", "var", jnp.ones, shape).value
@@ -152,12 +153,13 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.1  # share of the new batch, PyTorch's convention
     epsilon: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones_init()
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Normalises x [B, H, W, C] by the batch if `train`, else by the running statistics."""
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones_init(), shape)
+        scale = self.param("scale", self.scale_init, shape)
         bias = self.param("bias", nn.initializers.zeros_init(), shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
@@ -186,6 +188,7 @@ class GroupNorm(nn.Module):
 
     num_groups: int = 32
     epsilon: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones_init()
 
     @nn.compact
     def __call__(self, x: Array, valid_hw: Array | None = None) -> Array:
@@ -197,7 +200,7 @@ class GroupNorm(nn.Module):
         batch, height, width, channels = x.shape
         if channels % self.num_groups:
             raise ValueError(f"{channels} channels do not divide into {self.num_groups} groups")
-        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+        scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
         members = channels // self.num_groups
         x32 = x.astype(jnp.float32)
@@ -230,11 +233,16 @@ class ConvNorm(nn.Module):
     norm: str = ""
     use_bias: bool | None = None
     kernel_init: Initializer = msra_init
+    scale_init: Initializer = nn.initializers.ones_init()  # of the norm
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, valid_hw: Array | None = None, train: bool = False) -> Array:
-        """Maps x [B, H, W, C_in], of which `valid_hw` [B, 2] counts, to [B, H', W', features]."""
+        """Maps x [B, H, W, C_in], of which `valid_hw` [B, 2] counts, to [B, H', W', features].
+
+        Raises:
+            ValueError: an unknown norm.
+        """
         use_bias = not self.norm if self.use_bias is None else self.use_bias
         x = Conv(
             self.features,
@@ -246,21 +254,13 @@ class ConvNorm(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x, valid_hw)
-        return apply_norm(self.norm, x, strided_size(valid_hw, self.stride), train)
-
-
-def apply_norm(kind: str, x: Array, valid_hw: Array | None, train: bool) -> Array:
-    """Applies the norm called `kind` to x inside a compact module, under the name "norm".
-
-    Raises:
-        ValueError: an unknown kind.
-    """
-    if kind == "":
-        return x
-    if kind == "FrozenBN":
-        return FrozenBatchNorm(name="norm")(x)
-    if kind == "BN":
-        return BatchNorm(name="norm")(x, train)
-    if kind == "GN":
-        return GroupNorm(name="norm")(x, valid_hw)
-    raise ValueError(f"unknown norm {kind!r}: one of '', 'FrozenBN', 'BN', 'GN'")
+        if self.norm == "":
+            return x
+        if self.norm == "FrozenBN":
+            return FrozenBatchNorm(scale_init=self.scale_init, name="norm")(x)
+        if self.norm == "BN":
+            return BatchNorm(scale_init=self.scale_init, name="norm")(x, train)
+        if self.norm == "GN":
+            norm = GroupNorm(scale_init=self.scale_init, name="norm")
+            return norm(x, strided_size(valid_hw, self.stride))
+        raise ValueError(f"unknown norm {self.norm!r}: one of '', 'FrozenBN', 'BN', 'GN'")

@@ -1,6 +1,7 @@
 """ResNet backbone (He et al., 2016), with the stride in the 1x1 (MSRA) or the 3x3 convolution."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -32,9 +33,9 @@ class Bottleneck(nn.Module):
         """Maps x [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
         first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
 
-        def conv(name: str, features: int, size: int, stride: int, dilation: int = 1) -> ConvNorm:
+        def conv(name: str, features: int, size: int, stride: int, **options: Any) -> ConvNorm:
             return ConvNorm(
-                features, size, stride, dilation, self.norm, dtype=self.dtype, name=name
+                features, size, stride, norm=self.norm, dtype=self.dtype, name=name, **options
             )
 
         shortcut = x
@@ -42,9 +43,20 @@ class Bottleneck(nn.Module):
             shortcut = conv("shortcut", self.features, 1, self.stride)(x, valid_hw, train)
         x = nn.relu(conv("conv1", self.width, 1, first)(x, valid_hw, train))
         inner_hw = strided_size(valid_hw, first)
-        x = nn.relu(conv("conv2", self.width, 3, second, self.dilation)(x, inner_hw, train))
-        x = conv("conv3", self.features, 1, 1)(x, strided_size(inner_hw, second), train)
+        x = nn.relu(
+            conv("conv2", self.width, 3, second, dilation=self.dilation)(x, inner_hw, train)
+        )
+        x = conv("conv3", self.features, 1, 1, scale_init=self._residual_scale())(
+            x, strided_size(inner_hw, second), train
+        )
         return nn.relu(x + shortcut)
+
+    def _residual_scale(self) -> nn.initializers.Initializer:
+        """Initial scale of the last norm: training starts from identities (Goyal et al., 2017).
+
+        A fixed norm cannot grow from zero; it only keeps sums of untrained blocks from exploding.
+        """
+        return nn.initializers.constant(0.2 if self.norm == "FrozenBN" else 0.0)
 
 
 class ResNet(nn.Module):

@@ -1,0 +1,71 @@
+"""The `ktn` command."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import ktn_jax
+
+COMMANDS = ("predict", "convert", "verify")
+
+# Where compiled programs are kept, so that the second run starts at once.
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser of all subcommands, without importing anything heavy."""
+    parser = argparse.ArgumentParser(
+        prog="ktn", description=ktn_jax.__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"ktn_jax {ktn_jax.__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f"ktn_jax.commands.{name}")
+        summary = module.__doc__.splitlines()[0]
+        subparser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"examples:{module.EXAMPLES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand.
+
+    Args:
+        argv: arguments after `ktn`; None for those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 something is wrong in what was asked for (said on stderr).
+    """
+    arguments = build_parser().parse_args(argv)
+    _prepare_jax()
+    try:
+        return arguments.run(arguments)
+    # What a user can mend is a message; anything else is a bug and keeps its traceback.
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        if os.environ.get("KTN_TRACEBACK"):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print(f"ktn {arguments.command}: {message}", file=sys.stderr)  # noqa: T201
+        return 1
+
+
+def _prepare_jax() -> None:
+    """Sets what must be set before JAX starts."""
+    cache = os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ktn_jax", "compiled"
+    )
+    os.environ.setdefault(_CACHE_VARIABLE, cache)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

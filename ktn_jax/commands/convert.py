@@ -1,0 +1,25 @@
+"""convert weights between PyTorch files and our own folders, in any direction"""
+
+import argparse
+
+EXAMPLES = """
+  ktn convert model_final.pkl ktn_r50.safetensors
+  ktn convert ktn_r50.safetensors R.pth
+  ktn convert R.pth weights/            # a folder: an orbax checkpoint
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this subcommand."""
+    parser.add_argument("source", help=".pth, .pkl, .safetensors or .npz file, or an orbax folder")
+    parser.add_argument("target", help=".pth, .pkl or .safetensors file, or a new folder (orbax)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Reads, translates and writes; names that are not known are an error."""
+    from ktn_jax import weights
+
+    variables = weights.read_variables(arguments.source)
+    weights.write_variables(arguments.target, variables)
+    print(f"{weights.count_parameters(variables):,} parameters written to {arguments.target}")  # noqa: T201
+    return 0

@@ -1,0 +1,53 @@
+"""find people in photos and write which point of the body each pixel shows"""
+
+import argparse
+import pathlib
+import sys
+
+EXAMPLES = """
+  ktn predict photo.jpg --config configs/ktn.py:r50 --weights R.pth --output out/
+  ktn predict photos/ '2024/*.png' --config configs/densepose_rcnn.py:r50 --weights R.pkl \\
+      --output out/
+
+For each photo: NAME_iuv.png (red I, green 255 U, blue 255 V), NAME_instances.png (people numbered
+from 1 by score), NAME_overlay.jpg; for all of them results.json (DensePose-COCO results format).
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this subcommand."""
+    from ktn_jax import commands
+
+    parser.add_argument("photos", nargs="+", help="files, folders or globs")
+    commands.add_config_arguments(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", help=".pth, .pkl, .safetensors file or an orbax folder")
+    source.add_argument(
+        "--random-weights", action="store_true", help="untrained weights, to try speed and memory"
+    )
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write into")
+    parser.add_argument(
+        "--min-score", type=float, default=0.5, help="people drawn and listed (default 0.5)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predicts; a photo that cannot be read is reported and skipped, and makes the exit code 1."""
+    from ktn_jax import configuration, images, prediction, weights
+    from ktn_jax.inference import Predictor
+
+    config = configuration.load_config(arguments.config, arguments.changes)
+    photos = images.find_images(arguments.photos)
+    if arguments.random_weights:
+        variables = weights.initialise(config, seed=0)
+    else:
+        variables = weights.load(config, arguments.weights)
+    report = prediction.predict_files(
+        Predictor(config, variables), photos, arguments.output, arguments.min_score
+    )
+    for path, reason in report.failures:
+        print(f"skipped {path}: {reason}", file=sys.stderr)  # noqa: T201
+    print(  # noqa: T201
+        f"{report.num_people} people in {report.num_photos} photos, written to {arguments.output}"
+    )
+    return 1 if report.failures else 0

@@ -1,0 +1,32 @@
+"""compare every stage of a model with a dump of the PyTorch original"""
+
+import argparse
+import sys
+
+EXAMPLES = """
+  ktn verify golden.npz
+  ktn verify golden.npz --failures      # print only what is out of tolerance
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this subcommand."""
+    parser.add_argument("dump", help=".npz file with config, weights, inputs and stages")
+    parser.add_argument(
+        "--failures", action="store_true", help="print only rows that are out of tolerance"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the table; 1 if anything is out of tolerance."""
+    from tqdm import tqdm
+
+    from ktn_jax.verification.dump import format_rows
+    from ktn_jax.verification.verify import verify
+
+    rows = list(tqdm(verify(arguments.dump), unit=" rows", file=sys.stderr, desc="verify"))
+    shown = [row for row in rows if not (arguments.failures and row.is_ok)]
+    print(format_rows(shown))  # noqa: T201
+    failed = sum(not row.is_ok for row in rows)
+    print(f"{len(rows)} compared, {failed} out of tolerance")  # noqa: T201
+    return 1 if failed or not rows else 0
