@@ -49,6 +49,8 @@ def image_points(record):
     x, y, width, height = record["bbox"]
     column = x + np.array(record["dp_x"]) * width / 256
     row = y + np.array(record["dp_y"]) * height / 256
+    # Points are the centres of pixels; files hold four decimals of the grid.
+    np.testing.assert_allclose(np.concatenate([row, column]) % 1, 0.5, atol=1e-3)
     return row.astype(int), column.astype(int)
 
 
