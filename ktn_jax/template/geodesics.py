@@ -43,7 +43,8 @@ def geodesic_distances(
         [S, V] float64 in the unit of the vertices; infinite between parts that do not touch.
     """
     graph = edge_graph(vertices, faces)
-    return scipy.sparse.csgraph.dijkstra(graph, directed=False, indices=sources)
+    # The graph holds both directions; told so, Dijkstra need not look for the other one.
+    return scipy.sparse.csgraph.dijkstra(graph, directed=True, indices=sources)
 
 
 def condensed_geodesics(
@@ -63,7 +64,7 @@ def condensed_geodesics(
     graph = edge_graph(vertices, faces)
     for start in range(0, len(vertices), block_rows):
         sources = np.arange(start, min(start + block_rows, len(vertices)))
-        rows = scipy.sparse.csgraph.dijkstra(graph, directed=False, indices=sources)
+        rows = scipy.sparse.csgraph.dijkstra(graph, directed=True, indices=sources)
         below = np.arange(len(vertices))[None] < sources[:, None]
         yield rows[below].astype(np.float32)
 

@@ -32,8 +32,8 @@ def load_template(
     Args:
         uv_processed_mat: `UV_Processed.mat`.
         body_vertices: [V, 3] rest pose, y up, x to the person's left; an array or a `.npy` file.
-        uv_symmetry_mat: `UV_symmetry_transforms.mat`; without it the mirrored coordinates come
-            from the body's own symmetry.
+        uv_symmetry_mat: `UV_symmetry_transforms.mat`; mirrored coordinates are then read from it,
+            and without it come from the body's own symmetry.
         metres_per_unit: 0.01 for a body in centimetres.
         symmetry_tolerance: metres within which the reflection of a vertex must find another; None
             for a body that is not symmetric, or not in its rest pose.
@@ -74,6 +74,7 @@ def load_template(
             face_patch=content["All_FaceIndices"].ravel(),
             vertex_mirror=mirror,
             uv_symmetry=uv_symmetry,
+            mirrors_by_tables=uv_symmetry is not None,
         )
 
 

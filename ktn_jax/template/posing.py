@@ -7,7 +7,6 @@ import scipy.spatial.transform
 
 from ktn_jax.template import cage, skeleton
 
-_JOINT = skeleton.JOINT
 NUM_JOINTS = len(skeleton.JOINT_NAMES)
 
 

@@ -10,6 +10,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
 
 from ktn_jax.template import (
     cage,
@@ -69,13 +70,21 @@ class Body:
             The posed surface and keypoints.
         """
         transforms = posing.skin_transforms(self.joints, shape, pose)
-        flat = self.weights @ transforms.reshape(len(transforms), 12)
-        matrices = flat.reshape(-1, 3, 4)
+        matrices = (self._sparse_weights @ transforms.reshape(-1, 12)).reshape(-1, 3, 4)
         vertices = np.einsum("vij,vj->vi", matrices[:, :, :3], self._soft_rest(shape))
         vertices += matrices[:, :, 3]
         carrier, rest = skeleton.keypoint_anchors()
         keypoints = np.einsum("kij,kj->ki", transforms[carrier, :, :3], rest)
         return PosedBody(vertices, keypoints + transforms[carrier, :, 3])
+
+    @functools.cached_property
+    def _sparse_weights(self) -> scipy.sparse.csr_matrix:
+        """The weights without their zeros: two or three a row are left.
+
+        A dense product would go through threaded BLAS, which is slower at this size and may sum in
+        another order on another machine.
+        """
+        return scipy.sparse.csr_matrix(self.weights)
 
     def _soft_rest(self, shape: posing.Shape) -> np.ndarray:
         """[V, 3] rest vertices with the belly and the chest of this build."""

@@ -253,7 +253,6 @@ def _sample_orientation(rng: np.random.Generator, posture: Callable) -> np.ndarr
     return posing.axis_angle(turned)
 
 
-# Capsules for the collision test: (joint, joint or None for a point beyond it, radius in metres).
 def limbs_collide(pose: posing.Pose) -> bool:
     """Whether a hand, forearm or shin of the rest build runs into the trunk, head or its pair.
 

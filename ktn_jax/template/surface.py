@@ -47,8 +47,9 @@ class Template:
         face_patch: [F] int32 in 1..24.
         vertex_mirror: [V] int32, the vertex that takes each one's place in a mirror; None where
             the surface has no left-right symmetric mesh.
-        uv_symmetry: tables of the mirrored U and V given with the charts, or None to compute them
-            from the mesh.
+        uv_symmetry: tables of the mirrored U and V, or None to compute them from the mesh.
+        mirrors_by_tables: `mirror_iuv` reads `uv_symmetry` although the mesh is symmetric, so that
+            it agrees with the flip of annotations to the last bit.
     """
 
     vertices: np.ndarray
@@ -58,6 +59,7 @@ class Template:
     face_patch: np.ndarray
     vertex_mirror: np.ndarray | None = None
     uv_symmetry: symmetry.UVSymmetry | None = None
+    mirrors_by_tables: bool = False
 
     def __post_init__(self):
         for name, dtype in _FIELD_DTYPES.items():
@@ -103,9 +105,18 @@ class Template:
 
     @functools.cached_property
     def uv_symmetry_tables(self) -> symmetry.UVSymmetry:
-        """The given tables of mirrored U and V, or those of the mesh's own symmetry."""
+        """The given tables of mirrored U and V, or those of the mesh's own symmetry.
+
+        Raises:
+            ValueError: there are neither tables nor a symmetric mesh.
+        """
         if self.uv_symmetry is not None:
             return self.uv_symmetry
+        if self.vertex_mirror is None:
+            raise ValueError(
+                "this template has neither symmetry tables nor a symmetric mesh: load it with "
+                "UV_symmetry_transforms.mat, or with a body in a symmetric rest pose"
+            )
         return symmetry.uv_symmetry_tables(self)
 
     @functools.cached_property
@@ -196,12 +207,12 @@ class Template:
         """Maps chart coordinates to those of the reflected surface point.
 
         Uses the mesh's own symmetry where it has one, which is exact, and else the tables that came
-        with the charts, as the annotations' horizontal flip does.
+        with the charts, as the horizontal flip of annotations does.
 
         Raises:
             ValueError: a patch outside 1..24, or neither a symmetric mesh nor tables.
         """
-        if self.vertex_mirror is None:
+        if self.mirrors_by_tables or self.vertex_mirror is None:
             return IUV(*symmetry.mirror_by_tables(self.uv_symmetry_tables, patch, u, v))
         points = self.iuv_to_surface(patch, u, v)
         corners = self.chart_mirror[self.chart_faces[points.face]]

@@ -40,9 +40,7 @@ def test_reading_back_gives_the_same_template(body, charts_mat, tmp_path):
 
 def test_given_tables_take_the_place_of_the_meshs(body, charts_mat, golden_dir):
     tables = golden_dir / "uv_symmetry_synthetic.mat"
-    loaded = loading.load_template(
-        charts_mat(), body.template.vertices, tables, symmetry_tolerance=None
-    )
+    loaded = loading.load_template(charts_mat(), body.template.vertices, tables)
     content = scipy.io.loadmat(tables)
     for patch in (1, 7, 24):
         np.testing.assert_array_equal(
@@ -85,6 +83,14 @@ def test_bad_bodies_are_named(body, charts_mat, tmp_path):
     (tmp_path / "text.npy").write_text("not an array")
     with pytest.raises(ValueError, match=r"text\.npy: not a NumPy array file"):
         loading.load_template(path, tmp_path / "text.npy")
+
+
+def test_a_template_without_any_symmetry_says_so(body, charts_mat):
+    loaded = loading.load_template(charts_mat(), body.template.vertices, symmetry_tolerance=None)
+    with pytest.raises(ValueError, match="UV_symmetry_transforms.mat"):
+        loaded.mirror_iuv(np.array([7]), np.array([0.5]), np.array([0.25]))
+    with pytest.raises(ValueError, match="no vertex_mirror"):
+        _ = loaded.chart_mirror
 
 
 def test_missing_and_damaged_mat_files_are_named(body, tmp_path):
