@@ -46,7 +46,9 @@ def build(
     builder = _builder(config, data_dir)
     builder.on_bad = on_bad
     builder.max_skipped_fraction = max_skipped_fraction
-    download_config = tfds.download.DownloadConfig(manual_dir=os.fspath(manual_dir))
+    download_config = tfds.download.DownloadConfig(
+        manual_dir=os.fspath(manual_dir), try_download_gcs=False
+    )
     builder.download_and_prepare(download_config=download_config, file_format=_FILE_FORMAT)
     return {
         split: {"images": len(facts["image_ids"]), "skipped": facts["skipped"]}

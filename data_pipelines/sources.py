@@ -1,4 +1,4 @@
-"""Where images and their annotations come from: a folder, memory, or several of these in a row."""
+"""Where images and annotations come from: a folder, memory, a renderer, or several in a row."""
 
 import bisect
 import io
@@ -6,12 +6,14 @@ import itertools
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from data_pipelines.annotations import Dataset, ImageFacts, ImageRecord
+from data_pipelines.annotations import Dataset, ImageFacts, ImageRecord, parse_person
+from data_pipelines.synthetic import SyntheticSource
+from ktn_jax.template import parts
 
 
 class Source(Protocol):
@@ -95,6 +97,56 @@ class MemorySource:
     def facts(self) -> ImageFacts:
         """Sizes and numbers of people, from the records."""
         return facts_of(self._records)
+
+
+class RenderedSource:
+    """Synthetic people, rendered when asked for and, where wanted, kept.
+
+    Rendering is Python: only the loader with processes spreads it over cores.
+    """
+
+    def __init__(self, people: SyntheticSource, keep: bool = False):
+        """Takes the generator.
+
+        Args:
+            people: makes image and annotations of a number.
+            keep: whether images stay in memory once made, for sets that are small and used often.
+        """
+        self._people = people
+        self._kept: dict[int, tuple[np.ndarray, ImageRecord]] | None = {} if keep else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles without the images that were kept."""
+        return RenderedSource, (self._people, self._kept is not None)
+
+    def __len__(self) -> int:
+        return len(self._people)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        example = self._people[index]
+        entry = example.image_record
+        record = ImageRecord(
+            image_id=entry["id"],
+            file_name=entry["file_name"],
+            height=entry["height"],
+            width=entry["width"],
+            people=tuple(parse_person(annotation) for annotation in example.annotations),
+        )
+        if self._kept is not None:
+            self._kept[index] = example.image, record
+        return example.image, record
+
+    def facts(self) -> ImageFacts:
+        """What the scene's settings promise: nothing is rendered to know it."""
+        scene = self._people.scene
+        count = len(self._people)
+        return ImageFacts(
+            sizes_hw=np.tile(np.int32(scene.image_size_hw), (count, 1)),
+            people=np.full(count, scene.people_range[1], np.int32),
+            max_points=scene.points_per_part * parts.NUM_COARSE,
+        )
 
 
 class ConcatenatedSource:

@@ -117,3 +117,20 @@ def folder(tmp_path, raw):
     write_images(tmp_path / "images", raw["images"])
     (tmp_path / "annotations.json").write_text(json.dumps(raw))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def dataset_writer():
+    """Writes the images of some ids and their annotations: (root, json path, image folder, ids)."""
+
+    def write(root, annotation_file, image_folder, ids):
+        wanted = set(ids)
+        images = [image for image in _RAW["images"] if image["id"] in wanted]
+        people = [person for person in _RAW["annotations"] if person["image_id"] in wanted]
+        write_images(root / image_folder, images)
+        (root / annotation_file).parent.mkdir(parents=True, exist_ok=True)
+        (root / annotation_file).write_text(
+            json.dumps(_RAW | {"images": images, "annotations": people})
+        )
+
+    return write
