@@ -76,7 +76,8 @@ def error_on_template(
     template: EvaluationTemplate, rows: Mapping[str, Mapping[str, float | None]]
 ) -> Figure:
     """Draws the mean error of every patch on the vertices, from the front and from behind."""
-    errors = np.array([np.nan] + [rows[n]["mean_cm"] or np.nan for n in PATCH_NAMES[1:]], float)
+    # None, a patch without points, becomes NaN and is drawn grey.
+    errors = np.array([None] + [rows[name]["mean_cm"] for name in PATCH_NAMES[1:]], float)
     vertices, values = template.vertices, errors[template.part]
     figure = Figure(figsize=(8, 6), layout="constrained")
     panels = figure.subplots(1, 2)

@@ -19,6 +19,9 @@ from ktn_jax.atomic_files import replacing
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
 from ktn_jax.pickles import load_arrays
+from ktn_jax.template.evaluation_mesh import make_evaluation_mesh
+from ktn_jax.template.geodesics import condensed_geodesics
+from ktn_jax.template.surface import Template
 
 SURFACE_FILE = "template.npz"
 GEODESICS_FILE = "geodesics.npy"
@@ -119,6 +122,37 @@ def convert_official_files(
         origin="DensePose evaluation files" if is_official else "files in the DensePose layout",
         is_official=is_official,
         source_sha256=hashes,
+    )
+
+
+def write_body_template(
+    target: str | pathlib.Path, body: Template, origin: str, subdivided: bool = True
+) -> None:
+    """Makes the evaluation template of any body surface, with distances along its edges.
+
+    Args:
+        target: folder to write.
+        body: the project's own body, or a user's body with the published charts.
+        origin: which body, for reports. The result is marked as not comparable with published
+            numbers whatever the body: those rest on one table.
+        subdivided: split every edge once, as the published evaluation does; for the project's body
+            sixteen times the table (0.3 GB) and minutes.
+
+    Raises:
+        EvaluationError: the surface has parts that do not touch.
+    """
+    mesh = make_evaluation_mesh(body, subdivided)
+    count = len(mesh.vertices)
+    write_template(
+        target,
+        u=mesh.u,
+        v=mesh.v,
+        part=mesh.patch,
+        row=mesh.chart_to_vertex,
+        geodesics=condensed_geodesics(mesh.vertices, mesh.faces),
+        num_distances=count * (count - 1) // 2,
+        origin=origin,
+        vertices=mesh.vertices[mesh.chart_to_vertex],
     )
 
 
