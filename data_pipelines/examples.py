@@ -25,7 +25,11 @@ class ArraySpec:
 
 
 def batch_spec(
-    batch_size: int, canvas_hw: tuple[int, int], max_people: int, max_points: int
+    batch_size: int,
+    canvas_hw: tuple[int, int],
+    max_people: int,
+    max_points: int,
+    with_person_masks: bool = False,
 ) -> dict[str, ArraySpec]:
     """Describes a batch: B images of H x W, G people an image, P points a person.
 
@@ -39,12 +43,15 @@ def batch_spec(
     `point_is_valid` bool [B, G, P]; `point_x`, `point_y` float32 [B, G, P] in 0..256 on the grid
     over the person's box; `point_i` int32 patch 0..24; `point_u`, `point_v` float32 in 0..1.
     `part_mask` uint8 [B, G, 256, 256]: coarse part 0..14 on the same grid.
+    With person masks also `person_mask` uint8 [B, G, 256, 256], 0 or 1 on the same grid, and
+    `has_person_mask` bool [B, G].
 
     Args:
         batch_size: B; of one process where there are several.
         canvas_hw: H and W.
         max_people: G.
         max_points: P.
+        with_person_masks: whether segmentations are part of it.
 
     Returns:
         Shape and dtype by name.
@@ -67,6 +74,9 @@ def batch_spec(
         "point_is_valid": (points, np.bool_),
         "part_mask": ((*people, PART_GRID, PART_GRID), np.uint8),
     }
+    if with_person_masks:
+        shapes["person_mask"] = shapes["part_mask"]
+        shapes["has_person_mask"] = (people, np.bool_)
     return {name: ArraySpec(shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
 
 
@@ -105,10 +115,16 @@ class ExampleMaker:
     symmetry: UVSymmetry | None
     max_people: int
     max_points: int
+    with_person_masks: bool = False
+
+    def spec(self, rows: int, canvas_hw: tuple[int, int]) -> dict[str, ArraySpec]:
+        """Shapes and dtypes of `rows` images."""
+        sizes = (self.max_people, self.max_points, self.with_person_masks)
+        return batch_spec(rows, canvas_hw, *sizes)
 
     def allocate(self, rows: int, canvas_hw: tuple[int, int]) -> Batch:
         """Zeros for `rows` images."""
-        spec = batch_spec(rows, canvas_hw, self.max_people, self.max_points)
+        spec = self.spec(rows, canvas_hw)
         return {name: np.zeros(array.shape, array.dtype) for name, array in spec.items()}
 
     def make(self, task: Task) -> Batch:
@@ -136,7 +152,7 @@ class ExampleMaker:
             row["image_size_hw"][...] = row["original_size_hw"][...] = 1
             return
         image, record = self.source[task.example]
-        labelled = transforms.label_image(image, record)
+        labelled = transforms.label_image(image, record, self.with_person_masks)
         labelled = transforms.resize(labelled, task.resized_hw)
         if task.is_flipped:
             labelled = transforms.flip(labelled, self.symmetry)
@@ -159,6 +175,9 @@ class ExampleMaker:
         row["is_valid"][slot] = True
         row["boxes"][slot] = person.box_xyxy
         row["keypoints"][slot] = person.keypoints
+        if person.person_mask is not None:
+            row["has_person_mask"][slot] = True
+            row["person_mask"][slot] = person.person_mask
         if person.densepose is None:
             return
         points = person.densepose

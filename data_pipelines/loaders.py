@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_pipelines.examples import Batch, ExampleMaker, Task, batch_spec, tasks_of
+from data_pipelines.examples import Batch, ExampleMaker, Task, tasks_of
 from data_pipelines.plan import PlannedBatch
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ def make_tf_dataset(request: Request, workers: int, ahead: int = 2) -> Any:
     import tensorflow as tf  # heavy, and only this loader needs it
 
     tf.config.set_visible_devices([], "GPU")  # TensorFlow would reserve the memory JAX needs
-    spec = batch_spec(1, (1, 1), request.maker.max_people, request.maker.max_points)
+    spec = request.maker.spec(1, (1, 1))
     names = list(spec)
     count = len(request.tasks(request.start)) if request.start != request.stop else 1
     last_tasks = functools.lru_cache(maxsize=ahead + 2)(request.tasks)

@@ -55,6 +55,7 @@ class DataSettings:
     workers: int = 4
     batches_ahead: int = 2
     skip_images_without_people: bool = True  # in training
+    with_person_masks: bool = False  # segmentations, for losses that train on them
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -121,7 +122,7 @@ def make_datasets(
         plan, maker = _plan_training(settings, train_source, symmetry)
         steps_per_epoch = plan.steps_per_epoch
         rows = _rows(settings.batch_size, *share)
-        train_specs = _specs(settings, plan.canvases, rows)
+        train_specs = _specs(maker, plan.canvases, rows)
 
         def train(start_step: int = 0) -> Iterator[Batch]:
             return _load(settings, Request(plan.__getitem__, rows, start_step, None, maker))
@@ -133,8 +134,8 @@ def make_datasets(
         eval_plan = EvaluationPlan(facts.sizes_hw, augmentation, settings.eval_batch_size)
         eval_batches = len(eval_plan)
         eval_rows = _rows(settings.eval_batch_size, *share)
-        eval_specs = _specs(settings, eval_plan.canvases, eval_rows)
-        eval_maker = ExampleMaker(eval_source, None, settings.max_people, settings.max_points)
+        eval_maker = _maker(settings, eval_source, None)
+        eval_specs = _specs(eval_maker, eval_plan.canvases, eval_rows)
 
         def evaluate() -> Iterator[Batch]:
             request = Request(eval_plan.__getitem__, eval_rows, 0, eval_batches, eval_maker)
@@ -163,7 +164,13 @@ def _plan_training(
         facts.sizes_hw[kept], settings.augmentation, settings.batch_size, settings.seed
     )
     chosen = source if len(kept) == len(source) else _Chosen(source, kept)
-    return plan, ExampleMaker(chosen, symmetry, settings.max_people, settings.max_points)
+    return plan, _maker(settings, chosen, symmetry)
+
+
+def _maker(settings: DataSettings, source: Source, symmetry: UVSymmetry | None) -> ExampleMaker:
+    return ExampleMaker(
+        source, symmetry, settings.max_people, settings.max_points, settings.with_person_masks
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,12 +214,9 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
 
 
 def _specs(
-    settings: DataSettings, canvases: tuple[tuple[int, int], ...], rows: slice
+    maker: ExampleMaker, canvases: tuple[tuple[int, int], ...], rows: slice
 ) -> tuple[dict[str, ArraySpec], ...]:
-    count = rows.stop - rows.start
-    return tuple(
-        batch_spec(count, canvas, settings.max_people, settings.max_points) for canvas in canvases
-    )
+    return tuple(maker.spec(rows.stop - rows.start, canvas_hw) for canvas_hw in canvases)
 
 
 def _load(settings: DataSettings, request: Request) -> Iterator[Batch]:

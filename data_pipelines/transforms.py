@@ -10,8 +10,10 @@ import dataclasses
 import cv2
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
-from data_pipelines.annotations import DensePoseRecord, ImageRecord, PersonRecord
+from data_pipelines import rle
+from data_pipelines.annotations import DensePoseRecord, ImageRecord, PersonRecord, Segmentation
 from data_pipelines.record_checks import PART_GRID
 from ktn_jax.template import parts
 from ktn_jax.template.symmetry import UVSymmetry, mirror_by_tables
@@ -28,6 +30,7 @@ class PersonLabels:
     keypoints: np.ndarray  # [17, 3] float32 x, y, visibility; zeros where not labelled
     densepose: DensePoseRecord | None
     outline: np.ndarray  # [K, 2] float64: the box is the smallest around these
+    person_mask: np.ndarray | None = None  # [256, 256] uint8 0 or 1, on the grid over the box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,9 @@ class LabelledImage:
         return self.image.shape[0], self.image.shape[1]
 
 
-def label_image(image: np.ndarray, record: ImageRecord) -> LabelledImage:
+def label_image(
+    image: np.ndarray, record: ImageRecord, with_person_masks: bool = False
+) -> LabelledImage:
     """Puts an image and its record together for training.
 
     Crowd regions are left out. COCO's keypoints count pixels, so half a pixel is added to those
@@ -52,6 +57,7 @@ def label_image(image: np.ndarray, record: ImageRecord) -> LabelledImage:
     Args:
         image: [H, W, 3] uint8 RGB.
         record: its annotations.
+        with_person_masks: whether to rasterise the segmentations.
 
     Returns:
         The people in the order of the record.
@@ -64,18 +70,48 @@ def label_image(image: np.ndarray, record: ImageRecord) -> LabelledImage:
         raise ValueError(
             f"{record.file_name}: the record says uint8 {wanted}, got {image.dtype} {image.shape}"
         )
-    people = tuple(_label_person(person) for person in record.people if not person.is_crowd)
+    people = tuple(
+        _label_person(person, with_person_masks) for person in record.people if not person.is_crowd
+    )
     return LabelledImage(image, people)
 
 
-def _label_person(person: PersonRecord) -> PersonLabels:
+def _label_person(person: PersonRecord, with_mask: bool) -> PersonLabels:
     x, y, width, height = person.box_xywh
     box = np.array([x, y, x + width, y + height])
     keypoints = person.keypoints.copy()
     is_labelled = keypoints[:, 2] > 0
     keypoints[is_labelled, :2] += 0.5
     keypoints[~is_labelled] = 0
-    return PersonLabels(box, keypoints, person.densepose, _outline(person, box))
+    mask = grid_mask(person.segmentation, person.box_xywh) if with_mask else None
+    return PersonLabels(box, keypoints, person.densepose, _outline(person, box), mask)
+
+
+def grid_mask(segmentation: Segmentation, box_xywh: np.ndarray) -> np.ndarray | None:
+    """Rasterises a segmentation on the 256x256 grid over a person's box.
+
+    Args:
+        segmentation: polygons or a run-length mask in pixels of the image, or None.
+        box_xywh: [4] in the same frame.
+
+    Returns:
+        [256, 256] uint8, 1 on the person, or None where there is no segmentation.
+    """
+    if not segmentation:
+        return None
+    cell = box_xywh[2:] / PART_GRID
+    if isinstance(segmentation, list):
+        rings = [
+            ((np.reshape(ring, (-1, 2)) - box_xywh[:2]) / cell).ravel().tolist()
+            for ring in segmentation
+        ]
+        runs = coco_mask.frPyObjects(rings, PART_GRID, PART_GRID)
+        # pycocotools' own decode warns under NumPy 2.
+        return np.any([rle.decode_rle(ring) for ring in runs], axis=0).astype(np.uint8)
+    mask = rle.decode_rle(segmentation)
+    middles = (np.arange(PART_GRID) + 0.5)[:, None] * cell + box_xywh[:2]
+    columns, rows = np.clip(np.floor(middles).astype(int), 0, np.array(mask.shape)[::-1] - 1).T
+    return mask[np.ix_(rows, columns)].astype(np.uint8)
 
 
 def _outline(person: PersonRecord, box: np.ndarray) -> np.ndarray:
@@ -140,7 +176,9 @@ def _flip_person(person: PersonLabels, width: int, symmetry: UVSymmetry | None) 
             raise ValueError("mirroring DensePose needs the body's UV symmetry tables, got None")
         densepose = flip_densepose(densepose, symmetry)
     outline = person.outline * [-1, 1] + [width, 0]
-    return PersonLabels(np.array([width - x1, y0, width - x0, y1]), keypoints, densepose, outline)
+    mask = None if person.person_mask is None else person.person_mask[:, ::-1]
+    box = np.array([width - x1, y0, width - x0, y1])
+    return PersonLabels(box, keypoints, densepose, outline, mask)
 
 
 def flip_densepose(densepose: DensePoseRecord, symmetry: UVSymmetry) -> DensePoseRecord:
@@ -209,30 +247,46 @@ def _warp_person(
     keypoints[:, :2] = _apply(matrix, person.keypoints[:, :2].astype(np.float64))
     is_inside = ((keypoints[:, :2] >= 0) & (keypoints[:, :2] <= limits)).all(axis=-1)
     keypoints[~is_inside | (keypoints[:, 2] == 0)] = 0
-    densepose = person.densepose
-    if densepose is not None:
-        densepose = _warp_densepose(densepose, person.box_xyxy, box, matrix)
-    return PersonLabels(box, keypoints, densepose, outline)
+    densepose, mask = person.densepose, person.person_mask
+    if densepose is not None or mask is not None:
+        cells = _source_cells(person.box_xyxy, box, matrix)
+        densepose = densepose and _warp_densepose(densepose, person.box_xyxy, box, matrix, cells)
+        mask = None if mask is None else _take_cells(mask, cells)
+    return PersonLabels(box, keypoints, densepose, outline, mask)
+
+
+def _source_cells(old_box: np.ndarray, new_box: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """[256, 256, 2] int64 column and row of the old grid's cell under each new cell's middle."""
+    inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
+    middles = np.arange(PART_GRID) + 0.5
+    centres = np.stack(np.meshgrid(middles, middles), axis=-1)
+    centres = centres * (new_box[2:] - new_box[:2]) / PART_GRID + new_box[:2]
+    old_cell = (old_box[2:] - old_box[:2]) / PART_GRID
+    return np.floor((_apply(inverse, centres) - old_box[:2]) / old_cell).astype(np.int64)
+
+
+def _take_cells(mask: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """[256, 256] labels at `cells`, 0 where these lie outside the grid."""
+    is_inside = ((cells >= 0) & (cells < PART_GRID)).all(axis=-1)
+    column, row = np.clip(cells, 0, PART_GRID - 1).transpose(2, 0, 1)
+    return np.where(is_inside, mask[row, column], 0).astype(np.uint8)
 
 
 def _warp_densepose(
-    densepose: DensePoseRecord, old_box: np.ndarray, new_box: np.ndarray, matrix: np.ndarray
+    densepose: DensePoseRecord,
+    old_box: np.ndarray,
+    new_box: np.ndarray,
+    matrix: np.ndarray,
+    cells: np.ndarray,
 ) -> DensePoseRecord | None:
     old_cell = (old_box[2:] - old_box[:2]) / PART_GRID
     new_cell = (new_box[2:] - new_box[:2]) / PART_GRID
     grid = np.stack([densepose.x, densepose.y], axis=-1).astype(np.float64)
     points = (_apply(matrix, grid * old_cell + old_box[:2]) - new_box[:2]) / new_cell
     stays = ((points >= 0) & (points <= PART_GRID)).all(axis=-1)
-    x, y = points[stays].astype(np.float32).T
-    # Each cell of the new grid takes the cell of the old one under its middle.
-    inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
-    middles = np.arange(PART_GRID) + 0.5
-    centres = np.stack(np.meshgrid(middles, middles), axis=-1) * new_cell + new_box[:2]
-    cells = np.floor((_apply(inverse, centres) - old_box[:2]) / old_cell).astype(np.int64)
-    is_inside = ((cells >= 0) & (cells < PART_GRID)).all(axis=-1)
-    column, row = np.clip(cells, 0, PART_GRID - 1).transpose(2, 0, 1)
-    mask = np.where(is_inside, densepose.part_mask[row, column], 0).astype(np.uint8)
+    mask = _take_cells(densepose.part_mask, cells)
     if not mask.any() and not stays.any():
         return None
+    x, y = points[stays].astype(np.float32).T
     i, u, v = (values[stays] for values in (densepose.i, densepose.u, densepose.v))
     return DensePoseRecord(x, y, i, u, v, mask)

@@ -369,3 +369,15 @@ def test_evaluation_plan_needs_no_more_canvases_than_it_lists():
     shown = np.concatenate([batch.examples for batch in batches])
     assert sorted(shown[shown != NO_IMAGE]) == list(range(8))
     assert {batch.canvas_hw for batch in batches} == {(96, 160), (160, 96)}
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf_data"])
+def test_person_masks_come_when_they_are_wanted(source, symmetry, loader):
+    wanted = _settings(with_person_masks=True, loader=loader)
+    datasets = pipeline.make_datasets(wanted, source, None, symmetry)
+    (batch,) = _take(datasets.train(0), 1)
+    assert batch.keys() == datasets.train_specs[0].keys() and "person_mask" in batch
+    np.testing.assert_array_equal(batch["has_person_mask"], batch["is_valid"])
+    filled = batch["person_mask"].mean(axis=(2, 3))
+    # The polygons are the boxes, which only the image's border and turning cut.
+    assert (filled[batch["is_valid"]] > 0.6).all() and not filled[~batch["is_valid"]].any()

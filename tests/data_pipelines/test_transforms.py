@@ -9,6 +9,7 @@ import scipy.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from data_pipelines import annotations, transforms
 from data_pipelines.annotations import DensePoseRecord, ImageRecord, PersonRecord
@@ -232,3 +233,29 @@ def test_resize_is_pillows_own():
     image = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)
     expected = Image.fromarray(image).resize((71, 20), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(transforms.resize_image(image, (20, 71)), expected)
+
+
+def test_person_mask_is_the_segmentation_on_the_grid_of_the_box():
+    box = np.array([10.0, 20.0, 32.0, 64.0])  # a cell is 1/8 wide and 1/4 high
+    polygon = [[10.0, 20.0, 26.0, 20.0, 26.0, 84.0, 10.0, 84.0]]  # the left half
+    expected = np.zeros((256, 256), np.uint8)
+    expected[:, :128] = 1
+    np.testing.assert_array_equal(transforms.grid_mask(polygon, box), expected)
+    pixels = np.zeros((100, 60), np.uint8)
+    pixels[20:84, 10:26] = 1
+    runs = coco_mask.encode(np.asfortranarray(pixels))
+    np.testing.assert_array_equal(transforms.grid_mask(runs, box), expected)
+    assert transforms.grid_mask(None, box) is None and transforms.grid_mask([], box) is None
+
+
+def test_person_mask_moves_with_the_person():
+    labelled = _labelled(0, height=60, width=60)
+    mask = (labelled.people[0].densepose.part_mask > 5).astype(np.uint8)
+    person = dataclasses.replace(labelled.people[0], person_mask=mask)
+    labelled = LabelledImage(labelled.image, (person,))
+    flipped = transforms.flip(labelled, _exact_symmetry()).people[0]
+    np.testing.assert_array_equal(flipped.person_mask, mask[:, ::-1])
+    matrix = transforms.rotation_and_zoom((60, 60), 90, 1)
+    turned = transforms.warp(labelled, matrix).people[0]
+    np.testing.assert_array_equal(turned.person_mask, np.rot90(mask))
+    assert transforms.resize(labelled, (30, 30)).people[0].person_mask is mask
