@@ -8,6 +8,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "base"
     config.model = _model()
+    config.loss = _loss()
     config.test = _test()
     return config
 
@@ -96,6 +97,38 @@ def _model() -> ConfigDict:
     # argmax of the coarse logits. KTN uses 0.3.
     model.predictor.mask_threshold = 0.5
     return model
+
+
+def _loss() -> ConfigDict:
+    loss = ConfigDict()
+    loss.rpn_weight = 1.0  # of objectness and deltas
+    loss.rpn_delta_weight = 1.0  # of the deltas, on top
+    loss.rpn_smooth_l1_beta = 0.0  # 0 is L1
+    loss.box_delta_weight = 1.0
+    loss.box_smooth_l1_beta = 0.0
+    # U and V are summed over points, not averaged. The weight was tuned for the sum over the 4
+    # images of a device: the sum is scaled by images_per_device / (images of the global batch), so
+    # that the gradient depends neither on the batch size nor on the number of devices.
+    loss.point_weight = 0.01
+    loss.images_per_device = 4
+    loss.fine_segm_weight = 1.0  # surface patches, mean over points
+    loss.coarse_segm_weight = 5.0  # the chart predictor's coarse map or KTN's 15 parts, mean
+    loss.body_mask_weight = 5.0  # KTN's body mask, mean over cells
+    loss.keypoint_weight = 0.1
+    loss.normalise_keypoints_by_visible = True  # else by ROIs that could have been sampled
+    loss.min_uv_variance = 0.01  # of the confidence models
+    # Person from background from instance masks (`person_mask` in the batch) instead of dp_masks.
+    loss.coarse_segm_from_masks = False
+    # ROIs that train the DensePose branch: foreground that overlaps its person more than this.
+    loss.densepose_iou_threshold = 0.7
+    # Their fixed number an image. Where more qualify a random subset stands for all, weighted.
+    loss.densepose_rois_per_image = 32
+    # As in the original, people without DensePose teach no keypoints; False lets them.
+    loss.densepose_people_only = True
+    # The original convolves the padding of a batch as if it were image. True computes every image
+    # as if it were padded on its own, as inference does.
+    loss.ignore_padding = False
+    return loss
 
 
 def _test() -> ConfigDict:

@@ -25,6 +25,9 @@ def get_config(variant: str = "r50") -> ConfigDict:
         config.model.decoder.name = "none"
         config.model.densepose_head.pooled_size = 14
         config.model.predictor.num_coarse_channels = 15
+        config.loss.point_weight = 0.1
+        config.loss.fine_segm_weight = 0.3
+        config.loss.coarse_segm_weight = 2.0
     if variant.endswith("_dl"):
         config.model.densepose_head.name = "deeplab"
         config.model.densepose_head.norm = "GN"

@@ -27,6 +27,8 @@ def get_config(variant: str = "r50") -> ConfigDict:
     model.densepose_head.norm = "GN"
     model.predictor.name = "chart" if variant == "mid_only" else "ktn"
     model.predictor.mask_threshold = 0.3
+    config.loss.coarse_segm_weight = 2.0
+    config.loss.densepose_iou_threshold = 0.65
     if variant == "hrnet_w32":
         model.backbone.name = "hrnet"
         model.backbone.norm = "BN"
@@ -51,5 +53,8 @@ def _shrink(config: ConfigDict) -> None:
     model.densepose_head.channels = 64
     model.densepose_head.num_convs = 2
     model.densepose_head.pooled_size = 14
+    model.rpn.pre_nms_top_k_train = model.rpn.post_nms_top_k_train = 200
+    model.rpn.batch_size_per_image = model.box_head.batch_size_per_image = 64
+    config.loss.densepose_rois_per_image = 8
     config.test.short_side, config.test.max_side = 256, 384
     config.test.size_buckets = ((256, 256), (256, 384), (384, 256))

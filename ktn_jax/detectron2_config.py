@@ -27,6 +27,15 @@ _BACKBONES = {
     "build_hrfpn_backbone": "hrnet",
     "build_hrnet_fpn_backbone": "hrnet",
 }
+# What has a number of its own in MODEL.ROI_DENSEPOSE_HEAD, under their names.
+_LOSS_KEYS = {
+    "point_weight": "POINT_REGRESSION_WEIGHTS",
+    "fine_segm_weight": "PART_WEIGHTS",
+    "coarse_segm_weight": "INDEX_WEIGHTS",
+    "min_uv_variance": "UV_CONFIDENCE.EPSILON",
+    "coarse_segm_from_masks": "COARSE_SEGM_TRAINED_BY_MASKS",
+    "densepose_iou_threshold": "FG_IOU_THRESHOLD",
+}
 
 
 def from_detectron2(tree: Mapping[str, Any]) -> ConfigDict:
@@ -47,6 +56,7 @@ def from_detectron2(tree: Mapping[str, Any]) -> ConfigDict:
     _backbone(tree, config.model)
     _detector(tree, config.model)
     _densepose(tree, config.model)
+    _loss(tree, config)
     config.test.short_side = _get(tree, "INPUT.MIN_SIZE_TEST")
     config.test.max_side = _get(tree, "INPUT.MAX_SIZE_TEST")
     return config
@@ -192,3 +202,21 @@ def _densepose(tree: Mapping[str, Any], model: ConfigDict) -> None:
     predictor.has_segm_confidence = get("SEGM_CONFIDENCE.ENABLED")
     predictor.segm_confidence_epsilon = get("SEGM_CONFIDENCE.EPSILON")
     predictor.mask_threshold = section.get("FG_MASK_THRESHOLD", 0.5)
+
+
+def _loss(tree: Mapping[str, Any], config: ConfigDict) -> None:
+    loss, box = config.loss, config.model.box_head
+    loss.rpn_weight = _get(tree, "MODEL.RPN.LOSS_WEIGHT")
+    loss.rpn_delta_weight = _get(tree, "MODEL.RPN.BBOX_REG_LOSS_WEIGHT")
+    loss.rpn_smooth_l1_beta = _get(tree, "MODEL.RPN.SMOOTH_L1_BETA")
+    loss.box_delta_weight = _get(tree, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT")
+    loss.box_smooth_l1_beta = _get(tree, "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA")
+    head = _get(tree, "MODEL.ROI_DENSEPOSE_HEAD")
+    for ours, theirs in _LOSS_KEYS.items():
+        loss[ours] = _get(tree, f"MODEL.ROI_DENSEPOSE_HEAD.{theirs}")
+    loss.body_mask_weight = head.get("BODY_MASK_WEIGHTS", loss.body_mask_weight)
+    loss.keypoint_weight = _get(tree, "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT")
+    key = "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS"
+    loss.normalise_keypoints_by_visible = _get(tree, key)
+    # The reference takes all of the foreground.
+    loss.densepose_rois_per_image = int(box.batch_size_per_image * box.positive_fraction)

@@ -76,7 +76,11 @@ class Dump:
             raise ValueError(f"{self.path}: {error}") from error
         state = {key[6:]: self[key] for key in self.keys if key.startswith("state/")}
         self.variables = weights.fit(self.config, torch_weights.to_flax(state), str(self.path))
-        self.noise = self._read_noise()
+        noise = self._read_noise()
+        # How far the original is from itself: largest differences of arrays by key, and relative
+        # L2 differences of gradients by parameter.
+        self.noise: Mapping[str, float] = noise.get("max_abs", {})
+        self.gradient_noise: Mapping[str, float] = noise.get("grad_relative_l2", {})
 
     def __getitem__(self, key: str) -> np.ndarray:
         """Reads an array; a KeyError names what the file lacks."""
@@ -92,13 +96,13 @@ class Dump:
         ]
         return list(dict.fromkeys(names))
 
-    def _read_noise(self) -> Mapping[str, float]:
-        """How far the original is from itself, if a noise.json beside the dump knows it."""
+    def _read_noise(self) -> Mapping[str, Mapping[str, float]]:
+        """Reads what a noise.json beside the dump, if there is one, says about this dump."""
         path = self.path.parent / "noise.json"
         case = json.loads(str(self["meta_json"])).get("case") if "meta_json" in self.keys else None
         if case is None or not path.is_file():
             return {}
-        return json.loads(path.read_text()).get(case, {}).get("max_abs", {})
+        return json.loads(path.read_text()).get(case, {})
 
 
 def compare(

@@ -1,0 +1,1 @@
+"""Losses: functions of outputs and targets, without modules, parameters or configurations."""

@@ -1,0 +1,215 @@
+"""Losses of the chart maps: U, V, surface patches, coarse parts, body mask and keypoints.
+
+N ROIs in a flat batch, P annotated points a person. Boxes are xyxy in pixels of the padded network
+input.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ktn_jax.losses.elementwise import (
+    anisotropic_gaussian_nll,
+    isotropic_gaussian_nll,
+    smooth_l1,
+    softmax_cross_entropy,
+    weighted_mean,
+    weighted_sum,
+)
+from ktn_jax.ops.interpolate import read_points, resample_chart_nearest
+from ktn_jax.ops.keypoints import keypoints_to_heatmap_index
+from ktn_jax.structures import DensePoseOutputs
+
+Array = jax.Array
+
+_UV_BETA = 1.0  # of the smooth L1; U and V are within [0, 1]
+
+
+@flax.struct.dataclass
+class DensePoseTargets:
+    """What the chart maps of N ROIs learn: each ROI beside the person it matched.
+
+    `weight` is 0 for padding, else 1, or more where an ROI also stands for others that found no
+    place among the N.
+    """
+
+    boxes: Array  # [N, 4] the ROIs, which the maps cover
+    weight: Array  # [N]
+    gt_boxes: Array  # [N, 4] the person's, which annotations are laid over
+    has_densepose: Array  # bool [N]; without, only keypoints and person masks train
+    point_is_valid: Array  # bool [N, P]
+    point_x: Array  # [N, P] in [0, 256), in 1/256 of the person's box
+    point_y: Array  # [N, P]
+    point_i: Array  # int32 [N, P] patch 0..24
+    point_u: Array  # [N, P] in [0, 1]
+    point_v: Array  # [N, P]
+    part_mask: Array  # uint8 [N, 256, 256] coarse part 0..14 over the person's box
+    keypoints: Array  # [N, 17, 3] x, y in pixels, visibility
+    person_mask: Array | None = None  # uint8 [N, 256, 256] 0 or 1 over the person's box
+    has_person_mask: Array | None = None  # bool [N]
+
+
+@dataclasses.dataclass(frozen=True)
+class DensePoseWeights:
+    """Factors of the losses, and the switches that change what they mean.
+
+    U and V are summed over points, so their scale grows with the images in the sum. The weight was
+    tuned on 4 images a device; the sum is scaled by images_per_device / (images in the batch) and
+    so is the same on any number of devices.
+    """
+
+    point: float = 0.01  # U, V
+    fine_segm: float = 1.0  # I
+    coarse_segm: float = 5.0  # S
+    body_mask: float = 5.0  # M
+    keypoint: float = 0.1
+    images_per_device: float = 4.0
+    min_variance: float = 0.01  # of the confidence models
+    coarse_segm_from_masks: bool = False
+
+
+def densepose_losses(
+    outputs: DensePoseOutputs,
+    targets: DensePoseTargets,
+    weights: DensePoseWeights,
+    *,
+    num_images: int,
+    keypoint_normaliser: float | None = None,
+) -> dict[str, Array]:
+    """Computes the weighted losses of everything that a model predicts.
+
+    Args:
+        outputs: maps of the N ROIs.
+        targets: what they should show.
+        weights: factors and switches.
+        num_images: in the whole batch, over all devices.
+        keypoint_normaliser: see `keypoint_loss`.
+
+    Returns:
+        Scalars: {"u", "v"} or, with a confidence model, {"uv"}; "fine_segm"; "coarse_segm";
+        "body_mask" for a model with a mask beside the coarse parts; "keypoints" for one that
+        predicts them. All are 0, with zero gradients, where there is nothing to learn from.
+    """
+    losses = point_losses(outputs, targets, weights.min_variance)
+    scale = weights.point * weights.images_per_device / num_images
+    weighted = {name: scale * losses[name] for name in ("u", "v", "uv") if name in losses}
+    weighted["fine_segm"] = weights.fine_segm * losses["fine_segm"]
+    factors = {"coarse_segm": weights.coarse_segm, "body_mask": weights.body_mask}
+    areas = area_losses(outputs, targets, weights.coarse_segm_from_masks)
+    weighted |= {name: factors[name] * loss for name, loss in areas.items()}
+    if outputs.keypoints is not None:
+        keypoints = keypoint_loss(outputs.keypoints, targets, keypoint_normaliser)
+        weighted["keypoints"] = weights.keypoint * keypoints
+    return weighted
+
+
+def point_losses(
+    outputs: DensePoseOutputs, targets: DensePoseTargets, min_variance: float = 0.01
+) -> dict[str, Array]:
+    """Computes what the annotated points teach.
+
+    A point counts where it falls in the ROI. U and V are read from the map of the true patch and
+    count on the body only; the surface classifier also learns from background points.
+
+    Args:
+        outputs: maps of the N ROIs.
+        targets: what they should show.
+        min_variance: of the confidence models.
+
+    Returns:
+        {"u", "v"}: smooth L1 summed over points, or {"uv"}: summed negative log-likelihood for a
+        model that predicts its confidence; "fine_segm": mean cross-entropy.
+    """
+    place = (targets.point_x, targets.point_y, targets.gt_boxes, targets.boxes)
+    logits, is_inside = read_points(outputs.fine_segm, *place)
+    has_points = targets.has_densepose[:, None] & targets.point_is_valid & is_inside
+    weight = jnp.where(has_points, targets.weight[:, None], 0)
+    on_body = jnp.where(targets.point_i > 0, weight, 0)
+    entropy = softmax_cross_entropy(logits, targets.point_i)
+
+    def read(maps: Array) -> Array:
+        return read_points(maps, *place, channel=targets.point_i)[0]
+
+    u, v = read(outputs.u), read(outputs.v)
+    losses = {"fine_segm": weighted_mean(entropy, weight)}
+    if outputs.sigma is None:
+        losses["u"] = weighted_sum(smooth_l1(u, targets.point_u, _UV_BETA), on_body)
+        losses["v"] = weighted_sum(smooth_l1(v, targets.point_v, _UV_BETA), on_body)
+        return losses
+    residual = (u - targets.point_u, v - targets.point_v, read(outputs.sigma))
+    if outputs.kappa_u is None:
+        likelihood = isotropic_gaussian_nll(*residual, min_variance)
+    else:
+        kappas = (read(outputs.kappa_u), read(outputs.kappa_v))
+        likelihood = anisotropic_gaussian_nll(*residual, *kappas, min_variance)
+    losses["uv"] = weighted_sum(likelihood, on_body)
+    return losses
+
+
+def area_losses(
+    outputs: DensePoseOutputs, targets: DensePoseTargets, from_masks: bool = False
+) -> dict[str, Array]:
+    """Computes what annotated areas teach: mean cross-entropies over the cells of the maps.
+
+    Args:
+        outputs: maps of the N ROIs.
+        targets: what they should show.
+        from_masks: person from background is learnt from person masks, which more people have,
+            instead of the DensePose parts.
+
+    Returns:
+        {"coarse_segm"} of a model with one coarse map of 2 or 15 channels; {"coarse_segm",
+        "body_mask"} of one with 15 coarse parts and a mask of its own.
+
+    Raises:
+        ValueError: `from_masks` without masks in the targets, or for a map of 15 parts.
+    """
+    size = outputs.coarse_segm.shape[1]
+    parts = resample_chart_nearest(targets.part_mask, targets.gt_boxes, targets.boxes, size)
+    has_parts = jnp.where(targets.has_densepose, targets.weight, 0)
+    is_binary = outputs.coarse_segm.shape[-1] == 2
+    labels, weight = (jnp.minimum(parts, 1) if is_binary else parts), has_parts
+    if from_masks:
+        if targets.person_mask is None or targets.has_person_mask is None or not is_binary:
+            raise ValueError(
+                "coarse_segm_from_masks needs person_mask and has_person_mask in the batch, and a "
+                f"model with 2 coarse channels; it has {outputs.coarse_segm.shape[-1]}"
+            )
+        masks = targets.person_mask
+        labels = resample_chart_nearest(masks, targets.gt_boxes, targets.boxes, size)
+        weight = jnp.where(targets.has_person_mask, targets.weight, 0)
+    if outputs.part_segm is None:
+        return {"coarse_segm": _mean_over_cells(outputs.coarse_segm, labels, weight)}
+    return {
+        "coarse_segm": _mean_over_cells(outputs.part_segm, parts, has_parts),
+        "body_mask": _mean_over_cells(outputs.coarse_segm, labels, weight),
+    }
+
+
+def _mean_over_cells(logits: Array, labels: Array, weight: Array) -> Array:
+    """Mean cross-entropy of logits [N, S, S, C] under ROI weights [N]."""
+    entropy = softmax_cross_entropy(logits, labels).mean((1, 2))
+    return weighted_mean(entropy, weight)
+
+
+def keypoint_loss(heatmaps: Array, targets: DensePoseTargets, normaliser: float | None) -> Array:
+    """Computes the cross-entropy of keypoints over the cells of their heat maps.
+
+    Args:
+        heatmaps: [N, S, S, 17] logits over each ROI.
+        targets: with keypoints; those not annotated or outside their ROI do not count.
+        normaliser: divides the sum; None for the number of keypoints that count.
+
+    Returns:
+        A scalar.
+    """
+    size = heatmaps.shape[1]
+    cells, is_valid = keypoints_to_heatmap_index(targets.keypoints, targets.boxes, size)
+    logits = heatmaps.reshape(heatmaps.shape[0], size * size, -1)
+    entropy = softmax_cross_entropy(logits, cells, axis=1)
+    weight = jnp.where(is_valid, targets.weight[:, None], 0)
+    if normaliser is None:
+        return weighted_mean(entropy, weight)
+    return weighted_sum(entropy, weight) / normaliser

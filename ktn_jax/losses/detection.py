@@ -1,0 +1,119 @@
+"""Losses of the region proposal network and of the box head.
+
+B images, A anchors of all levels, S sampled ROIs an image. Boxes are xyxy in pixels of the padded
+network input.
+"""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ktn_jax.losses.elementwise import (
+    binary_cross_entropy,
+    smooth_l1,
+    softmax_cross_entropy,
+    weighted_mean,
+)
+from ktn_jax.ops import boxes as box_ops
+
+Array = jax.Array
+
+FOREGROUND, BACKGROUND = 0, 1  # columns of the box head's logits
+
+
+@flax.struct.dataclass
+class AnchorTargets:
+    """What the proposal network learns."""
+
+    labels: Array  # int32 [B, A]: 1 person, 0 background, -1 does not train
+    boxes: Array  # [B, A, 4] the matched person's, read where the label is 1
+
+
+@flax.struct.dataclass
+class RoiTargets:
+    """What the box head learns: sampled proposals."""
+
+    boxes: Array  # [B, S, 4]
+    is_valid: Array  # bool [B, S]; other rows are padding
+    is_foreground: Array  # bool [B, S]
+    gt_boxes: Array  # [B, S, 4] the matched person's, read where foreground
+    gt_index: Array  # int32 [B, S] the matched person, read where foreground
+
+
+def rpn_losses(
+    logits: Array,
+    deltas: Array,
+    anchors: Array,
+    targets: AnchorTargets,
+    *,
+    batch_size_per_image: int,
+    delta_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    smooth_l1_beta: float = 0.0,
+) -> dict[str, Array]:
+    """Computes the losses of the proposal network.
+
+    Both are sums, divided by the number of anchors that could have been sampled and not by the
+    number that were, as in the reference.
+
+    Args:
+        logits: [B, A] objectness before the sigmoid.
+        deltas: [B, A, 4].
+        anchors: [A, 4].
+        targets: labels and boxes of the anchors.
+        batch_size_per_image: how many anchors an image are sampled at most.
+        delta_weights: of the box coding.
+        smooth_l1_beta: 0 for L1.
+
+    Returns:
+        {"rpn_objectness", "rpn_deltas"}, scalars.
+    """
+    is_person = targets.labels == 1
+    entropy = binary_cross_entropy(logits, is_person)
+    wanted = jax.lax.stop_gradient(
+        box_ops.encode_deltas(
+            jnp.broadcast_to(anchors[None], targets.boxes.shape), targets.boxes, delta_weights
+        )
+    )
+    distance = smooth_l1(deltas, wanted, smooth_l1_beta).sum(-1)
+    normaliser = batch_size_per_image * logits.shape[0]
+    return {
+        "rpn_objectness": jnp.where(targets.labels >= 0, entropy, 0).sum() / normaliser,
+        "rpn_deltas": jnp.where(is_person, distance, 0).sum() / normaliser,
+    }
+
+
+def box_losses(
+    logits: Array,
+    deltas: Array,
+    targets: RoiTargets,
+    *,
+    delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+    smooth_l1_beta: float = 0.0,
+) -> dict[str, Array]:
+    """Computes the losses of the box head.
+
+    Args:
+        logits: [B, S, 2] person, background.
+        deltas: [B, S, 4] of the class person.
+        targets: the ROIs and what they matched.
+        delta_weights: of the box coding.
+        smooth_l1_beta: 0 for L1.
+
+    Returns:
+        {"box_class": mean over all ROIs, "box_deltas": sum over the foreground divided by the
+        number of all ROIs}, scalars; 0 without ROIs.
+    """
+    is_foreground = targets.is_foreground & targets.is_valid
+    labels = jnp.where(is_foreground, FOREGROUND, BACKGROUND)
+    entropy = softmax_cross_entropy(logits, labels)
+    wanted = jax.lax.stop_gradient(
+        box_ops.encode_deltas(targets.boxes, targets.gt_boxes, delta_weights)
+    )
+    distance = smooth_l1(deltas, wanted, smooth_l1_beta).sum(-1)
+    is_valid = targets.is_valid.astype(jnp.float32)
+    return {
+        "box_class": weighted_mean(entropy, is_valid),
+        "box_deltas": weighted_mean(jnp.where(is_foreground, distance, 0), is_valid),
+    }

@@ -1,0 +1,278 @@
+"""The training forward pass: from a batch to its losses, one pure function.
+
+    normalise ─ pyramid ─ proposals ─ sampled ROIs ─ box head
+                   └──── decoder ─ ROIs with DensePose ─ head ─ predictor (with the transfer)
+
+Crowds are not in a batch and padding is masked, so every image keeps its place: nothing is
+re-indexed, whoever lacks annotations.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+from ml_collections import ConfigDict
+
+from ktn_jax.losses.densepose import DensePoseWeights, densepose_losses
+from ktn_jax.losses.detection import box_losses, rpn_losses
+from ktn_jax.modeling.detector import Detector, Features
+from ktn_jax.modeling.layers import valid_mask
+from ktn_jax.modeling.predictor import NUM_KEYPOINTS
+from ktn_jax.structures import DensePoseOutputs, Proposals
+from ktn_jax.training import targets
+from ktn_jax.training.targets import Batch, Samples
+
+Array = jax.Array
+Losses = dict[str, Array]
+LossFn = Callable[..., tuple[Array, tuple[Losses, Mapping[str, Any]]]]
+
+
+@flax.struct.dataclass
+class TrainingOutputs:
+    """What the forward pass computes. B images, A anchors, S ROIs, N people."""
+
+    rpn_logits: Array  # [B, A]
+    rpn_deltas: Array  # [B, A, 4]
+    anchors: Array  # [A, 4]
+    class_logits: Array  # [B, S, 2]
+    deltas: Array  # [B, S, 4]
+    charts: DensePoseOutputs  # of N = B * K ROIs
+    samples: Samples
+    pyramid: Features
+    proposals: Proposals
+    head_features: Array  # [N, P, P, C]
+
+
+def make_loss_fn(model: Detector, loss: ConfigDict) -> LossFn:
+    """Makes the function that a training step differentiates.
+
+    Args:
+        model: from `build_model`.
+        loss: the `loss` part of a configuration.
+
+    Returns:
+        loss_fn(params, batch_stats, batch, key, samples=None) ->
+        (total, (losses by name, new batch_stats)): pure, static in shape, the same on any number
+        of devices. `batch` is described by the data pipeline; with `samples` nothing is drawn and
+        `key` is not read. Images without people train the detector only.
+    """
+
+    def loss_fn(
+        params: Mapping[str, Any],
+        batch_stats: Mapping[str, Any],
+        batch: Batch,
+        key: Array,
+        samples: Samples | None = None,
+    ) -> tuple[Array, tuple[Losses, Mapping[str, Any]]]:
+        outputs, stats = apply(model, loss, params, batch_stats, batch, key, samples)
+        losses = compute_losses(model.config, loss, outputs, batch)
+        return sum(losses.values()), (losses, stats)
+
+    return loss_fn
+
+
+def apply(
+    model: Detector,
+    loss: ConfigDict,
+    params: Mapping[str, Any],
+    batch_stats: Mapping[str, Any],
+    batch: Batch,
+    key: Array,
+    samples: Samples | None = None,
+) -> tuple[TrainingOutputs, Mapping[str, Any]]:
+    """Runs the model on a batch.
+
+    Args:
+        model: from `build_model`.
+        loss: the `loss` part of a configuration.
+        params: of the model.
+        batch_stats: of the model; empty where no norm has any.
+        batch: a training batch.
+        key: PRNG key of the sampling.
+        samples: what to train on instead of sampling.
+
+    Returns:
+        Everything computed, and the statistics after the batch.
+    """
+
+    def run(detector: Detector) -> TrainingOutputs:
+        return _forward(detector, loss, batch, key, samples)
+
+    variables = {"params": params, "batch_stats": batch_stats}
+    outputs, updated = model.apply(variables, method=run, mutable=["batch_stats"])
+    return outputs, updated.get("batch_stats", batch_stats)
+
+
+def _forward(
+    detector: Detector, loss: ConfigDict, batch: Batch, key: Array, samples: Samples | None
+) -> TrainingOutputs:
+    image_size_hw = batch["image_size_hw"]
+    inputs = detector.normalise(batch["image"], image_size_hw)
+    pyramid = detector.extract(inputs, image_size_hw if loss.ignore_padding else None, train=True)
+    logits, deltas = detector.rpn_head(pyramid.maps, pyramid.sizes)
+    anchors = detector.anchors(logits)
+    # Where proposals lie is not differentiated.
+    proposals = detector.proposals_from(
+        *lax.stop_gradient((logits, deltas)), pyramid.sizes, image_size_hw, train=True
+    )
+    anchors = jnp.concatenate([jnp.asarray(level) for level in anchors])
+    if samples is None:
+        is_usable = _usable_anchors(logits, pyramid) if loss.ignore_padding else None
+        samples = draw_samples(key, detector.config, loss, anchors, proposals, batch, is_usable)
+    batch_size = image_size_hw.shape[0]
+    boxes, index = _flatten_boxes(samples.rois.boxes)
+    _, class_logits, box_deltas = detector.classify(detector.pool_boxes(pyramid, boxes, index))
+    boxes, index = _flatten_boxes(samples.people.boxes)
+    pooled = detector.pool_people(detector.decode(pyramid), boxes, index)
+    head_features = detector.run_head(pooled)
+    return TrainingOutputs(
+        rpn_logits=_flatten_levels(logits, 1)[..., 0],
+        rpn_deltas=_flatten_levels(deltas, 4),
+        anchors=anchors,
+        class_logits=class_logits.reshape(batch_size, -1, class_logits.shape[-1]),
+        deltas=box_deltas.reshape(batch_size, -1, 4),
+        charts=detector.predict_charts(head_features),
+        samples=samples,
+        pyramid=pyramid,
+        proposals=proposals,
+        head_features=head_features,
+    )
+
+
+def _flatten_levels(maps: Mapping[str, Array], channels: int) -> Array:
+    """Joins maps [B, H, W, anchors * channels] of all levels as [B, A, channels]."""
+    flat = [level.reshape(level.shape[0], -1, channels) for level in maps.values()]
+    return jnp.concatenate(flat, axis=1)
+
+
+def _flatten_boxes(boxes: Array) -> tuple[Array, Array]:
+    """Boxes [B, N, 4] as [B * N, 4], and the image of each."""
+    return boxes.reshape(-1, 4), jnp.repeat(jnp.arange(boxes.shape[0]), boxes.shape[1])
+
+
+def _usable_anchors(logits: Mapping[str, Array], pyramid: Features) -> Array:
+    """Marks anchors centred on the valid part of their level, bool [B, A]."""
+    masks = {}
+    for level, x in logits.items():
+        mask = valid_mask(pyramid.sizes[level], x.shape[1], x.shape[2])
+        masks[level] = jnp.broadcast_to(mask, x.shape)
+    return _flatten_levels(masks, 1)[..., 0]
+
+
+def draw_samples(
+    key: Array,
+    config: ConfigDict,
+    loss: ConfigDict,
+    anchors: Array,
+    proposals: Proposals,
+    batch: Batch,
+    is_usable: Array | None = None,
+) -> Samples:
+    """Draws what a batch is trained on.
+
+    Args:
+        key: PRNG key.
+        config: the `model` part of a configuration.
+        loss: its `loss` part.
+        anchors: [A, 4].
+        proposals: of the network in training.
+        batch: a training batch.
+        is_usable: bool [B, A], anchors that may train; None for all.
+
+    Returns:
+        Samples.
+    """
+    anchor_key, roi_key, people_key = jax.random.split(key, 3)
+    rpn, box = config.rpn, config.box_head
+    labelled = targets.label_anchors(
+        anchor_key,
+        anchors,
+        batch,
+        iou_thresholds=rpn.iou_thresholds,
+        num_samples=rpn.batch_size_per_image,
+        positive_fraction=rpn.positive_fraction,
+        is_usable=is_usable,
+    )
+    rois = targets.sample_rois(
+        roi_key,
+        proposals,
+        batch,
+        iou_threshold=box.iou_threshold,
+        num_samples=box.batch_size_per_image,
+        positive_fraction=box.positive_fraction,
+    )
+    teachers = targets.teachers(
+        batch,
+        densepose_people_only=loss.densepose_people_only,
+        from_masks=loss.coarse_segm_from_masks,
+    )
+    people = targets.choose_people(
+        people_key,
+        rois,
+        teachers,
+        iou_threshold=loss.densepose_iou_threshold,
+        number=loss.densepose_rois_per_image,
+    )
+    return Samples(labelled, rois, people)
+
+
+def compute_losses(
+    config: ConfigDict, loss: ConfigDict, outputs: TrainingOutputs, batch: Batch
+) -> Losses:
+    """Computes the weighted losses of a forward pass; their sum is what is minimised.
+
+    Args:
+        config: the `model` part of a configuration.
+        loss: its `loss` part.
+        outputs: of `apply`.
+        batch: the batch it ran on.
+
+    Returns:
+        Scalars by name: those of `rpn_losses`, `box_losses` and `densepose_losses`.
+    """
+    samples, num_images = outputs.samples, batch["image"].shape[0]
+    losses = rpn_losses(
+        outputs.rpn_logits,
+        outputs.rpn_deltas,
+        outputs.anchors,
+        samples.anchors,
+        batch_size_per_image=config.rpn.batch_size_per_image,
+        delta_weights=config.rpn.delta_weights,
+        smooth_l1_beta=loss.rpn_smooth_l1_beta,
+    )
+    losses |= box_losses(
+        outputs.class_logits,
+        outputs.deltas,
+        samples.rois,
+        delta_weights=config.box_head.delta_weights,
+        smooth_l1_beta=loss.box_smooth_l1_beta,
+    )
+    losses["rpn_objectness"] *= loss.rpn_weight
+    losses["rpn_deltas"] *= loss.rpn_weight * loss.rpn_delta_weight
+    losses["box_deltas"] *= loss.box_delta_weight
+    box = config.box_head
+    most_keypoints = int(box.batch_size_per_image * box.positive_fraction) * NUM_KEYPOINTS
+    by_visible = loss.normalise_keypoints_by_visible
+    return losses | densepose_losses(
+        outputs.charts,
+        targets.densepose_targets(samples.people, batch),
+        _weights(loss),
+        num_images=num_images,
+        keypoint_normaliser=None if by_visible else float(num_images * most_keypoints),
+    )
+
+
+def _weights(loss: ConfigDict) -> DensePoseWeights:
+    return DensePoseWeights(
+        point=loss.point_weight,
+        fine_segm=loss.fine_segm_weight,
+        coarse_segm=loss.coarse_segm_weight,
+        body_mask=loss.body_mask_weight,
+        keypoint=loss.keypoint_weight,
+        images_per_device=loss.images_per_device,
+        min_variance=loss.min_uv_variance,
+        coarse_segm_from_masks=loss.coarse_segm_from_masks,
+    )

@@ -1,0 +1,212 @@
+"""SGD as detectron2 runs it: schedule, clipping, weight decay by kind of parameter, frozen parts.
+
+Kinds are read off the tree: a module with a `scale` is a norm, and a norm whose statistics keep no
+`count` of batches is a frozen one, which nothing updates.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+Array = jax.Array
+Tree = Mapping[str, Any]
+
+SCHEDULES = ("multi_step", "cosine")
+CLIPS = ("none", "value", "norm", "global_norm")
+
+TRAINED, FROZEN = "trained", "frozen"
+
+
+def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
+    """Makes the learning rate of each step: a linear warm-up, then steps down or a cosine.
+
+    The warm-up scales the schedule under it, as detectron2's does.
+
+    Args:
+        config: the `optimizer` part of a configuration.
+        total_steps: where the cosine reaches 0.
+
+    Returns:
+        A function of the step, counted from 0.
+
+    Raises:
+        ValueError: an unknown schedule, or decay steps out of order.
+    """
+    if config.schedule not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule {config.schedule!r}: one of {list(SCHEDULES)}")
+    boundaries = tuple(config.decay_steps)
+    if list(boundaries) != sorted(set(boundaries)) or any(step < 0 for step in boundaries):
+        raise ValueError(f"optimizer.decay_steps must ascend, got {boundaries}")
+
+    def schedule(step: Array) -> Array:
+        step = jnp.asarray(step, jnp.float32)
+        if config.schedule == "cosine":
+            progress = jnp.clip(step / max(total_steps, 1), 0, 1)
+            factor = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        else:
+            passed = sum((step >= boundary).astype(jnp.float32) for boundary in boundaries)
+            factor = jnp.asarray(config.decay_factor, jnp.float32) ** passed
+        if config.warmup_steps:
+            share = jnp.minimum(step / config.warmup_steps, 1)
+            factor *= config.warmup_factor * (1 - share) + share
+        return config.learning_rate * factor
+
+    return schedule
+
+
+def frozen_patterns(config: ConfigDict) -> tuple[str, ...]:
+    """Lists the patterns of parameter paths that a configuration keeps from training.
+
+    Args:
+        config: a whole configuration.
+
+    Returns:
+        Regular expressions that match from the start of a path: `optimizer.frozen`, and the stages
+        of a ResNet below `model.backbone.freeze_at`.
+    """
+    patterns = list(config.optimizer.frozen)
+    backbone = config.model.backbone
+    if backbone.name == "resnet" and backbone.freeze_at >= 1:
+        patterns.append("backbone/stem_")
+        patterns += [f"backbone/res{stage}_" for stage in range(2, backbone.freeze_at + 1)]
+    return tuple(patterns)
+
+
+def label_parameters(params: Tree, batch_stats: Tree, patterns: Sequence[str]) -> Tree:
+    """Labels each parameter as trained or frozen.
+
+    Args:
+        params: of a model, or their shapes.
+        batch_stats: of the same model.
+        patterns: see `frozen_patterns`.
+
+    Returns:
+        A tree like `params` of TRAINED and FROZEN.
+
+    Raises:
+        ValueError: a pattern that matches no parameter, or no parameter left to train.
+    """
+    flat, stats = _flatten(params), _flatten(batch_stats)
+    compiled = [re.compile(pattern) for pattern in patterns]
+    unused = [p.pattern for p in compiled if not any(p.match(path) for path in flat)]
+    if unused:
+        raise ValueError(
+            f"optimizer.frozen: {unused} match no parameter; paths look like {sorted(flat)[0]!r}"
+        )
+
+    def is_frozen(path: str) -> bool:
+        module = path.rpartition("/")[0]
+        has_fixed_statistics = f"{module}/mean" in stats and f"{module}/count" not in stats
+        return has_fixed_statistics or any(pattern.match(path) for pattern in compiled)
+
+    labels = {path: FROZEN if is_frozen(path) else TRAINED for path in flat}
+    if FROZEN in labels.values() and TRAINED not in labels.values():
+        raise ValueError(f"optimizer.frozen {list(patterns)} leaves nothing to train")
+    return traverse_util.unflatten_dict(labels, sep="/")
+
+
+def decay_factors(params: Tree, config: ConfigDict) -> Tree:
+    """Finds the weight decay of each parameter.
+
+    Args:
+        params: of a model, or their shapes.
+        config: the `optimizer` part of a configuration.
+
+    Returns:
+        A tree like `params` of floats: `weight_decay_norm` for scale and bias of norms,
+        `weight_decay_bias` for other biases, `weight_decay` for the rest.
+    """
+    flat = _flatten(params)
+
+    def factor(path: str) -> float:
+        module, _, name = path.rpartition("/")
+        if f"{module}/scale" in flat:
+            return config.weight_decay_norm
+        # Some modules hold several layers and prefix the names: `delta_bias`.
+        if name == "bias" or name.endswith("_bias"):
+            return config.weight_decay_bias
+        return config.weight_decay
+
+    return traverse_util.unflatten_dict({path: factor(path) for path in flat}, sep="/")
+
+
+def make_optimizer(
+    config: ConfigDict, params: Tree, batch_stats: Tree
+) -> optax.GradientTransformation:
+    """Makes the optimizer of a configuration.
+
+    The order is the reference's: clip the gradient, add the decay, accumulate the momentum, then
+    scale by the rate of the step, so that a change of rate acts at once.
+
+    Args:
+        config: a whole configuration.
+        params: of the model, or their shapes.
+        batch_stats: of the model.
+
+    Returns:
+        A transformation that gives frozen parameters neither an update nor a state.
+
+    Raises:
+        ValueError: a value that is not known; the message names the field.
+    """
+    settings = config.optimizer
+    steps = [
+        _clipping(settings),
+        _decay(settings, params),
+        optax.trace(settings.momentum, nesterov=settings.nesterov),
+        optax.scale_by_learning_rate(make_schedule(settings, config.total_steps)),
+    ]
+    labels = label_parameters(params, batch_stats, frozen_patterns(config))
+    return optax.partition({TRAINED: optax.chain(*steps), FROZEN: optax.set_to_zero()}, labels)
+
+
+def _clipping(config: ConfigDict) -> optax.GradientTransformation:
+    if config.clip not in CLIPS:
+        raise ValueError(f"optimizer.clip {config.clip!r}: one of {list(CLIPS)}")
+    if config.clip == "none":
+        return optax.identity()
+    limit = config.clip_value
+    if limit <= 0:
+        raise ValueError(f"optimizer.clip_value must be above 0, got {limit}")
+    if config.clip == "global_norm":
+        return optax.clip_by_global_norm(limit)
+
+    def clip(gradient: Array) -> Array:
+        if config.clip == "value":
+            return jnp.clip(gradient, -limit, limit)
+        # detectron2's "norm" is that of each parameter by itself, with torch's epsilon.
+        norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
+        return gradient * jnp.minimum(limit / (norm + 1e-6), 1)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(clip, updates))
+
+
+def _decay(config: ConfigDict, params: Tree) -> optax.GradientTransformation:
+    factors = decay_factors(params, config)
+    steps = []
+    for value in sorted({*jax.tree.leaves(factors)} - {0}):
+        mask = jax.tree.map(lambda factor, value=value: factor == value, factors)
+        steps.append(_decay_where(value, mask))
+    return optax.chain(*steps) if steps else optax.identity()
+
+
+def _decay_where(value: float, mask: Tree) -> optax.GradientTransformation:
+    wanted = _flatten(mask)
+
+    def only(params: Any) -> Any:
+        # What arrives lacks the frozen parameters: look paths up instead of zipping trees.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: wanted["/".join(entry.key for entry in path)], params
+        )
+
+    return optax.add_decayed_weights(value, only)
+
+
+def _flatten(tree: Tree) -> dict[str, Any]:
+    return traverse_util.flatten_dict(dict(tree), sep="/")

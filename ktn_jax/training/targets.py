@@ -1,0 +1,225 @@
+"""What a training step learns from: anchors, proposals and people, labelled and sampled.
+
+B images, G people an image (padded), A anchors, S sampled ROIs, K ROIs of the DensePose branch.
+Boxes are xyxy float32 in pixels of the padded network input. Everything random takes a key, and
+every image its own, so that what an image is trained on does not depend on its neighbours.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ktn_jax.losses.densepose import DensePoseTargets
+from ktn_jax.losses.detection import AnchorTargets, RoiTargets
+from ktn_jax.ops import boxes as box_ops
+from ktn_jax.ops.matching import match, sample_proposals, subsample
+from ktn_jax.structures import Proposals
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+
+
+@flax.struct.dataclass
+class People:
+    """ROIs that train the DensePose branch, in the order of the sampled ROIs."""
+
+    boxes: Array  # [B, K, 4]
+    gt_index: Array  # int32 [B, K] the person each matched
+    weight: Array  # [B, K] 0 for padding; above 1 where some stand for others
+
+
+@flax.struct.dataclass
+class Samples:
+    """All that a training step draws at random; fixed samples replay a step."""
+
+    anchors: AnchorTargets
+    rois: RoiTargets
+    people: People
+
+
+def usable_people(batch: Batch) -> Array:
+    """Marks the people who train anything, bool [B, G]: not padding, and with a box to find."""
+    return batch["is_valid"] & (box_ops.box_area(batch["boxes"]) > 0)
+
+
+def label_anchors(
+    key: Array,
+    anchors: Array,
+    batch: Batch,
+    *,
+    iou_thresholds: Sequence[float],
+    num_samples: int,
+    positive_fraction: float,
+    is_usable: Array | None = None,
+) -> AnchorTargets:
+    """Matches anchors with people and samples those that train.
+
+    Args:
+        key: PRNG key.
+        anchors: [A, 4] of all levels.
+        batch: a training batch.
+        iou_thresholds: background below the first, person from the second.
+        num_samples: anchors an image.
+        positive_fraction: the largest part of them that may be people.
+        is_usable: bool [B, A], anchors that may train; None for all.
+
+    Returns:
+        Labels and matched boxes. Without people every label is background or -1.
+    """
+
+    def one_image(key: Array, boxes: Array, is_valid: Array, is_usable: Array | None):
+        matches, labels = match_anchors(anchors, boxes, is_valid, iou_thresholds)
+        if is_usable is not None:
+            labels = jnp.where(is_usable, labels, -1)
+        labels = subsample(key, labels, num_samples, positive_fraction)
+        return AnchorTargets(labels=labels, boxes=boxes[matches])
+
+    keys = jax.random.split(key, batch["boxes"].shape[0])
+    return jax.vmap(one_image)(keys, batch["boxes"], usable_people(batch), is_usable)
+
+
+def match_anchors(
+    anchors: Array, gt_boxes: Array, is_valid: Array, iou_thresholds: Sequence[float]
+) -> tuple[Array, Array]:
+    """Matches the anchors [A, 4] of one image with people [G, 4]; see `matching.match`."""
+    iou = box_ops.pairwise_iou(gt_boxes, anchors)
+    return match(iou, is_valid, iou_thresholds, (0, -1, 1), allow_low_quality_matches=True)
+
+
+def sample_rois(
+    key: Array,
+    proposals: Proposals,
+    batch: Batch,
+    *,
+    iou_threshold: float,
+    num_samples: int,
+    positive_fraction: float,
+) -> RoiTargets:
+    """Samples proposals for the box head; the people themselves are proposals too.
+
+    Args:
+        key: PRNG key.
+        proposals: of the network in training.
+        batch: a training batch.
+        iou_threshold: a proposal is a person from here on.
+        num_samples: S.
+        positive_fraction: the largest part of S that may be people.
+
+    Returns:
+        S ROIs an image, people first; where proposals are too few, the rest is padding.
+    """
+
+    def one_image(key: Array, boxes: Array, is_valid: Array, people: Array, is_person: Array):
+        boxes = jnp.concatenate([boxes, people])
+        is_valid = jnp.concatenate([is_valid, is_person])
+        iou = box_ops.pairwise_iou(people, boxes)
+        matches, labels = match(iou, is_person, (iou_threshold,), (0, 1), False)
+        index, is_foreground, is_valid = sample_proposals(
+            key, labels == 1, is_valid, num_samples, positive_fraction
+        )
+        gt_index = jnp.where(is_foreground, matches[index], 0)
+        return RoiTargets(
+            boxes=jnp.where(is_valid[:, None], boxes[index], 0),
+            is_valid=is_valid,
+            is_foreground=is_foreground,
+            gt_boxes=jnp.where(is_foreground[:, None], people[gt_index], 0),
+            gt_index=gt_index,
+        )
+
+    keys = jax.random.split(key, batch["boxes"].shape[0])
+    return jax.vmap(one_image)(
+        keys, proposals.boxes, proposals.is_valid, batch["boxes"], usable_people(batch)
+    )
+
+
+def choose_people(
+    key: Array, rois: RoiTargets, has_annotation: Array, *, iou_threshold: float, number: int
+) -> People:
+    """Chooses the ROIs of the DensePose branch.
+
+    Where more qualify than fit, a random subset is weighted up to stand for all: sums keep their
+    expectation.
+
+    Args:
+        key: PRNG key.
+        rois: sampled for the box head.
+        has_annotation: bool [B, G], people who have something to teach the branch.
+        iou_threshold: an ROI qualifies if it overlaps its person more than this.
+        number: K; cut to the number of ROIs.
+
+    Returns:
+        K ROIs an image, in the order of the sampled ones, padding last.
+    """
+    number = min(number, rois.boxes.shape[1])
+
+    def one_image(key: Array, rois: RoiTargets, has_annotation: Array) -> People:
+        iou = box_ops.pairwise_iou(rois.boxes[:, None], rois.gt_boxes[:, None])[:, 0, 0]
+        qualifies = rois.is_valid & rois.is_foreground & (iou > iou_threshold)
+        qualifies &= has_annotation[rois.gt_index]
+        labels = jnp.where(qualifies, 1, -1)
+        is_chosen = subsample(key, labels, number, positive_fraction=1.0) == 1
+        index = jnp.argsort(~is_chosen, stable=True)[:number]
+        is_chosen = is_chosen[index]
+        weight = jnp.maximum(qualifies.sum() / number, 1)
+        return People(
+            boxes=jnp.where(is_chosen[:, None], rois.boxes[index], 0),
+            gt_index=jnp.where(is_chosen, rois.gt_index[index], 0),
+            weight=jnp.where(is_chosen, weight, 0),
+        )
+
+    keys = jax.random.split(key, rois.boxes.shape[0])
+    return jax.vmap(one_image)(keys, rois, has_annotation)
+
+
+def teachers(batch: Batch, *, densepose_people_only: bool, from_masks: bool) -> Array:
+    """Marks the people who train the DensePose branch, bool [B, G].
+
+    Args:
+        batch: a training batch.
+        densepose_people_only: only those with DensePose; else everybody, for their keypoints.
+        from_masks: those with a person mask too.
+
+    Raises:
+        ValueError: `from_masks` and the batch has no masks.
+    """
+    if not densepose_people_only:
+        return usable_people(batch)
+    has_annotation = batch["has_densepose"]
+    if from_masks:
+        _require_masks(batch)
+        has_annotation |= batch["has_person_mask"]
+    return has_annotation & usable_people(batch)
+
+
+def _require_masks(batch: Batch) -> None:
+    missing = [name for name in ("person_mask", "has_person_mask") if name not in batch]
+    if missing:
+        raise ValueError(f"loss.coarse_segm_from_masks needs {missing} in the batch")
+
+
+def densepose_targets(people: People, batch: Batch) -> DensePoseTargets:
+    """Lays the annotations of each ROI's person beside it.
+
+    Args:
+        people: from `choose_people`.
+        batch: a training batch.
+
+    Returns:
+        Targets of N = B * K ROIs, image by image.
+    """
+
+    def of_person(values: Array) -> Array:
+        gathered = jax.vmap(lambda rows, index: rows[index])(values, people.gt_index)
+        return gathered.reshape(-1, *values.shape[2:])
+
+    names = ("point_is_valid", "point_x", "point_y", "point_i", "point_u", "point_v")
+    names += ("has_densepose", "part_mask", "keypoints")
+    names += tuple(name for name in ("person_mask", "has_person_mask") if name in batch)
+    return DensePoseTargets(
+        boxes=people.boxes.reshape(-1, 4),
+        weight=people.weight.reshape(-1),
+        gt_boxes=of_person(batch["boxes"]),
+        **{name: of_person(batch[name]) for name in names},
+    )
