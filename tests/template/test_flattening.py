@@ -43,7 +43,10 @@ def test_cutting_a_cube_open():
 
 def test_flattening_a_rectangle_is_a_scaling():
     rows, columns = 5, 9
-    grid = np.array([[2.0 * c, 3.0 * r, 0] for r in range(rows) for c in range(columns)])
+    # Uneven steps: averages with equal weights would move the inner vertices.
+    x = np.array([0.0, 1.0, 1.5, 5.0, 6.0, 9.0, 10.0, 13.0, 16.0])
+    y = np.array([0.0, 5.0, 6.0, 9.0, 12.0])
+    grid = np.array([[x[c], y[r], 0] for r in range(rows) for c in range(columns)])
     a = np.array([r * columns + c for r in range(rows - 1) for c in range(columns - 1)])
     triangles = np.concatenate(
         [np.stack([a, a + 1, a + columns + 1], 1), np.stack([a, a + columns + 1, a + columns], 1)]

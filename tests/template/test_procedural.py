@@ -267,6 +267,32 @@ def test_shape_parameters_do_what_they_say(body):
     assert depth(fat=1.0) > 1.15 * depth()
 
 
+# Patches whose vertices a joint may move by itself.
+JOINT_PATCHES = {
+    "head": {1, 2, 23, 24},
+    "left_elbow": {4, 15, 17, 19, 21},
+    "left_wrist": {4, 19, 21},
+    "left_shoulder": {1, 2, 15, 17, 19, 21},
+    "left_hip": {1, 2, 7, 8, 10, 12, 14},
+    "left_knee": {5, 8, 10, 12, 14},
+    "left_ankle": {5, 12, 14},
+}
+
+
+def test_skin_follows_its_own_bones(body):
+    template = body.template
+    np.testing.assert_allclose(body.weights.sum(axis=1), 1)
+    assert body.weights.min() >= 0
+    for name, patches in JOINT_PATCHES.items():
+        held = body.weights[template.chart_to_vertex, skeleton.JOINT[name]]
+        touched = set(template.chart_patch[held > 0.02].tolist())
+        assert touched <= patches, (name, touched - patches)
+        # Around the joint the skin is shared about evenly by the bones on both sides.
+        joint = body.joints[skeleton.JOINT[name]]
+        near = np.linalg.norm(template.vertices - joint, axis=1).argsort()[:12]
+        assert 0.2 < body.weights[near, skeleton.JOINT[name]].mean() < 0.95, name
+
+
 def test_body_arrays_are_read_only(body):
     with pytest.raises(ValueError, match="read-only"):
         body.template.vertices[0, 0] = 1.0

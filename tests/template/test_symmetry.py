@@ -114,6 +114,33 @@ def test_symmetry_is_found_on_the_mesh_alone(body):
     assert (nearest != found).sum() > 10
 
 
+def test_charts_mirror_where_a_diagonal_has_no_reflection(body):
+    template = body.template
+    # Faces 2 q and 2 q + 1 share a diagonal; turn it in a few quads along the left hand's slit,
+    # where a vertex has two copies and only a face tells them apart.
+    faces = template.chart_faces.copy()
+    in_hand = template.chart_to_vertex[template.chart_patch == 4]
+    slit = np.flatnonzero(np.bincount(in_hand, minlength=len(template.vertices)) == 2)
+    beside = (template.face_patch == 4) & np.isin(template.faces, slit).any(axis=1)
+    for first in np.unique(np.flatnonzero(beside) // 2)[::6] * 2:
+        pair = faces[first : first + 2]
+        shared = [v for v in pair[0] if v in pair[1]]
+        (alone_0,) = set(pair[0]) - set(shared)
+        (alone_1,) = set(pair[1]) - set(shared)
+        at = list(pair[0]).index(alone_0)
+        start, end = pair[0][(at + 1) % 3], pair[0][(at + 2) % 3]
+        faces[first : first + 2] = [[alone_0, start, alone_1], [alone_0, alone_1, end]]
+    mirror = symmetry.mirror_chart_vertices(
+        template.chart_to_vertex, faces, template.face_patch, template.vertex_mirror
+    )
+    np.testing.assert_array_equal(mirror, template.chart_mirror)
+    nowhere = np.where(template.face_patch == 3, 5, template.face_patch)
+    with pytest.raises(ValueError, match="no reflection"):
+        symmetry.mirror_chart_vertices(
+            template.chart_to_vertex, faces, nowhere, template.vertex_mirror
+        )
+
+
 def test_asymmetric_bodies_are_refused(body):
     template = body.template
     turned = template.vertices @ np.array([[0.9, 0.1, 0], [-0.1, 0.9, 0], [0, 0, 1.0]])
