@@ -70,14 +70,17 @@ class _Posture:
         self.angles = np.zeros((posing.NUM_JOINTS, 3))
 
     def set(self, joint: str, *degrees: float) -> None:
+        """Sets the first angles of a joint, in the order of `posing.AXES`."""
         self.angles[_JOINT[joint], : len(degrees)] = np.radians(degrees)
 
     def hang_arms(self, rng: np.random.Generator) -> None:
+        """Both arms down, a little bent."""
         for side in _SIDES:
             self.set(f"{side}_shoulder", rng.normal(2, 9), rng.normal(-36, 5), rng.normal(0, 12))
             self.set(f"{side}_elbow", abs(rng.normal(12, 12)), 0, rng.normal(0, 15))
 
     def free_arm(self, rng: np.random.Generator, side: str) -> None:
+        """One arm anywhere in front of or beside the body."""
         raise_ = rng.uniform(-38, 70)
         self.set(f"{side}_shoulder", rng.uniform(-20, 120), raise_, rng.uniform(-50, 40))
         self.set(f"{side}_collar", 0, max(0.0, 0.2 * raise_))
@@ -85,6 +88,7 @@ class _Posture:
         self.set(f"{side}_wrist", rng.normal(0, 15), rng.normal(0, 7))
 
     def look(self, rng: np.random.Generator, spread: float = 15) -> None:
+        """Turns the head and, less, the trunk."""
         self.set("neck", rng.normal(2, 6), rng.normal(0, 5), rng.normal(0, spread / 2))
         self.set("head", rng.normal(2, 6), rng.normal(0, 5), rng.normal(0, spread))
         self.set("spine", rng.normal(2, 4), rng.normal(0, 4), rng.normal(0, 5))
