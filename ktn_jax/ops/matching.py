@@ -45,7 +45,9 @@ def match(
     if iou.shape[0] == 0 or number == 0:
         return jnp.zeros(number, jnp.int32), lowest
     # Below every real IoU, so that padding loses each comparison, ties included.
-    quality = jnp.where(gt_is_valid[:, None], iou, -1)
+    # The barrier has it computed once: fused into each use, it may round differently in each, and
+    # no candidate would equal the maximum it is compared with below.
+    quality = lax.optimization_barrier(jnp.where(gt_is_valid[:, None], iou, -1))
     matches = jnp.argmax(quality, axis=0).astype(jnp.int32)
     # Reading the maximum where argmax found it: XLA reduces the outer axis ten times as slowly.
     best = jnp.take_along_axis(quality, matches[None, :], axis=0)[0]
