@@ -26,7 +26,7 @@ from pycocotools import mask as coco_mask
 
 from ktn_jax.evaluation import boxes_keypoints, coco, evaluator, scorer, template_files
 from ktn_jax.evaluation.ground_truth import read_ground_truth
-from ktn_jax.evaluation.result_files import index_results
+from ktn_jax.evaluation.result_files import index_results, read_payload
 from ktn_jax.results import encode_iuv
 from ktn_jax.template.parts import FINE_TO_COARSE
 
@@ -218,11 +218,12 @@ def _profile(folder: pathlib.Path, images: int) -> list[tuple[str, float]]:
     truth = read_ground_truth(folder / "annotations.json")
     results = index_results(folder / "results.json", truth)
     template = template_files.load_template(folder)
-    worker = scorer._Worker(template, results.path, "upstream")
-    task = [(i, results.by_image.get(i.image_id, ())) for i in truth.images[:images]]
+    image_scorer = scorer.ImageScorer(template)
     profile = cProfile.Profile()
-    profile.runcall(worker, task)
-    worker.close()
+    with open(results.path, "rb") as handle, profile:
+        for image in truth.images[:images]:
+            found = results.by_image.get(image.image_id, ())
+            image_scorer.score(image, found, lambda detection: read_payload(handle, detection))
     wanted = (
         *("score", "read_payload", "person_mask", "mask_iou", "to_rle", "find", "find_quantised"),
         *("distance", "_sample", "person_similarity", "measure_patches"),
@@ -246,6 +247,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", help="keep the made files here, and use them if they are there")
+    parser.add_argument("--cold", action="store_true", help="table not in the page cache (Linux)")
     arguments = parser.parse_args()
 
     def out(line: str) -> None:
@@ -265,6 +267,8 @@ def main() -> None:
         runs, processor = [], []
         with _MemoryWatch() as memory:
             for _ in range(arguments.repeats):
+                if arguments.cold:
+                    _forget(folder / template_files.GEODESICS_FILE)
                 before = _processor_seconds()
                 runs.append(_run(folder, arguments.processes))
                 processor.append(_processor_seconds() - before)
@@ -284,6 +288,12 @@ def main() -> None:
 
 def _gigabytes(memory: _MemoryWatch) -> str:
     return f"{memory.peak_anonymous_kb / 2**20:.2f}"
+
+
+def _forget(path: pathlib.Path) -> None:
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _processor_seconds() -> float:

@@ -8,6 +8,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.evaluation.metrics import percent
 from ktn_jax.evaluation.result_files import ResultIndex
@@ -33,13 +34,21 @@ def evaluate_coco(
 
     Returns:
         Measure -> name -> per cent (None where nobody is to be found), and notes.
+
+    Raises:
+        EvaluationError: a segmentation cannot be drawn.
     """
     people = truth.coco["annotations"]
     summaries = {"bbox": _evaluate("bbox", truth, people, _boxes(results))}
     notes = []
     if people and all(person.get("segmentation") for person in people):
         segmented = _segments(results, scores)
-        summaries["segm"] = _evaluate("segm", truth, people, segmented)
+        try:
+            summaries["segm"] = _evaluate("segm", truth, people, segmented)
+        except Exception as error:  # pycocotools raises plain Exception
+            raise EvaluationError(
+                f"{truth.name}: a segmentation of annotations or results cannot be drawn ({error})"
+            ) from error
     else:
         notes.append("segm left out: not every person has a segmentation")
     if not any("keypoints" in person for person in people):

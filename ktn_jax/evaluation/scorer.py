@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -101,7 +102,7 @@ class ImageScorer:
             for (iuv, _), detection in zip(payloads, needed, strict=True)
         ]
         segmentations = {
-            detection.detection_id: _as_rle(given, mask, image.image_size_hw)
+            detection.detection_id: _as_rle(detection, given, mask, image.image_size_hw)
             for detection, (_, given), mask in zip(needed, payloads, placed, strict=True)
         }
         pictures = [iuv for iuv, _ in payloads]
@@ -128,16 +129,7 @@ class ImageScorer:
             gps[place] = geodesic.person_similarity(
                 pair.distances, pair.is_same_row, geodesic.PATCH_MEAN_DISTANCE[pair.patch]
             )
-        person_masks = [
-            masks.person_mask(
-                person.box_xywh,
-                image.image_size_hw,
-                person.dp_masks,
-                person.segmentation,
-                self._zoom_labels,
-            )
-            for person in (people if top else ())
-        ]
+        person_masks = [self._draw(image, person) for person in (people if top else ())]
         mask_iou = masks.mask_iou(placed, person_masks, is_crowd)
         mask_iou = mask_iou.reshape(len(top), len(people))
         box_iou = _box_iou(top, people)
@@ -157,6 +149,21 @@ class ImageScorer:
             patches=patches,
             people=person_scores,
         )
+
+    def _draw(self, image: ImageTruth, person: PersonTruth) -> masks.PlacedMask:
+        try:
+            return masks.person_mask(
+                person.box_xywh,
+                image.image_size_hw,
+                person.dp_masks,
+                person.segmentation,
+                self._zoom_labels,
+            )
+        except Exception as error:  # pycocotools raises plain Exception
+            raise EvaluationError(
+                f"annotation {person.annotation_id} of image {image.image_id}: dp_masks or "
+                f"segmentation cannot be drawn ({error})"
+            ) from error
 
     def _pair_distances(
         self,
@@ -241,10 +248,17 @@ def _box_iou(detections: Sequence[Detection], people: Sequence[PersonTruth]) -> 
     )
 
 
-def _as_rle(given: object, mask: masks.PlacedMask, image_size_hw: tuple[int, int]) -> dict:
-    if isinstance(given, dict) and isinstance(given.get("counts"), str | bytes):
-        return given
-    return mask.to_rle(image_size_hw)
+def _as_rle(
+    detection: Detection, given: object, mask: masks.PlacedMask, image_size_hw: tuple[int, int]
+) -> dict:
+    if not isinstance(given, dict):
+        return mask.to_rle(image_size_hw)
+    if not isinstance(given.get("counts"), str) or tuple(given.get("size", ())) != image_size_hw:
+        raise EvaluationError(
+            f"detection {detection.detection_id} of image {detection.image_id}: segmentation must "
+            f"be a compressed RLE of size {list(image_size_hw)} (height, width)"
+        )
+    return given
 
 
 class _Worker:
@@ -329,13 +343,23 @@ def score_images(
             worker = _Worker(*arguments)
             stack.callback(worker.close)
             outcomes = map(worker, tasks)
-        for task, outcome in zip(tasks, outcomes, strict=True):
+        for task, outcome in zip(tasks, _guarded(outcomes), strict=True):
             if isinstance(outcome, EvaluationError):
                 raise outcome
             yield from outcome
             done += len(task)
             if progress is not None:
                 progress(done, len(pairs))
+
+
+def _guarded(outcomes: Iterator) -> Iterator:
+    try:
+        yield from outcomes
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a scoring process ended by itself: it ran out of memory, or this was called from a "
+            "script without `if __name__ == '__main__':`. processes=1 starts none"
+        ) from error
 
 
 def _available_cores() -> int:

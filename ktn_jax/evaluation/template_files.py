@@ -204,21 +204,25 @@ def write_template(
     meta = {"origin": origin, "is_official": is_official, "sha256": dict(source_sha256 or {})}
     with replacing(target / GEODESICS_FILE) as path:
         table = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num_distances,))
-        done = 0
-        for block in geodesics:
-            if done + len(block) > num_distances:
-                raise EvaluationError(f"{target}: more than {num_distances} distances came")
-            if not (np.isfinite(block).all() and (block >= 0).all()):
-                raise EvaluationError(f"{target}: a distance is negative or not finite")
-            table[done : done + len(block)] = block
-            done += len(block)
-        if done != num_distances:
-            raise EvaluationError(f"{target}: {done} distances came, {num_distances} wanted")
-        table.flush()
+        _fill(table, geodesics, target)
         _template(arrays, table, meta)  # checks that the arrays belong together
         del table
     with replacing(target / SURFACE_FILE) as path:
         np.savez(path, meta=json.dumps(meta), **arrays)
+
+
+def _fill(table: np.memmap, blocks: Iterable[np.ndarray], target: pathlib.Path) -> None:
+    done = 0
+    for block in blocks:
+        if done + len(block) > len(table):
+            raise EvaluationError(f"{target}: more than {len(table)} distances came")
+        if not (np.isfinite(block).all() and (block >= 0).all()):
+            raise EvaluationError(f"{target}: a distance is negative or not finite")
+        table[done : done + len(block)] = block
+        done += len(block)
+    if done != len(table):
+        raise EvaluationError(f"{target}: {done} distances came, {len(table)} wanted")
+    table.flush()
 
 
 def _open_template(folder: pathlib.Path) -> EvaluationTemplate:

@@ -8,6 +8,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ktn_jax.evaluation import evaluator
+from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.results import encode_iuv
 
 
@@ -75,6 +76,36 @@ def test_boxes_fall_by_the_thresholds_they_miss(flat_world, tmp_path):
     assert metrics.summaries["segm"]["AP50"] == pytest.approx(100)
     assert metrics.summaries["segm"]["AP75"] == 0
     assert any("keypoints left out: the annotations" in note for note in metrics.notes)
+
+
+def test_the_size_of_a_segment_is_that_of_its_mask(flat_world, tmp_path):
+    # A false alarm in a medium box with nine body pixels: not one among medium people.
+    iuv = np.zeros((3, 64, 96), np.uint8)
+    iuv[0, :3, :3] = 1
+    alarm = {**flat_world.entries[0], "bbox": [300, 10, 96, 64], "score": 0.99, "iuv": iuv}
+    results, truth = flat_world.write(tmp_path, [*flat_world.entries, alarm])
+    metrics = evaluator.evaluate_files(results, truth, flat_world.template_dir)
+    results, truth = flat_world.write(tmp_path)
+    without = evaluator.evaluate_files(results, truth, flat_world.template_dir)
+    assert metrics.summaries["segm"]["AP50"] < without.summaries["segm"]["AP50"] == 100
+    assert metrics.summaries["segm"]["AP_M"] == without.summaries["segm"]["AP_M"] > 0
+    assert metrics.summaries["bbox"]["AP_M"] < without.summaries["bbox"]["AP_M"]
+
+
+@pytest.mark.parametrize("segmentation", [{"size": [5, 5], "counts": "aa"}, {"size": [300, 500]}])
+def test_a_segmentation_of_another_size_is_named(flat_world, tmp_path, segmentation):
+    entries = [flat_world.entries[0], {**flat_world.entries[1], "segmentation": segmentation}]
+    results, truth = flat_world.write(tmp_path, entries)
+    with pytest.raises(EvaluationError, match=r"detection 2 of image 7: .*size \[300, 500\]"):
+        evaluator.evaluate_files(results, truth, flat_world.template_dir)
+
+
+def test_a_polygon_that_cannot_be_drawn_is_told(flat_world, tmp_path):
+    annotations = copy.deepcopy(flat_world.annotations)
+    annotations["annotations"][0]["segmentation"] = [[1, 2]]
+    results, truth = flat_world.write(tmp_path, [], annotations)
+    with pytest.raises(EvaluationError, match=r"annotations.json: a segmentation .* cannot be"):
+        evaluator.evaluate_files(results, truth, flat_world.template_dir)
 
 
 def test_keypoints_fall_with_their_distance(flat_world, real_dir, tmp_path):

@@ -1,5 +1,6 @@
 """Whole runs in a flat world: right predictions score 100, wrong ones fall by a known amount."""
 
+import copy
 import dataclasses
 import json
 
@@ -196,6 +197,23 @@ def test_report_holds_everything_it_shows(flat_world, tmp_path):
     assert "http" not in page and 'src="/' not in page
     for text in ("flat test template", "right_hand", "GPSm", "100.00"):
         assert text in page
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dp_masks": [{"size": [100, 100], "counts": "aa"}]},
+        {"dp_masks": [7]},
+        {"dp_masks": None, "segmentation": [[1, 2]]},
+        {"dp_masks": None, "segmentation": {"size": [300, 500]}},
+    ],
+)
+def test_masks_that_cannot_be_drawn_are_named(flat_world, tmp_path, change):
+    annotations = copy.deepcopy(flat_world.annotations)
+    annotations["annotations"][2].update(change)
+    results, truth = flat_world.write(tmp_path, annotations=annotations)
+    with pytest.raises(EvaluationError, match="annotation 3 of image 3: dp_masks or segmentation"):
+        evaluator.evaluate_files(results, truth, flat_world.template_dir)
 
 
 @pytest.mark.parametrize("mode", ["Upstream", "fork", ""])

@@ -38,7 +38,7 @@ def test_an_image_of_two_processes_counts_once(tmp_path):
     writers = [ResultsWriter(tmp_path, RUN, index) for index in range(2)]
     writers[0].add(4, _entries(4))
     writers[1].add(5, _entries(5))
-    writers[1].add(4, _entries(4))  # the filled-up last batch
+    writers[1].add(4, _entries(4, 1))  # the filled-up last batch, on another device
     for writer in writers:
         writer.close()
     counts, results = _merged(tmp_path)
