@@ -6,6 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+# Anchors of one area around a small person overlap it equally, but for rounding, which depends on
+# how a compiler fuses the overlaps: IoUs this close are equal.
+_TIE = 1e-6
+
 
 def match(
     iou: Array,
@@ -22,9 +26,10 @@ def match(
         thresholds: Ascending borders between labels, e.g. (0.3, 0.7).
         labels: One more than the thresholds, e.g. (0, -1, 1) for background, ignored, foreground:
             labels[k] where thresholds[k - 1] <= IoU < thresholds[k].
-        allow_low_quality_matches: Whether the candidates that overlap a ground truth best, ties
-            included, become foreground (1) below the threshold too. A ground truth that overlaps
-            no candidate promotes none; the reference would promote all it does not touch.
+        allow_low_quality_matches: Whether the candidates that overlap a ground truth best, ties to
+            within rounding included, become foreground (1) below the threshold too. A ground truth
+            that overlaps no candidate promotes none; the reference would promote all it does not
+            touch.
 
     Returns:
         matches: int32 [N], the row of the best valid ground truth, the first among equals; 0 where
@@ -45,9 +50,7 @@ def match(
     if iou.shape[0] == 0 or number == 0:
         return jnp.zeros(number, jnp.int32), lowest
     # Below every real IoU, so that padding loses each comparison, ties included.
-    # The barrier has it computed once: fused into each use, it may round differently in each, and
-    # no candidate would equal the maximum it is compared with below.
-    quality = lax.optimization_barrier(jnp.where(gt_is_valid[:, None], iou, -1))
+    quality = jnp.where(gt_is_valid[:, None], iou, -1)
     matches = jnp.argmax(quality, axis=0).astype(jnp.int32)
     # Reading the maximum where argmax found it: XLA reduces the outer axis ten times as slowly.
     best = jnp.take_along_axis(quality, matches[None, :], axis=0)[0]
@@ -56,7 +59,8 @@ def match(
         assigned = jnp.where(best >= threshold, label, assigned)
     if allow_low_quality_matches:
         best_of_gt = jnp.max(quality, axis=1, keepdims=True)
-        is_promoted = jnp.any((quality == best_of_gt) & (best_of_gt > 0), axis=0)
+        is_best = (quality >= best_of_gt - _TIE) & (quality > 0)
+        is_promoted = jnp.any(is_best, axis=0)
         assigned = jnp.where(is_promoted, 1, assigned)
     has_gt = jnp.any(gt_is_valid)
     return jnp.where(has_gt, matches, 0), jnp.where(has_gt, assigned, lowest)
