@@ -1,16 +1,16 @@
-"""Compares every stage of a model with a dump of the PyTorch original."""
+"""Compares every stage of a model, and a training step, with a dump of the PyTorch original."""
 
 import os
 from collections.abc import Iterator
 
 import jax
 
-from ktn_jax.verification import people, stages
+from ktn_jax.verification import people, stages, training
 from ktn_jax.verification.dump import Dump, Row
 
 
 def verify(path: str | os.PathLike) -> Iterator[Row]:
-    """Compares our model with a dump, stage by stage and then end to end.
+    """Compares our model with a dump, stage by stage, end to end, and in a training step.
 
     Args:
         path: the dump; its configuration, widths and sizes are whatever it says.
@@ -28,3 +28,4 @@ def verify(path: str | os.PathLike) -> Iterator[Row]:
         yield from stages.stages(dump)
         yield from people.results(dump)
         yield from people.end_to_end(dump)
+        yield from training.training(dump)
