@@ -1,19 +1,24 @@
-"""Shared test set-up: CPU, four fake devices, strict rank promotion, and where reference data lie."""
+"""Shared test set-up: CPU, four fake devices, strict rank promotion, reference data."""
 
 import os
 import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=4"
+    # Compiling takes longer than running here; the numbers do not depend on it.
+    + " --xla_backend_optimization_level=0"
 ).strip()
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
+_CUT = pathlib.Path(__file__).parent / "goldens" / "ops_cut.npz"
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 # Reference data are not part of the project (size, licences); KTN_SHARED names another place.
 _SHARED = pathlib.Path(os.environ.get("KTN_SHARED", _REPOSITORY.parent / "shared"))
@@ -36,3 +41,16 @@ def golden_dir() -> pathlib.Path:
 def real_dir() -> pathlib.Path:
     """Real photos, annotations and outputs."""
     return _folder_or_skip("real")
+
+
+@pytest.fixture(scope="session")
+def golden(request):
+    """Arrays recorded from PyTorch by name: the full file where present, else the cut beside us."""
+    try:
+        path = request.getfixturevalue("golden_dir") / "ops.npz"
+    except pytest.skip.Exception:
+        path = _CUT
+    if not path.is_file():
+        path = _CUT
+    with np.load(path) as arrays:
+        return dict(arrays)

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ktn_jax import charts, iuv_maps
 from ktn_jax.inference import Person, Predictor, to_result
 from ktn_jax.modeling.detector import size_multiple
+from ktn_jax.results import PersonResult
 from ktn_jax.verification.dump import (
     BOX_PIXELS,
     END_TO_END,
@@ -45,6 +47,7 @@ def _stored_people(dump: Dump) -> list[Person]:
 
 
 def results(dump: Dump) -> Iterator[Row]:
+    """Compares people in the photo, made from stored detections and maps."""
     people = _stored_people(dump)
     yield from _compare_people(dump, people, "")
 
@@ -62,14 +65,20 @@ def _compare_people(dump: Dump, people: list[Person], note: str) -> Iterator[Row
         compare(dump, "infer/final/scores", [r.score for r in results], limit=SCORE),
     ]
     if "infer/final/keypoints" in dump.keys:
-        rows += _compare_keypoints(dump, [r.keypoints for r in results])
-    for index, result in enumerate(results):
-        rows += _compare_chart(dump, f"infer/chart/{index}", result.iuv)
+        final = [result.keypoints for result in results]
+        rows += _compare_keypoints(dump, "infer/final/keypoints", final)
+        network = [
+            charts.decode_keypoints(p.charts.keypoints[None], p.box_xyxy[None])[0] for p in people
+        ]
+        rows += _compare_keypoints(dump, "infer/det/keypoints", [k[:, [0, 1, 3]] for k in network])
+    for index, (person, result) in enumerate(zip(people, results, strict=False)):
+        rows += _compare_chart(dump, f"infer/chart/{index}", person, result.iuv)
+    if "infer/final/masks" in dump.keys:
+        rows.append(_compare_masks(dump, results, to_hw))
     yield from (dataclasses.replace(row, key=row.key + note) for row in rows)
 
 
-def _compare_keypoints(dump: Dump, keypoints: list[np.ndarray]) -> list[Row]:
-    key = "infer/final/keypoints"
+def _compare_keypoints(dump: Dump, key: str, keypoints: list[np.ndarray]) -> list[Row]:
     expected, actual = dump[key], np.stack(keypoints) if keypoints else np.zeros((0, 17, 3))
     if actual.shape != expected.shape:
         return [compare(dump, key, actual)]
@@ -83,21 +92,58 @@ def _compare_keypoints(dump: Dump, keypoints: list[np.ndarray]) -> list[Row]:
     ]
 
 
-def _compare_chart(dump: Dump, prefix: str, iuv: np.ndarray) -> list[Row]:
-    key = f"{prefix}/result_uint8"
-    expected = dump[key].astype(int)
+def _compare_chart(dump: Dump, prefix: str, person: Person, iuv: np.ndarray) -> list[Row]:
+    """Compares what evaluation reads, and the charts of the plain argmax where they are stored."""
+    rows = _compare_labels(
+        dump, f"{prefix}/result_uint8", iuv[0], dump[f"{prefix}/result_uint8"][0]
+    )
+    rows += _compare_uv(dump, f"{prefix}/result_uint8", iuv, dump[f"{prefix}/result_uint8"])
+    for suffix in ("", "_argmax"):
+        if f"{prefix}/labels{suffix}" in dump.keys:
+            expected = dump[f"{prefix}/labels{suffix}"]
+            maps = person.charts
+            labels, uv = charts.chart_in_box(
+                maps.coarse_segm, maps.fine_segm, maps.u, maps.v, expected.shape
+            )
+            rows += _compare_labels(dump, f"{prefix}/labels{suffix}", labels, expected)
+            rows.append(_compare_float_uv(dump, f"{prefix}/uv{suffix}", uv, labels == expected))
+    return rows
+
+
+def _compare_labels(dump: Dump, key: str, labels: np.ndarray, expected: np.ndarray) -> list[Row]:
+    if labels.shape != expected.shape:
+        return [compare(dump, key, labels)]
+    differing = float((labels != expected).mean())
+    return [Row(f"{key} I", expected.shape, differing, 0.0, LABEL_FRACTION)]
+
+
+def _compare_uv(dump: Dump, key: str, iuv: np.ndarray, expected: np.ndarray) -> list[Row]:
     if iuv.shape != expected.shape:
-        return [compare(dump, key, iuv)]
+        return []
     is_same = iuv[0] == expected[0]
-    levels = np.abs(iuv[1:].astype(int) - expected[1:])[:, is_same].max(initial=0)
-    return [
-        Row(f"{key} I", expected.shape[1:], float((~is_same).mean()), 0.0, LABEL_FRACTION),
-        Row(f"{key} UV", expected.shape[1:], float(levels), 0.0, UV_LEVELS),
-    ]
+    levels = np.abs(iuv[1:].astype(int) - expected[1:].astype(int))[:, is_same].max(initial=0)
+    return [Row(f"{key} UV", expected.shape[1:], float(levels), 0.0, UV_LEVELS)]
+
+
+def _compare_float_uv(dump: Dump, key: str, uv: np.ndarray, is_same: np.ndarray) -> Row:
+    expected = dump[key]
+    error = float(np.abs(uv - expected)[:, is_same].max(initial=0))
+    scale = float(expected.std())
+    return Row(key, expected.shape, error, error / scale, END_TO_END * scale)
+
+
+def _compare_masks(dump: Dump, results: list[PersonResult], to_hw: tuple[int, int]) -> Row:
+    key = "infer/final/masks"
+    expected = dump[key].astype(bool)
+    masks = [iuv_maps.paste_iuv([result], to_hw)[0][..., 0] > 0 for result in results]
+    if len(masks) != len(expected):
+        return compare(dump, key, np.asarray(masks))
+    differing = float((np.stack(masks) != expected).mean())
+    return Row(key, expected.shape, differing, 0.0, LABEL_FRACTION)
 
 
 def end_to_end(dump: Dump) -> Iterator[Row]:
-    """Runs the photo through the same code as `ktn predict`, in an input padded more than needed.
+    """Runs the photo through the code of `ktn predict`, in an input padded more than needed.
 
     The larger padding shows that padding changes nothing.
     """

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ktn_jax.modeling.detector import Detector, Features, build_model
+from ktn_jax.ops import interpolate
 from ktn_jax.structures import Detections, Proposals
 from ktn_jax.verification.dump import (
     BOX_PIXELS,
@@ -37,6 +38,7 @@ class Runner:
 
 
 def stages(dump: Dump) -> Iterator[Row]:
+    """Compares every stage of inference up to the chart maps."""
     run = Runner(dump)
     yield _preprocessing(dump, run)
     yield from _backbone(dump, run)
@@ -189,9 +191,20 @@ def _predictor(dump: Dump, run: Runner) -> Iterator[Row]:
     for theirs in dump.under(f"{prefix}/lowres"):
         key = f"{prefix}/lowres/{theirs}"
         yield compare(dump, key, to_nchw(low[LOW_RESOLUTION[theirs]]))
+    if f"{prefix}/hr/aux_index_uv" in dump.keys:
+        yield _auxiliary(dump, run, low["auxiliary"])
     outputs = run(Detector.predict_charts, head, kernel)
     count = int(dump[f"{prefix}/hr_count"])
     for theirs in dump.under(f"{prefix}/hr"):
         if theirs in HIGH_RESOLUTION:
             ours = getattr(outputs, HIGH_RESOLUTION[theirs])[:count]
             yield compare(dump, f"{prefix}/hr/{theirs}", to_nchw(ours))
+
+
+def _auxiliary(dump: Dump, run: Runner, low: np.ndarray) -> Row:
+    """The classifier that nothing reads, brought up as the others are."""
+    key = "infer/densepose/hr/aux_index_uv"
+    expected = dump[key]
+    size = expected.shape[2:]
+    up = run(lambda model, x: interpolate.resize_bilinear(x, size), low[: len(expected)])
+    return compare(dump, key, to_nchw(up))

@@ -1,12 +1,8 @@
-"""Set-up for tests of array functions: strict dtypes, and the numbers recorded from PyTorch."""
-
-import pathlib
+"""Set-up for tests of array functions: strict dtypes, and a tolerance of rounding."""
 
 import jax
 import numpy as np
 import pytest
-
-_CUT = pathlib.Path(__file__).resolve().parents[1] / "goldens" / "ops_cut.npz"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -14,19 +10,6 @@ def strict_dtype_promotion():
     """Makes mixed dtypes an error: an int64 or float64 that slips in is a bug here."""
     with jax.numpy_dtype_promotion("strict"):
         yield
-
-
-@pytest.fixture(scope="session")
-def golden(request):
-    """Arrays recorded from PyTorch by name: the full file where present, else the cut beside us."""
-    try:
-        path = request.getfixturevalue("golden_dir") / "ops.npz"
-    except pytest.skip.Exception:
-        path = _CUT
-    if not path.is_file():
-        path = _CUT
-    with np.load(path) as arrays:
-        return dict(arrays)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,147 @@
+"""Layers against recorded PyTorch numbers, and that padding a map changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ktn_jax.modeling import layers
+from ktn_jax.ops import interpolate
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("case", "stride", "dilation", "padding"),
+    [("k3_d6", 1, 6, 6), ("k3_s2", 2, 1, 1), ("k16_s16", 16, 1, 0), ("k7_s2", 2, 1, 3)],
+)
+def test_convolve_matches_pytorch(golden, case, stride, dilation, padding):
+    x = golden[f"conv/{case}/input"].transpose(0, 2, 3, 1)
+    kernel = golden[f"conv/{case}/weight"].transpose(2, 3, 1, 0)
+    expected = golden[f"conv/{case}/output"].transpose(0, 2, 3, 1)
+    actual = layers.convolve(jnp.asarray(x), jnp.asarray(kernel), stride, dilation, padding)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dilation", [5, 6, 56])  # reaching the edge, just beyond it, far beyond it
+def test_dilated_convolution_equals_its_definition(dilation):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 6, 6, 3)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 3, 2)).astype(np.float32)
+    expected = np.zeros((1, 6, 6, 2), np.float32)
+    for dy in range(3):
+        for dx in range(3):
+            for y in range(6):
+                for col in range(6):
+                    row, column = y + (dy - 1) * dilation, col + (dx - 1) * dilation
+                    if 0 <= row < 6 and 0 <= column < 6:
+                        expected[0, y, col] += x[0, row, column] @ kernel[dy, dx]
+    np.testing.assert_allclose(
+        layers.convolve(x, kernel, dilation=dilation), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_strided_pointwise_convolution_equals_the_general_one():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 7, 8, 3)).astype(np.float32)
+    kernel = rng.normal(size=(1, 1, 3, 5)).astype(np.float32)
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(layers.convolve(x, kernel, 2), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parity
+def test_group_norm_matches_pytorch(golden):
+    x = golden["norm/input"].transpose(0, 2, 3, 1)
+    params = {"scale": golden["norm/weight"], "bias": golden["norm/bias"]}
+    actual = layers.GroupNorm().apply({"params": params}, jnp.asarray(x))
+    expected = golden["norm/group32"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("module", [layers.BatchNorm(), layers.FrozenBatchNorm()])
+def test_batch_norms_match_pytorch_in_evaluation(golden, module):
+    x = golden["norm/input"].transpose(0, 2, 3, 1)
+    variables = {
+        "params": {"scale": golden["norm/weight"], "bias": golden["norm/bias"]},
+        "batch_stats": {
+            "mean": golden["norm/running_mean"],
+            "var": golden["norm/running_var"],
+            "count": np.int32(0),
+        },
+    }
+    actual = module.apply(variables, jnp.asarray(x))
+    expected = golden["norm/batch_eval"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parity
+def test_batch_norm_matches_pytorch_in_training(golden):
+    x = golden["norm/input"].transpose(0, 2, 3, 1)
+    variables = {
+        "params": {"scale": golden["norm/weight"], "bias": golden["norm/bias"]},
+        "batch_stats": {
+            "mean": golden["norm/running_mean"],
+            "var": golden["norm/running_var"],
+            "count": np.int32(3),
+        },
+    }
+    actual, updated = layers.BatchNorm().apply(
+        variables, jnp.asarray(x), True, mutable=["batch_stats"]
+    )
+    stats = updated["batch_stats"]
+    expected = golden["norm/batch_train"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats["mean"], golden["norm/batch_train_running_mean_after"], 1e-5)
+    np.testing.assert_allclose(stats["var"], golden["norm/batch_train_running_var_after"], 1e-5)
+    assert stats["count"] == 4
+
+
+def test_frozen_batch_norm_gets_no_gradient():
+    x = jnp.ones((1, 2, 2, 3))
+    module = layers.FrozenBatchNorm()
+    variables = module.init(jax.random.key(0), x)
+    gradient = jax.grad(lambda params: module.apply({**variables, "params": params}, x).sum())(
+        variables["params"]
+    )
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
+
+
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    kernel_size=st.sampled_from([1, 3, 7]),
+    stride=st.sampled_from([1, 2]),
+    norm=st.sampled_from(["", "GN", "BN", "FrozenBN"]),
+)
+@settings(max_examples=12, deadline=None)
+def test_conv_norm_is_blind_to_padding(height, width, kernel_size, stride, norm):
+    rng = np.random.default_rng(height * 10 + width)
+    module = layers.ConvNorm(32, kernel_size, stride, norm=norm)
+    small = rng.normal(size=(1, height, width, 2)).astype(np.float32)
+    padded = rng.normal(size=(1, height + 3, width + 4, 2)).astype(np.float32)  # garbage outside
+    padded[:, :height, :width] = small
+    variables = module.init(jax.random.key(0), small)
+    expected = module.apply(variables, small)
+    actual = module.apply(variables, padded, jnp.array([[height, width]]))
+    actual = actual[:, : expected.shape[1], : expected.shape[2]]
+    # Sums in another order; the variance of a single cell is 0, which amplifies rounding.
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_replicated_edge_makes_interpolation_blind_to_padding():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, 5, 6, 2)).astype(np.float32)
+    padded = np.pad(x, ((0, 0), (0, 3), (0, 2), (0, 0)), constant_values=9)
+    expected = interpolate.resize_bilinear(x, (10, 12))
+    replicated = layers.replicate_edge(jnp.asarray(padded), jnp.array([[5, 6]]))
+    actual = interpolate.resize_bilinear(replicated, (16, 16))[:, :10, :12]
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_group_norm_refuses_channels_that_do_not_divide():
+    with pytest.raises(ValueError, match="33 channels"):
+        layers.GroupNorm().init(jax.random.key(0), jnp.ones((1, 2, 2, 33)))

@@ -1,0 +1,84 @@
+"""Our model against the dumps of the original, and that a slip does not pass."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ktn_jax.verification import dump as dumps
+from ktn_jax.verification import people, stages
+from ktn_jax.verification.dump import Dump
+
+pytestmark = pytest.mark.parity
+
+CASES = (
+    "ktnv2_r50_tiny",
+    "ktnv2_hrnet_tiny",
+    "ktnv2_hrnet_v3_tiny",
+    "densepose_r50_tiny",
+    "densepose_r50_dl_tiny",
+    "densepose_r50_dl_nonlocal_tiny",
+    "densepose_r50_legacy_tiny",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_inference_equals_the_original(golden_dir, case):
+    dump = Dump(golden_dir / f"{case}.npz")
+    rows = [*stages.stages(dump), *people.results(dump), *people.end_to_end(dump)]
+    failed = [row for row in rows if not row.is_ok]
+    assert not failed, dumps.format_rows(failed)
+    compared = {row.key.split(" ")[0] for row in rows}
+    stored = {key for key in dump.keys if key.startswith("infer/")}
+    # Bookkeeping, and the one class that there is.
+    stored -= {"infer/check_json", "infer/densepose/hr_count", "infer/det/classes"}
+    assert stored <= compared
+
+
+def _edited(golden_dir, tmp_path, **changes):
+    with np.load(golden_dir / "densepose_r50_legacy_tiny.npz") as file:
+        arrays = {key: file[key] for key in file.files if not key.startswith(("grad", "train"))}
+    for key, change in changes.items():
+        name = key.replace("__", "/")
+        arrays[name] = change(arrays[name])
+        if arrays[name] is None:
+            del arrays[name]
+    np.savez(tmp_path / "dump.npz", **arrays)
+    return tmp_path / "dump.npz"
+
+
+def test_a_slip_shows_in_the_stage_that_it_is_in(golden_dir, tmp_path):
+    def flip(kernel):
+        return np.ascontiguousarray(kernel[:, :, ::-1])
+
+    name = "state/roi_heads.densepose_head.body_conv_fcn2.weight"
+    dump = Dump(_edited(golden_dir, tmp_path, **{name.replace("/", "__"): flip}))
+    failed = {row.key for row in stages.stages(dump) if not row.is_ok}
+    assert failed == {"infer/densepose/head"}
+
+
+def test_files_that_are_no_dump_are_refused(golden_dir, tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.npz"):
+        Dump(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("no arrays")
+    with pytest.raises(ValueError, match="text.npz is no .npz file"):
+        Dump(tmp_path / "text.npz")
+    np.savez(tmp_path / "other.npz", a=np.zeros(1))
+    with pytest.raises(ValueError, match="no 'config'"):
+        Dump(tmp_path / "other.npz")
+
+    def unsupported(config):
+        tree = json.loads(str(config))
+        tree["MODEL"]["ROI_DENSEPOSE_HEAD"]["NAME"] = "SomethingElse"
+        return np.array(json.dumps(tree))
+
+    with pytest.raises(ValueError, match=r"ROI_DENSEPOSE_HEAD\.NAME 'SomethingElse'"):
+        Dump(_edited(golden_dir, tmp_path, config=unsupported))
+    bias = "state__backbone.fpn_output2.bias"
+    with pytest.raises(ValueError, match=r"missing: backbone\.fpn_output2\.bias"):
+        Dump(_edited(golden_dir, tmp_path, **{bias: lambda _: None}))
+
+
+def test_nan_never_passes():
+    assert not dumps.Row("key", (1,), float("nan"), 0.0, 1.0).is_ok
