@@ -7,8 +7,15 @@ def get_config() -> ConfigDict:
     """Returns the configuration that the others start from: detectron2's DensePose R50-FPN."""
     config = ConfigDict()
     config.name = "base"
+    config.total_steps = 130_000
+    config.batch_size = 16  # images a step, on all devices together
+    config.checkpoint_every = 5_000  # steps
+    config.seed = 0  # of initial weights, of what is sampled, and of the order of the images
     config.model = _model()
     config.loss = _loss()
+    config.optimizer = _optimizer()
+    config.training = _training()
+    config.data = _data()
     config.test = _test()
     return config
 
@@ -129,6 +136,77 @@ def _loss() -> ConfigDict:
     # as if it were padded on its own, as inference does.
     loss.ignore_padding = False
     return loss
+
+
+def _optimizer() -> ConfigDict:
+    """SGD with momentum. Rates and steps are those of 16 images; nothing rescales them."""
+    optimizer = ConfigDict()
+    optimizer.learning_rate = 0.01
+    optimizer.momentum = 0.9
+    optimizer.nesterov = False
+    optimizer.weight_decay = 1e-4
+    optimizer.weight_decay_bias = 1e-4  # as detectron2
+    optimizer.weight_decay_norm = 0.0  # scale and bias of norms
+    optimizer.schedule = "multi_step"  # or cosine, to 0 at total_steps
+    optimizer.decay_steps = (100_000, 120_000)  # of multi_step; they do not follow total_steps
+    optimizer.decay_factor = 0.1
+    optimizer.warmup_steps = 1_000  # linear
+    optimizer.warmup_factor = 0.1  # where it starts
+    # Of gradients: none, value (of each number), norm (of each parameter, as detectron2), or
+    # global_norm (of all parameters together).
+    optimizer.clip = "none"
+    optimizer.clip_value = 1.0
+    # Parameters that do not train: regular expressions that match the start of a path, such as
+    # "box_head/". Frozen norms and backbone.freeze_at need none.
+    optimizer.frozen = ()
+    optimizer.ema_decay = 0.0  # of a running average of the parameters, which is exported; 0: none
+    return optimizer
+
+
+def _training() -> ConfigDict:
+    training = ConfigDict()
+    training.weights = ""  # file or folder to start from; --weights is the same
+    # Initial body graph of knowledge transfer: a .npz file, "default" for the structure of the
+    # body and constants that come with the package, or "noise".
+    training.graph = "default"
+    training.log_every = 20  # steps
+    training.keep_last = 3  # checkpoints; that of the lowest loss stays too
+    training.num_devices = 0  # 0 for all
+    training.shard_transfer = False  # split the transfer network over the devices
+    return training
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.source = "densepose_coco"  # or synthetic
+    data.annotations = (  # DensePose-COCO or COCO keypoint files, one after the other
+        "data/coco/annotations/densepose_train2014.json",
+        "data/coco/annotations/densepose_valminusminival2014.json",
+    )
+    data.images = ("data/coco/train2014", "data/coco/val2014")  # the folder of each
+    # Where a mirror takes U and V: UV_symmetry_transforms.mat. Needed to flip real annotations;
+    # synthetic people bring their own.
+    data.symmetry = "data/densepose/UV_symmetry_transforms.mat"
+    data.on_bad_annotation = "raise"  # or skip
+    data.max_people = 20  # an image; with more, those with DensePose and the largest are kept
+    data.max_points = 200  # a person
+    data.loader = "threads"  # tf_data, threads or processes
+    data.workers = 8
+    data.batches_ahead = 2
+    data.short_sides = (640, 672, 704, 736, 768, 800)
+    data.max_long_side = 1333
+    data.flip_probability = 0.5
+    data.max_rotation_degrees = 0.0
+    data.zoom_range = (1.0, 1.0)
+    data.aspect_limits = (1.0, 1.35)  # of the shapes that batches are padded to
+    data.canvas_levels = 2  # shapes for each aspect
+    data.synthetic = ConfigDict()
+    data.synthetic.num_images = 1_000
+    data.synthetic.seed = 0
+    data.synthetic.image_size_hw = (480, 640)
+    data.synthetic.people_range = (1, 4)
+    data.synthetic.keep = False  # rendered images in memory: for few of them
+    return data
 
 
 def _test() -> ConfigDict:

@@ -1,6 +1,7 @@
 """DensePose R-CNN as detectron2 ships it: `--config configs/densepose_rcnn.py:r50`.
 
 Variants: r50_legacy (no decoder, 15 coarse channels), r50, r101, r50_dl, r101_dl (DeepLab head).
+Training starts from ImageNet: `--weights R-50.pkl`.
 """
 
 from ml_collections import ConfigDict
@@ -28,6 +29,7 @@ def get_config(variant: str = "r50") -> ConfigDict:
         config.loss.point_weight = 0.1
         config.loss.fine_segm_weight = 0.3
         config.loss.coarse_segm_weight = 2.0
+        config.optimizer.learning_rate = 0.002
     if variant.endswith("_dl"):
         config.model.densepose_head.name = "deeplab"
         config.model.densepose_head.norm = "GN"

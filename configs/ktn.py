@@ -2,6 +2,15 @@
 
 Variants: r50 and hrnet_w32 (KTNv2 with MID and KTM), mid_only (MID, a surface classifier of its
 own), ktm_only (KTM on the plain pyramid), tiny (small enough for a laptop and for tests).
+
+KTN starts from a model trained on COCO's keypoints with the same decoder, which starts from
+ImageNet:
+
+    ktn train --config configs/keypoint_mid.py:r50 --workdir K --weights R-50.pkl
+    ktn train --config configs/ktn.py:r50 --workdir W --weights K
+
+The surface classifier's knowledge transfer, which pre-training does not train, starts at its
+initial value, and the body graph from `training.graph`.
 """
 
 from ml_collections import ConfigDict
@@ -34,14 +43,20 @@ def get_config(variant: str = "r50") -> ConfigDict:
         model.backbone.norm = "BN"
         model.backbone.freeze_at = 0
         model.predictor.name = "ktn_auxiliary"
+        config.optimizer.learning_rate = 0.03
+        config.optimizer.clip = "norm"
+        # Nothing reads the auxiliary classifier: the original leaves it without a gradient.
+        config.optimizer.frozen = ("predictor/auxiliary_",)
     if variant == "tiny":
         _shrink(config)
     return config
 
 
 def _shrink(config: ConfigDict) -> None:
-    """Cuts widths, depths and image sizes; the structure stays."""
+    """Cuts widths, depths and image sizes; the structure stays. Trains from scratch."""
     model = config.model
+    model.backbone.norm = "BN"
+    model.backbone.freeze_at = 0
     model.backbone.num_blocks = (1, 1, 1, 1)
     model.backbone.stem_channels = 16
     model.backbone.width = 16
@@ -58,3 +73,17 @@ def _shrink(config: ConfigDict) -> None:
     config.loss.densepose_rois_per_image = 8
     config.test.short_side, config.test.max_side = 256, 384
     config.test.size_buckets = ((256, 256), (256, 384), (384, 256))
+    config.total_steps, config.batch_size, config.checkpoint_every = 200, 4, 50
+    config.optimizer.decay_steps = (150, 180)
+    config.optimizer.warmup_steps = 20
+    config.optimizer.clip = "global_norm"  # from scratch the first gradients are large
+    config.optimizer.clip_value = 5.0
+    config.training.log_every = 10
+    config.data.source = "synthetic"
+    config.data.max_people, config.data.workers = 4, 2
+    config.data.short_sides, config.data.max_long_side = (128,), 192
+    config.data.aspect_limits, config.data.canvas_levels = (1.0,), 1
+    config.data.flip_probability = 0.0
+    config.data.synthetic.num_images, config.data.synthetic.keep = 64, True
+    config.data.synthetic.image_size_hw = (128, 128)
+    config.data.synthetic.people_range = (1, 2)

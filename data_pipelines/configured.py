@@ -1,7 +1,6 @@
-"""From `config.data` to datasets: the one module of the pipeline that knows names of the config."""
+"""Datasets as a configuration's `data` section describes them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines.annotations import parse_dataset
@@ -10,141 +9,90 @@ from data_pipelines.plan import Augmentation
 from data_pipelines.scene import Scene
 from data_pipelines.sources import ConcatenatedSource, FolderSource, RenderedSource, Source
 from data_pipelines.synthetic import SyntheticSource
-from ktn_jax.template import loading, procedural
-from ktn_jax.template.symmetry import UVSymmetry
-
-SOURCES = ("synthetic", "folder", "tfds")
-
-
-def default_config() -> dict[str, Any]:
-    """Every key of `config.data`, with the values of DensePose-COCO training.
-
-    Keys of `DataSettings` and `Augmentation` lie flat beside these:
-
-    `source`: synthetic, folder or tfds; the keys below that begin with its name belong to it.
-    `synthetic_*`: images and seeds of the sets to train and to evaluate on, the image's size, and
-    whether rendered images stay in memory.
-    `folder_train`, `folder_eval`: (annotation file, image folder) pairs.
-    `tfds_config`, `tfds_data_dir`, `tfds_train`, `tfds_eval`: what `ktn data build` built, splits.
-    `on_bad`, `max_skipped_fraction`: as for `parse_dataset`.
-    `uv_symmetry`: path of UV_symmetry_transforms.mat, or "procedural" for the project's own body,
-    which is right for synthetic people and only for them.
-    """
-    config = {
-        "source": "tfds",
-        "synthetic_train_images": 1000,
-        "synthetic_train_seed": 0,
-        "synthetic_eval_images": 100,
-        "synthetic_eval_seed": 1,
-        "synthetic_image_size_hw": (256, 256),
-        "synthetic_keep": False,
-        "folder_train": (),
-        "folder_eval": (),
-        "tfds_config": "densepose_coco_2014",
-        "tfds_data_dir": "data/tfds",
-        "tfds_train": ("train", "valminusminival"),
-        "tfds_eval": ("minival",),
-        "on_bad": "raise",
-        "max_skipped_fraction": 0.01,
-        "uv_symmetry": "data/UV_symmetry_transforms.mat",
-    }
-    for settings in (DataSettings, Augmentation):
-        for field in dataclasses.fields(settings):
-            if field.name != "augmentation":
-                config[field.name] = field.default
-    return config
+from ktn_jax.template import procedural
+from ktn_jax.template.loading import load_uv_symmetry
+from ktn_jax.template.symmetry import UVSymmetry, uv_symmetry_tables
 
 
-def open_datasets(
-    config: Mapping[str, Any],
-    process_index: int = 0,
-    process_count: int = 1,
-    *,
-    for_training: bool = True,
-    for_evaluation: bool = True,
-) -> Datasets:
-    """Opens the sources that a configuration names and plans their batches.
+def make_training_data(config: Any, process_index: int = 0, process_count: int = 1) -> Datasets:
+    """Makes the training batches of one process.
 
     Args:
-        config: `config.data`: a mapping with the keys of `default_config`.
+        config: a whole configuration; `data`, `batch_size` and `seed` are read.
         process_index: of this process.
-        process_count: how many processes share the batches.
-        for_training: whether to open what is trained on.
-        for_evaluation: whether to open what is evaluated on.
+        process_count: how many share the batches.
 
     Returns:
-        The datasets, None for what was not asked for.
+        Datasets whose `train(step)` gives the batches from a step on.
 
     Raises:
-        ValueError: keys that are missing or unknown, or what opening the sources raises.
+        ValueError: no image, or a value that does not fit; see `make_datasets`.
+        FileNotFoundError: an annotation file or the symmetry tables are missing.
     """
-    _check_keys(config)
-    augmentation = Augmentation(**_fields(config, Augmentation))
-    settings = DataSettings(**_fields(config, DataSettings), augmentation=augmentation)
-    train = open_source(config, "train") if for_training else None
-    evaluation = open_source(config, "eval") if for_evaluation else None
-    symmetry = None
-    if train is not None and augmentation.flip_probability > 0:
-        symmetry = _open_symmetry(config["uv_symmetry"])
-    return make_datasets(settings, train, evaluation, symmetry, process_index, process_count)
+    data = config.data
+    augmentation = Augmentation(
+        short_sides=tuple(data.short_sides),
+        max_long_side=data.max_long_side,
+        flip_probability=data.flip_probability,
+        max_rotation_degrees=data.max_rotation_degrees,
+        zoom_range=tuple(data.zoom_range),
+        aspect_limits=tuple(data.aspect_limits),
+        canvas_levels=data.canvas_levels,
+    )
+    settings = DataSettings(
+        batch_size=config.batch_size,
+        max_people=data.max_people,
+        max_points=data.max_points,
+        seed=config.seed,
+        loader=data.loader,
+        workers=data.workers,
+        batches_ahead=data.batches_ahead,
+        augmentation=augmentation,
+    )
+    source = make_source(data)
+    if not len(source):
+        raise ValueError("data: the dataset is empty")
+    symmetry = _symmetry(data) if data.flip_probability > 0 else None
+    return make_datasets(
+        settings,
+        source,
+        symmetry=symmetry,
+        process_index=process_index,
+        process_count=process_count,
+    )
 
 
-def open_source(config: Mapping[str, Any], use: str) -> Source:
-    """Opens the images to train ("train") or to evaluate ("eval") on.
-
-    Args:
-        config: a mapping with the keys of `default_config`.
-        use: "train" or "eval".
-
-    Returns:
-        The source.
+def make_source(data: Any) -> Source:
+    """Makes the images that a `data` section names.
 
     Raises:
-        ValueError: an unknown source, or one that names no data; whatever reading them raises.
+        ValueError: an unknown source, or not one image folder for each annotation file.
+        FileNotFoundError: an annotation file is missing.
     """
-    if config["source"] not in SOURCES:
-        raise ValueError(f"source must be one of {SOURCES}, got {config['source']!r}")
-    if config["source"] == "synthetic":
-        scene = Scene(image_size_hw=tuple(config["synthetic_image_size_hw"]))
-        count, seed = config[f"synthetic_{use}_images"], config[f"synthetic_{use}_seed"]
-        return RenderedSource(SyntheticSource(count, seed, scene), config["synthetic_keep"])
-    if config["source"] == "folder":
-        return _join(
-            [
-                FolderSource(
-                    parse_dataset(path, config["on_bad"], config["max_skipped_fraction"]), images
-                )
-                for path, images in config[f"folder_{use}"]
-            ],
-            f"folder_{use}",
+    if data.source == "synthetic":
+        synthetic = data.synthetic
+        scene = dataclasses.replace(
+            Scene(),
+            image_size_hw=tuple(synthetic.image_size_hw),
+            people_range=tuple(synthetic.people_range),
         )
-    from data_pipelines.builder import TfdsSource  # heavy, and only this source needs it
-
-    name, data_dir = config["tfds_config"], config["tfds_data_dir"]
-    splits = [TfdsSource(name, split, data_dir) for split in config[f"tfds_{use}"]]
-    return _join(splits, f"tfds_{use}")
-
-
-def _join(sources: Sequence[Source], key: str) -> Source:
-    if not sources:
-        raise ValueError(f"{key} names no data")
-    return sources[0] if len(sources) == 1 else ConcatenatedSource(sources)
-
-
-def _open_symmetry(path: str) -> UVSymmetry:
-    if path == "procedural":
-        return procedural.make_body().template.uv_symmetry_tables
-    return loading.load_uv_symmetry(path)
+        people = SyntheticSource(synthetic.num_images, synthetic.seed, scene)
+        return RenderedSource(people, keep=synthetic.keep)
+    if data.source != "densepose_coco":
+        raise ValueError(f"data.source {data.source!r}: densepose_coco or synthetic")
+    if len(data.annotations) != len(data.images) or not data.annotations:
+        raise ValueError(
+            f"data.annotations names {len(data.annotations)} files, data.images "
+            f"{len(data.images)} folders: give one folder for each file"
+        )
+    sources = [
+        FolderSource(parse_dataset(file, on_bad=data.on_bad_annotation), folder)
+        for file, folder in zip(data.annotations, data.images, strict=True)
+    ]
+    return ConcatenatedSource(sources) if len(sources) > 1 else sources[0]
 
 
-def _check_keys(config: Mapping[str, Any]) -> None:
-    known = set(default_config())
-    missing, unknown = sorted(known - set(config)), sorted(set(config) - known)
-    if missing or unknown:
-        raise ValueError(f"data configuration: missing {missing}, unknown {unknown}")
-
-
-def _fields(config: Mapping[str, Any], settings: type) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(settings) if field.name != "augmentation"]
-    values = {name: config[name] for name in names}
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+def _symmetry(data: Any) -> UVSymmetry | None:
+    if data.source == "synthetic":
+        return uv_symmetry_tables(procedural.make_body().template)
+    return load_uv_symmetry(data.symmetry) if data.symmetry else None

@@ -1,0 +1,42 @@
+"""Keypoints with the multi-instance decoder, what KTN starts from: `configs/keypoint_mid.py:r50`.
+
+Variants: r50, hrnet_w32, tiny: those of `configs/ktn.py`, and of the same parameters, so that
+
+    ktn train --config configs/keypoint_mid.py:r50 --workdir K --weights R-50.pkl
+    ktn train --config configs/ktn.py:r50 --workdir W --weights K
+
+goes from ImageNet over keypoints to surfaces. Everybody with keypoints trains, not only people with
+surface points, and the surface outputs and the transfer keep their initial values.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import ktn
+
+VARIANTS = ("r50", "hrnet_w32", "tiny")
+
+
+def get_config(variant: str = "r50") -> ConfigDict:
+    """Returns one of the variants.
+
+    Raises:
+        ValueError: an unknown variant.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"unknown variant {variant!r}: one of {list(VARIANTS)}")
+    config = ktn.get_config(variant)
+    config.name = f"keypoint_mid_{variant}"
+    config.loss.densepose_people_only = False
+    config.loss.point_weight = 0.0
+    config.loss.fine_segm_weight = 0.0
+    config.loss.coarse_segm_weight = 0.0
+    config.loss.body_mask_weight = 0.0
+    config.loss.keypoint_weight = 1.0  # the only loss of its branch, as in Keypoint R-CNN
+    # Without a loss they would only shrink under weight decay.
+    config.optimizer.frozen += ("predictor/transfer/", "predictor/(u|v|mask|coarse)_")
+    if variant != "tiny":
+        config.data.annotations = ("data/coco/annotations/person_keypoints_train2017.json",)
+        config.data.images = ("data/coco/train2017",)
+        config.data.symmetry = ""
+        config.data.on_bad_annotation = "skip"
+    return config

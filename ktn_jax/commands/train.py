@@ -1,0 +1,77 @@
+"""train a model, or go on with a training that was interrupted"""
+
+import argparse
+import pathlib
+import sys
+
+# Beyond 0 and 1, so that a scheduler can tell.
+EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: the state is saved, the same command goes on
+EXIT_NOT_FINITE = 76
+
+EXAMPLES = f"""
+  ktn train --config configs/ktn.py:tiny --workdir W          # synthetic people, on a CPU
+  ktn train --config configs/densepose_rcnn.py:r50 --workdir W --weights R-50.pkl
+  ktn train --config configs/ktn.py:r50 --workdir W --weights K \\
+      --set data.annotations='("a.json",)' --set data.images='("photos",)'
+  ktn train ... --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 0
+  ktn convert W model.safetensors                             # the last checkpoint
+
+The same command again goes on after the last checkpoint in WORKDIR/checkpoints. SIGTERM and Ctrl-C
+save and end with code {EXIT_INTERRUPTED}; a loss that is not finite ends with {EXIT_NOT_FINITE} \
+and saves nothing.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this subcommand."""
+    from ktn_jax import commands
+
+    commands.add_config_arguments(parser)
+    parser.add_argument(
+        "--workdir", required=True, type=pathlib.Path, help="for checkpoints and metrics"
+    )
+    parser.add_argument(
+        "--weights",
+        help="what to start from: a file of weights, an ImageNet ResNet, or a work folder",
+    )
+    group = parser.add_argument_group("several processes")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num-processes", type=int, metavar="N")
+    group.add_argument("--process-id", type=int, metavar="I", help="from 0")
+    group.add_argument(
+        "--cluster", action="store_true", help="take all three from the cluster's environment"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains; the exit code says how it ended."""
+    import logging
+
+    from configs import base
+    from data_pipelines.configured import make_training_data
+    from ktn_jax import configuration
+    from ktn_jax.training import checks, distributed, loop
+
+    # orbax reports every step of every save there.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    changes = list(arguments.changes)
+    if arguments.weights is not None:
+        changes.append(f"training.weights={arguments.weights!r}")
+    config = configuration.load_config(arguments.config, changes)
+    checks.check_config(config, base.get_config())
+    if arguments.cluster or arguments.coordinator is not None:
+        distributed.initialise(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    elif arguments.num_processes is not None or arguments.process_id is not None:
+        raise ValueError("--num-processes and --process-id need --coordinator")
+    import jax
+
+    datasets = make_training_data(config, jax.process_index(), jax.process_count())
+    try:
+        outcome = loop.train_detector(config, arguments.workdir, datasets.train)
+    except loop.NonFiniteError as error:
+        print(f"ktn train: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_NOT_FINITE
+    if not outcome.is_complete:
+        print(f"ktn train: stopped and saved at step {outcome.step}", file=sys.stderr)  # noqa: T201
+        return EXIT_INTERRUPTED
+    return 0

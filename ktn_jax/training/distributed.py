@@ -1,0 +1,181 @@
+"""Devices and processes: the mesh, how arrays lie on it, and how batches reach it.
+
+One axis, `data`: batches are split over it and parameters lie whole on every device. The transfer
+network of KTN, three quarters of the model, can be split over the same axis instead, with its
+optimizer state: each device then keeps some columns of its kernels.
+"""
+
+import collections
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Batch = Mapping[str, np.ndarray]
+
+AXIS = "data"
+
+# Kernels [in, out] of the transfer's two dense layers, wherever they lie in a state.
+_SPLIT = re.compile(r".*predictor/transfer/fc\d/kernel")
+
+
+def initialise(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins the processes of a run; call it before anything else touches JAX.
+
+    Args:
+        coordinator: HOST:PORT of process 0; None asks the cluster's environment for everything.
+        num_processes: how many there are; with `coordinator` only.
+        process_id: which one this is, from 0; with `coordinator` only.
+
+    Raises:
+        ValueError: some of the three are missing, or no cluster is found.
+    """
+    given = (coordinator, num_processes, process_id)
+    if any(value is not None for value in given) and any(value is None for value in given):
+        raise ValueError(
+            "give the coordinator, the number of processes and the process id together"
+        )
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except RuntimeError as error:
+        raise ValueError(f"the processes cannot be joined: {error}") from error
+
+
+def make_mesh(num_devices: int = 0) -> Mesh:
+    """Makes the mesh of a run.
+
+    Args:
+        num_devices: how many to use, 0 for all of all processes.
+
+    Raises:
+        ValueError: there are not so many, or a part of them is wanted in a run of several
+            processes.
+    """
+    devices = jax.devices()
+    number = num_devices or len(devices)
+    if number > len(devices) or number < 1:
+        raise ValueError(f"training.num_devices is {num_devices}, but there are {len(devices)}")
+    if number < len(devices) and jax.process_count() > 1:
+        raise ValueError("training.num_devices must be 0 (all) in a run of several processes")
+    return jax.make_mesh((number,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices[:number])
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Checks that a global batch can be split evenly.
+
+    Raises:
+        ValueError: it cannot; the message says which sizes can.
+    """
+    if batch_size < 1 or batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be split evenly over {mesh.size} devices: make it a "
+            f"multiple of {mesh.size}, or use fewer with training.num_devices"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def over_batch(mesh: Mesh) -> NamedSharding:
+    """Split along the first axis."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def state_shardings(abstract_state: Any, mesh: Mesh, shard_transfer: bool) -> Any:
+    """Decides how each array of a state lies on the mesh.
+
+    Args:
+        abstract_state: shapes of a state, any tree.
+        mesh: the devices.
+        shard_transfer: split the transfer network's kernels, and what the optimizer keeps of them,
+            by columns.
+
+    Returns:
+        A tree of shardings.
+
+    Raises:
+        ValueError: `shard_transfer` and no kernel to split, or one whose columns do not divide.
+    """
+    found = 0
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        nonlocal found
+        name = "/".join(str(_key(entry)) for entry in path)
+        if not shard_transfer or not _SPLIT.fullmatch(name) or len(leaf.shape) != 2:
+            return replicated(mesh)
+        if leaf.shape[1] % mesh.size:
+            raise ValueError(
+                f"training.shard_transfer: the {leaf.shape[1]} columns of {name} do not divide "
+                f"into {mesh.size} devices"
+            )
+        found += 1
+        return NamedSharding(mesh, PartitionSpec(None, AXIS))
+
+    shardings = jax.tree_util.tree_map_with_path(sharding, abstract_state)
+    if shard_transfer and not found:
+        raise ValueError("training.shard_transfer: this model has no transfer network to split")
+    return shardings
+
+
+def _key(entry: Any) -> Any:
+    """The name in an entry of a tree path, whatever kind of container it is of."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return getattr(entry, attribute)
+    return entry
+
+
+def to_mesh(tree: Any, shardings: Any) -> Any:
+    """Puts arrays that every process holds whole onto the mesh."""
+
+    def put(value: Any, sharding: NamedSharding) -> jax.Array:
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def to_devices(batch: Batch, sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Puts this process's rows of a batch onto its devices, as part of the global batch."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+        for name, rows in batch.items()
+    }
+
+
+def prefetch(
+    batches: Iterator[Batch], sharding: NamedSharding, ahead: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+    """Starts copying batches to the devices before they are asked for.
+
+    Copies run beside the computation, so no thread is needed: `batches` has its own.
+
+    Args:
+        batches: this process's rows.
+        sharding: from `over_batch`.
+        ahead: batches that wait on the devices.
+
+    Yields:
+        Batches in their order.
+    """
+    waiting: collections.deque[dict[str, jax.Array]] = collections.deque()
+    try:
+        for batch in batches:
+            waiting.append(to_devices(batch, sharding))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()

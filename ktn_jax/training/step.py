@@ -1,0 +1,124 @@
+"""One training step: all that is compiled."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from ktn_jax.training.distributed import over_batch, replicated
+from ktn_jax.training.optimizer import TRAINED
+from ktn_jax.training.state import TrainState
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+# loss_fn(params, batch_stats, batch, key) -> (total, (losses by name, new batch_stats))
+LossFn = Callable[..., tuple[Array, tuple[Mapping[str, Array], Mapping[str, Any]]]]
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """What a step tells the host, scalars but for the image ids; whole on every device."""
+
+    total: Array
+    losses: Mapping[str, Array]
+    gradient_norm: Array  # of all parameters that train, before clipping
+    learning_rate: Array
+    is_finite: Array  # bool: loss, gradients and statistics; if not, nothing was changed
+    image_id: Array  # int32 [B], of the global batch
+    is_stop_requested: Array  # bool: by any process
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    labels: Any,
+    mesh: Mesh,
+    shardings: Any,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, StepMetrics]]:
+    """Compiles the step of a run, when it first sees a batch of a shape.
+
+    Args:
+        loss_fn: what is minimised, over the global batch.
+        optimizer: from `make_optimizer`.
+        schedule: its learning rate, to report it.
+        labels: which parameters train; from `label_parameters`.
+        mesh: the devices.
+        shardings: of the state; from `state_shardings`.
+        ema_decay: of the running average of the parameters; 0 keeps none.
+
+    Returns:
+        step(state, batch, stop): the next state and the metrics. The old state's memory is reused.
+        `stop`, bool [devices], is where a process asks all to stop; the metrics tell everybody.
+    """
+
+    def train_step(state: TrainState, batch: Batch, stop: Array) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+        (total, (losses, batch_stats)), gradients = differentiate(
+            state.params, state.batch_stats, batch, key
+        )
+        gradients = _only_trained(gradients, labels)
+        is_finite = all_finite((total, losses, gradients, batch_stats))
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        proposed = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema_params=_average(state.ema_params, params, state.step, ema_decay),
+        )
+        is_kept = is_finite & state.is_finite
+        chosen = jax.tree.map(
+            lambda new, old: jnp.where(is_kept, new, old.astype(new.dtype)), proposed, state
+        )
+        metrics = StepMetrics(
+            total=total,
+            losses=dict(losses),
+            gradient_norm=optax.global_norm(gradients),
+            learning_rate=schedule(state.step),
+            is_finite=is_finite,
+            image_id=batch["image_id"],
+            is_stop_requested=stop.any(),
+        )
+        return chosen.replace(is_finite=is_kept), metrics
+
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, over_batch(mesh), over_batch(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether every number of every array is finite, bool []."""
+    checks = [
+        jnp.isfinite(leaf).all()
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jnp.stack(checks).all()
+
+
+def _only_trained(gradients: Any, labels: Any) -> Any:
+    """Zeroes what frozen parameters would get: it must neither be clipped by nor reported."""
+    return jax.tree.map(
+        lambda gradient, label: gradient if label == TRAINED else jnp.zeros_like(gradient),
+        gradients,
+        labels,
+    )
+
+
+def _average(average: Any, params: Any, step: Array, decay: float) -> Any:
+    """Exponential moving average; early steps decay faster, so that the start is forgotten."""
+    if not decay:
+        return average
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
