@@ -119,12 +119,12 @@ def resized_sizes_hw(
 class TrainingPlan:
     """The endless order of training batches.
 
-    In an epoch every image comes once. To fill the last batch, fewer than `batch_size` images come
-    a second time. Images of one aspect bin fill batches together; what is left over in the bins is
-    put together by orientation, and of that again the rest in a last batch of both, where images
-    that fit no common canvas are made smaller: fewer than `batch_size` images an epoch. So batches
-    need no further canvas and an epoch always has the same number of steps, which makes
-    (epoch, batch) of a step a division.
+    In an epoch every image comes once, and fewer than `batch_size` rows repeat images to fill the
+    last batches. Images of one aspect bin fill batches together; what is left over in the bins is
+    put together by orientation. If what is then left of both orientations fits one batch, it holds
+    them all, and those that fit no common canvas are made smaller: fewer than `batch_size` images
+    an epoch. So batches need no further canvas and an epoch always has the same number of steps,
+    which makes (epoch, batch) of a step a division.
     """
 
     def __init__(
@@ -206,15 +206,17 @@ class TrainingPlan:
                 level = self._level(resized[members].min(axis=1))
                 rest.append(self._take_full(members[np.argsort(level, kind="stable")], batches))
             leftovers.append(self._take_full(np.concatenate(rest), batches))
-        remaining = np.concatenate(leftovers)
-        if len(remaining):
-            fill = -len(remaining) % self._batch_size
-            others = np.setdiff1d(order, remaining, assume_unique=True)
-            # Repeats of other images, in a random order; where there are none, of the same ones.
-            repeats = order[np.isin(order, others)] if len(others) else remaining
-            remaining = np.concatenate([remaining, np.resize(repeats, fill)])
-            self._take_full(remaining, batches)
-        return batches
+        # Each orientation fills a batch of its own, unless one batch holds them both.
+        together = np.concatenate(leftovers)
+        last = leftovers if len(together) > self._batch_size else [together]
+        return batches + [self._fill_up(rest, order) for rest in last if len(rest)]
+
+    def _fill_up(self, members: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """Repeats images in the orientation of most members until these are a batch."""
+        is_portrait = self._is_portrait[members].mean() > 0.5
+        others = order[(self._is_portrait[order] == is_portrait) & ~np.isin(order, members)]
+        repeats = others if len(others) else members
+        return np.concatenate([members, np.resize(repeats, self._batch_size - len(members))])
 
     def _level(self, short_side: np.ndarray) -> np.ndarray:
         """[M] canvas level of short sides."""
@@ -274,13 +276,13 @@ def _aspect_bins(sizes_hw: np.ndarray, limits: Sequence[float]) -> tuple[np.ndar
 
 
 def _smallest_canvas(canvases: Sequence[tuple[int, int]], sizes_hw: np.ndarray) -> tuple[int, int]:
-    """The smallest canvas for all sizes [B, 2]; where none fits all, the one that shrinks least."""
+    """The smallest canvas for all sizes [B, 2]; where none fits all, that which shrinks fewest."""
     needed = sizes_hw.max(axis=0)
     for canvas in canvases:
         if needed[0] <= canvas[0] and needed[1] <= canvas[1]:
             return canvas
-    shrinkage = [_shrinkage(sizes_hw, canvas).mean() for canvas in canvases]
-    return canvases[int(np.argmax(shrinkage))]
+    shrinkage = np.array([_shrinkage(sizes_hw, canvas) for canvas in canvases])
+    return canvases[np.lexsort((-shrinkage.mean(axis=1), (shrinkage < 1).sum(axis=1)))[0]]
 
 
 def _shrinkage(sizes_hw: np.ndarray, canvas_hw: tuple[int, int]) -> np.ndarray:

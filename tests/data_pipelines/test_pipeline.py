@@ -1,15 +1,19 @@
 """Batches are a function of seed and step: whatever makes them, wherever a run resumes."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import annotations, pipeline
+from data_pipelines.annotations import DensePoseRecord
+from data_pipelines.examples import most_telling
 from data_pipelines.plan import NO_IMAGE, Augmentation, EvaluationPlan, TrainingPlan
 from data_pipelines.sources import ConcatenatedSource, FolderSource, MemorySource
+from data_pipelines.transforms import PersonLabels
 from ktn_jax.template.symmetry import UVSymmetry
 
 AUGMENTATION = Augmentation(
@@ -73,6 +77,31 @@ def test_batches_do_not_depend_on_loader_or_workers(source, symmetry, loader, wo
     _assert_same(list(actual.evaluate()), list(expected.evaluate()))
 
 
+class _Slow:
+    """Takes long for every other image, so that workers overtake each other."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        time.sleep(0.1 if index % 2 else 0)
+        return self._source[index]
+
+    def facts(self):
+        return self._source.facts()
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf_data"])
+def test_workers_that_overtake_each_other_change_nothing(source, symmetry, loader):
+    expected = _take(pipeline.make_datasets(_settings(), source, None, symmetry).train(0), 6)
+    changed = _settings(loader=loader, workers=4)
+    actual = _take(pipeline.make_datasets(changed, _Slow(source), None, symmetry).train(0), 6)
+    _assert_same(actual, expected)
+
+
 @pytest.mark.slow
 def test_processes_give_the_same_batches(source, symmetry):
     expected = _take(pipeline.make_datasets(_settings(), source, None, symmetry).train(2), 3)
@@ -97,6 +126,16 @@ def test_resuming_costs_no_replay():
     assert (far.examples >= 0).all()
     again = TrainingPlan(sizes, AUGMENTATION, 16, seed=3)
     np.testing.assert_array_equal(again[10**9].examples, far.examples)
+
+
+def test_epochs_differ_in_order_and_draws():
+    sizes = np.tile([[48, 64], [64, 48]], (40, 1))
+    plan = TrainingPlan(sizes, AUGMENTATION, 8, seed=0)
+    steps = plan.steps_per_epoch
+    first, second = ([plan[e * steps + step] for step in range(steps)] for e in (0, 1))
+    for field in ("examples", "is_flipped", "rotation_degrees", "zoom"):
+        one, other = (np.concatenate([getattr(b, field) for b in e]) for e in (first, second))
+        assert not np.array_equal(one, other), field
 
 
 def test_seed_decides_the_batches(source, symmetry):
@@ -136,6 +175,9 @@ _SIZES = st.lists(st.tuples(st.integers(20, 90), st.integers(20, 90)), min_size=
 
 @settings(max_examples=60, deadline=None)
 @given(_SIZES, st.integers(1, 9), st.integers(0, 2**40), st.integers(0, 5))
+# Both orientations in the last batch, and a square canvas that would shrink them all a little.
+@example([(20, 20), (20, 24), (21, 20), (25, 20), (21, 20), (28, 20)], 5, 0, 0)
+@example([(20, 27), (27, 20)], 2, 0, 0)
 def test_every_image_comes_once_an_epoch(sizes, batch_size, seed, epoch):
     plan = TrainingPlan(np.array(sizes), AUGMENTATION, batch_size, seed)
     steps = plan.steps_per_epoch
@@ -151,8 +193,8 @@ def test_every_image_comes_once_an_epoch(sizes, batch_size, seed, epoch):
     allowed = np.array(AUGMENTATION.short_sides)
     shrunk = 0
     for batch in batches:
-        for example, (height, width) in zip(batch.examples, batch.resized_hw, strict=True):
-            full = [_expected_size(sizes[example], side) for side in allowed]
+        for number, (height, width) in zip(batch.examples, batch.resized_hw, strict=True):
+            full = [_expected_size(sizes[number], side) for side in allowed]
             shrunk += (height, width) not in full
     assert shrunk < batch_size
 
@@ -256,18 +298,26 @@ def _assert_densepose(batch, row, slot, dense):
     np.testing.assert_array_equal(batch["part_mask"][row, slot], dense.part_mask)
 
 
-def test_too_many_people_keep_those_with_densepose(source):
-    plain = Augmentation(short_sides=(96,), max_long_side=160, flip_probability=0.0)
-    few = _settings(augmentation=plain, max_people=1)
-    datasets = pipeline.make_datasets(few, source)
-    dense = {
-        record.image_id: any(person.densepose for person in record.people)
-        for record in (source[i][1] for i in range(len(source)))
-    }
-    for batch in _take(datasets.train(0), datasets.steps_per_epoch):
-        assert batch["is_valid"].all()
-        for image_id, has_densepose in zip(batch["image_id"], batch["has_densepose"], strict=True):
-            assert has_densepose[0] == dense[image_id]
+def _person(side, has_densepose):
+    box = np.array([0.0, 0.0, side, side])
+    dense = DensePoseRecord(*np.zeros((5, 1), np.float32), np.zeros((256, 256), np.uint8))
+    keypoints = np.zeros((17, 3), np.float32)
+    return PersonLabels(box, keypoints, dense if has_densepose else None, np.zeros((1, 2)))
+
+
+def test_too_many_people_keep_those_with_densepose_then_the_largest():
+    people = [_person(9, False), _person(2, True), _person(5, False), _person(3, True)]
+    sides = [
+        [person.box_xyxy[2] for person in most_telling(tuple(people), count)]
+        for count in (1, 2, 3, 4, 9)
+    ]
+    assert sides == [[3], [2, 3], [9, 2, 3], [9, 2, 5, 3], [9, 2, 5, 3]]
+
+
+def test_batch_holds_no_more_people_than_it_has_room_for(source, symmetry):
+    datasets = pipeline.make_datasets(_settings(max_people=1), source, None, symmetry)
+    for batch in _take(datasets.train(0), 4):
+        assert batch["is_valid"].shape == (4, 1) and batch["boxes"].shape == (4, 1, 4)
 
 
 def test_more_points_than_room_are_refused_before_the_first_batch(source, symmetry):
