@@ -26,10 +26,12 @@ def smooth_l1(prediction: Array, target: Array, beta: float) -> Array:
     """
     if beta < 0:
         raise ValueError(f"beta must not be negative, got {beta}")
-    distance = jnp.abs(prediction - target)
+    difference = prediction - target
+    # PyTorch's slope at 0 is 0; that of jnp.abs is 1.
+    distance = difference * jax.lax.stop_gradient(jnp.sign(difference))
     if beta == 0:
         return distance
-    return jnp.where(distance < beta, 0.5 * distance**2 / beta, distance - 0.5 * beta)
+    return jnp.where(distance < beta, 0.5 * difference**2 / beta, distance - 0.5 * beta)
 
 
 def binary_cross_entropy(logits: Array, is_positive: Array) -> Array:
