@@ -66,7 +66,8 @@ class ChartIndex:
         Raises:
             ValueError: a patch outside 1..24, or a UV that is not finite.
         """
-        patch, uv = np.asarray(patch), np.asarray(uv, np.float64)
+        # IUV pictures hold patches as uint8, in which the cell numbers below would wrap around.
+        patch, uv = np.asarray(patch).astype(np.int64), np.asarray(uv, np.float64)
         if patch.size and not ((patch >= 1) & (patch <= parts.NUM_PATCHES)).all():
             raise ValueError(f"patch must be in 1..24, got {patch.min()}..{patch.max()}")
         if not np.isfinite(uv).all():

@@ -166,3 +166,12 @@ def test_nothing_in_nothing_out(body):
     assert body.template.nearest_vertex(none.astype(int), none, none).shape == (0,)
     assert isinstance(body.template.mirror_iuv(none.astype(int), none, none), surface.IUV)
     assert parts.NUM_PATCHES == 24
+
+
+def test_patches_of_a_picture_are_located_as_any_integers(template):
+    # uint8, as in IUV pictures, would wrap around in the arithmetic of grid cells.
+    patch = np.arange(1, parts.NUM_PATCHES + 1)
+    u, v = np.full((2, parts.NUM_PATCHES), 0.4)
+    expected = template.iuv_to_surface(patch, u, v)
+    actual = template.iuv_to_surface(patch.astype(np.uint8), u, v)
+    np.testing.assert_array_equal(actual.face, expected.face)

@@ -1,0 +1,49 @@
+# Every target first sets up .venv/ if it is not there or the requirements have changed.
+# Python 3.11 or newer is all that is assumed; PYTHON names another interpreter.
+
+PYTHON ?= python3
+EXTRAS ?= test
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+
+.PHONY: help setup demo test test-fast lint format bench clean
+
+help:
+	@echo "make demo       set up and run the main job"
+	@echo "make test       set up and run the tests (make test-fast: without the slow ones)"
+	@echo "make lint       check the style (make format: mend it)"
+	@echo "make bench      measure speed"
+
+setup: $(STAMP)
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/ktn demo
+
+test: setup
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-fast: setup
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not slow'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	for file in experiments/bench/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,205 @@
+"""make, check and look at data: synth, check, show, build, graph, template"""
+
+import argparse
+import pathlib
+import sys
+
+EXAMPLES = """
+  ktn data synth --output people/ --images 200 --seed 0 --scene hard
+  ktn data check annotations/densepose_minival2014.json --images val2014/
+  ktn data show people/annotations.json --images people/images --output pictures/ --count 5
+  ktn data build densepose_coco_2014 --manual-dir coco/ --data-dir tfds/ --on-bad skip
+  ktn data graph --output graph.npz --picture graph.png
+  ktn data template --output template/
+  ktn data template --output template/ --official DensePoseData/eval_data/
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds one parser for each action."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_synth(actions.add_parser("synth", help="render people with exact dense truth"))
+    _add_check(actions.add_parser("check", help="report every bad record of a dataset"))
+    _add_show(actions.add_parser("show", help="draw annotations"))
+    _add_build(actions.add_parser("build", help="build a TensorFlow dataset (TFDS)"))
+    _add_graph(actions.add_parser("graph", help="build the commonsense graph of the body"))
+    _add_template(actions.add_parser("template", help="make the template that evaluation needs"))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs an action; 1 if a checked dataset is bad."""
+    return _ACTIONS[arguments.action](arguments)
+
+
+def _add_synth(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="new folder")
+    parser.add_argument("--images", required=True, type=int, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, help="decides every image (default 0)")
+    parser.add_argument("--scene", default="default", help="default, easy or hard")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images")
+    parser.add_argument("--processes", type=int, default=1, help="that render (default 1)")
+
+
+def _synth(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from data_pipelines import scene, synthetic_files
+
+    if arguments.scene not in scene.PRESETS:
+        raise ValueError(f"--scene {arguments.scene!r}: one of {sorted(scene.PRESETS)}")
+    settings = scene.PRESETS[arguments.scene]
+    if arguments.size:
+        settings = dataclasses.replace(settings, image_size_hw=tuple(arguments.size))
+    path = synthetic_files.write_dataset(
+        arguments.output, arguments.images, arguments.seed, settings, arguments.processes
+    )
+    print(f"{arguments.images} images, annotations in {path}")  # noqa: T201
+    return 0
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="DensePose-COCO JSON")
+    parser.add_argument("--images", help="folder of the images, to check them too")
+    parser.add_argument("--max-findings", type=int, help="write out only so many")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from data_pipelines import checks
+
+    report = checks.check_file(arguments.file, arguments.images)
+    print(report.format(arguments.max_findings))  # noqa: T201
+    return 0 if report.ok else 1
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="DensePose-COCO JSON")
+    parser.add_argument("--images", required=True, help="folder of the images")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder for pictures")
+    parser.add_argument("--count", type=int, default=10, help="images drawn (default 10)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first (default 0)")
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from data_pipelines import annotations, show, sources
+
+    source = sources.FolderSource(annotations.parse_dataset(arguments.file), arguments.images)
+    last = min(arguments.first + arguments.count, len(source))
+    written = show.write_pictures(source, arguments.output, range(arguments.first, last))
+    print(f"{len(written)} pictures in {arguments.output}")  # noqa: T201
+    return 0
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="densepose_coco_2014, ultrapose or custom")
+    parser.add_argument("--manual-dir", required=True, help="where the files are")
+    parser.add_argument("--data-dir", required=True, help="where to build")
+    parser.add_argument("--on-bad", choices=("raise", "skip"), default="raise")
+    parser.add_argument(
+        "--max-skipped", type=float, default=0.01, help="share of records (default 0.01)"
+    )
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from data_pipelines import builder
+
+    splits = builder.build(
+        arguments.config,
+        arguments.manual_dir,
+        arguments.data_dir,
+        arguments.on_bad,
+        arguments.max_skipped,
+    )
+    for split, facts in splits.items():
+        print(f"{split}: {facts['images']} images, skipped: {facts['skipped']}")  # noqa: T201
+    return 0
+
+
+def _add_graph(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="new .npz file")
+    parser.add_argument("--relationships", help="Visual Genome's relationships.json")
+    parser.add_argument("--word-vectors", help="glove.6B.300d.txt")
+    parser.add_argument(
+        "--as-original", action="store_true", help="pair left and right as the original does"
+    )
+    parser.add_argument("--picture", type=pathlib.Path, help="heat map to draw, .png or .pdf")
+
+
+def _graph(arguments: argparse.Namespace) -> int:
+    from ktn_jax.template import body_graph
+
+    graph = body_graph.build_graph(
+        arguments.relationships, arguments.word_vectors, not arguments.as_original
+    )
+    body_graph.save_graph(arguments.output, graph)
+    if arguments.picture:
+        body_graph.draw_graph(arguments.picture, graph)
+    if not (arguments.relationships and arguments.word_vectors):
+        print(  # noqa: T201
+            "note: without --relationships and --word-vectors the graph rests on structure and on "
+            "word similarities that ship with the project",
+            file=sys.stderr,
+        )
+    print(f"graph written to {arguments.output}")  # noqa: T201
+    return 0
+
+
+def _add_template(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="new folder")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--official",
+        metavar="DIR",
+        help="folder with SMPL_subdiv.mat, SMPL_SUBDIV_TRANSFORM.mat and Pdist_matrix.pkl",
+    )
+    source.add_argument(
+        "--charts", metavar="UV_Processed.mat", help="with --body: a body of your own"
+    )
+    parser.add_argument(
+        "--body", metavar="FILE.npy", help="vertices [6890, 3] on the SMPL topology, y up"
+    )
+    parser.add_argument(
+        "--metres-per-unit", type=float, default=1.0, help="of --body, 0.01 for centimetres"
+    )
+    parser.add_argument(
+        "--coarse", action="store_true", help="leave the edges of a body whole: smaller, faster"
+    )
+
+
+def _template(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from ktn_jax.evaluation import template_files
+    from ktn_jax.template import loading, procedural
+
+    if bool(arguments.charts) != bool(arguments.body):
+        raise ValueError("--charts and --body go together")
+    if arguments.official:
+        template_files.convert_official_files(arguments.official, arguments.output)
+    else:
+        if arguments.charts:
+            vertices = np.load(arguments.body, allow_pickle=False)
+            body = loading.load_template(
+                arguments.charts, vertices, metres_per_unit=arguments.metres_per_unit
+            )
+            origin = f"{pathlib.Path(arguments.body).name} with published charts"
+        else:
+            body, origin = procedural.make_body().template, "the project's procedural body"
+        template_files.write_body_template(
+            arguments.output, body, origin, subdivided=not arguments.coarse
+        )
+        print(  # noqa: T201
+            "note: scores on this template are not comparable with published numbers",
+            file=sys.stderr,
+        )
+    print(f"template written to {arguments.output}")  # noqa: T201
+    return 0
+
+
+_ACTIONS = {
+    "synth": _synth,
+    "check": _check,
+    "show": _show,
+    "build": _build,
+    "graph": _graph,
+    "template": _template,
+}
