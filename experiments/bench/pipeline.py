@@ -1,0 +1,176 @@
+"""Measures how many images a second the input pipeline makes, and what bounds it.
+
+    python experiments/bench/pipeline.py --workers 2
+
+JPEGs of 640x480 are made in a temporary folder, decoded, brought to a short side of 800, flipped
+half of the time and batched with annotations, as in training. The loaders take turns on the same
+batches, so that what else the machine does slows all alike; the processor time an image costs does
+not depend on it. The steps of one image are timed alone, on one core.
+"""
+
+import argparse
+import io
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines import annotations, transforms
+from data_pipelines.pipeline import DataSettings, make_datasets
+from data_pipelines.plan import Augmentation
+from data_pipelines.sources import FolderSource, decode_image
+from ktn_jax.template.symmetry import UVSymmetry
+
+_HEIGHT, _WIDTH = 480, 640
+
+
+def _identity_symmetry() -> UVSymmetry:
+    steps = np.broadcast_to(np.arange(256) / 255, (24, 256, 256))
+    return UVSymmetry(steps, np.swapaxes(steps, 1, 2))
+
+
+def _photo(rng: np.random.Generator) -> bytes:
+    """A JPEG of about the size of COCO's: smooth shapes with some noise."""
+    coarse = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
+    noisy = np.asarray(smooth) + rng.normal(0, 12, (_HEIGHT, _WIDTH, 1))
+    file = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _person(rng: np.random.Generator, annotation_id: int, image_id: int) -> dict:
+    points = 120
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": 1,
+        "bbox": [100.0, 80.0, 200.0, 300.0],
+        "area": 30000.0,
+        "iscrowd": 0,
+        "dp_x": rng.uniform(0, 255, points).tolist(),
+        "dp_y": rng.uniform(0, 255, points).tolist(),
+        "dp_I": rng.integers(1, 25, points).tolist(),
+        "dp_U": rng.uniform(0, 1, points).tolist(),
+        "dp_V": rng.uniform(0, 1, points).tolist(),
+        "dp_masks": [
+            {"size": [256, 256], "counts": [1000 * k, 2000, 63536 - 1000 * k]} for k in range(1, 9)
+        ],
+    }
+
+
+def _write_folder(folder: pathlib.Path, images: int) -> annotations.Dataset:
+    rng = np.random.default_rng(0)
+    photos = [_photo(rng) for _ in range(min(images, 64))]
+    raw = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]}
+    for number in range(images):
+        name = f"{number:06d}.jpg"
+        (folder / name).write_bytes(photos[number % len(photos)])
+        raw["images"].append({"id": number, "file_name": name, "height": _HEIGHT, "width": _WIDTH})
+        raw["annotations"] += [_person(rng, 2 * number + k, number) for k in range(2)]
+    return annotations.parse_dataset(raw)
+
+
+def _time_stages(
+    dataset: annotations.Dataset,
+    source: FolderSource,
+    folder: pathlib.Path,
+    out: Callable[[str], None],
+) -> None:
+    content = (folder / "000000.jpg").read_bytes()
+    image, record = source[0]
+    labelled = transforms.label_image(image, record)
+    size = (800, 1067)
+    large = transforms.resize(labelled, size)
+    matrix = transforms.rotation_and_zoom(size, 10, 1.1)
+    stages = {
+        f"decode JPEG ({len(content) // 1024} kB)": lambda: decode_image(content, "photo"),
+        "parse two people, decode part masks": lambda: dataset.images[0],
+        "resize to 800x1067": lambda: transforms.resize(labelled, size),
+        "flip": lambda: transforms.flip(large, _SYMMETRY),
+        "rotate and zoom (off by default)": lambda: transforms.warp(large, matrix),
+    }
+    for name, stage in stages.items():
+        times = []
+        for _ in range(15):
+            start = time.perf_counter()
+            stage()
+            times.append(time.perf_counter() - start)
+        out(f"  {name:36s} {1e3 * statistics.median(times):7.2f} ms")
+
+
+_SYMMETRY = _identity_symmetry()
+
+
+def _measure(batches: Iterator, images: int, steps: int) -> tuple[float, float]:
+    """Images a second, and milliseconds of processor time an image, of this process's threads."""
+    start, processor = time.perf_counter(), time.process_time()
+    for _ in range(steps):
+        next(batches)
+    count = images * steps
+    return (
+        count / (time.perf_counter() - start),
+        1e3 * (time.process_time() - processor) / count,
+    )
+
+
+def main() -> None:
+    """Runs the benchmark and writes its figures to standard output."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12, help="batches in one measurement")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--max-people", type=int, default=20)
+    parser.add_argument("--short-sides", type=int, nargs="+", default=[800])
+    parser.add_argument(
+        "--loaders", nargs="+", default=["tf_data", "threads", "processes"], help="which to run"
+    )
+    arguments = parser.parse_args()
+
+    def out(line: str) -> None:
+        sys.stdout.write(line + "\n")
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        dataset = _write_folder(folder, arguments.images)
+        source = FolderSource(dataset, folder)
+        out("One image, one core:")
+        _time_stages(dataset, source, folder, out)
+        out(f"{arguments.workers} workers, batches of {arguments.batch_size}:")
+        measured: dict[str, list] = {loader: [] for loader in arguments.loaders}
+        for _ in range(arguments.repeats):
+            for loader, results in measured.items():
+                batches = _start(loader, source, arguments)
+                for _ in range(3):  # start the workers and fill what is made ahead
+                    next(batches)
+                results.append(_measure(batches, arguments.batch_size, arguments.steps))
+                batches.close()
+        for loader, results in measured.items():
+            rates, costs = zip(*results, strict=True)
+            spread = f"{min(rates):.0f}..{max(rates):.0f}"
+            cost = f"{statistics.median(costs):.1f} ms of processor time an image"
+            cost = "" if loader == "processes" else cost  # spent elsewhere
+            rate = f"median {statistics.median(rates):6.1f} images/s  spread {spread:9s}"
+            out(f"  {loader:10s} {rate} {cost}")
+
+
+def _start(loader: str, source: FolderSource, arguments: argparse.Namespace) -> Iterator:
+    settings = DataSettings(
+        batch_size=arguments.batch_size,
+        loader=loader,
+        workers=arguments.workers,
+        max_people=arguments.max_people,
+        augmentation=Augmentation(short_sides=tuple(arguments.short_sides)),
+    )
+    return make_datasets(settings, source, symmetry=_SYMMETRY).train(0)
+
+
+if __name__ == "__main__":
+    main()
