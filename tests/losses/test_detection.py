@@ -86,9 +86,12 @@ def test_padding_of_rois_changes_nothing():
     rois = _rois()
     # Rows of padding may claim anything but to be valid.
     padded = RoiTargets(
-        pad(rois.boxes, 0), pad(rois.is_valid, False), pad(rois.is_foreground, True),
-        pad(rois.gt_boxes, 3), pad(rois.gt_index, 9),
-    )  # fmt: skip
+        boxes=pad(rois.boxes, 0),
+        is_valid=pad(rois.is_valid, False),
+        is_foreground=pad(rois.is_foreground, True),
+        gt_boxes=pad(rois.gt_boxes, 3),
+        gt_index=pad(rois.gt_index, 9),
+    )
     expected = box_losses(logits, deltas, rois)
     actual = box_losses(pad(logits, 40), pad(deltas, -7), padded)
     for name, value in expected.items():
