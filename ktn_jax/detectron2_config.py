@@ -37,6 +37,11 @@ _LOSS_KEYS = {
     "densepose_iou_threshold": "FG_IOU_THRESHOLD",
 }
 
+_LEVELS = {
+    "resnet": {"rpn": ("p2", "p3", "p4", "p5", "p6"), "roi_heads": ("p2", "p3", "p4", "p5")},
+    "hrnet": dict.fromkeys(("rpn", "roi_heads"), ("p1", "p2", "p3", "p4", "p5")),
+}
+
 
 def from_detectron2(tree: Mapping[str, Any]) -> ConfigDict:
     """Translates a complete detectron2 configuration.
@@ -124,6 +129,9 @@ def _backbone(tree: Mapping[str, Any], model: ConfigDict) -> None:
 
 def _detector(tree: Mapping[str, Any], model: ConfigDict) -> None:
     rpn, box = model.rpn, model.box_head
+    levels = _LEVELS[model.backbone.name]
+    _require(tree, MODEL__RPN__IN_FEATURES=levels["rpn"])
+    _require(tree, MODEL__ROI_HEADS__IN_FEATURES=levels["roi_heads"])
     ratios = _get(tree, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
     if len({tuple(level) for level in ratios}) != 1:
         raise ValueError("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS must be the same on every level")

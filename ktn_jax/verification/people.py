@@ -28,6 +28,8 @@ from ktn_jax.verification.stages import HIGH_RESOLUTION, LOW_RESOLUTION, Runner
 
 def _stored_people(dump: Dump) -> list[Person]:
     """People as the network found them, from stored detections and low-resolution maps."""
+    if not len(dump["infer/det/boxes"]):
+        return []
     run = Runner(dump)
     prefix = "infer/densepose/lowres"
     low = {LOW_RESOLUTION[name]: to_nhwc(dump[f"{prefix}/{name}"]) for name in dump.under(prefix)}
@@ -72,7 +74,10 @@ def _compare_people(dump: Dump, people: list[Person], note: str) -> Iterator[Row
         ]
         rows += _compare_keypoints(dump, "infer/det/keypoints", [k[:, [0, 1, 3]] for k in network])
     for index, (person, result) in enumerate(zip(people, results, strict=False)):
-        rows += _compare_chart(dump, f"infer/chart/{index}", person, result.iuv)
+        if f"infer/chart/{index}/result_uint8" in dump.keys:
+            rows += _compare_chart(dump, f"infer/chart/{index}", person, result.iuv)
+        else:  # more people than the original found
+            rows.append(Row(f"infer/chart/{index}", result.iuv.shape, np.inf, np.inf, 0.0))
     if "infer/final/masks" in dump.keys:
         rows.append(_compare_masks(dump, results, to_hw))
     yield from (dataclasses.replace(row, key=row.key + note) for row in rows)
@@ -163,9 +168,9 @@ def end_to_end(dump: Dump) -> Iterator[Row]:
         limit = BOX_PIXELS if key.endswith("boxes") else SCORE
         row = compare(dump, key, np.asarray(actual), limit=limit)
         yield dataclasses.replace(row, key=key + note)
-    count = int(dump["infer/densepose/hr_count"])
+    count = int(dump["infer/densepose/hr_count"]) if len(dump["infer/det/boxes"]) else 0
     for theirs in dump.under("infer/densepose/hr"):
-        if theirs in HIGH_RESOLUTION and len(people) >= count:
+        if theirs in HIGH_RESOLUTION and len(people) >= count > 0:
             key = f"infer/densepose/hr/{theirs}"
             maps = [getattr(person.charts, HIGH_RESOLUTION[theirs]) for person in people[:count]]
             limit = END_TO_END * dump[key].std()

@@ -44,7 +44,8 @@ def stages(dump: Dump) -> Iterator[Row]:
     yield from _backbone(dump, run)
     yield from _proposals(dump, run)
     yield from _boxes(dump, run)
-    yield from _densepose(dump, run)
+    if len(dump["infer/det/boxes"]):
+        yield from _densepose(dump, run)
 
 
 def _preprocessing(dump: Dump, run: Runner) -> Row:

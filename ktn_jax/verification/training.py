@@ -72,7 +72,11 @@ def training(dump: Dump) -> Iterator[Row]:
     if not dump.under("train"):
         return
     batch, samples = read_batch(dump), read_samples(dump)
-    step = run_step(dump, batch, samples)
+    yield from compare_step(dump, batch, run_step(dump, batch, samples))
+
+
+def compare_step(dump: Dump, batch: Batch, step: Step) -> Iterator[Row]:
+    """Compares a step of ours on `batch` with the stored one."""
     yield from _matching(dump, batch, step)
     yield from _intermediates(dump, step)
     yield from _losses(dump, step)
