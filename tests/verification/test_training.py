@@ -1,0 +1,143 @@
+"""A training step of ours against the dumps of the original, and that a slip does not pass."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from ktn_jax.verification import dump as dumps
+from ktn_jax.verification import training
+from ktn_jax.verification.dump import Dump
+
+pytestmark = pytest.mark.parity
+
+CASES = (
+    "ktnv2_r50_tiny",
+    "ktnv2_hrnet_tiny",
+    "ktnv2_hrnet_v3_tiny",
+    "densepose_r50_tiny",
+    "densepose_r50_dl_tiny",
+    "densepose_r50_dl_nonlocal_tiny",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_step_equals_the_original(golden_dir, case):
+    _check(Dump(golden_dir / f"{case}.npz"), training.training)
+
+
+def _check(dump, rows_of):
+    rows = list(rows_of(dump))
+    failed = [row for row in rows if not row.is_ok]
+    assert not failed, dumps.format_rows(failed)
+    compared = {row.key.split(" ")[0] for row in rows}
+    stored = {key for key in dump.keys if key.startswith(("train/losses", "train/after", "grad/"))}
+    stored |= {f"train/grad_norms_json/{n}" for n in json.loads(str(dump["train/grad_norms_json"]))}
+    stored |= {f"train/backbone_mean_std/{level}" for level in dump.under("infer/backbone")}
+    stored |= {"train/box/cls_logits", "train/box/deltas", "train/densepose/head"}
+    assert len(stored) > 50 and stored <= compared
+
+
+@pytest.fixture(scope="module")
+def legacy(golden_dir):
+    """The smallest dump, and our step on it."""
+    dump = Dump(golden_dir / "densepose_r50_legacy_tiny.npz")
+    batch = training.read_batch(dump)
+    return dump, batch, training.run_step(dump, batch, training.read_samples(dump))
+
+
+def _rows(dump, batch, step):
+    return list(training.compare_step(dump, batch, step))
+
+
+@pytest.mark.slow
+def test_the_smallest_step_equals_the_original(legacy):
+    dump, batch, step = legacy
+    _check(dump, lambda dump: _rows(dump, batch, step))
+
+
+@pytest.mark.slow
+def test_a_wrong_or_missing_loss_shows(legacy):
+    dump, batch, step = legacy
+
+    def failing(**changes):
+        slipped = dataclasses.replace(step, **changes)
+        return {row.key for row in _rows(dump, batch, slipped) if not row.is_ok}
+
+    key, losses = "train/losses/loss_densepose_U", dict(step.losses)
+    assert failing(losses=losses | {"u": losses["u"] * 1.0002}) == {key}
+    del losses["u"]
+    assert failing(losses=losses) == {key}
+    assert failing(total=step.total * 1.0002) == {"train/losses/total"}
+
+
+@pytest.mark.slow
+def test_wrong_gradients_show(legacy):
+    dump, batch, step = legacy
+    name = "roi_heads.densepose_predictor.u_lowres.weight"
+    keys = {f"grad/{name}", f"train/grad_norms_json/{name}"}
+
+    def failing(**changes):
+        slipped = dataclasses.replace(step, gradients=dict(step.gradients) | changes)
+        return {row.key.split(" ")[0] for row in _rows(dump, batch, slipped) if not row.is_ok}
+
+    gradient = step.gradients[name]
+    assert failing(**{name: gradient * 1.002}) == keys
+    assert failing(**{name: gradient * 0}) == keys
+    # A frozen parameter must get none, and a zero gradient must be zero.
+    frozen, zero = "backbone.bottom_up.stem.conv1.weight", "backbone.fpn_output5.bias"
+    for other in (frozen, zero):
+        changed = step.gradients[other] + 1e-3
+        assert f"train/grad_norms_json/{other}" in failing(**{other: changed})
+    unknown = {key: value for key, value in step.gradients.items() if key != frozen}
+    rows = _rows(dump, batch, dataclasses.replace(step, gradients=unknown))
+    failed = [row.key for row in rows if not row.is_ok]
+    assert failed == [f"train/grad_norms_json/{frozen} (not ours)"]
+
+
+def test_a_dump_without_training_gives_no_rows(golden_dir, tmp_path):
+    with np.load(golden_dir / "densepose_r50_legacy_tiny.npz") as file:
+        arrays = {key: file[key] for key in file.files if not key.startswith(("grad", "train"))}
+    np.savez(tmp_path / "dump.npz", **arrays)
+    assert list(training.training(Dump(tmp_path / "dump.npz"))) == []
+
+
+@pytest.mark.parametrize("case", [*CASES, "densepose_r50_legacy_tiny"])
+def test_the_stored_batch_and_samples_are_read_as_they_were(golden_dir, case):
+    dump = Dump(golden_dir / f"{case}.npz")
+    batch, samples = training.read_batch(dump), training.read_samples(dump)
+    height, width = batch["image"].shape[1:3]
+    multiple = 1 if "hrnet" in case else 32
+    sizes = batch["image_size_hw"]
+    assert (height, width) == tuple(-(-sizes.max(0) // multiple) * multiple)
+    assert (sizes[0] != sizes[1]).any()
+    for image in (0, 1):
+        h, w = sizes[image]
+        assert not batch["image"][image, h:].any() and not batch["image"][image, :, w:].any()
+        bgr = dump[f"train/input/{image}/image_bgr_uint8"]
+        np.testing.assert_array_equal(batch["image"][image, :h, :w, 0], bgr[..., 2])
+        # One person without DensePose, and the crowd left out.
+        assert batch["is_valid"][image].sum() == 3 and batch["has_densepose"][image].sum() == 2
+        np.testing.assert_array_equal(batch["boxes"][image], dump[f"train/gt/{image}/boxes"])
+        people = np.flatnonzero(batch["has_densepose"][image])
+        for stored, person in zip(dump.under(f"train/gt/{image}/dp_segm"), people, strict=True):
+            expected = dump[f"train/gt/{image}/dp_segm/{stored}"]
+            np.testing.assert_array_equal(batch["part_mask"][image, person], expected)
+        rois = samples.rois
+        own = batch["boxes"][image][rois.gt_index[image]]
+        is_person = rois.is_foreground[image] & rois.is_valid[image]
+        np.testing.assert_array_equal(own[is_person], rois.gt_boxes[image][is_person])
+        assert batch["has_densepose"][image][samples.people.gt_index[image]].all()
+    patches = batch["point_i"][batch["point_is_valid"]]
+    assert (patches == 0).any() and patches.max() == 24
+
+
+def test_people_that_do_not_fit_their_boxes_are_refused(golden_dir, tmp_path):
+    with np.load(golden_dir / "densepose_r50_legacy_tiny.npz") as file:
+        arrays = {key: file[key] for key in file.files if not key.startswith("grad")}
+    arrays["train/gt/1/boxes"] = arrays["train/gt/1/boxes"][:2]
+    np.savez(tmp_path / "dump.npz", **arrays)
+    with pytest.raises(ValueError, match="image 1 has 2 boxes .* 3 people"):
+        training.read_batch(Dump(tmp_path / "dump.npz"))
