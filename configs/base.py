@@ -141,6 +141,7 @@ def _loss() -> ConfigDict:
 def _optimizer() -> ConfigDict:
     """SGD with momentum. Rates and steps are those of 16 images; nothing rescales them."""
     optimizer = ConfigDict()
+    optimizer.name = "sgd"  # or adam, with decoupled weight decay, for short runs from scratch
     optimizer.learning_rate = 0.01
     optimizer.momentum = 0.9
     optimizer.nesterov = False
@@ -203,6 +204,7 @@ def _data() -> ConfigDict:
     data.synthetic = ConfigDict()
     data.synthetic.num_images = 1_000
     data.synthetic.seed = 0
+    data.synthetic.preset = "default"  # of the scene: default, easy or hard
     data.synthetic.image_size_hw = (480, 640)
     data.synthetic.people_range = (1, 4)
     data.synthetic.keep = False  # rendered images in memory: for few of them
@@ -224,4 +226,10 @@ def _test() -> ConfigDict:
         (1344, 800),
     )
     test.batch_size = 1
+    # Test-time augmentation (`ktn eval --tta`): every image is seen at each of these short sides
+    # and mirrored, detectron2's TEST.AUG. Mirrored charts need data.symmetry.
+    test.augmentation = ConfigDict()
+    test.augmentation.short_sides = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)
+    test.augmentation.max_side = 4000
+    test.augmentation.flip = True
     return test

@@ -1,7 +1,8 @@
 """Knowledge Transfer Networks: `--config configs/ktn.py:r50`.
 
 Variants: r50 and hrnet_w32 (KTNv2 with MID and KTM), mid_only (MID, a surface classifier of its
-own), ktm_only (KTM on the plain pyramid), tiny (small enough for a laptop and for tests).
+own), ktm_only (KTM on the plain pyramid), tiny (small enough for tests), demo (learns rendered
+people in minutes on a CPU) and demo_gpu (the same people, a larger model).
 
 KTN starts from a model trained on COCO's keypoints with the same decoder, which starts from
 ImageNet:
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-VARIANTS = ("r50", "hrnet_w32", "mid_only", "ktm_only", "tiny")
+VARIANTS = ("r50", "hrnet_w32", "mid_only", "ktm_only", "tiny", "demo", "demo_gpu")
 
 
 def get_config(variant: str = "r50") -> ConfigDict:
@@ -49,6 +50,10 @@ def get_config(variant: str = "r50") -> ConfigDict:
         config.optimizer.frozen = ("predictor/auxiliary_",)
     if variant == "tiny":
         _shrink(config)
+    if variant in ("demo", "demo_gpu"):
+        _fit_rendered_people(config)
+    if variant == "demo_gpu":
+        _enlarge(config)
     return config
 
 
@@ -73,6 +78,7 @@ def _shrink(config: ConfigDict) -> None:
     config.loss.densepose_rois_per_image = 8
     config.test.short_side, config.test.max_side = 256, 384
     config.test.size_buckets = ((256, 256), (256, 384), (384, 256))
+    config.test.augmentation.short_sides, config.test.augmentation.max_side = (192, 256, 320), 480
     config.total_steps, config.batch_size, config.checkpoint_every = 200, 4, 50
     config.optimizer.decay_steps = (150, 180)
     config.optimizer.warmup_steps = 20
@@ -87,3 +93,64 @@ def _shrink(config: ConfigDict) -> None:
     config.data.synthetic.num_images, config.data.synthetic.keep = 64, True
     config.data.synthetic.image_size_hw = (128, 128)
     config.data.synthetic.people_range = (1, 2)
+
+
+def _fit_rendered_people(config: ConfigDict) -> None:
+    """One or two large people in pictures of 160 x 160, learnt from scratch on two CPU cores."""
+    side = 160
+    model = config.model
+    model.pixel_std_bgr = (57.375, 57.12, 58.395)
+    model.backbone.norm = "BN"
+    model.backbone.freeze_at = 0
+    model.backbone.stride_in_1x1 = False
+    model.backbone.num_blocks = (1, 2, 2, 2)
+    model.backbone.stem_channels, model.backbone.width = 16, 32
+    model.backbone.res2_channels = 64
+    model.neck.channels = model.decoder.channels = model.decoder.out_channels = 64
+    # People are 60 to 160 pixels high and a half to a third as wide.
+    model.rpn.anchor_sizes = ((24,), (40,), (64,), (96,), (128,))
+    model.rpn.aspect_ratios = (1.0, 1.8, 3.0)
+    model.rpn.batch_size_per_image = 64
+    model.rpn.pre_nms_top_k_train = model.rpn.pre_nms_top_k_test = 100
+    model.rpn.post_nms_top_k_train = model.rpn.post_nms_top_k_test = 64
+    model.box_head.hidden_features = 128
+    model.box_head.batch_size_per_image = 32
+    model.box_head.max_detections = 10
+    model.box_head.aligned = model.densepose_head.aligned = True
+    model.densepose_head.channels = 64
+    model.densepose_head.num_convs = 3
+    model.densepose_head.pooled_size = 14
+    config.loss.densepose_rois_per_image = 4
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.optimizer.clip, config.optimizer.clip_value = "global_norm", 5.0
+    config.total_steps, config.batch_size, config.checkpoint_every = 1500, 8, 250
+    config.training.log_every, config.training.keep_last = 10, 1
+    config.test.short_side = config.test.max_side = side
+    config.test.size_buckets = ((side, side),)
+    config.test.batch_size = 8
+    data = config.data
+    data.source, data.workers = "synthetic", 2
+    data.max_people = 2
+    data.short_sides, data.max_long_side = (side,), side
+    data.aspect_limits, data.canvas_levels = (1.0,), 1
+    data.synthetic.preset, data.synthetic.keep = "easy", True
+    data.synthetic.num_images, data.synthetic.people_range = 3000, (1, 2)
+    data.synthetic.image_size_hw = (side, side)
+
+
+def _enlarge(config: ConfigDict) -> None:
+    """Widths, pictures and steps for a GPU."""
+    model = config.model
+    model.backbone.num_blocks = (3, 4, 6, 3)
+    model.backbone.stem_channels, model.backbone.width = 32, 64
+    model.backbone.res2_channels = 256
+    model.neck.channels = model.decoder.channels = model.decoder.out_channels = 128
+    model.box_head.hidden_features = 256
+    model.densepose_head.channels, model.densepose_head.num_convs = 128, 4
+    config.total_steps, config.batch_size, config.checkpoint_every = 4000, 16, 1000
+    config.optimizer.warmup_steps = 200
+    config.data.workers = 8
+    config.data.synthetic.num_images = 6000
