@@ -6,7 +6,7 @@ from typing import Any
 from data_pipelines.annotations import parse_dataset
 from data_pipelines.pipeline import Datasets, DataSettings, make_datasets
 from data_pipelines.plan import Augmentation
-from data_pipelines.scene import Scene
+from data_pipelines.scene import PRESETS, Scene
 from data_pipelines.sources import ConcatenatedSource, FolderSource, RenderedSource, Source
 from data_pipelines.synthetic import SyntheticSource
 from ktn_jax.template import procedural
@@ -71,12 +71,7 @@ def make_source(data: Any) -> Source:
     """
     if data.source == "synthetic":
         synthetic = data.synthetic
-        scene = dataclasses.replace(
-            Scene(),
-            image_size_hw=tuple(synthetic.image_size_hw),
-            people_range=tuple(synthetic.people_range),
-        )
-        people = SyntheticSource(synthetic.num_images, synthetic.seed, scene)
+        people = SyntheticSource(synthetic.num_images, synthetic.seed, make_scene(synthetic))
         return RenderedSource(people, keep=synthetic.keep)
     if data.source != "densepose_coco":
         raise ValueError(f"data.source {data.source!r}: densepose_coco or synthetic")
@@ -90,6 +85,21 @@ def make_source(data: Any) -> Source:
         for file, folder in zip(data.annotations, data.images, strict=True)
     ]
     return ConcatenatedSource(sources) if len(sources) > 1 else sources[0]
+
+
+def make_scene(synthetic: Any) -> Scene:
+    """Makes the scene that a `data.synthetic` section describes.
+
+    Raises:
+        ValueError: an unknown preset.
+    """
+    if synthetic.preset not in PRESETS:
+        raise ValueError(f"data.synthetic.preset {synthetic.preset!r}: one of {sorted(PRESETS)}")
+    return dataclasses.replace(
+        PRESETS[synthetic.preset],
+        image_size_hw=tuple(synthetic.image_size_hw),
+        people_range=tuple(synthetic.people_range),
+    )
 
 
 def _symmetry(data: Any) -> UVSymmetry | None:

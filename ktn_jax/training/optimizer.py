@@ -1,4 +1,4 @@
-"""SGD as detectron2 runs it: schedule, clipping, weight decay by kind of parameter, frozen parts.
+"""SGD as detectron2 runs it, or Adam: schedule, clipping, decay by kind of parameter, frozen parts.
 
 Kinds are read off the tree: a module with a `scale` is a norm, and a norm whose statistics keep no
 `count` of batches is a frozen one, which nothing updates.
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 Array = jax.Array
 Tree = Mapping[str, Any]
 
+OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multi_step", "cosine")
 CLIPS = ("none", "value", "norm", "global_norm")
 
@@ -156,10 +157,17 @@ def make_optimizer(
         ValueError: a value that is not known; the message names the field.
     """
     settings = config.optimizer
+    if settings.name not in OPTIMIZERS:
+        raise ValueError(f"optimizer.name {settings.name!r}: one of {list(OPTIMIZERS)}")
+    decay = _decay(settings, params)
+    if settings.name == "adam":
+        # The decay is decoupled: adaptive moments would undo it (Loshchilov and Hutter, 2019).
+        rule = [optax.scale_by_adam(b1=settings.momentum, nesterov=settings.nesterov), decay]
+    else:
+        rule = [decay, optax.trace(settings.momentum, nesterov=settings.nesterov)]
     steps = [
         _clipping(settings),
-        _decay(settings, params),
-        optax.trace(settings.momentum, nesterov=settings.nesterov),
+        *rule,
         optax.scale_by_learning_rate(make_schedule(settings, config.total_steps)),
     ]
     labels = label_parameters(params, batch_stats, frozen_patterns(config))
