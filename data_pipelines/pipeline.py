@@ -91,8 +91,8 @@ def make_datasets(
 ) -> Datasets:
     """Builds the batches that one process trains and evaluates on.
 
-    Every process plans the same global batches and makes its own rows of them: nothing is lost and
-    nothing comes twice, and all processes see the same canvas at a step.
+    Every process plans the same global batches and makes its own rows of them: nothing is lost or
+    comes twice, and all see the same canvas at a step.
 
     Args:
         settings: how.
@@ -114,14 +114,13 @@ def make_datasets(
             raise ValueError(
                 f"{name} {getattr(settings, name)} cannot be shared by {process_count} processes"
             )
-    share = (process_index, process_count)
     train = evaluate = None
     steps_per_epoch = eval_batches = 0
     train_specs = eval_specs = ()
     if train_source is not None:
         plan, maker = _plan_training(settings, train_source, symmetry)
         steps_per_epoch = plan.steps_per_epoch
-        rows = _rows(settings.batch_size, *share)
+        rows = _rows(settings.batch_size, process_index, process_count)
         train_specs = _specs(maker, plan.canvases, rows)
 
         def train(start_step: int = 0) -> Iterator[Batch]:
@@ -133,7 +132,7 @@ def make_datasets(
         _check_facts(settings, facts, "evaluation")
         eval_plan = EvaluationPlan(facts.sizes_hw, augmentation, settings.eval_batch_size)
         eval_batches = len(eval_plan)
-        eval_rows = _rows(settings.eval_batch_size, *share)
+        eval_rows = _rows(settings.eval_batch_size, process_index, process_count)
         eval_maker = _maker(settings, eval_source, None)
         eval_specs = _specs(eval_maker, eval_plan.canvases, eval_rows)
 
