@@ -29,7 +29,8 @@ def read_variables(path: str | os.PathLike) -> Variables:
     """Reads Flax variables from a checkpoint file of the original's names or an orbax folder.
 
     Args:
-        path: .pth, .pt, .pkl, .safetensors or .npz file, or a folder that `write_variables` wrote.
+        path: .pth, .pt, .pkl, .safetensors or .npz file, a folder that `write_variables` wrote, or
+            the work folder of a training or one of its checkpoints; of several the newest.
 
     Returns:
         {"params": ..., "batch_stats": ..., "constants": ...} of NumPy arrays.
@@ -41,7 +42,7 @@ def read_variables(path: str | os.PathLike) -> Variables:
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        return _read_orbax(path)
+        return _read_training(path) or _read_orbax(path)
     state = checkpoint_files.read_state_dict(path)
     try:
         return torch_weights.to_flax(state)
@@ -64,6 +65,17 @@ def write_variables(path: str | os.PathLike, variables: Mapping[str, Any]) -> No
         raise FileExistsError(f"{path} exists: give a new folder, or remove it first")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), jax.tree.map(np.asarray, dict(variables)))
+
+
+def _read_training(path: pathlib.Path) -> Variables | None:
+    """Reads the newest checkpoint of a training; None for a folder of another kind."""
+    from ktn_jax.training import checkpoint  # which needs optax and more, and few callers do
+
+    found = checkpoint.find_checkpoint(path)
+    if found is None:
+        return None
+    variables, config = checkpoint.read_checkpoint(found)
+    return variables | {"constants": constants(ConfigDict(config["model"]))}
 
 
 def _read_orbax(path: pathlib.Path) -> Variables:

@@ -6,12 +6,16 @@ EXAMPLES = """
   ktn convert model_final.pkl ktn_r50.safetensors
   ktn convert ktn_r50.safetensors R.pth
   ktn convert R.pth weights/            # a folder: an orbax checkpoint
+  ktn convert WORKDIR out.safetensors   # the last checkpoint of `ktn train`
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this subcommand."""
-    parser.add_argument("source", help=".pth, .pkl, .safetensors or .npz file, or an orbax folder")
+    parser.add_argument(
+        "source",
+        help=".pth, .pkl, .safetensors or .npz file, orbax folder, or work folder of a training",
+    )
     parser.add_argument("target", help=".pth, .pkl or .safetensors file, or a new folder (orbax)")
 
 

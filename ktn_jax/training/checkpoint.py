@@ -42,7 +42,7 @@ class Checkpoints:
     """Saves and restores the states of one run."""
 
     def __init__(self, workdir: str | os.PathLike, keep_last: int = 3):
-        """Opens the checkpoints of a work folder, and removes what a killed run left half-written.
+        """Opens the checkpoints of a work folder; the first save removes what is half-written.
 
         Args:
             workdir: the folder; made if it is not there.
@@ -213,18 +213,23 @@ def read_checkpoint(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]
         CheckpointError: it is damaged.
     """
     wanted = ("params", "batch_stats", "ema_params")
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handlers.add(STATE, ocp.args.PyTreeRestore, ocp.PyTreeCheckpointHandler())
+    for name in (RUN, "metrics"):
+        handlers.add(name, ocp.args.JsonRestore, ocp.JsonCheckpointHandler())
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            run = checkpointer.restore((path / RUN).absolute())
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            stored = checkpointer.metadata((path / STATE).absolute()).item_metadata
+        handler = ocp.CompositeCheckpointHandler(handler_registry=handlers)
+        with ocp.Checkpointer(handler) as checkpointer:
+            stored = checkpointer.metadata(path.absolute()).item_metadata[STATE]
             item = {name: stored[name] for name in wanted}
             to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-            arrays = checkpointer.restore(
-                (path / STATE).absolute(),
-                args=ocp.args.PyTreeRestore(item=item, restore_args=to_numpy, partial_restore=True),
+            state = ocp.args.PyTreeRestore(item, restore_args=to_numpy, partial_restore=True)
+            run = ocp.args.JsonRestore()
+            restored = checkpointer.restore(
+                path.absolute(), args=ocp.args.Composite(**{STATE: state, RUN: run})
             )
+            arrays, record = restored[STATE], restored[RUN]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     params = arrays["ema_params"] or arrays["params"]
-    return {"params": params, "batch_stats": arrays["batch_stats"]}, dict(run["config"])
+    return {"params": params, "batch_stats": arrays["batch_stats"]}, dict(record["config"])

@@ -81,7 +81,7 @@ def make_train_step(
         metrics = StepMetrics(
             total=total,
             losses=dict(losses),
-            gradient_norm=optax.global_norm(gradients),
+            gradient_norm=optax.tree.norm(gradients),
             learning_rate=schedule(state.step),
             is_finite=is_finite,
             image_id=batch["image_id"],

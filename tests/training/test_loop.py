@@ -1,0 +1,223 @@
+"""The loop around a small stand-in: resuming, stopping, guarding, on one device and on four."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from ktn_jax.training import checkpoint, loop
+
+
+def assert_states_equal(actual, expected, **tolerances):
+    actual, expected = (
+        jax.tree_util.tree_leaves_with_path(jax.device_get(state)) for state in (actual, expected)
+    )
+    assert [path for path, _ in actual] == [path for path, _ in expected]
+    for (path, ours), (_, theirs) in zip(actual, expected, strict=True):
+        if tolerances:
+            np.testing.assert_allclose(ours, theirs, err_msg=str(path), **tolerances)
+        else:
+            np.testing.assert_array_equal(ours, theirs, err_msg=str(path))
+
+
+def read_metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(stand_in, tmp_path_factory):
+    """Eight steps without a break, on one device."""
+    workdir = tmp_path_factory.mktemp("straight")
+    return stand_in.train(stand_in.make_config(), workdir), workdir
+
+
+def test_a_run_trains_all_but_what_is_frozen(stand_in, straight):
+    outcome, workdir = straight
+    assert outcome.is_complete and outcome.step == 8
+    before = stand_in.initialise()
+    after = jax.device_get(outcome.state)
+    np.testing.assert_array_equal(
+        after.params["backbone"]["frozen"]["scale"], before["params"]["backbone"]["frozen"]["scale"]
+    )
+    kernel = before["params"]["backbone"]["conv"]["kernel"]
+    assert np.abs(after.params["backbone"]["conv"]["kernel"] - kernel).max() > 1e-3
+    assert after.batch_stats["backbone"]["norm"]["count"] == 8
+    # Every third step and the last, of which three stay (all of them, here).
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        assert checkpoints.steps() == [3, 6, 8]
+    lines = read_metrics(workdir)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[0]["loss"] == pytest.approx(lines[0]["loss/fit"] + lines[0]["loss/noise"])
+    # Means over steps 0 and 1 of the warm-up: 0.05 (0.1, then 0.1 + 0.9 / 4).
+    assert lines[0]["learning_rate"] == pytest.approx(0.05 * (0.1 + 0.325) / 2)
+
+
+def test_metrics_are_those_of_single_steps(stand_in, tmp_path):
+    """The loss of step 1, computed by hand from the initial weights."""
+    config = stand_in.make_config(**{"total_steps": 1, "training.log_every": 1})
+    stand_in.train(config, tmp_path)
+    variables = stand_in.initialise()
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    total, (losses, _) = stand_in.loss_fn(
+        variables["params"], variables["batch_stats"], stand_in.make_batch(0), key
+    )
+    (line,) = read_metrics(tmp_path)
+    assert line["loss"] == pytest.approx(float(total), rel=1e-5)
+    assert line["loss/noise"] == pytest.approx(float(losses["noise"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("is_split", [False, True], ids=["replicated", "split"])
+def test_four_devices_are_one(stand_in, straight, tmp_path, is_split):
+    """The sums run in another order: 1e-5 is rounding, a loss per device would be off by 1e-1."""
+    changes = {"training.num_devices": 4, "training.shard_transfer": is_split}
+    outcome = stand_in.train(stand_in.make_config(**changes), tmp_path)
+    assert_states_equal(outcome.state, straight[0].state, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(read_metrics(tmp_path), read_metrics(straight[1]), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    kernel = outcome.state.params["predictor"]["transfer"]["fc1"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == ((8, 4) if is_split else (8, 16))
+    trace = [x for x in jax.tree.leaves(outcome.state.opt_state) if x.shape == (8, 16)]
+    assert trace[0].addressable_shards[0].data.shape == ((8, 4) if is_split else (8, 16))
+
+
+def test_resuming_changes_no_bit(stand_in, straight, tmp_path):
+    stand_in.train(stand_in.make_config(total_steps=5), tmp_path)
+    resumed = stand_in.train(stand_in.make_config(), tmp_path)
+    assert_states_equal(resumed.state, straight[0].state)
+
+
+def test_resuming_on_other_devices(stand_in, straight, tmp_path):
+    split = {"training.num_devices": 4, "training.shard_transfer": True}
+    stand_in.train(stand_in.make_config(total_steps=5, **split), tmp_path)
+    two = {"training.num_devices": 2}
+    resumed = stand_in.train(stand_in.make_config(**two), tmp_path)
+    assert_states_equal(resumed.state, straight[0].state, rtol=1e-5, atol=1e-5)
+
+
+def test_a_finished_run_does_nothing(stand_in, straight, capsys):
+    outcome, workdir = straight
+    before = (workdir / "metrics.jsonl").read_text()
+    again = stand_in.train(stand_in.make_config(), workdir)
+    assert again.is_complete
+    assert_states_equal(again.state, outcome.state)
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_resuming_says_what_changed(stand_in, tmp_path, capsys):
+    stand_in.train(stand_in.make_config(total_steps=2), tmp_path)
+    stand_in.train(stand_in.make_config(total_steps=3), tmp_path)
+    said = capsys.readouterr().err
+    assert "going on after step 2" in said
+    changed = [line.strip() for line in said.splitlines() if "changed since" in line]
+    assert changed == ["changed since: total_steps: 2 -> 3"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on(stand_in, straight, tmp_path, number):
+    def interrupt(step, batch):
+        if step == 4:
+            os.kill(os.getpid(), number)
+
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    outcome = stand_in.train(stand_in.make_config(), tmp_path, change=interrupt)
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    assert not outcome.is_complete and 0 < outcome.step < 8
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == outcome.step
+    resumed = stand_in.train(stand_in.make_config(), tmp_path)
+    assert_states_equal(resumed.state, straight[0].state)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_never_reaches_the_weights(stand_in, tmp_path, bad):
+    def spoil(step, batch):
+        if step == 4:
+            batch["target"][3, 2] = bad
+
+    with pytest.raises(loop.NonFiniteError) as caught:
+        stand_in.train(stand_in.make_config(), tmp_path, change=spoil)
+    error = caught.value
+    assert error.step == 4
+    assert error.image_ids == list(range(32, 40))
+    assert not np.isfinite(error.losses["fit"]) and np.isfinite(error.losses["noise"])
+    assert "step 5" in str(error) and "at step 3" in str(error)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [3]
+    # The data mended, the run goes on from there as if nothing had been.
+    mended = stand_in.train(stand_in.make_config(), tmp_path)
+    assert mended.is_complete
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(mended.state.params))
+
+
+def test_a_gradient_that_is_not_finite_is_caught_too(stand_in, tmp_path):
+    """The derivative of sqrt at 0 is infinite, though the loss is finite."""
+    workdir = tmp_path
+
+    def loss_fn(params, batch_stats, batch, key):
+        total, (losses, stats) = stand_in.loss_fn(params, batch_stats, batch, key)
+        bias = params["backbone"]["conv"]["bias"]
+        root = jax.numpy.sqrt(jax.numpy.square(bias).sum())
+        return total + root, (losses | {"root": root}, stats)
+
+    with pytest.raises(loop.NonFiniteError, match="gradient norm nan") as caught:
+        loop.train(
+            stand_in.make_config(),
+            workdir,
+            loss_fn,
+            jax.eval_shape(stand_in.initialise),
+            stand_in.initialise,
+            stand_in.batches_from,
+        )
+    assert caught.value.step == 0
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        assert checkpoints.steps() == []
+
+
+def test_the_average_follows_the_parameters(stand_in, tmp_path):
+    config = stand_in.make_config(**{"optimizer.ema_decay": 0.9, "total_steps": 2})
+    outcome = stand_in.train(config, tmp_path)
+    first = stand_in.train(stand_in.make_config(total_steps=1), tmp_path / "one").state.params
+    # min(0.9, (1 + step) / (10 + step)): 1 / 10, then 2 / 11.
+    expected = jax.tree.map(
+        lambda start, one, two: 2 / 11 * (0.1 * start + 0.9 * one) + 9 / 11 * two,
+        stand_in.initialise()["params"],
+        first,
+        outcome.state.params,
+    )
+    assert_states_equal(outcome.state.ema_params, expected, rtol=1e-5, atol=1e-6)
+    read, _ = checkpoint.read_checkpoint(checkpoint.find_checkpoint(tmp_path))
+    assert_states_equal(read["params"], outcome.state.ema_params)
+
+
+def test_values_that_do_not_fit_are_refused_before_anything_is_built(stand_in, tmp_path):
+    with pytest.raises(ValueError, match="batch_size 8 cannot be split evenly over 3 devices"):
+        stand_in.train(stand_in.make_config(**{"training.num_devices": 3}), tmp_path)
+    with pytest.raises(ValueError, match="there are 4"):
+        stand_in.train(stand_in.make_config(**{"training.num_devices": 5}), tmp_path)
+    changes = {"training.num_devices": 4, "training.shard_transfer": True}
+    config = stand_in.make_config(**changes)
+
+    def without_transfer():
+        variables = stand_in.initialise()
+        del variables["params"]["predictor"]
+        return variables
+
+    with pytest.raises(ValueError, match="no transfer network to split"):
+        shapes = jax.eval_shape(without_transfer)
+        loop.train(config, tmp_path, stand_in.loss_fn, shapes, without_transfer, iter)
+
+
+def test_batches_that_end_are_an_error(stand_in, tmp_path):
+    with pytest.raises(ValueError, match="ended at step 2"):
+        loop.train(
+            stand_in.make_config(),
+            tmp_path,
+            stand_in.loss_fn,
+            jax.eval_shape(stand_in.initialise),
+            stand_in.initialise,
+            lambda step: iter([stand_in.make_batch(0), stand_in.make_batch(1)]),
+        )

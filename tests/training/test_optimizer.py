@@ -1,0 +1,189 @@
+"""The optimizer against PyTorch's SGD and closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import traverse_util
+
+from configs import base, keypoint_mid, ktn
+from ktn_jax import weights
+from ktn_jax.modeling.detector import build_model
+from ktn_jax.training import optimizer
+
+
+def make_config(**changes):
+    config = base.get_config()
+    config.total_steps = 1000
+    config.model.backbone.freeze_at = 0
+    for name, value in changes.items():
+        config.optimizer[name] = value
+    return config
+
+
+def draw_tree(rng):
+    """A layer, a norm that trains, and a norm with fixed statistics."""
+    norm = {"scale": rng.normal(size=3), "bias": rng.normal(size=3)}
+    frozen = {"scale": rng.normal(size=3), "bias": rng.normal(size=3)}
+    tree = {
+        "head": {"kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)},
+        "norm": norm,
+        "fixed": frozen,
+    }
+    return jax.tree.map(np.float32, tree)
+
+
+STATS = {
+    "norm": {"mean": np.zeros(3), "var": np.ones(3), "count": np.int32(0)},
+    "fixed": {"mean": np.zeros(3), "var": np.ones(3)},
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        (0, 0.001),
+        (500, 0.0055),
+        (1000, 0.01),
+        (99_999, 0.01),
+        (100_000, 0.001),
+        (119_999, 0.001),
+        (120_000, 0.0001),
+    ],
+)
+def test_the_default_schedule_is_the_papers(step, rate):
+    config = base.get_config()
+    schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
+    assert float(schedule(step)) == pytest.approx(rate, rel=1e-5)
+
+
+@pytest.mark.parametrize(("step", "factor"), [(50, 0.55), (500, 0.5), (1000, 0), (2000, 0)])
+def test_cosine_goes_to_zero_under_the_warm_up(step, factor):
+    config = make_config(schedule="cosine", warmup_steps=100, learning_rate=2.0)
+    schedule = optimizer.make_schedule(config.optimizer, 1000)
+    expected = 2 * factor * (np.cos(np.pi * 0.05) + 1) / 2 if step == 50 else 2 * factor
+    assert float(schedule(step)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("clip", optimizer.CLIPS)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_thirty_steps_are_pytorchs(clip, nesterov):
+    """Across a warm-up and a decay, with groups as detectron2 makes them."""
+    torch = pytest.importorskip("torch")
+    config = make_config(
+        clip=clip,
+        clip_value=0.7,
+        nesterov=nesterov,
+        learning_rate=0.3,
+        warmup_steps=10,
+        decay_steps=(20, 25),
+        weight_decay=0.03,
+        weight_decay_bias=0.01,
+        weight_decay_norm=0.002,
+    )
+    rng = np.random.default_rng(0)
+    params = draw_tree(rng)
+    gradients = [draw_tree(rng) for _ in range(30)]
+    flat = traverse_util.flatten_dict(params, sep="/")
+    tensors = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in flat.items()}
+    decays = {"head/kernel": 0.03, "head/bias": 0.01, "norm/scale": 0.002, "norm/bias": 0.002}
+    groups = [{"params": [tensors[name]], "weight_decay": d} for name, d in decays.items()]
+    sgd = torch.optim.SGD(groups, lr=0.3, momentum=0.9, nesterov=nesterov)
+    transformation = optimizer.make_optimizer(config, params, STATS)
+    state = transformation.init(params)
+    update = jax.jit(transformation.update)
+    ours = params
+    for step, gradient in enumerate(gradients):
+        updates, state = update(gradient, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        warm = min(step / 10, 1)
+        rate = 0.3 * (0.1 * (1 - warm) + warm) * 0.1 ** ((step >= 20) + (step >= 25))
+        trained = [tensors[name] for name in decays]
+        for name, value in traverse_util.flatten_dict(gradient, sep="/").items():
+            tensors[name].grad = torch.tensor(value)
+        if clip == "value":
+            torch.nn.utils.clip_grad_value_(trained, 0.7)
+        elif clip == "norm":
+            for tensor in trained:
+                torch.nn.utils.clip_grad_norm_([tensor], 0.7)
+        elif clip == "global_norm":
+            torch.nn.utils.clip_grad_norm_(trained, 0.7)
+        for group in sgd.param_groups:
+            group["lr"] = rate
+        sgd.step()
+    for name, value in traverse_util.flatten_dict(ours, sep="/").items():
+        # Thirty sums in float32; without the decay of biases it is off by 1e-2.
+        np.testing.assert_allclose(
+            value, tensors[name].detach().numpy(), rtol=2e-5, atol=2e-5, err_msg=name
+        )
+
+
+def test_frozen_parameters_get_neither_update_nor_state():
+    config = make_config(frozen=("head/b",))
+    params = draw_tree(np.random.default_rng(0))
+    transformation = optimizer.make_optimizer(config, params, STATS)
+    state = transformation.init(params)
+    # Momenta of head/kernel, norm/scale, norm/bias, and the count of the schedule.
+    shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state))
+    assert shapes == [(), (3,), (3,), (4, 3)]
+    ones = jax.tree.map(jnp.ones_like, params)
+    updates, _ = transformation.update(ones, state, params)
+    for name in ("fixed/scale", "fixed/bias", "head/bias"):
+        module, leaf = name.split("/")
+        np.testing.assert_array_equal(updates[module][leaf], np.zeros(3))
+    assert (updates["head"]["kernel"] != 0).all() and (updates["norm"]["scale"] != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frozen": ("haed/",)}, r"\['haed/'\] match no parameter"),
+        ({"frozen": (".*",)}, "leaves nothing to train"),
+        ({"schedule": "linear"}, "optimizer.schedule 'linear'"),
+        ({"decay_steps": (9, 5)}, "must ascend"),
+        ({"clip": "l1"}, "optimizer.clip 'l1'"),
+        ({"clip": "norm", "clip_value": 0.0}, "clip_value must be above 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    params = draw_tree(np.random.default_rng(0))
+    with pytest.raises(ValueError, match=message):
+        optimizer.make_optimizer(make_config(**changes), params, STATS)
+
+
+def test_a_detector_decays_and_freezes_as_the_original():
+    config = ktn.get_config("tiny")
+    config.model.backbone.norm, config.model.backbone.freeze_at = "FrozenBN", 2
+    variables = weights.abstract_variables(build_model(config.model))
+    params, stats = variables["params"], variables["batch_stats"]
+    patterns = optimizer.frozen_patterns(config)
+    labels = traverse_util.flatten_dict(
+        optimizer.label_parameters(params, stats, patterns), sep="/"
+    )
+    frozen = {path for path, label in labels.items() if label == optimizer.FROZEN}
+    stages = ("backbone/stem_conv1/", "backbone/res2_")
+    assert all(path.startswith(stages) for path in frozen if not path.endswith(("scale", "bias")))
+    assert {path for path in labels if path.startswith(stages)} <= frozen
+    assert {path for path in labels if path.startswith("backbone/") and "/norm/" in path} <= frozen
+    assert "backbone/res3_0/conv1/conv/kernel" not in frozen
+    assert not any(path.startswith(("neck", "decoder", "densepose_head")) for path in frozen)
+    factors = traverse_util.flatten_dict(optimizer.decay_factors(params, config.optimizer), sep="/")
+    assert factors["densepose_head/scale_convs/norm0/bias"] == 0
+    assert factors["decoder/trident1_norm/scale"] == 0
+    assert factors["box_head/delta_bias"] == 1e-4
+    assert factors["predictor/transfer/edges_part"] == 1e-4
+
+
+def test_keypoint_training_leaves_alone_what_it_has_no_labels_for():
+    config = keypoint_mid.get_config("tiny")
+    variables = weights.abstract_variables(build_model(config.model))
+    labels = optimizer.label_parameters(
+        variables["params"], variables["batch_stats"], optimizer.frozen_patterns(config)
+    )
+    labels = traverse_util.flatten_dict(labels, sep="/")
+    frozen = {path for path, label in labels.items() if label == optimizer.FROZEN}
+    trained = {path for path in labels if path.startswith("predictor/")} - frozen
+    assert trained == {"predictor/keypoint_kernel", "predictor/keypoint_bias"}
+    assert all(path.startswith("predictor/") for path in frozen)
