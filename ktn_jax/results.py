@@ -29,6 +29,10 @@ _LARGEST_COORDINATE = 1e6  # pixels; beyond, float32 no longer tells their fract
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
+# COCO counts keypoints in pixel indices; boxes, and keypoints here, are continuous.
+_PIXEL_CENTRE = 0.5
+
+
 class ResultsError(ValueError):
     """A results file or a person is malformed. The message names the record and the field."""
 
@@ -41,7 +45,8 @@ class PersonResult:
         box_xyxy: [4] float32.
         score: probability of "person", finite.
         iuv: [3, h, w] uint8 with h = max(int(box height), 1), w = max(int(box width), 1).
-        keypoints: [17, 3] float32 of x, y and score in COCO's order, or None.
+        keypoints: [17, 3] float32 of x, y and score in COCO's order, or None. Continuous
+            coordinates: the centre of the first pixel is (0.5, 0.5).
     """
 
     box_xyxy: np.ndarray
@@ -156,8 +161,9 @@ def people_to_records(
 
     Returns:
         Records with image_id, category_id, score, bbox (xywh), uv_shape, uv_data and, where known,
-        keypoints (51 numbers, COCO's order: x, y, score). int(w), int(h) of `bbox` are the size of
-        the picture (evaluators insist), which rounding to float32 can otherwise undo.
+        keypoints (51 numbers, COCO's order: x, y, score; pixel indices, so half a pixel less than
+        here). int(w), int(h) of `bbox` are the size of the picture (evaluators insist), which
+        rounding to float32 can otherwise undo.
     """
     records = []
     for person in people:
@@ -177,7 +183,8 @@ def people_to_records(
             "uv_data": encode_iuv(person.iuv),
         }
         if person.keypoints is not None:
-            record["keypoints"] = [float(value) for value in person.keypoints.ravel()]
+            shift = np.array([_PIXEL_CENTRE, _PIXEL_CENTRE, 0])
+            record["keypoints"] = [float(value) for value in (person.keypoints - shift).ravel()]
         records.append(record | extra_fields)
     return records
 
@@ -211,11 +218,13 @@ def records_to_people(records: Iterable[Mapping[str, Any]]) -> dict[int, list[Pe
         right = _end_of_box(x, width, iuv.shape[2])
         bottom = _end_of_box(y, height, iuv.shape[1])
         keypoints = record.get("keypoints")
+        if keypoints is not None:
+            keypoints = np.reshape(keypoints, (-1, 3)) + [_PIXEL_CENTRE, _PIXEL_CENTRE, 0]
         person = PersonResult(
             box_xyxy=np.array([x, y, right, bottom], np.float32),
             score=record["score"],
             iuv=iuv,
-            keypoints=None if keypoints is None else np.reshape(keypoints, (-1, 3)),
+            keypoints=keypoints,
         )
         people.setdefault(record["image_id"], []).append(person)
     return people
