@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import ktn_jax
 
-COMMANDS = ("predict", "convert", "verify", "train", "data")
+COMMANDS = ("predict", "convert", "verify", "train", "eval", "data")
 
 # Where compiled programs are kept, so that the second run starts at once.
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"

@@ -23,3 +23,33 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         metavar="KEY=VALUE",
         help="change a value of the configuration; may be repeated",
     )
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that `join_processes` takes."""
+    group = parser.add_argument_group("several processes")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num-processes", type=int, metavar="N")
+    group.add_argument("--process-id", type=int, metavar="I", help="from 0")
+    group.add_argument(
+        "--cluster", action="store_true", help="take all three from the cluster's environment"
+    )
+
+
+def join_processes(arguments: argparse.Namespace) -> bool:
+    """Joins the processes that the arguments name, before anything else touches JAX.
+
+    Returns:
+        Whether there are any; False for a run of one process.
+
+    Raises:
+        ValueError: arguments are missing, or the processes cannot be joined.
+    """
+    if arguments.cluster or arguments.coordinator is not None:
+        from ktn_jax.training import distributed
+
+        distributed.initialise(arguments.coordinator, arguments.num_processes, arguments.process_id)
+        return True
+    if arguments.num_processes is not None or arguments.process_id is not None:
+        raise ValueError("--num-processes and --process-id need --coordinator")
+    return False

@@ -34,13 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         help="what to start from: a file of weights, an ImageNet ResNet, or a work folder",
     )
-    group = parser.add_argument_group("several processes")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
-    group.add_argument("--num-processes", type=int, metavar="N")
-    group.add_argument("--process-id", type=int, metavar="I", help="from 0")
-    group.add_argument(
-        "--cluster", action="store_true", help="take all three from the cluster's environment"
-    )
+    commands.add_process_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from configs import base
     from data_pipelines.configured import make_training_data
-    from ktn_jax import configuration
-    from ktn_jax.training import checks, distributed, loop
+    from ktn_jax import commands, configuration
+    from ktn_jax.training import checks, loop
 
     # orbax reports every step of every save there.
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -59,10 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         changes.append(f"training.weights={arguments.weights!r}")
     config = configuration.load_config(arguments.config, changes)
     checks.check_config(config, base.get_config())
-    if arguments.cluster or arguments.coordinator is not None:
-        distributed.initialise(arguments.coordinator, arguments.num_processes, arguments.process_id)
-    elif arguments.num_processes is not None or arguments.process_id is not None:
-        raise ValueError("--num-processes and --process-id need --coordinator")
+    commands.join_processes(arguments)
     import jax
 
     datasets = make_training_data(config, jax.process_index(), jax.process_count())

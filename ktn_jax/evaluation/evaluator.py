@@ -8,7 +8,7 @@ import numpy as np
 from ktn_jax.evaluation import boxes_keypoints, coco, matching, metrics, patch_errors
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
-from ktn_jax.evaluation.result_files import index_results
+from ktn_jax.evaluation.result_files import ResultIndex, index_results
 from ktn_jax.evaluation.scorer import ImageScores, score_images
 from ktn_jax.evaluation.template_files import load_template
 
@@ -47,11 +47,43 @@ def evaluate_files(
         EvaluationError: a file cannot be scored; the message says which entry and why.
         ValueError: an argument is out of range.
     """
-    thresholds = coco.similarity_thresholds(min_iou)
+    coco.similarity_thresholds(min_iou)  # a wrong one is found out before the work
     truth = read_ground_truth(annotations_path)
     results = index_results(results_path, truth)
-    template = load_template(template_dir)
+    load_template(template_dir)  # converts official files once, before processes open them
     scores = list(score_images(truth, results, template_dir, mode, processes, progress))
+    return evaluate_scores(
+        scores, truth, results, template_dir, mode, output_dir, min_iou, images_dir
+    )
+
+
+def evaluate_scores(
+    scores: Sequence[ImageScores],
+    truth: GroundTruth,
+    results: ResultIndex,
+    template_dir: str | pathlib.Path,
+    mode: str = "upstream",
+    output_dir: str | pathlib.Path | None = None,
+    min_iou: float = 0.5,
+    images_dir: str | pathlib.Path | None = None,
+) -> metrics.Metrics:
+    """Does the rest of `evaluate_files` when images are scored, here or by several processes.
+
+    Args:
+        scores: of all images, ascending ids.
+        truth: the annotations.
+        results: index of the results file.
+        template_dir: the template that the images were scored with.
+        mode: the one that they were scored in.
+        output_dir: see `evaluate_files`.
+        min_iou: see `evaluate_files`.
+        images_dir: see `evaluate_files`.
+
+    Returns:
+        All scores.
+    """
+    thresholds = coco.similarity_thresholds(min_iou)
+    template = load_template(template_dir)
     extra, extra_notes = boxes_keypoints.evaluate_coco(truth, results, scores)
     found = sum(1 for image in truth.images if image.image_id in results.by_image)
     notes = [*truth.notes, *results.notes, *extra_notes]
