@@ -1,0 +1,75 @@
+"""watch a model learn on rendered people, then see it work: ten minutes, nothing to download"""
+
+import argparse
+import pathlib
+import sys
+
+EXAMPLES = """
+  ktn demo                              # demo/report.html at the end
+  ktn demo --steps 300 --output quick/  # a first look
+  ktn demo --seed 1 --output demo1/     # other people, other initial weights
+
+Renders training and test people, trains configs/ktn.py:demo from scratch (with a GPU
+configs/ktn.py:demo_gpu, a larger model), scores it on the test people and writes OUTPUT/report.html
+with losses, scores and pictures. The same command again goes on where it was stopped.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this subcommand."""
+    from ktn_jax import commands
+
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=pathlib.Path("demo"), help="folder (default demo/)"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="of training; more learn more")
+    parser.add_argument("--seed", type=int, default=0, help="of people and weights (default 0)")
+    parser.add_argument(
+        "--test-images", type=int, default=100, metavar="N", help="held out (default 100)"
+    )
+    commands.add_config_arguments(parser, required=False)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the demo; the exit code is that of `ktn train` where training does not end well."""
+    import logging
+
+    from ktn_jax.commands import train
+    from ktn_jax.demo.run import Request, run_demo
+    from ktn_jax.training.loop import NonFiniteError
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of every save
+    if arguments.steps is not None and arguments.steps < 1 or arguments.test_images < 1:
+        raise ValueError("--steps and --test-images must be at least 1")
+    request = Request(
+        output=arguments.output,
+        config_name=arguments.config or "",
+        changes=tuple(arguments.changes),
+        steps=arguments.steps,
+        seed=arguments.seed,
+        num_test_images=arguments.test_images,
+    )
+    try:
+        outcome = run_demo(request, _say)
+    except NonFiniteError as error:
+        print(f"ktn demo: {error}", file=sys.stderr)  # noqa: T201
+        return train.EXIT_NOT_FINITE
+    if not outcome.is_complete:
+        print("ktn demo: stopped; the same command goes on", file=sys.stderr)  # noqa: T201
+        return train.EXIT_INTERRUPTED
+    _show(outcome.record)
+    print(f"Report: {outcome.report.resolve()}")  # noqa: T201
+    return 0
+
+
+def _show(record: dict) -> None:
+    for name in ("bbox", "GPS", "GPSm", "keypoints"):
+        values = record["scores"].get(name, {})
+        shown = [f"{key} {value:5.1f}" for key, value in values.items() if value is not None]
+        print(f"{name:10s}", "  ".join(shown[:3]))  # noqa: T201
+    minutes = sum(record["seconds"].values()) / 60
+    print(f"{record['settings']['steps']} steps, {minutes:.1f} minutes in all")  # noqa: T201
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201

@@ -1,0 +1,284 @@
+"""Renders people, trains on some, finds the others and writes a page about it.
+
+Every stage leaves its result in the output folder, and a run that was stopped goes on from there.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import resource
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from configs import base
+from data_pipelines import synthetic_files
+from data_pipelines.configured import make_scene, make_training_data
+from data_pipelines.synthetic import SyntheticSource
+from ktn_jax import atomic_files, configuration, dataset_inference, weights
+from ktn_jax.demo import pictures, report
+from ktn_jax.evaluation import evaluator, template_files
+from ktn_jax.evaluation.ground_truth import read_ground_truth
+from ktn_jax.evaluation.metrics import Metrics
+from ktn_jax.inference import Predictor
+from ktn_jax.template import procedural
+from ktn_jax.training import checks, loop
+from ktn_jax.training.metrics import JSON_LINES
+
+# Test people take the seeds from here on: nobody trains on those.
+HELD_OUT_SEED = 1_000_000
+WEIGHTS_FILE, REPORT_FILE, RECORD_FILE = "weights.safetensors", "report.html", "demo.json"
+TRAINING_PEOPLE, TEST_PEOPLE, TEMPLATE, WORKDIR = "people", "test_people", "template", "training"
+RESULTS = "evaluation"
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a demo shall do.
+
+    Attributes:
+        output: folder for everything it makes.
+        config_name: as `configuration.load_config` takes it; empty for the one of this device.
+        changes: of the configuration, `key=value`.
+        steps: of training; None for those of the configuration.
+        seed: decides the people, the initial weights and the order of the images.
+        num_test_images: held-out images.
+        num_shown: of these, how many pictures the page has.
+    """
+
+    output: pathlib.Path
+    config_name: str = ""
+    changes: tuple[str, ...] = ()
+    steps: int | None = None
+    seed: int = 0
+    num_test_images: int = 100
+    num_shown: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a demo ended.
+
+    Attributes:
+        is_complete: False where training was asked to stop; the same request goes on.
+        record: of the run: settings, seconds of every stage and, once complete, scores.
+        report: the page.
+    """
+
+    is_complete: bool
+    record: dict[str, Any]
+    report: pathlib.Path
+
+
+def run_demo(request: Request, say: Say) -> Outcome:
+    """Runs the demo, or what is left of it.
+
+    Args:
+        request: what to do.
+        say: is told, in a sentence, what happens.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        ValueError: the folder holds a demo of other settings, or a setting does not fit.
+        ktn_jax.training.loop.NonFiniteError: training diverged.
+    """
+    config = make_config(request, say)
+    record = _Record(request, config)
+    page = request.output / REPORT_FILE
+    if record.is_complete and page.is_file():
+        say("This demo is done already; --output elsewhere or another --seed makes another.")
+        return Outcome(True, record.content, page)
+    with record.timed("render"):
+        test_people = _render(request, config, say)
+    with record.timed("train"):
+        is_complete = _train(request, config, say)
+    if not is_complete:
+        return Outcome(False, record.content, page)
+    with record.timed("evaluate"):
+        metrics = _evaluate(request, config, say)
+    with record.timed("report"):
+        shown = pictures.test_pictures(
+            test_people,
+            request.output / RESULTS / dataset_inference.RESULTS_FILE,
+            range(min(request.num_shown, len(test_people))),
+        )
+    record.finish(metrics)
+    content = report.render(
+        record.content,
+        config,
+        metrics,
+        request.output / WORKDIR / JSON_LINES,
+        shown,
+        _commands(request, record.config_name),
+    )
+    with atomic_files.replacing(page) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+    return Outcome(True, record.content, page)
+
+
+def make_config(request: Request, say: Say) -> ConfigDict:
+    """Loads the configuration that a demo trains, with its people's folders in place.
+
+    Raises:
+        ConfigurationError: an unknown configuration or change.
+    """
+    name = request.config_name
+    platform = jax.devices()[0].platform
+    if not name:
+        name = "configs/ktn.py:demo" if platform == "cpu" else "configs/ktn.py:demo_gpu"
+        size = "the small model" if platform == "cpu" else "a larger model"
+        say(f"Training {size}, {name}, on this machine's {platform.upper()}.")
+    config = configuration.load_config(name, request.changes).copy_and_resolve_references()
+    folder = request.output / TRAINING_PEOPLE
+    with config.unlocked():
+        config.seed = config.data.synthetic.seed = request.seed
+        if request.steps is not None:
+            config.total_steps = request.steps
+        config.data.source = "densepose_coco"
+        config.data.annotations = (str(folder / synthetic_files.ANNOTATION_FILE),)
+        config.data.images = (str(folder / synthetic_files.IMAGE_FOLDER),)
+    checks.check_config(config, base.get_config())
+    return config
+
+
+class _Record:
+    """What the output folder says of its demo: RECORD_FILE."""
+
+    def __init__(self, request: Request, config: ConfigDict):
+        self.config_name = request.config_name or f"configs/ktn.py:{config.name.partition('_')[2]}"
+        self._path = request.output / RECORD_FILE
+        settings = {
+            "config": self.config_name,
+            "changes": list(request.changes),
+            "steps": config.total_steps,
+            "seed": request.seed,
+            "test_images": request.num_test_images,
+        }
+        request.output.mkdir(parents=True, exist_ok=True)
+        self.content = {"settings": settings, "seconds": {}, "cpu_seconds": {}, "scores": None}
+        if self._path.is_file():
+            stored = json.loads(self._path.read_text(encoding="utf-8"))
+            if stored.get("settings") != settings:
+                raise ValueError(
+                    f"{request.output} holds a demo of other settings ({stored.get('settings')}, "
+                    f"wanted {settings}): give another --output, or remove it"
+                )
+            self.content = stored
+        elif any(request.output.iterdir()):
+            raise ValueError(
+                f"{request.output} is not empty and holds no demo: give a new --output"
+            )
+        self._write()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the demo came to its end."""
+        return self.content["scores"] is not None
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the seconds inside to the stage, also of one that is stopped and gone on with."""
+        start, cpu = time.perf_counter(), _cpu_seconds()
+        try:
+            yield
+        finally:
+            spent = {"seconds": time.perf_counter() - start, "cpu_seconds": _cpu_seconds() - cpu}
+            for name, value in spent.items():
+                self.content[name][stage] = round(self.content[name].get(stage, 0) + value, 1)
+            self._write()
+
+    def finish(self, metrics: Metrics) -> None:
+        """Adds the scores."""
+        self.content["scores"] = metrics.summaries
+        self._write()
+
+    def _write(self) -> None:
+        with atomic_files.replacing(self._path) as temporary:
+            temporary.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those it has waited for."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def _render(request: Request, config: ConfigDict, say: Say) -> SyntheticSource:
+    """Renders both sets and returns the test set."""
+    synthetic = config.data.synthetic
+    scene = make_scene(synthetic)
+    sets = (
+        ("training", TRAINING_PEOPLE, synthetic.num_images, request.seed),
+        ("test", TEST_PEOPLE, request.num_test_images, HELD_OUT_SEED + request.seed),
+    )
+    for use, folder, count, seed in sets:
+        if not (request.output / folder / synthetic_files.ANNOTATION_FILE).is_file():
+            say(f"Rendering {count} {use} images of people.")
+        workers = min(os.cpu_count() or 1, 8) if count > 200 else 1
+        synthetic_files.write_dataset(request.output / folder, count, seed, scene, workers)
+    return SyntheticSource(request.num_test_images, HELD_OUT_SEED + request.seed, scene)
+
+
+def _train(request: Request, config: ConfigDict, say: Say) -> bool:
+    """Trains, or goes on; returns whether all steps were taken."""
+    say(f"Training for {config.total_steps} steps of {config.batch_size} images.")
+    datasets = make_training_data(config)
+    outcome = loop.train_detector(config, request.output / WORKDIR, datasets.train)
+    return outcome.is_complete
+
+
+def _evaluate(request: Request, config: ConfigDict, say: Say) -> Metrics:
+    """Writes the weights, finds the test people with them and scores what was found."""
+    output = request.output
+    say("Finding the people of the test images.")
+    weights.write_variables(output / WEIGHTS_FILE, weights.read_variables(output / WORKDIR))
+    # From the file, so that the scores are those of what the commands on the page load.
+    variables = weights.load(config, output / WEIGHTS_FILE)
+    folder = output / TEST_PEOPLE
+    annotations = folder / synthetic_files.ANNOTATION_FILE
+    run = dataset_inference.describe_run(config, variables, annotations.read_bytes())
+    images_dir = folder / synthetic_files.IMAGE_FOLDER
+    results = dataset_inference.predict_dataset(
+        Predictor(config, jax.device_put(variables)),
+        read_ground_truth(annotations),
+        images_dir,
+        output / RESULTS,
+        run,
+    )
+    template = output / TEMPLATE
+    if not (template / template_files.SURFACE_FILE).is_file():
+        body = procedural.make_body().template
+        template_files.write_body_template(
+            template, body, "the project's procedural body", subdivided=False
+        )
+    return evaluator.evaluate_files(
+        results, annotations, template, output_dir=output / RESULTS, images_dir=images_dir
+    )
+
+
+def _commands(request: Request, config_name: str) -> dict[str, str]:
+    """Commands that use the trained weights, by what they do."""
+    output = request.output
+    changes = "".join(f" --set {change}" for change in request.changes)
+    model = f"--config {config_name}{changes} --weights {output / WEIGHTS_FILE}"
+    images = output / TEST_PEOPLE / synthetic_files.IMAGE_FOLDER
+    return {
+        "Find people in pictures": f"ktn predict {images} {model} --output {output / 'predicted'}",
+        "Score the test set again": (
+            f"ktn eval {model} --data {output / TEST_PEOPLE} --template {output / TEMPLATE} "
+            f"--output {output / 'scored'}"
+        ),
+        "Score people never rendered before": (
+            f"ktn eval {model} --data synthetic --seed {2 * HELD_OUT_SEED} "
+            f"--output {output / 'scored_new'}"
+        ),
+    }
