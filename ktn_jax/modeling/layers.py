@@ -156,8 +156,11 @@ class BatchNorm(nn.Module):
     scale_init: Initializer = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        """Normalises x [B, H, W, C] by the batch if `train`, else by the running statistics."""
+    def __call__(self, x: Array, train: bool = False, valid_hw: Array | None = None) -> Array:
+        """Normalises x [B, H, W, C] by the batch if `train`, else by the running statistics.
+
+        The statistics of a batch are those of the cells within `valid_hw` [B, 2], or of all.
+        """
         shape = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape)
         bias = self.param("bias", nn.initializers.zeros_init(), shape)
@@ -165,12 +168,9 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         batches = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
         if train:
-            x32 = x.astype(jnp.float32)
-            mean = x32.mean((0, 1, 2))
-            var = jnp.square(x32 - per_channel(mean, x32)).mean((0, 1, 2))
+            mean, var, count = _batch_moments(x.astype(jnp.float32), valid_hw)
             if not self.is_initializing():
-                count = x.size // x.shape[-1]
-                unbiased = lax.stop_gradient(var) * (count / max(count - 1, 1))
+                unbiased = lax.stop_gradient(var) * (count / jnp.maximum(count - 1, 1))
                 keep = 1 - self.momentum
                 running_mean.value = keep * running_mean.value + self.momentum * lax.stop_gradient(
                     mean
@@ -181,6 +181,20 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         scale = scale * lax.rsqrt(var + self.epsilon)
         return x * per_channel(scale, x) + per_channel(bias - mean * scale, x)
+
+
+def _batch_moments(x: Array, valid_hw: Array | None) -> tuple[Array, Array, Array | float]:
+    """Mean and biased variance [C] of the valid cells of x [B, H, W, C], and their number."""
+    if valid_hw is None:
+        mean = x.mean((0, 1, 2))
+        var = jnp.square(x - per_channel(mean, x)).mean((0, 1, 2))
+        return mean, var, float(x.size // x.shape[-1])
+    mask = valid_mask(valid_hw, x.shape[1], x.shape[2])
+    count = mask.sum().astype(jnp.float32)
+    share = 1 / jnp.maximum(count, 1)
+    mean = jnp.where(mask, x, 0).sum((0, 1, 2)) * share
+    var = jnp.where(mask, jnp.square(x - per_channel(mean, x)), 0).sum((0, 1, 2)) * share
+    return mean, var, count
 
 
 class GroupNorm(nn.Module):
@@ -259,7 +273,8 @@ class ConvNorm(nn.Module):
         if self.norm == "FrozenBN":
             return FrozenBatchNorm(scale_init=self.scale_init, name="norm")(x)
         if self.norm == "BN":
-            return BatchNorm(scale_init=self.scale_init, name="norm")(x, train)
+            norm = BatchNorm(scale_init=self.scale_init, name="norm")
+            return norm(x, train, strided_size(valid_hw, self.stride))
         if self.norm == "GN":
             norm = GroupNorm(scale_init=self.scale_init, name="norm")
             return norm(x, strided_size(valid_hw, self.stride))

@@ -85,8 +85,9 @@ class HRFPN(nn.Module):
             x = interpolate.conv_transpose(
                 zero_invalid(x, valid_hw), kernel.astype(self.dtype), stride=2**index, padding=0
             )
-            maps.append(nn.relu(BatchNorm(name=f"interp{index}_norm")(x, train)))
-            map_sizes.append(None if valid_hw is None else (valid_hw - 1) * 2**index + 4)
+            valid_hw = None if valid_hw is None else (valid_hw - 1) * 2**index + 4
+            maps.append(nn.relu(BatchNorm(name=f"interp{index}_norm")(x, train, valid_hw)))
+            map_sizes.append(valid_hw)
         height = min(x.shape[1] for x in maps)
         width = min(x.shape[2] for x in maps)
         fused = jnp.concatenate([x[:, :height, :width] for x in maps], axis=-1)
@@ -102,7 +103,8 @@ class HRFPN(nn.Module):
                 dtype=self.dtype,
                 name=f"reduction{index}_conv",
             )(fused, fused_hw)
-            levels.append(nn.relu(BatchNorm(name=f"reduction{index}_norm")(x, train)))
+            valid_hw = None if fused_hw is None else fused_hw // size
+            levels.append(nn.relu(BatchNorm(name=f"reduction{index}_norm")(x, train, valid_hw)))
         last = self.num_levels - 1
         last_hw = None if fused_hw is None else fused_hw // 2**last
         outputs, output_sizes = {}, {}

@@ -1,0 +1,226 @@
+"""The training forward pass on a minute model: edges, padding, keys and devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import ktn
+from ktn_jax.modeling.detector import Detector, build_model
+from ktn_jax.training import forward
+
+SIZE, PEOPLE, POINTS = 64, 3, 6
+DENSE = ("u", "v", "fine_segm", "coarse_segm", "body_mask", "keypoints")
+
+
+def _config(norm="FrozenBN"):
+    config = ktn.get_config("tiny")
+    model = config.model
+    model.backbone.norm, model.backbone.freeze_at = norm, 2
+    model.backbone.stem_channels = model.backbone.width = 8
+    model.backbone.res2_channels = 16
+    model.neck.channels = model.decoder.channels = model.decoder.out_channels = 32
+    model.box_head.hidden_features = 16
+    model.densepose_head.channels, model.densepose_head.num_convs = 32, 1
+    model.densepose_head.pooled_size = 7
+    model.rpn.anchor_sizes = ((8,), (16,), (32,), (48,), (64,))
+    model.rpn.pre_nms_top_k_train = model.rpn.post_nms_top_k_train = 30
+    model.rpn.batch_size_per_image = model.box_head.batch_size_per_image = 16
+    config.loss.densepose_rois_per_image = 4
+    return config
+
+
+def _batch(images=2, seed=0):
+    """Noise with two people an image and an empty slot; the second person lacks DensePose."""
+    rng = np.random.default_rng(seed)
+    people, points = (images, PEOPLE), (images, PEOPLE, POINTS)
+    corner = rng.uniform(0, 20, (*people, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(16, 40, (*people, 2))], axis=-1)
+    xy = rng.uniform(boxes[..., None, :2], boxes[..., None, 2:], (*people, 17, 2))
+    is_valid = np.broadcast_to(np.arange(PEOPLE) < 2, people)
+    batch = {
+        "image": rng.integers(0, 255, (images, SIZE, SIZE, 3)).astype(np.uint8),
+        "image_size_hw": np.full((images, 2), SIZE, np.int32),
+        "is_valid": is_valid,
+        "boxes": boxes.astype(np.float32),
+        "keypoints": np.concatenate([xy, np.ones((*people, 17, 1))], -1).astype(np.float32),
+        "has_densepose": np.broadcast_to(np.arange(PEOPLE) < 1, people),
+        "point_is_valid": np.ones(points, bool),
+        "point_i": rng.integers(0, 25, points).astype(np.int32),
+        "part_mask": rng.integers(0, 15, (*people, 256, 256)).astype(np.uint8),
+        **{f"point_{name}": rng.uniform(0, 255, points).astype(np.float32) for name in "xy"},
+        **{f"point_{name}": rng.random(points).astype(np.float32) for name in "uv"},
+    }
+    for name in ("boxes", "keypoints", "part_mask"):
+        batch[name] = batch[name] * is_valid.reshape(*people, *[1] * (batch[name].ndim - 2))
+    return batch
+
+
+@pytest.fixture(scope="module")
+def variables():
+    model = build_model(_config().model)
+    images = jnp.zeros((1, SIZE, SIZE, 3), jnp.uint8)
+    return jax.jit(model.init)(jax.random.key(0), images, jnp.full((1, 2), SIZE))
+
+
+@pytest.fixture(scope="module")
+def step(variables):
+    """(total, losses, gradients) of a batch and a key, compiled once."""
+    config = _config()
+    loss_fn = forward.make_loss_fn(build_model(config.model), config.loss)
+
+    @jax.jit
+    def run(batch, key):
+        differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+        (total, (losses, _)), gradients = differentiate(
+            variables["params"], variables["batch_stats"], batch, key
+        )
+        return total, losses, gradients
+
+    return run
+
+
+def _norms(gradients):
+    leaves = jax.tree_util.tree_leaves_with_path(gradients)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    return {name: float(jnp.abs(x).max()) for name, (_, x) in zip(names, leaves, strict=True)}
+
+
+@pytest.mark.slow
+def test_every_loss_teaches(step):
+    total, losses, gradients = step(_batch(), jax.random.key(1))
+    assert set(losses) == {"rpn_objectness", "rpn_deltas", "box_class", "box_deltas", *DENSE}
+    assert all(loss > 0 for loss in losses.values())
+    np.testing.assert_allclose(total, sum(losses.values()), rtol=1e-6)
+    norms = _norms(gradients)
+    assert np.isfinite(list(norms.values())).all()
+    untrained = {path for path, norm in norms.items() if norm == 0}
+    # The stem and res2 are frozen, and so are the norms of the backbone.
+    assert untrained == {
+        path
+        for path in norms
+        if path.startswith(("backbone/stem", "backbone/res2"))
+        or (path.startswith("backbone") and "/norm/" in path)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["nobody", "nobody with DensePose", "one pixel", "empty boxes"])
+def test_batches_at_the_edge_are_finite(step, case):
+    batch = _batch()
+    if case == "nobody":
+        batch["is_valid"] = np.zeros_like(batch["is_valid"])
+    if case == "nobody with DensePose":
+        batch["has_densepose"] = np.zeros_like(batch["has_densepose"])
+    if case == "one pixel":
+        batch["boxes"][..., 2:] = batch["boxes"][..., :2] + 1
+    if case == "empty boxes":
+        batch["boxes"][..., 2] = batch["boxes"][..., 0]
+    total, losses, gradients = step(batch, jax.random.key(1))
+    norms = _norms(gradients)
+    assert np.isfinite(total) and np.isfinite(list(norms.values())).all()
+    assert losses["rpn_objectness"] > 0 and losses["box_class"] > 0
+    has_people = case in ("nobody with DensePose", "one pixel")
+    for name in ("rpn_deltas", "box_deltas"):
+        assert (losses[name] > 0) == has_people, name
+    has_densepose = case == "one pixel"
+    for name in DENSE:
+        assert (losses[name] > 0) == has_densepose or (has_densepose and name == "keypoints"), name
+    assert (norms["predictor/u_kernel"] > 0) == has_densepose
+    assert (norms["predictor/transfer/fc2/kernel"] > 0) == has_densepose
+
+
+@pytest.mark.slow
+def test_a_step_follows_its_key(step):
+    one, again, other = (step(_batch(), jax.random.key(key))[0] for key in (1, 1, 2))
+    assert one == again
+    assert one != other
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "ignore_padding"))
+def _evaluate(variables, batch, samples, norm="FrozenBN", ignore_padding=False):
+    """Losses, new statistics, and what they were computed from."""
+    config = _config(norm)
+    config.loss.ignore_padding = ignore_padding
+    model = build_model(config.model)
+    state = (variables["params"], variables["batch_stats"])
+    outputs, stats = forward.apply(model, config.loss, *state, batch, jax.random.key(3), samples)
+    losses = forward.compute_losses(config.model, config.loss, outputs, batch)
+    return losses, stats, outputs.samples, outputs.anchors
+
+
+def _assert_equal(actual, expected):
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=2e-5, err_msg=name)
+
+
+def _lengthen(tree, extra):
+    """Pads the second axis."""
+    return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)), tree)
+
+
+@pytest.mark.slow
+def test_more_slots_for_people_and_points_change_nothing(variables):
+    batch = _batch()
+    expected, _, samples, _ = _evaluate(variables, batch, None)
+    more = dict(batch)
+    for name, x in batch.items():
+        if name not in ("image", "image_size_hw"):
+            more[name] = _lengthen(x, 2)
+        if name.startswith("point_"):
+            more[name] = jnp.pad(more[name], [(0, 0), (0, 0), (0, 3)])
+    fixed = samples.replace(people=_lengthen(samples.people, 2), rois=_lengthen(samples.rois, 3))
+    actual, *_ = _evaluate(variables, more, fixed)
+    _assert_equal(actual, expected)
+
+
+@pytest.mark.slow
+def test_a_larger_canvas_changes_nothing_where_padding_is_ignored():
+    settings = {"norm": "BN", "ignore_padding": True}
+    model = build_model(_config("BN").model)
+    images = jnp.zeros((1, SIZE, SIZE, 3), jnp.uint8)
+    variables = jax.jit(model.init)(jax.random.key(0), images, jnp.full((1, 2), SIZE))
+    # The lower half of the canvas is padding.
+    batch = _batch()
+    batch["image_size_hw"] = np.array([[32, 64], [32, 50]], np.int32)
+    batch["boxes"][..., 3] = np.minimum(batch["boxes"][..., 3], 32)
+    expected, stats, samples, anchors = _evaluate(variables, batch, None, **settings)
+    centres = (np.asarray(anchors)[:, 1] + np.asarray(anchors)[:, 3]) / 2
+    trains = np.asarray(samples.anchors.labels) >= 0
+    assert trains.any() and (centres[trains.any(0)] < 32).all()
+    larger = dict(batch, image=np.pad(batch["image"], [(0, 0), (0, 32), (0, 64), (0, 0)]))
+    # The same anchors, at other places of a longer list.
+    levels = {f"p{k}": np.zeros((1, -(-96 // 2**k), -(-128 // 2**k))) for k in range(2, 7)}
+    more = np.concatenate(model.bind(variables).anchors(levels))
+    place = {tuple(anchor): index for index, anchor in enumerate(more.tolist())}
+    index = np.array([place[tuple(anchor)] for anchor in np.asarray(anchors).tolist()])
+    labels = np.full((2, len(more)), -1, np.int32)
+    labels[:, index] = samples.anchors.labels
+    boxes = np.zeros((2, len(more), 4), np.float32)
+    boxes[:, index] = samples.anchors.boxes
+    fixed = samples.replace(anchors=samples.anchors.replace(labels=labels, boxes=boxes))
+    actual, larger_stats, *_ = _evaluate(variables, larger, fixed, **settings)
+    _assert_equal(actual, expected)
+    for ours, theirs in zip(jax.tree.leaves(larger_stats), jax.tree.leaves(stats), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_surface_classifier_gives_no_gradient_to_the_box_head(variables):
+    model = build_model(_config().model)
+
+    def energy(params):
+        kernel = model.apply({"params": params}, method=Detector.surface_kernel)
+        return jnp.square(kernel).sum()
+
+    norms = _norms(jax.grad(energy)(variables["params"]))
+    learners = {path for path, norm in norms.items() if norm > 0}
+    assert {path.rsplit("/", 1)[0] for path in learners} == {
+        "predictor",
+        "predictor/transfer",
+        "predictor/transfer/fc1",
+        "predictor/transfer/fc2",
+    }
+    assert {"predictor/keypoint_kernel", "predictor/coarse_kernel"} <= learners
