@@ -179,7 +179,7 @@ def _training() -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.source = "densepose_coco"  # or synthetic
+    data.source = "densepose_coco"  # annotation files as they are; or tfds, or synthetic
     data.annotations = (  # DensePose-COCO or COCO keypoint files, one after the other
         "data/coco/annotations/densepose_train2014.json",
         "data/coco/annotations/densepose_valminusminival2014.json",
@@ -189,6 +189,12 @@ def _data() -> ConfigDict:
     # synthetic people bring their own.
     data.symmetry = "data/densepose/UV_symmetry_transforms.mat"
     data.on_bad_annotation = "raise"  # or skip
+    data.max_skipped_fraction = 0.01  # of the records; more bad ones are an error all the same
+    data.with_person_masks = False  # segmentations too, for losses that train on them
+    data.tfds = ConfigDict()  # what `ktn data build` built
+    data.tfds.config = "densepose_coco_2014"
+    data.tfds.dir = "data/tfds"
+    data.tfds.splits = ("train", "valminusminival")
     data.max_people = 20  # an image; with more, those with DensePose and the largest are kept
     data.max_points = 200  # a person
     data.loader = "threads"  # tf_data, threads or processes

@@ -47,6 +47,7 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
         loader=data.loader,
         workers=data.workers,
         batches_ahead=data.batches_ahead,
+        with_person_masks=data.with_person_masks,
         augmentation=augmentation,
     )
     source = make_source(data)
@@ -73,15 +74,20 @@ def make_source(data: Any) -> Source:
         synthetic = data.synthetic
         people = SyntheticSource(synthetic.num_images, synthetic.seed, make_scene(synthetic))
         return RenderedSource(people, keep=synthetic.keep)
+    if data.source == "tfds":
+        from data_pipelines.builder import TfdsSource  # TensorFlow Datasets is heavy
+
+        sources = [TfdsSource(data.tfds.config, split, data.tfds.dir) for split in data.tfds.splits]
+        return ConcatenatedSource(sources) if len(sources) > 1 else sources[0]
     if data.source != "densepose_coco":
-        raise ValueError(f"data.source {data.source!r}: densepose_coco or synthetic")
+        raise ValueError(f"data.source {data.source!r}: densepose_coco, tfds or synthetic")
     if len(data.annotations) != len(data.images) or not data.annotations:
         raise ValueError(
             f"data.annotations names {len(data.annotations)} files, data.images "
             f"{len(data.images)} folders: give one folder for each file"
         )
     sources = [
-        FolderSource(parse_dataset(file, on_bad=data.on_bad_annotation), folder)
+        FolderSource(parse_dataset(file, data.on_bad_annotation, data.max_skipped_fraction), folder)
         for file, folder in zip(data.annotations, data.images, strict=True)
     ]
     return ConcatenatedSource(sources) if len(sources) > 1 else sources[0]

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 from configs import base
@@ -35,6 +36,23 @@ def test_folders_are_joined(folder):
     source = configured.make_source(config.data)
     assert isinstance(source, ConcatenatedSource) and len(source) == 16
     assert configured.make_training_data(config).steps_per_epoch == 8
+
+
+def test_built_datasets_give_the_same_people_as_their_folder(folder, tmp_path):
+    builder = pytest.importorskip("data_pipelines.builder", reason="TensorFlow Datasets builds")
+    builder.build("custom", folder, tmp_path)
+    config = _config(source="tfds")
+    config.data.tfds.update({"config": "custom", "dir": str(tmp_path), "splits": ("train",)})
+    built = configured.make_source(config.data)
+    files = (str(folder / "annotations.json"),)
+    plain = configured.make_source(
+        _config(annotations=files, images=(str(folder / "images"),)).data
+    )
+    assert len(built) == len(plain) == 8
+    by_id = {record.image_id: image for image, record in (plain[i] for i in range(8))}
+    for index in range(8):
+        image, record = built[index]
+        np.testing.assert_array_equal(image, by_id[record.image_id])
 
 
 def test_mistakes_are_named():
