@@ -237,6 +237,7 @@ class _Run:
             while self.step < total and not self.is_stopping:
                 self._take_step(batches)
             self._settle(behind=0)
+            self._report()
             self._save()
             self.checkpoints.wait()
         finally:
@@ -253,9 +254,10 @@ class _Run:
         if batch is None:
             raise ValueError(f"the training batches ended at step {self.step}: they must not")
         self._say_if_compiling(batch)
+        flags = self._stop_flags()
         # Nothing may travel unasked: it would wait for the devices.
         with jax.transfer_guard("disallow"):
-            self.state, metrics = self.train_step(self.state, batch, self._stop_flags())
+            self.state, metrics = self.train_step(self.state, batch, flags)
         self.pending.append(metrics)
         self.step += 1
         self._settle(_STEPS_BEHIND)
@@ -288,12 +290,18 @@ class _Run:
             self.since_save.add(metrics)
             self.speed.add(self.config.batch_size)
             self.progress.advance()
-            is_last = self.settled == self.config.total_steps
-            if self.settled % self.config.training.log_every == 0 or is_last:
-                values = self.since_log.take() | {"images_per_second": self.speed.take()}
-                self.progress.show(values)
-                if self.writer is not None:
-                    self.writer.write(self.settled, values)
+            if self.settled % self.config.training.log_every == 0:
+                self._report()
+
+    def _report(self) -> None:
+        """Shows and writes the means since the last time, if there are any."""
+        values = self.since_log.take()
+        if not values:
+            return
+        values["images_per_second"] = self.speed.take()
+        self.progress.show(values)
+        if self.writer is not None:
+            self.writer.write(self.settled, values)
 
     def _save(self) -> None:
         loss = self.since_save.take().get("loss")

@@ -1,0 +1,155 @@
+"""Runs in processes of their own: killed, asked to stop, or two that train together."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from ktn_jax.training import checkpoint
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def start(stand_in, compiled_programs):
+    """Starts the stand-in as a process, with some devices."""
+    processes = []
+
+    def begin(workdir, num_devices=1, **changes):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(compiled_programs),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONPATH": str(ROOT),
+        }
+        arguments = [sys.executable, stand_in.__file__, str(workdir), json.dumps(changes)]
+        process = subprocess.Popen(
+            arguments, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        if not process.stderr.closed:
+            process.kill()
+            process.communicate()
+
+
+def end_of(workdir):
+    variables, _ = checkpoint.read_checkpoint(checkpoint.find_checkpoint(workdir))
+    return jax.tree.leaves(variables)
+
+
+def read_metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def finish(process, code=0):
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors[-2000:]
+
+
+def wait_for_checkpoint(workdir, process):
+    """The first checkpoint's step, once it is there."""
+    deadline = time.monotonic() + 120
+    while checkpoint.find_checkpoint(workdir) is None:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    return int(checkpoint.find_checkpoint(workdir).name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(int(os.environ.get("KTN_KILLS", "2"))))
+def test_a_killed_run_loses_nothing_beyond_its_last_save(start, tmp_path, seed):
+    """Saves take most of the time here, so a random moment often falls into one."""
+    changes = {"total_steps": 60, "checkpoint_every": 2, "delay": 0.01}
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    rng = random.Random(seed)
+    for _ in range(2):
+        process = start(killed, **changes)
+        before = wait_for_checkpoint(killed, process)
+        time.sleep(rng.uniform(0, 3))
+        if process.poll() is None:
+            # What is on disk now was saved; it must be there afterwards, or something newer.
+            before = int(checkpoint.find_checkpoint(killed).name)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        assert int(checkpoint.find_checkpoint(killed).name) >= before
+        checkpoint.read_checkpoint(checkpoint.find_checkpoint(killed))
+    finish(start(killed, **changes))
+    finish(start(straight, **(changes | {"checkpoint_every": 60, "delay": 0})))
+    for ours, theirs in zip(end_of(killed), end_of(straight), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [line["step"] for line in read_metrics(killed)] == list(range(2, 61, 2))
+
+
+@pytest.mark.slow
+def test_sigterm_ends_with_its_own_code_and_the_run_goes_on(start, tmp_path):
+    changes = {"total_steps": 100, "checkpoint_every": 1000, "delay": 0.03}
+    process = start(tmp_path, **changes)
+    lines = tmp_path / "metrics.jsonl"
+    while not lines.exists() or not lines.read_text():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    finish(process, code=75)
+    step = int(checkpoint.find_checkpoint(tmp_path).name)
+    assert 0 < step < 100
+    finish(start(tmp_path, **(changes | {"delay": 0})))
+    finish(start(tmp_path / "straight", total_steps=100, checkpoint_every=1000))
+    for ours, theirs in zip(end_of(tmp_path), end_of(tmp_path / "straight"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_are_one_device(stand_in, start, tmp_path):
+    """One of them is asked to stop: both do, in the same step, and go on together."""
+    together = tmp_path / "together"
+    changes = {
+        "total_steps": 24,
+        "checkpoint_every": 1000,
+        "training.num_devices": 0,
+        "training.shard_transfer": True,
+    }
+
+    def start_both(**more):
+        coordinator = f"127.0.0.1:{free_port()}"
+        return [
+            start(together, 2, coordinator=coordinator, process=index, **changes, **more)
+            for index in (0, 1)
+        ]
+
+    both = start_both(delay=0.1)
+    lines = together / "metrics.jsonl"
+    while not lines.exists() or not lines.read_text():
+        assert all(process.poll() is None for process in both)
+        time.sleep(0.02)
+    both[1].send_signal(signal.SIGTERM)
+    for process in both:
+        finish(process, code=75)
+    assert 0 < int(checkpoint.find_checkpoint(together).name) < 24
+    for process in start_both():
+        finish(process)
+    alone = tmp_path / "alone"
+    stand_in.train(stand_in.make_config(total_steps=24, checkpoint_every=1000), alone)
+    for ours, theirs in zip(end_of(together), end_of(alone), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    ours, theirs = read_metrics(together)[-1], read_metrics(alone)[-1]
+    assert ours["step"] == theirs["step"] == 24
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
