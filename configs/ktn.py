@@ -103,10 +103,11 @@ def _fit_rendered_people(config: ConfigDict) -> None:
     model.backbone.norm = "BN"
     model.backbone.freeze_at = 0
     model.backbone.stride_in_1x1 = False
-    model.backbone.num_blocks = (1, 2, 2, 2)
+    model.backbone.num_blocks = (1, 1, 2, 1)
     model.backbone.stem_channels, model.backbone.width = 16, 32
     model.backbone.res2_channels = 64
-    model.neck.channels = model.decoder.channels = model.decoder.out_channels = 64
+    model.neck.channels = model.decoder.out_channels = 64
+    model.decoder.channels = 32
     # People are 60 to 128 pixels high, most of them a third to a half as wide.
     model.rpn.anchor_sizes = ((20,), (32,), (52,), (76,), (104,))
     model.rpn.aspect_ratios = (1.0, 1.8, 3.0)
@@ -121,12 +122,12 @@ def _fit_rendered_people(config: ConfigDict) -> None:
     model.densepose_head.num_convs = 3
     model.densepose_head.pooled_size = 14
     config.loss.densepose_rois_per_image = 2
-    config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.name, config.optimizer.full_rate_inputs = "adam", 256
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
     config.optimizer.clip, config.optimizer.clip_value = "global_norm", 5.0
-    config.total_steps, config.batch_size, config.checkpoint_every = 1500, 8, 250
+    config.total_steps, config.batch_size, config.checkpoint_every = 2000, 6, 250
     config.training.log_every, config.training.keep_last = 10, 1
     config.test.short_side = config.test.max_side = side
     config.test.size_buckets = ((side, side),)

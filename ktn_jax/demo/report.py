@@ -43,7 +43,7 @@ _MEASURES = {
     "IOU": "IoU of the masks",
     "keypoints": "keypoints (OKS)",
 }
-_COLUMNS = ("AP", "AP50", "AP75", "APm", "APl")
+_COLUMNS = ("AP", "AP50", "AP75", "AP_M", "AP_L", "AR")
 _DPI = 90
 
 

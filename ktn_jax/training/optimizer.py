@@ -162,7 +162,11 @@ def make_optimizer(
     decay = _decay(settings, params)
     if settings.name == "adam":
         # The decay is decoupled: adaptive moments would undo it (Loshchilov and Hutter, 2019).
-        rule = [optax.scale_by_adam(b1=settings.momentum, nesterov=settings.nesterov), decay]
+        rule = [
+            optax.scale_by_adam(b1=settings.momentum, nesterov=settings.nesterov),
+            _slow_wide_kernels(settings.full_rate_inputs),
+            decay,
+        ]
     else:
         rule = [decay, optax.trace(settings.momentum, nesterov=settings.nesterov)]
     steps = [
@@ -172,6 +176,22 @@ def make_optimizer(
     ]
     labels = label_parameters(params, batch_stats, frozen_patterns(config))
     return optax.partition({TRAINED: optax.chain(*steps), FROZEN: optax.set_to_zero()}, labels)
+
+
+def _slow_wide_kernels(full_rate_inputs: int) -> optax.GradientTransformation:
+    """Bounds what a step changes in a unit's output.
+
+    Adam moves every weight alike, so that a unit moves with the number of its inputs: the thousands
+    of a dense layer would be thrown about by a rate that suits a convolution (Yang et al., 2021).
+    """
+    if not full_rate_inputs:
+        return optax.identity()
+
+    def slow(update: Array) -> Array:
+        inputs = update.size // update.shape[-1] if update.ndim > 1 else 1
+        return update * min(1.0, full_rate_inputs / inputs)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(slow, updates))
 
 
 def _clipping(config: ConfigDict) -> optax.GradientTransformation:
