@@ -105,7 +105,7 @@ def box_losses(
         {"box_class": mean over all ROIs, "box_deltas": sum over the foreground divided by the
         number of all ROIs}, scalars; 0 without ROIs.
     """
-    is_foreground = targets.is_foreground & targets.is_valid
+    is_foreground = targets.is_foreground
     labels = jnp.where(is_foreground, FOREGROUND, BACKGROUND)
     entropy = softmax_cross_entropy(logits, labels)
     wanted = jax.lax.stop_gradient(

@@ -76,11 +76,18 @@ class Detector(nn.Module):
         )
 
     def __call__(self, images: Array, image_size_hw: Array) -> DensePoseOutputs:
-        """Runs both stages on every row of the detections; what initialises the parameters."""
-        pyramid, detections = self.detect(images, image_size_hw)
-        batch, rows = detections.scores.shape
-        batch_index = jnp.repeat(jnp.arange(batch), rows)
-        return self.dense(pyramid, detections.boxes.reshape(-1, 4), batch_index)
+        """Runs every part that has parameters once; what `init` calls.
+
+        Regions of zeros stand in for what would be selected and pooled, which has no parameters
+        and takes long to trace.
+        """
+        pyramid = self.extract(self.normalise(images, image_size_hw), image_size_hw)
+        self.rpn_head(pyramid.maps, pyramid.sizes)
+        decoded = next(iter(self.decode(pyramid).maps.values()))
+        channels = self.config.neck.channels
+        self.classify(jnp.zeros((1, *2 * (self.config.box_head.pooled_size,), channels)))
+        side = self.config.densepose_head.pooled_size
+        return self.predict_charts(self.run_head(jnp.zeros((1, side, side, decoded.shape[-1]))))
 
     def normalise(self, images: Array, image_size_hw: Array) -> Array:
         """Turns RGB uint8 images [B, H, W, 3] into network input, zero beyond `image_size_hw`."""
@@ -143,8 +150,17 @@ class Detector(nn.Module):
             rpn.anchor_offset,
         )
 
-    def pool_boxes(self, pyramid: Features, boxes: Array, batch_index: Array) -> Array:
-        """Pools boxes [N, 4] of images `batch_index` [N] for the box head: [N, 7, 7, C]."""
+    def pool_boxes(
+        self, pyramid: Features, boxes: Array, batch_index: Array | None = None
+    ) -> Array:
+        """Pools boxes for the box head: [N, 7, 7, C].
+
+        Args:
+            pyramid: from `extract`.
+            boxes: [N, 4] of images `batch_index`; or without it [B, R, 4], R of every image, so
+                that the devices that share a batch need not see each other's maps.
+            batch_index: int [N].
+        """
         box = self.config.box_head
         return self._pool(self._roi_levels(pyramid), boxes, batch_index, box)
 
@@ -205,8 +221,10 @@ class Detector(nn.Module):
         refined = self.decoder(levels.maps, levels.sizes)
         return Features({first: refined}, {first: levels.sizes[first]})
 
-    def pool_people(self, decoded: Features, boxes: Array, batch_index: Array) -> Array:
-        """Pools people [N, 4] of images `batch_index` [N] from `decode`'s map: [N, P, P, C]."""
+    def pool_people(
+        self, decoded: Features, boxes: Array, batch_index: Array | None = None
+    ) -> Array:
+        """Pools people from `decode`'s map, [N, P, P, C]; `boxes` as in `pool_boxes`."""
         return self._pool(decoded, boxes, batch_index, self.config.densepose_head)
 
     def run_head(self, pooled: Array) -> Array:
@@ -254,19 +272,33 @@ class Detector(nn.Module):
         )
 
     def _pool(
-        self, levels: Features, boxes: Array, batch_index: Array, pooler: ConfigDict
+        self, levels: Features, boxes: Array, batch_index: Array | None, pooler: ConfigDict
     ) -> Array:
-        sizes = list(levels.sizes.values())
-        return multilevel_roi_align(
-            list(levels.maps.values()),
-            [FIRST_STRIDE * 2**index for index in range(len(levels.maps))],
-            boxes,
-            batch_index,
-            output_size=pooler.pooled_size,
-            sampling_ratio=pooler.sampling_ratio,
-            aligned=pooler.aligned,
-            valid_hw=None if sizes[0] is None else sizes,
-        )
+        strides = [FIRST_STRIDE * 2**index for index in range(len(levels.maps))]
+        maps, sizes = list(levels.maps.values()), list(levels.sizes.values())
+        sizes = None if sizes[0] is None else sizes
+
+        def pool(maps, sizes, boxes: Array, batch_index: Array) -> Array:
+            return multilevel_roi_align(
+                maps,
+                strides,
+                boxes,
+                batch_index,
+                output_size=pooler.pooled_size,
+                sampling_ratio=pooler.sampling_ratio,
+                aligned=pooler.aligned,
+                valid_hw=sizes,
+            )
+
+        if batch_index is not None:
+            return pool(maps, sizes, boxes, batch_index)
+
+        def pool_image(maps, sizes, boxes: Array) -> Array:
+            alone = jax.tree.map(lambda x: x[None], (maps, sizes))
+            return pool(*alone, boxes, jnp.zeros(boxes.shape[0], jnp.int32))
+
+        pooled = jax.vmap(pool_image)(maps, sizes, boxes)
+        return pooled.reshape(-1, *pooled.shape[2:])
 
 
 def size_multiple(config: ConfigDict) -> int:

@@ -5,6 +5,7 @@ centres (`align_corners=False`) and no anti-aliasing. Weights of resizing are st
 are matrix products or shifts, never scatters.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -355,14 +356,14 @@ def resample_chart_nearest(charts: Array, boxes_src: Array, boxes_dst: Array, si
     Raises:
         ValueError: shapes do not fit.
     """
-    rois, height, width = _check_charts(charts, boxes_src, boxes_dst)
+    _, height, width = _check_charts(charts, boxes_src, boxes_dst)
     x = jnp.round(_chart_positions(width, size, boxes_src[:, 0::2], boxes_dst[:, 0::2]))
     y = jnp.round(_chart_positions(height, size, boxes_src[:, 1::2], boxes_dst[:, 1::2]))
     x_inside, y_inside = (x >= 0) & (x <= width - 1), (y >= 0) & (y <= height - 1)
     x = jnp.clip(x, 0, width - 1).astype(jnp.int32)
     y = jnp.clip(y, 0, height - 1).astype(jnp.int32)
-    roi = jnp.arange(rois, dtype=jnp.int32)[:, None, None]
-    labels = charts[roi, y[:, :, None], x[:, None, :]]
+    # Each chart by itself: devices that share the ROIs then need not see each other's charts.
+    labels = jax.vmap(lambda chart, y, x: chart[y[:, None], x[None, :]])(charts, y, x)
     is_inside = y_inside[:, :, None] & x_inside[:, None, :]
     return jnp.where(is_inside, labels, jnp.zeros((), charts.dtype))
 

@@ -123,10 +123,9 @@ def _forward(
         is_usable = _usable_anchors(logits, pyramid) if loss.ignore_padding else None
         samples = draw_samples(key, detector.config, loss, anchors, proposals, batch, is_usable)
     batch_size = image_size_hw.shape[0]
-    boxes, index = _flatten_boxes(samples.rois.boxes)
-    _, class_logits, box_deltas = detector.classify(detector.pool_boxes(pyramid, boxes, index))
-    boxes, index = _flatten_boxes(samples.people.boxes)
-    pooled = detector.pool_people(detector.decode(pyramid), boxes, index)
+    pooled = detector.pool_boxes(pyramid, samples.rois.boxes)
+    _, class_logits, box_deltas = detector.classify(pooled)
+    pooled = detector.pool_people(detector.decode(pyramid), samples.people.boxes)
     head_features = detector.run_head(pooled)
     return TrainingOutputs(
         rpn_logits=_flatten_levels(logits, 1)[..., 0],
@@ -146,11 +145,6 @@ def _flatten_levels(maps: Mapping[str, Array], channels: int) -> Array:
     """Joins maps [B, H, W, anchors * channels] of all levels as [B, A, channels]."""
     flat = [level.reshape(level.shape[0], -1, channels) for level in maps.values()]
     return jnp.concatenate(flat, axis=1)
-
-
-def _flatten_boxes(boxes: Array) -> tuple[Array, Array]:
-    """Boxes [B, N, 4] as [B * N, 4], and the image of each."""
-    return boxes.reshape(-1, 4), jnp.repeat(jnp.arange(boxes.shape[0]), boxes.shape[1])
 
 
 def _usable_anchors(logits: Mapping[str, Array], pyramid: Features) -> Array:
