@@ -120,23 +120,23 @@ def load(config: ConfigDict, path: str | os.PathLike) -> Variables:
 
 def fit(config: ConfigDict, variables: Mapping[str, Any], source: str) -> Variables:
     """Fits variables that came from `source` to a configuration's model, as `load` does."""
-    model = build_model(config.model)
-    check_fit(model, variables, source)
+    abstract = abstract_variables(build_model(config.model))
+    check_fit(abstract, variables, source)
     _check_constants(config.model, variables.get("constants", {}), source)
     flat = _flatten({name: variables.get(name, {}) for name in _COLLECTIONS})
-    for key, wanted in _flatten(abstract_variables(model)).items():
+    for key, wanted in _flatten(abstract).items():
         if key.endswith("/count"):
             flat.setdefault(key, np.zeros(wanted.shape, wanted.dtype))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def check_fit(model: Detector, variables: Mapping[str, Any], source: str) -> None:
-    """Checks that variables are those of a model, each present and in its shape.
+def check_fit(abstract: Variables, variables: Mapping[str, Any], source: str) -> None:
+    """Checks that variables are those of `abstract_variables`, each present and in its shape.
 
     Raises:
         ValueError: lists every missing, unexpected and mis-shaped key.
     """
-    wanted = _flatten(abstract_variables(model))
+    wanted = _flatten(abstract)
     actual = _flatten({name: variables.get(name, {}) for name in _COLLECTIONS})
     # PyTorch before 0.4.1 counted no batches, and nothing needs the count.
     missing = {key for key in wanted.keys() - actual.keys() if not key.endswith("/count")}

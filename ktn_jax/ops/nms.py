@@ -1,5 +1,8 @@
 """Fixed-size greedy non-maximum suppression."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -67,6 +70,8 @@ def batched_nms(
     return _nms(boxes, scores, classes, is_valid, iou_threshold, max_outputs)
 
 
+# Under its own jit, levels of one size are traced and lowered once.
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def _nms(
     boxes: Array,
     scores: Array,
