@@ -142,6 +142,7 @@ def _optimizer() -> ConfigDict:
     """SGD with momentum. Rates and steps are those of 16 images; nothing rescales them."""
     optimizer = ConfigDict()
     optimizer.name = "sgd"  # or adam, with decoupled weight decay, for short runs from scratch
+    optimizer.second_momentum = 0.999  # of adam, for the squares of gradients
     # Of adam: a kernel that sums over more inputs than this moves slower, in proportion; 0: none.
     optimizer.full_rate_inputs = 0
     optimizer.learning_rate = 0.01

@@ -15,7 +15,12 @@ _POSITIVE = (
     "training.keep_last",
     "optimizer.learning_rate",
 )
-_FRACTIONS = ("optimizer.momentum", "optimizer.ema_decay", "optimizer.decay_factor")
+_FRACTIONS = (
+    "optimizer.momentum",
+    "optimizer.second_momentum",
+    "optimizer.ema_decay",
+    "optimizer.decay_factor",
+)
 _NOT_NEGATIVE = (
     "optimizer.weight_decay",
     "optimizer.weight_decay_bias",

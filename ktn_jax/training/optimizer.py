@@ -162,8 +162,9 @@ def make_optimizer(
     decay = _decay(settings, params)
     if settings.name == "adam":
         # The decay is decoupled: adaptive moments would undo it (Loshchilov and Hutter, 2019).
+        momenta = {"b1": settings.momentum, "b2": settings.second_momentum}
         rule = [
-            optax.scale_by_adam(b1=settings.momentum, nesterov=settings.nesterov),
+            optax.scale_by_adam(**momenta, nesterov=settings.nesterov),
             _slow_wide_kernels(settings.full_rate_inputs),
             decay,
         ]

@@ -1,0 +1,108 @@
+"""The demo's pieces by themselves; tests/e2e runs all of it."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+
+from data_pipelines import configured
+from data_pipelines.scene import EASY, HARD
+from data_pipelines.synthetic import SyntheticSource
+from ktn_jax import cli, iuv_maps, results
+from ktn_jax.demo import pictures, run
+
+
+@pytest.fixture(scope="module")
+def people():
+    scene = dataclasses.replace(EASY, image_size_hw=(96, 96), people_range=(2, 2))
+    return SyntheticSource(4, 5, scene)
+
+
+def test_truth_as_people_covers_the_truth_exactly(people):
+    truth = people.picture(0).truth
+    found = pictures.true_people(truth)
+    iuv, _ = iuv_maps.paste_iuv(found, truth.patch.shape)
+    np.testing.assert_array_equal(iuv[..., 0], truth.patch)
+    on_body = truth.patch > 0
+    assert on_body.sum() > 300
+    assert np.abs(iuv[on_body, 1] / 255 - truth.u[on_body]).max() <= 0.5 / 255 + 1e-6
+    assert np.abs(iuv[on_body, 2] / 255 - truth.v[on_body]).max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_perfect_result_is_drawn_as_the_truth(people, tmp_path):
+    truth = people.picture(1).truth
+    path = tmp_path / "results.json"
+    results.write_results(path, results.people_to_records(2, pictures.true_people(truth)))
+    (row,) = pictures.test_pictures(people, path, [1])
+    width = (row.shape[1] - 4 * (gap := max(2, (96 * 3) // 60))) // 5
+    columns = [row[:, i * (width + gap) : i * (width + gap) + width] for i in range(5)]
+    bar = row.shape[0] - 96 * 3  # titles above
+    np.testing.assert_array_equal(columns[3][bar:], columns[4][bar:])
+    assert (columns[3][bar:] > 0).any()
+    assert (columns[0][bar:] != columns[2][bar:]).any()
+
+
+def test_training_and_test_people_are_not_the_same():
+    training, test = (SyntheticSource(1, seed) for seed in (0, run.HELD_OUT_SEED))
+    assert (training.picture(0).image != test.picture(0).image).mean() > 0.5
+
+
+def test_the_configuration_trains_on_the_folder_that_was_rendered(tmp_path):
+    request = run.Request(tmp_path, "configs/ktn.py:demo", steps=7, seed=3)
+    config = run.make_config(request, lambda text: None)
+    assert config.total_steps == 7 and config.seed == config.data.synthetic.seed == 3
+    assert config.data.annotations == (str(tmp_path / "people" / "annotations.json"),)
+
+
+def test_on_a_cpu_the_small_model_is_chosen_and_said(tmp_path):
+    said = []
+    config = run.make_config(run.Request(tmp_path), said.append)
+    assert config.name == "ktn_demo"
+    assert "configs/ktn.py:demo," in said[0] and "CPU" in said[0]
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        run.run_demo(run.Request(tmp_path), lambda text: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_other_settings_name_both(tmp_path):
+    record = {"settings": {"seed": 9}, "seconds": {}, "cpu_seconds": {}, "scores": None}
+    (tmp_path / run.RECORD_FILE).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"\{'seed': 9\}.*'seed': 0"):
+        run.run_demo(run.Request(tmp_path), lambda text: None)
+
+
+def test_presets_make_scenes(tmp_path):
+    config = run.make_config(run.Request(tmp_path, "configs/ktn.py:demo"), lambda text: None)
+    assert configured.make_scene(config.data.synthetic).stature_range == EASY.stature_range
+    with config.unlocked():
+        config.data.synthetic.preset = "hard"
+    scene = configured.make_scene(config.data.synthetic)
+    assert scene.stature_range == HARD.stature_range
+    assert scene.image_size_hw == config.data.synthetic.image_size_hw
+    config.data.synthetic.preset = "harder"
+    with pytest.raises(ValueError, match="'harder'"):
+        configured.make_scene(config.data.synthetic)
+
+
+@pytest.mark.parametrize(
+    ("version", "is_known"),
+    [
+        ("0.10.1", False),
+        ("0.10.2", True),
+        ("0.11.2", True),
+        ("0.12.0", False),
+        ("0.11.0rc1", False),
+    ],
+)
+def test_the_convolution_flag_is_for_releases_that_know_it(monkeypatch, version, is_known):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    monkeypatch.setenv("XLA_FLAGS", "--own=1")
+    cli._prepare_jax()
+    assert ("individual_convolution" in os.environ["XLA_FLAGS"]) == is_known
+    assert os.environ["XLA_FLAGS"].startswith("--own=1")

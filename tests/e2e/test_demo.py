@@ -1,0 +1,94 @@
+"""The main job, shorter: people rendered, a model trained on them, scored, shown, and loaded."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+_CHANGES = ("data.synthetic.num_images=400", "optimizer.warmup_steps=20")
+_OPTIONS = [item for change in _CHANGES for item in ("--set", change)]
+# Untrained weights score 0 in all of these.
+_FLOORS = {"bbox": 30.0, "IOU": 10.0}
+
+
+def _ktn(folder, *arguments):
+    # As a user runs it: the settings that tests compile with would make training slow.
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "-m", "ktn_jax.cli", *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def first(folder):
+    return _ktn(folder, "demo", "--steps", 200, "--test-images", 24, *_OPTIONS)
+
+
+def test_a_short_demo_learns_to_find_people(first, folder):
+    assert first.returncode == 0, first.stderr[-3000:]
+    scores = json.loads((folder / "demo" / "demo.json").read_text())["scores"]
+    for measure, floor in _FLOORS.items():
+        assert scores[measure]["AP50"] > floor, scores[measure]
+
+
+def test_losses_fall(first, folder):
+    lines = (folder / "demo" / "training" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line) for line in lines]
+    assert losses[-1]["step"] == 200
+    assert losses[-1]["loss"] < 0.5 * losses[0]["loss"]
+    assert losses[-1]["loss/fine_segm"] < 0.8 * losses[0]["loss/fine_segm"]
+
+
+def test_the_page_holds_everything(first, folder):
+    page = (folder / "demo" / "report.html").read_text(encoding="utf-8")
+    pictures = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,', page)
+    assert pictures.count("a test image") == 10
+    assert "losses over the steps" in pictures
+    assert not re.search(r'(src|href)="(?!data:)', page), "the page must need no other file"
+    assert str(pathlib.Path("demo") / "report.html") in first.stdout
+
+
+def test_the_same_command_again_says_that_it_is_done(first, folder):
+    again = _ktn(folder, "demo", "--steps", 200, "--test-images", 24, *_OPTIONS)
+    assert again.returncode == 0
+    assert "done already" in again.stdout
+    assert "report.html" in again.stdout
+
+
+def test_other_settings_do_not_mix(first, folder):
+    other = _ktn(folder, "demo", "--steps", 201, "--test-images", 24, *_OPTIONS)
+    assert other.returncode == 1
+    assert "other settings" in other.stderr
+
+
+def test_the_commands_on_the_page_load_the_weights(first, folder):
+    page = (folder / "demo" / "report.html").read_text(encoding="utf-8")
+    commands = [text.split() for text in re.findall(r"<pre>(.*?)</pre>", page)]
+    predict, score, _ = commands
+    assert predict[:2] == ["ktn", "predict"] and score[:2] == ["ktn", "eval"]
+    done = _ktn(folder, *score[1:])
+    assert done.returncode == 0, done.stderr[-2000:]
+    stored = json.loads((folder / "demo" / "demo.json").read_text())["scores"]
+    scored = json.loads((folder / "demo" / "scored" / "metrics.json").read_text())
+    for measure in ("bbox", "GPS", "GPSm"):
+        assert scored[measure] == stored[measure]
+    predict[2] = "demo/test_people/images/000000000001.jpg"
+    done = _ktn(folder, *predict[1:])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (folder / "demo" / "predicted" / "000000000001_iuv.png").is_file()
