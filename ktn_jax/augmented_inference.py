@@ -48,7 +48,7 @@ class AugmentedPredictor(Predictor):
     """A predictor that looks at every photo at several scales, and mirrored.
 
     It is called as `Predictor` is. Photos go through one by one; the decoder's maps of all views
-    of a photo stay on the device until its people are done (some 2 GB with the default scales).
+    of a photo stay on the device until its people are done (1.1 GB with the default scales).
     """
 
     def __init__(
