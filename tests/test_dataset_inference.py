@@ -163,6 +163,20 @@ def test_files_that_do_not_fit_are_named_before_the_work(dataset):
         predict_dataset(predictor, truth, dataset / "none", dataset / "out", RUN)
 
 
+@pytest.mark.parametrize("fails_at", [0, 3])
+def test_a_full_disk_stops_the_run(dataset, monkeypatch, fails_at):
+    written = []
+
+    def write(writer, image_id, entries):
+        written.append(image_id)
+        if len(written) > 2 * fails_at:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(dataset_inference.ResultsWriter, "add", write)
+    with pytest.raises(OSError, match="no space left"):
+        _predict(dataset, dataset / "out", _Predictor())
+
+
 def test_a_run_that_lacks_images_is_not_scored(dataset):
     """As when each process sees a disk of its own."""
     alone = Processes(0, 2)
