@@ -58,7 +58,8 @@ class Predictor:
         self._surface_kernel = jax.jit(
             lambda values: self.model.apply(values, method=Detector.surface_kernel)
         )(variables)
-        self.variables = _without_transfer(variables)
+        # On the device once: arrays of the host would travel with every call.
+        self.variables = jax.device_put(_without_transfer(variables))
         self._detect = jax.jit(self._detect_stage)
         self._dense = jax.jit(self._dense_stage)
 

@@ -54,3 +54,10 @@ def golden(request):
         path = _CUT
     with np.load(path) as arrays:
         return dict(arrays)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Frees what a module's tests compiled: gigabytes over a whole run."""
+    yield
+    jax.clear_caches()
