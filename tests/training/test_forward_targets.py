@@ -151,7 +151,8 @@ def test_rois_are_bounded_and_match_real_people(batch, seed, shift):
         np.testing.assert_array_equal(rois.gt_boxes[image][foreground], own[foreground])
         iou = np.asarray(box_ops.pairwise_iou(rois.boxes[image], batch["boxes"][image]))
         iou = np.where(usable[image], iou, 0)
-        assert (iou.max(1)[foreground] >= 0.5).all()
+        of_own = iou[np.arange(len(iou)), rois.gt_index[image]]
+        assert (of_own == iou.max(1))[foreground].all() and (of_own[foreground] >= 0.5).all()
         assert (iou.max(1)[valid & ~foreground] < 0.5).all()
         np.testing.assert_array_equal(rois.boxes[image][~valid], 0)
 
