@@ -124,6 +124,8 @@ def _fit_rendered_people(config: ConfigDict) -> None:
     # Maps of 28 x 28: four pixels of the largest people. Twice the side costs half a step.
     model.predictor.up_scale = 1
     config.loss.densepose_rois_per_image = 2
+    # Which patch a point is on is what takes longest to learn; masks come early.
+    config.loss.fine_segm_weight, config.loss.body_mask_weight = 3.0, 2.5
     config.optimizer.name, config.optimizer.full_rate_inputs = "adam", 256
     config.optimizer.learning_rate = 3e-3
     # The first gradients are many times the later ones: forget them soon.
@@ -131,7 +133,7 @@ def _fit_rendered_people(config: ConfigDict) -> None:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
     config.optimizer.clip, config.optimizer.clip_value = "global_norm", 5.0
-    config.total_steps, config.batch_size, config.checkpoint_every = 2500, 6, 250
+    config.total_steps, config.batch_size, config.checkpoint_every = 2400, 6, 200
     config.training.log_every, config.training.keep_last = 10, 1
     config.test.short_side = config.test.max_side = side
     config.test.size_buckets = ((side, side),)
@@ -156,6 +158,7 @@ def _enlarge(config: ConfigDict) -> None:
     model.neck.channels = model.decoder.channels = model.decoder.out_channels = 128
     model.box_head.hidden_features = 256
     model.densepose_head.channels, model.densepose_head.num_convs = 128, 4
+    model.predictor.up_scale = 2
     config.total_steps, config.batch_size, config.checkpoint_every = 4000, 16, 1000
     config.optimizer.warmup_steps = 200
     config.data.workers = 8

@@ -12,6 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 _CHANGES = ("data.synthetic.num_images=400", "optimizer.warmup_steps=20")
+_STEPS = 250
 _OPTIONS = [item for change in _CHANGES for item in ("--set", change)]
 # Untrained weights score 0 in all of these.
 _FLOORS = {"bbox": 30.0, "IOU": 10.0}
@@ -37,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(folder):
-    return _ktn(folder, "demo", "--steps", 200, "--test-images", 24, *_OPTIONS)
+    return _ktn(folder, "demo", "--steps", _STEPS, "--test-images", 24, *_OPTIONS)
 
 
 def test_a_short_demo_learns_to_find_people(first, folder):
@@ -50,7 +51,7 @@ def test_a_short_demo_learns_to_find_people(first, folder):
 def test_losses_fall(first, folder):
     lines = (folder / "demo" / "training" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line) for line in lines]
-    assert losses[-1]["step"] == 200
+    assert losses[-1]["step"] == _STEPS
     assert losses[-1]["loss"] < 0.5 * losses[0]["loss"]
     assert losses[-1]["loss/fine_segm"] < 0.8 * losses[0]["loss/fine_segm"]
 
@@ -65,14 +66,14 @@ def test_the_page_holds_everything(first, folder):
 
 
 def test_the_same_command_again_says_that_it_is_done(first, folder):
-    again = _ktn(folder, "demo", "--steps", 200, "--test-images", 24, *_OPTIONS)
+    again = _ktn(folder, "demo", "--steps", _STEPS, "--test-images", 24, *_OPTIONS)
     assert again.returncode == 0
     assert "done already" in again.stdout
     assert "report.html" in again.stdout
 
 
 def test_other_settings_do_not_mix(first, folder):
-    other = _ktn(folder, "demo", "--steps", 201, "--test-images", 24, *_OPTIONS)
+    other = _ktn(folder, "demo", "--steps", _STEPS + 1, "--test-images", 24, *_OPTIONS)
     assert other.returncode == 1
     assert "other settings" in other.stderr
 
