@@ -54,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     except NonFiniteError as error:
         print(f"ktn demo: {error}", file=sys.stderr)  # noqa: T201
         return train.EXIT_NOT_FINITE
-    if not outcome.is_complete:
+    except KeyboardInterrupt:  # training notes it by itself, the other stages keep what is done
+        outcome = None
+    if outcome is None or not outcome.is_complete:
         print("ktn demo: stopped; the same command goes on", file=sys.stderr)  # noqa: T201
         return train.EXIT_INTERRUPTED
     _show(outcome.record)
