@@ -108,7 +108,7 @@ def _fit_rendered_people(config: ConfigDict) -> None:
     model.backbone.res2_channels = 64
     model.neck.channels = model.decoder.out_channels = 64
     model.decoder.channels = 32
-    # People are 60 to 128 pixels high, most of them a third to a half as wide.
+    # People are 70 to 128 pixels high, most of them a third to a half as wide.
     model.rpn.anchor_sizes = ((20,), (32,), (52,), (76,), (104,))
     model.rpn.aspect_ratios = (1.0, 1.8, 3.0)
     model.rpn.batch_size_per_image = 64
@@ -144,7 +144,7 @@ def _fit_rendered_people(config: ConfigDict) -> None:
     data.short_sides, data.max_long_side = (side,), side
     data.aspect_limits, data.canvas_levels = (1.0,), 1
     data.flip_probability = 0.0  # no picture is seen often enough to need it
-    data.synthetic.preset, data.synthetic.keep = "easy", True
+    data.synthetic.preset, data.synthetic.keep = "frontal", True
     data.synthetic.num_images, data.synthetic.people_range = 3000, (1, 2)
     data.synthetic.image_size_hw = (160, 160)
 

@@ -12,6 +12,7 @@ from ktn_jax.template import parts
 
 _NEAREST = 0.35  # metres; nothing comes nearer to the camera
 _PLACEMENT_TRIALS = 8
+_POSE_TRIALS = 30  # for one that the scene allows
 _HEAD_AND_SOLES = 0.22  # metres of a stature above the nose and below the ankles
 
 
@@ -38,6 +39,8 @@ class Scene:
         min_visible_pixels: People with fewer seen pixels are left out.
         min_visible_fraction: So are people of whom a smaller fraction is seen.
         min_densepose_pixels: People with fewer seen pixels carry no surface points.
+        facing_degrees: How far a trunk may be turned from the camera; 180 for anybody.
+        leaning_degrees: How far it may lean from the vertical; 180 for lying people too.
         degradation: Strength of blur, noise and compression of the image: 0 none, 1 a poor camera.
     """
 
@@ -58,6 +61,8 @@ class Scene:
     min_visible_pixels: int = 100
     min_visible_fraction: float = 0.2
     min_densepose_pixels: int = 400
+    facing_degrees: float = 180.0
+    leaning_degrees: float = 180.0
     degradation: float = 0.7
 
     def __post_init__(self) -> None:
@@ -93,6 +98,15 @@ EASY = Scene(
 )
 """One or two whole people, well seen, all with surface points: what a small model learns from."""
 
+FRONTAL = dataclasses.replace(
+    EASY,
+    stature_range=(0.7, 1.0),
+    group_probability=0.0,
+    facing_degrees=45.0,
+    leaning_degrees=30.0,
+)
+"""EASY with larger people, upright and towards the camera: for minutes of training."""
+
 HARD = Scene(
     people_range=(2, 6),
     stature_range=(0.18, 1.3),
@@ -111,7 +125,7 @@ HARD = Scene(
 )
 """Small people in groups behind things, few with surface points: closer to DensePose-COCO."""
 
-PRESETS = {"default": Scene(), "easy": EASY, "hard": HARD}
+PRESETS = {"default": Scene(), "frontal": FRONTAL, "easy": EASY, "hard": HARD}
 
 
 class PosableBody(Protocol):
@@ -164,6 +178,25 @@ def measure_stature(keypoints: np.ndarray) -> float:
     return float(leg + trunk + neck + _HEAD_AND_SOLES)
 
 
+def measure_trunk(keypoints: np.ndarray) -> tuple[float, float]:
+    """Measures how a trunk stands in the body's frame (y up, +z to the camera).
+
+    Args:
+        keypoints: [17, 3] metres.
+
+    Returns:
+        Degrees, both in [0, 180]: turned about the vertical away from the camera, and leaning.
+    """
+    named = dict(zip(parts.KEYPOINT_NAMES, keypoints, strict=True))
+    across = named["left_shoulder"] - named["right_shoulder"]
+    up = (named["left_shoulder"] + named["right_shoulder"]) / 2
+    up = up - (named["left_hip"] + named["right_hip"]) / 2
+    ahead = np.cross(across, up)
+    turned = abs(np.degrees(np.arctan2(ahead[0], ahead[2])))
+    leaning = np.degrees(np.arctan2(np.hypot(up[0], up[2]), up[1]))
+    return float(turned), float(leaning)
+
+
 def _camera_rotation(pitch: float, roll: float) -> np.ndarray:
     """Rotation from the body's frame (y up, facing +z) to the camera's (y down, +z ahead)."""
     cos, sin = np.cos(pitch), np.sin(pitch)
@@ -190,7 +223,12 @@ class _Placer:
     def _posed(self) -> tuple[Person, np.ndarray]:
         """Draws a person around the origin, and the half size [3] of the bounding box, metres."""
         rng = self._rng
-        posed = self._body.pose(self._body.sample_shape(rng), self._body.sample_pose(rng))
+        shape = self._body.sample_shape(rng)
+        for _ in range(_POSE_TRIALS):
+            posed = self._body.pose(shape, self._body.sample_pose(rng))
+            turned, leaning = measure_trunk(posed.keypoints)
+            if turned <= self._scene.facing_degrees and leaning <= self._scene.leaning_degrees:
+                break
         rotation = self._rotation
         vertices, keypoints = posed.vertices @ rotation.T, posed.keypoints @ rotation.T
         columns = np.ascontiguousarray(vertices.T)  # reducing rows is several times faster

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import configured
-from data_pipelines.scene import EASY, HARD
+from data_pipelines.scene import EASY, FRONTAL, HARD
 from data_pipelines.synthetic import SyntheticSource
 from ktn_jax import cli, iuv_maps, results
 from ktn_jax.demo import pictures, run
@@ -79,7 +79,7 @@ def test_other_settings_name_both(tmp_path):
 
 def test_presets_make_scenes(tmp_path):
     config = run.make_config(run.Request(tmp_path, "configs/ktn.py:demo"), lambda text: None)
-    assert configured.make_scene(config.data.synthetic).stature_range == EASY.stature_range
+    assert configured.make_scene(config.data.synthetic).facing_degrees == FRONTAL.facing_degrees
     with config.unlocked():
         config.data.synthetic.preset = "hard"
     scene = configured.make_scene(config.data.synthetic)
