@@ -7,11 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: help setup demo test test-fast lint format bench clean
+.PHONY: help setup demo test test-extended test-fast lint format bench clean
 
 help:
 	@echo "make demo       set up and run the main job"
-	@echo "make test       set up and run the tests (make test-fast: without the slow ones)"
+	@echo "make test       set up and run the tests (make test-fast: without the slow ones;"
+	@echo "                make test-extended: trainings and killed processes, minutes)"
 	@echo "make lint       check the style (make format: mend it)"
 	@echo "make bench      measure speed"
 
@@ -29,10 +30,13 @@ demo: setup
 	$(BIN)/ktn demo
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not extended'
+
+test-extended: setup
+	$(BIN)/python -m pytest -q -m extended
 
 test-fast: setup
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not slow'
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not slow and not extended'
 
 lint: setup
 	$(BIN)/ruff check .

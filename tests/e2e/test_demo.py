@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.extended
 
 _CHANGES = ("data.synthetic.num_images=400", "optimizer.warmup_steps=20")
 _STEPS = 250

@@ -69,7 +69,7 @@ def wait_for_checkpoint(workdir, process):
     return int(checkpoint.find_checkpoint(workdir).name)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("seed", range(int(os.environ.get("KTN_KILLS", "2"))))
 def test_a_killed_run_loses_nothing_beyond_its_last_save(start, tmp_path, seed):
     """Saves take most of the time here, so a random moment often falls into one."""
@@ -94,7 +94,7 @@ def test_a_killed_run_loses_nothing_beyond_its_last_save(start, tmp_path, seed):
     assert [line["step"] for line in read_metrics(killed)] == list(range(2, 61, 2))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_sigterm_ends_with_its_own_code_and_the_run_goes_on(start, tmp_path):
     changes = {"total_steps": 100, "checkpoint_every": 1000, "delay": 0.03}
     process = start(tmp_path, **changes)
@@ -117,7 +117,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_processes_of_two_devices_are_one_device(stand_in, start, tmp_path):
     """One of them is asked to stop: both do, in the same step, and go on together."""
     together = tmp_path / "together"
