@@ -93,7 +93,7 @@ def make_initial(config: ConfigDict, source: str | os.PathLike = "") -> Initial:
     wanted = _flatten(weights.abstract_variables(model))
     if source:
         _check(stored, wanted, source)
-    drawn = _flatten(_draw(model, config.seed))
+    drawn = _flatten(draw_variables(model, config.seed))
     merged = {
         path: np.asarray(stored[path], value.dtype) if path in stored else value
         for path, value in drawn.items()
@@ -121,7 +121,8 @@ def _check_from_scratch(config: ConfigDict) -> None:
         )
 
 
-def _draw(model: Detector, seed: int) -> Variables:
+def draw_variables(model: Detector, seed: int) -> Variables:
+    """Draws the initial variables of a model, its body graph included."""
     images = jnp.zeros((1, 128, 128, 3), jnp.uint8)
     return jax.jit(model.init)(jax.random.key(seed), images, jnp.full((1, 2), 128))
 

@@ -37,7 +37,7 @@ def quick(monkeypatch):
             lambda leaf: np.full(leaf.shape, 0.25, leaf.dtype), weights.abstract_variables(model)
         )
 
-    monkeypatch.setattr(initialisation, "_draw", draw)
+    monkeypatch.setattr(initialisation, "draw_variables", draw)
 
 
 @pytest.fixture(scope="module")
