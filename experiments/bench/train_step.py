@@ -210,8 +210,10 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, help="JSON file")
     arguments = parser.parse_args()
     sys.path.insert(0, os.fspath(pathlib.Path(__file__).resolve().parents[2]))
+    from ktn_jax import cli
     from ktn_jax.configuration import load_config
 
+    cli._prepare_jax()  # as `ktn train` runs
     size_hw = tuple(int(side) for side in arguments.size.split("x"))
     results = []
     for dtype in arguments.dtype:
