@@ -1,0 +1,86 @@
+"""The compiled step by itself: what it keeps, what it reports, what it leaves in place."""
+
+import jax
+import numpy as np
+import pytest
+
+from ktn_jax.training import distributed, optimizer, state, step
+
+
+@pytest.fixture(scope="module")
+def ready(stand_in):
+    """A step on two devices, and a maker of states to begin with."""
+    config = stand_in.make_config(**{"optimizer.ema_decay": 0.9})
+    variables = stand_in.initialise()
+    parts = (variables["params"], variables["batch_stats"])
+    rule = optimizer.make_optimizer(config, *parts)
+    mesh = distributed.make_mesh(2)
+
+    def create():
+        return state.create_state(stand_in.initialise(), rule, 0, has_ema=True)
+
+    shardings = distributed.state_shardings(jax.eval_shape(create), mesh, False)
+    train_step = step.make_train_step(
+        stand_in.loss_fn,
+        rule,
+        optimizer.make_schedule(config.optimizer, config.total_steps),
+        optimizer.label_parameters(*parts, ()),
+        mesh,
+        shardings,
+        ema_decay=0.9,
+    )
+    sharding = distributed.over_batch(mesh)
+
+    def take(current, batch, stop=(False, False)):
+        flags = distributed.to_devices({"stop": np.array(stop)}, sharding)["stop"]
+        return train_step(current, distributed.to_devices(batch, sharding), flags)
+
+    return take, jax.jit(create, out_shardings=shardings)
+
+
+def same(first, second):
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_after_a_bad_batch_nothing_changes_any_more(stand_in, ready, bad):
+    """Also not by the good batches that the host has begun before it knows."""
+    take, create = ready
+    current, _ = take(create(), stand_in.make_batch(0))
+    before = jax.device_get(current)
+    spoilt = stand_in.make_batch(1)
+    spoilt["target"][5, 0] = bad
+    current, metrics = take(current, spoilt)
+    assert not metrics.is_finite
+    np.testing.assert_array_equal(metrics.image_id, np.arange(8, 16))
+    assert same(jax.device_get(current), before.replace(is_finite=np.bool_(False)))
+    current, metrics = take(current, stand_in.make_batch(2))
+    assert metrics.is_finite  # of its own; the state stays as it was
+    assert same(jax.device_get(current), before.replace(is_finite=np.bool_(False)))
+
+
+def test_a_good_batch_changes_all_that_trains(stand_in, ready):
+    take, create = ready
+    before = jax.device_get(create())
+    after, metrics = take(create(), stand_in.make_batch(0))
+    after = jax.device_get(after)
+    assert metrics.is_finite and after.is_finite and after.step == 1
+    for name in ("params", "opt_state", "ema_params", "batch_stats"):
+        assert not same(getattr(after, name), getattr(before, name)), name
+    assert same(after.params["backbone"]["frozen"], before.params["backbone"]["frozen"])
+
+
+def test_the_old_state_is_given_up(stand_in, ready):
+    take, create = ready
+    old = create()
+    take(old, stand_in.make_batch(0))
+    assert old.params["backbone"]["conv"]["kernel"].is_deleted()
+
+
+def test_one_process_that_wants_to_stop_tells_all(stand_in, ready):
+    take, create = ready
+    _, metrics = take(create(), stand_in.make_batch(0))
+    assert not metrics.is_stop_requested
+    _, metrics = take(create(), stand_in.make_batch(0), stop=(False, True))
+    assert metrics.is_stop_requested
