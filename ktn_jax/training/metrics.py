@@ -1,18 +1,19 @@
 """What a run says of itself: means of its losses, to files and to a progress line."""
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ktn_jax import atomic_files
-from ktn_jax.training.event_files import EventFile
 from ktn_jax.training.step import StepMetrics
 
 JSON_LINES = "metrics.jsonl"
@@ -36,7 +37,7 @@ class MetricsWriter:
         _drop_later_lines(path, first_step)
         self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
         # Values are written under the number of steps taken: those of this run come after.
-        self._events = EventFile(workdir / EVENTS, first_step + 1 if first_step else 0)
+        self._events = _EventFile(workdir / EVENTS, first_step + 1 if first_step else 0)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars by name, as those of a step."""
@@ -49,6 +50,61 @@ class MetricsWriter:
         """Closes the files."""
         self._lines.close()
         self._events.close()
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Makes a module seem not to be installed, unless it is loaded already."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+class _EventFile:
+    """A file of scalars in a folder, named as TensorBoard looks for it."""
+
+    def __init__(self, folder: pathlib.Path, first_step: int):
+        """Opens a new file.
+
+        Args:
+            folder: made if it is not there.
+            first_step: of this file. TensorBoard drops what older files say from this step on.
+        """
+        # tensorboardX imports PyTorch where it finds it, to annotate a type: seconds, hundreds of
+        # MiB, and its CUDA libraries beside JAX's.
+        with _hidden("torch"):
+            from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._event, self._summary = Event, Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        # The library's names differ by the second: a run that is killed and restarted within one
+        # would write over its own file.
+        suffix = f".{os.getpid()}.{time.monotonic_ns()}"
+        self._file = EventsWriter(str(folder / "events"), suffix)
+        if first_step:
+            self._write(first_step, session_log=SessionLog(status=SessionLog.START))
+        else:
+            self._file.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends scalars by tag; they are on disk when this returns."""
+        scalars = [self._summary.Value(tag=tag, simple_value=values[tag]) for tag in values]
+        self._write(step, summary=self._summary(value=scalars))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._file.write_event(self._event(wall_time=time.time(), step=step, **content))
+        self._file.flush()
 
 
 def _plain(value: float) -> float | str:

@@ -1,47 +1,52 @@
-"""Files of metrics, read back by others' readers."""
+"""Files of metrics, read back by TensorBoard."""
 
 import json
-import struct
+import subprocess
+import sys
 
 import jax.numpy as jnp
-import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
-from ktn_jax.training import event_files, metrics
+from ktn_jax.training import metrics
 from ktn_jax.training.step import StepMetrics
 
 
-def read_records(folder):
-    """The records of the one event file in a folder, with their checksums checked."""
-    (path,) = folder.iterdir()
-    data, records = path.read_bytes(), []
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        assert struct.unpack("<I", data[8:12])[0] == event_files.masked_crc32c(data[:8])
-        record, data = data[12 : 12 + length], data[12 + length :]
-        assert struct.unpack("<I", data[:4])[0] == event_files.masked_crc32c(record)
-        records.append(record)
-        data = data[4:]
-    return records
+def read_scalars(folder):
+    """What TensorBoard shows of a folder: pairs of step and value by tag."""
+    accumulator = event_accumulator.EventAccumulator(str(folder)).Reload()
+    tags = accumulator.Tags()["scalars"]
+    return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in tags}
 
 
-def test_checksum_is_crc_32c():
-    """0xE3069283 is the check value that definitions of CRC-32C give for these digits."""
-    crc = 0xE3069283
-    masked = ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
-    assert event_files.masked_crc32c(b"123456789") == masked
+def test_tensorboard_shows_a_value_as_soon_as_it_is_written(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path, 0)
+    writer.write(300, {"loss": 1.5, "loss/box": float("inf")})
+    expected = {"loss": [(300, 1.5)], "loss/box": [(300, float("inf"))]}
+    assert read_scalars(tmp_path / metrics.EVENTS) == expected
+    writer.close()
 
 
-def test_tensorboard_reads_what_is_written(tmp_path):
-    event_pb2 = pytest.importorskip("tensorboard.compat.proto.event_pb2")
-    file = event_files.EventFile(tmp_path, first_step=7)
-    file.write(300, {"loss": 1.5, "loss/box": float("inf")})
-    file.close()
-    events = [event_pb2.Event.FromString(record) for record in read_records(tmp_path)]
-    assert events[0].file_version == "brain.Event:2"
-    assert (events[1].step, events[1].session_log.status) == (7, 1)
-    assert events[2].step == 300 and events[2].wall_time > 1.6e9
-    values = {value.tag: value.simple_value for value in events[2].summary.value}
-    assert values == {"loss": 1.5, "loss/box": float("inf")}
+def test_tensorboard_drops_what_a_killed_run_wrote_after_its_last_checkpoint(tmp_path):
+    for first_step in (0, 20):  # the first run is killed: its file is never closed
+        writer = metrics.MetricsWriter(tmp_path, first_step)
+        for step in range(first_step + 10, first_step + 31, 10):
+            writer.write(step, {"loss": first_step + step / 10})
+    assert len(list((tmp_path / metrics.EVENTS).iterdir())) == 2
+    expected = [(10, 1), (20, 2), (30, 23), (40, 24), (50, 25)]
+    assert read_scalars(tmp_path / metrics.EVENTS) == {"loss": expected}
+    writer.close()
+
+
+def test_writing_for_tensorboard_loads_neither_pytorch_nor_tensorflow(tmp_path):
+    code = """
+import sys
+from ktn_jax.training import metrics
+before = set(sys.modules)
+metrics.MetricsWriter(sys.argv[1], 0).write(1, {"loss": 1.0})
+assert "torch" not in before and "tensorboardX" in sys.modules
+assert not {"torch", "tensorflow", "tensorboard"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
 def test_lines_after_the_last_checkpoint_are_written_anew(tmp_path):
