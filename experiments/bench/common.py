@@ -1,0 +1,167 @@
+"""What the benchmarks share: taking turns, memory, and one form of output.
+
+Every figure is a row: a name, the seconds of each repetition, and where it applies the images that
+one repetition does, its share of a whole, and the peak memory of the process that ran it.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass
+class Row:
+    """One figure."""
+
+    name: str
+    seconds: Sequence[float]  # of each repetition
+    images: float | None = None  # done by one repetition
+    whole: float | None = None  # median seconds of what this is a part of
+    peak_bytes: int | None = None
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a repetition."""
+        return statistics.median(self.seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row for a JSON file."""
+        row = {
+            "name": self.name,
+            "median_s": self.median,
+            "min_s": min(self.seconds),
+            "max_s": max(self.seconds),
+            "repeats": len(self.seconds),
+        }
+        if self.images:
+            row["images_per_s"] = self.images / self.median
+        if self.whole:
+            row["share"] = self.median / self.whole
+        if self.peak_bytes:
+            row["peak_bytes"] = self.peak_bytes
+        if self.note:
+            row["note"] = self.note
+        return row
+
+    def __str__(self) -> str:
+        row = self.as_dict()
+        spread = f"{format_seconds(row['min_s'])}..{format_seconds(row['max_s'])}"
+        line = f"  {self.name:38s} {format_seconds(self.median):>9s}  {spread:>20s}"
+        line += f"  {row['share']:6.1%}" if self.whole else " " * 8
+        line += f"  {row['images_per_s']:8.2f} images/s" if self.images else ""
+        line += f"  {self.peak_bytes / 2**30:6.2f} GiB" if self.peak_bytes else ""
+        return (line + (f"  {self.note}" if self.note else "")).rstrip()
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds with a unit that suits them."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
+
+
+class Report:
+    """Prints rows as they come and keeps them for a JSON file."""
+
+    def __init__(self, bench: str, output: pathlib.Path | None = None):
+        """Names the benchmark; `output` is the JSON file to write, if any."""
+        self.bench, self.output = bench, output
+        self.sections: list[dict[str, Any]] = []
+
+    def say(self, line: str) -> None:
+        """Prints a line."""
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    def section(self, title: str, rows: Sequence[Row], **values: Any) -> None:
+        """Prints rows under a title; `values` (ratios, sizes, errors) follow them."""
+        self.say(title)
+        for row in rows:
+            self.say(str(row))
+        for name, value in values.items():
+            self.say(f"  {name.replace('_', ' ')}: {_format(value)}")
+        self.sections.append({"title": title, "rows": [r.as_dict() for r in rows], **values})
+
+    def close(self) -> None:
+        """Writes the file."""
+        if self.output is not None:
+            content = {
+                "bench": self.bench,
+                "command": " ".join(sys.argv),
+                "date": datetime.date.today().isoformat(),
+                "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+                "sections": self.sections,
+            }
+            self.output.write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def _format(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def add_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
+    """Adds what every benchmark takes."""
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file")
+
+
+def take_turns(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Times calls in turn, so that what else the machine does slows all alike.
+
+    A call that returns a mapping of seconds is believed; of others the whole is timed.
+    """
+    for _ in range(warm_up):
+        for call in calls.values():
+            call()
+    seconds: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            parts = call()
+            elapsed = time.perf_counter() - start
+            if not isinstance(parts, Mapping):
+                parts = {name: elapsed}
+            for part, value in parts.items():
+                seconds.setdefault(part, []).append(value)
+    return seconds
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Median of the ratios of repetitions that ran one after the other."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def peak_memory() -> int | None:
+    """Most memory that this process had resident so far, in bytes (Linux)."""
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def run_alone(arguments: Sequence[str]) -> dict[str, Any]:
+    """Runs this script again with other arguments; what it prints last is JSON."""
+    command = [sys.executable, sys.argv[0], *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def prepare() -> None:
+    """Makes the project importable and sets JAX up as the `ktn` command does."""
+    sys.path.insert(0, os.fspath(pathlib.Path(__file__).resolve().parents[2]))
+    from ktn_jax import cli
+
+    cli._prepare_jax()
