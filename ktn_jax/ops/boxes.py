@@ -22,6 +22,16 @@ def _require_boxes(**named_boxes: Array) -> None:
             raise ValueError(f"{name} must be [..., 4], got {boxes.shape}")
 
 
+def _rectangle_area(width: Array, height: Array) -> Array:
+    """Multiplies the sides, and gives 0 where one is not positive.
+
+    A compiler may fuse a product with the sum it enters and round once instead of twice. Then IoUs
+    that are equal differ in the last bit, by where in a loop they are computed, and anchors that
+    tie for a person do not. The choice after the product keeps them apart.
+    """
+    return jnp.where((width > 0) & (height > 0), width * height, 0)
+
+
 def box_area(boxes: Array) -> Array:
     """Computes the area of boxes.
 
@@ -35,8 +45,8 @@ def box_area(boxes: Array) -> Array:
         ValueError: the last axis is not 4.
     """
     _require_boxes(boxes=boxes)
-    size = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
-    return size[..., 0] * size[..., 1]
+    size = boxes[..., 2:] - boxes[..., :2]
+    return _rectangle_area(size[..., 0], size[..., 1])
 
 
 def clip_boxes(boxes: Array, image_size_hw: Array) -> Array:
@@ -85,18 +95,21 @@ def pairwise_iou(boxes_a: Array, boxes_b: Array) -> Array:
         boxes_b: [..., M, 4] in the same frame.
 
     Returns:
-        [..., N, M] in [0, 1], and 0 where either box is empty, so padding never matches.
+        [..., N, M] in [0, 1], and 0 where either box is empty, so padding never matches. Every
+        operation is rounded on its own, as in the reference: the bits do not depend on how the
+        program around is compiled.
 
     Raises:
         ValueError: the last axis is not 4. Box values are not checked: they are traced.
     """
     _require_boxes(boxes_a=boxes_a, boxes_b=boxes_b)
     # One plane per axis: an inner axis of length two would keep the loop from being vectorised.
-    overlap = 1
+    sides = []
     for axis in range(2):
         low_a, high_a = boxes_a[..., :, None, axis], boxes_a[..., :, None, axis + 2]
         low_b, high_b = boxes_b[..., None, :, axis], boxes_b[..., None, :, axis + 2]
-        overlap *= jnp.maximum(jnp.minimum(high_a, high_b) - jnp.maximum(low_a, low_b), 0)
+        sides.append(jnp.minimum(high_a, high_b) - jnp.maximum(low_a, low_b))
+    overlap = _rectangle_area(*sides)
     union = box_area(boxes_a)[..., :, None] + box_area(boxes_b)[..., None, :] - overlap
     # Guard the divisor too: where() alone hides a NaN in the value but not in the gradient.
     return jnp.where(union > 0, overlap / jnp.where(union > 0, union, 1), 0)

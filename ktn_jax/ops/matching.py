@@ -6,10 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Anchors of one area around a small person overlap it equally, but for rounding, which depends on
-# how a compiler fuses the overlaps: IoUs this close are equal.
-_TIE = 1e-6
-
 
 def match(
     iou: Array,
@@ -21,15 +17,15 @@ def match(
     """Gives every candidate its best ground truth and a label by how well they overlap.
 
     Args:
-        iou: [G, N] of ground truth with candidates.
+        iou: [G, N] of ground truth with candidates, by `boxes.pairwise_iou`: it gives the same bits
+            wherever it is computed, so that ties stay ties.
         gt_is_valid: bool [G]; other rows are padding and match nothing.
         thresholds: Ascending borders between labels, e.g. (0.3, 0.7).
         labels: One more than the thresholds, e.g. (0, -1, 1) for background, ignored, foreground:
             labels[k] where thresholds[k - 1] <= IoU < thresholds[k].
-        allow_low_quality_matches: Whether the candidates that overlap a ground truth best, ties to
-            within rounding included, become foreground (1) below the threshold too. A ground truth
-            that overlaps no candidate promotes none; the reference would promote all it does not
-            touch.
+        allow_low_quality_matches: Whether the candidates that overlap a ground truth best, ties
+            included, become foreground (1) below the threshold too. A ground truth that overlaps
+            no candidate promotes none; the reference would promote all it does not touch.
 
     Returns:
         matches: int32 [N], the row of the best valid ground truth, the first among equals; 0 where
@@ -59,8 +55,7 @@ def match(
         assigned = jnp.where(best >= threshold, label, assigned)
     if allow_low_quality_matches:
         best_of_gt = jnp.max(quality, axis=1, keepdims=True)
-        is_best = (quality >= best_of_gt - _TIE) & (quality > 0)
-        is_promoted = jnp.any(is_best, axis=0)
+        is_promoted = jnp.any((quality == best_of_gt) & (best_of_gt > 0), axis=0)
         assigned = jnp.where(is_promoted, 1, assigned)
     has_gt = jnp.any(gt_is_valid)
     return jnp.where(has_gt, matches, 0), jnp.where(has_gt, assigned, lowest)
