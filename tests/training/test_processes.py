@@ -17,6 +17,7 @@ import pytest
 from ktn_jax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 60
 
 
 @pytest.fixture
@@ -25,9 +26,11 @@ def start(stand_in, compiled_programs):
     processes = []
 
     def begin(workdir, num_devices=1, **changes):
+        # Otherwise compiled as in this process: what runs here must end in the same bits.
+        devices = f"--xla_force_host_platform_device_count={num_devices}"
         environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}",
+            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
             "JAX_COMPILATION_CACHE_DIR": str(compiled_programs),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT),
@@ -69,45 +72,49 @@ def wait_for_checkpoint(workdir, process):
     return int(checkpoint.find_checkpoint(workdir).name)
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize("seed", range(int(os.environ.get("KTN_KILLS", "2"))))
-def test_a_killed_run_loses_nothing_beyond_its_last_save(start, tmp_path, seed):
+@pytest.fixture(scope="module")
+def straight(stand_in, tmp_path_factory):
+    """Where a run ends that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("straight")
+    stand_in.train(stand_in.make_config(total_steps=STEPS, checkpoint_every=1000), folder)
+    return end_of(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(int(os.environ.get("KTN_KILLS", "1"))))
+def test_a_killed_run_loses_nothing_beyond_its_last_save(stand_in, start, straight, tmp_path, seed):
     """Saves take most of the time here, so a random moment often falls into one."""
-    changes = {"total_steps": 60, "checkpoint_every": 2, "delay": 0.01}
-    killed, straight = tmp_path / "killed", tmp_path / "straight"
-    rng = random.Random(seed)
-    for _ in range(2):
-        process = start(killed, **changes)
-        before = wait_for_checkpoint(killed, process)
-        time.sleep(rng.uniform(0, 3))
-        if process.poll() is None:
-            # What is on disk now was saved; it must be there afterwards, or something newer.
-            before = int(checkpoint.find_checkpoint(killed).name)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        assert int(checkpoint.find_checkpoint(killed).name) >= before
-        checkpoint.read_checkpoint(checkpoint.find_checkpoint(killed))
-    finish(start(killed, **changes))
-    finish(start(straight, **(changes | {"checkpoint_every": 60, "delay": 0})))
-    for ours, theirs in zip(end_of(killed), end_of(straight), strict=True):
+    changes = {"total_steps": STEPS, "checkpoint_every": 2}
+    process = start(tmp_path, delay=0.03, **changes)
+    wait_for_checkpoint(tmp_path, process)
+    time.sleep(random.Random(seed).uniform(0, 1.5))
+    # What is on disk now was saved; it must be there afterwards, or something newer.
+    before = int(checkpoint.find_checkpoint(tmp_path).name)
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    after = checkpoint.find_checkpoint(tmp_path)
+    checkpoint.read_checkpoint(after)
+    assert before <= int(after.name) < STEPS
+    stand_in.train(stand_in.make_config(**changes), tmp_path)
+    for ours, theirs in zip(end_of(tmp_path), straight, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert [line["step"] for line in read_metrics(killed)] == list(range(2, 61, 2))
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(2, STEPS + 1, 2))
 
 
-@pytest.mark.extended
-def test_sigterm_ends_with_its_own_code_and_the_run_goes_on(start, tmp_path):
-    changes = {"total_steps": 100, "checkpoint_every": 1000, "delay": 0.03}
-    process = start(tmp_path, **changes)
+@pytest.mark.slow
+def test_sigterm_ends_with_its_own_code_and_the_run_goes_on(stand_in, start, straight, tmp_path):
+    changes = {"total_steps": STEPS, "checkpoint_every": 1000}
+    process = start(tmp_path, delay=0.1, **changes)
     lines = tmp_path / "metrics.jsonl"
     while not lines.exists() or not lines.read_text():
+        assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     finish(process, code=75)
-    step = int(checkpoint.find_checkpoint(tmp_path).name)
-    assert 0 < step < 100
-    finish(start(tmp_path, **(changes | {"delay": 0})))
-    finish(start(tmp_path / "straight", total_steps=100, checkpoint_every=1000))
-    for ours, theirs in zip(end_of(tmp_path), end_of(tmp_path / "straight"), strict=True):
+    assert 0 < int(checkpoint.find_checkpoint(tmp_path).name) < STEPS
+    stand_in.train(stand_in.make_config(**changes), tmp_path)
+    for ours, theirs in zip(end_of(tmp_path), straight, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -117,8 +124,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.mark.extended
-def test_two_processes_of_two_devices_are_one_device(stand_in, start, tmp_path):
+@pytest.mark.slow
+def test_two_processes_of_four_devices_are_one_device(stand_in, start, tmp_path):
     """One of them is asked to stop: both do, in the same step, and go on together."""
     together = tmp_path / "together"
     changes = {
@@ -131,7 +138,7 @@ def test_two_processes_of_two_devices_are_one_device(stand_in, start, tmp_path):
     def start_both(**more):
         coordinator = f"127.0.0.1:{free_port()}"
         return [
-            start(together, 2, coordinator=coordinator, process=index, **changes, **more)
+            start(together, 4, coordinator=coordinator, process=index, **changes, **more)
             for index in (0, 1)
         ]
 
