@@ -108,7 +108,7 @@ def _fit_rendered_people(config: ConfigDict) -> None:
     model.backbone.res2_channels = 64
     model.neck.channels = model.decoder.out_channels = 64
     model.decoder.channels = 32
-    # People are 70 to 128 pixels high, most of them a third to a half as wide.
+    # People are 70 to 120 pixels high, most of them a third to a half as wide.
     model.rpn.anchor_sizes = ((20,), (32,), (52,), (76,), (104,))
     model.rpn.aspect_ratios = (1.0, 1.8, 3.0)
     model.rpn.batch_size_per_image = 64
@@ -126,6 +126,7 @@ def _fit_rendered_people(config: ConfigDict) -> None:
     config.loss.densepose_rois_per_image = 2
     # Which patch a point is on is what takes longest to learn; masks come early.
     config.loss.fine_segm_weight, config.loss.body_mask_weight = 3.0, 2.5
+    config.loss.point_weight = 0.03  # U and V would hardly be learnt in the time otherwise
     config.optimizer.name, config.optimizer.full_rate_inputs = "adam", 256
     config.optimizer.learning_rate = 3e-3
     # The first gradients are many times the later ones: forget them soon.
@@ -133,7 +134,7 @@ def _fit_rendered_people(config: ConfigDict) -> None:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
     config.optimizer.clip, config.optimizer.clip_value = "global_norm", 5.0
-    config.total_steps, config.batch_size, config.checkpoint_every = 2400, 6, 200
+    config.total_steps, config.batch_size, config.checkpoint_every = 2000, 6, 200
     config.training.log_every, config.training.keep_last = 10, 1
     config.test.short_side = config.test.max_side = side
     config.test.size_buckets = ((side, side),)
@@ -145,7 +146,7 @@ def _fit_rendered_people(config: ConfigDict) -> None:
     data.aspect_limits, data.canvas_levels = (1.0,), 1
     data.flip_probability = 0.0  # no picture is seen often enough to need it
     data.synthetic.preset, data.synthetic.keep = "frontal", True
-    data.synthetic.num_images, data.synthetic.people_range = 3000, (1, 2)
+    data.synthetic.num_images, data.synthetic.people_range = 2000, (1, 2)
     data.synthetic.image_size_hw = (160, 160)
 
 

@@ -41,6 +41,8 @@ class Scene:
         min_densepose_pixels: People with fewer seen pixels carry no surface points.
         facing_degrees: How far a trunk may be turned from the camera; 180 for anybody.
         leaning_degrees: How far it may lean from the vertical; 180 for lying people too.
+        min_upright: Least height of a posed body over its stature: 0 for anybody, 0.9 for people
+            who stand or walk.
         degradation: Strength of blur, noise and compression of the image: 0 none, 1 a poor camera.
     """
 
@@ -63,6 +65,7 @@ class Scene:
     min_densepose_pixels: int = 400
     facing_degrees: float = 180.0
     leaning_degrees: float = 180.0
+    min_upright: float = 0.0
     degradation: float = 0.7
 
     def __post_init__(self) -> None:
@@ -100,12 +103,18 @@ EASY = Scene(
 
 FRONTAL = dataclasses.replace(
     EASY,
-    stature_range=(0.7, 1.0),
+    stature_range=(0.75, 0.95),
+    truncation_probability=0.0,
     group_probability=0.0,
-    facing_degrees=45.0,
-    leaning_degrees=30.0,
+    occluder_probability=0.05,
+    distractor_range=(0, 1),
+    clutter_range=(0, 5),
+    facing_degrees=40.0,
+    leaning_degrees=20.0,
+    min_upright=0.9,
+    degradation=0.2,
 )
-"""EASY with larger people, upright and towards the camera: for minutes of training."""
+"""EASY with large people who stand or walk towards the camera: for minutes of training."""
 
 HARD = Scene(
     people_range=(2, 6),
@@ -226,8 +235,7 @@ class _Placer:
         shape = self._body.sample_shape(rng)
         for _ in range(_POSE_TRIALS):
             posed = self._body.pose(shape, self._body.sample_pose(rng))
-            turned, leaning = measure_trunk(posed.keypoints)
-            if turned <= self._scene.facing_degrees and leaning <= self._scene.leaning_degrees:
+            if self._is_allowed(posed):
                 break
         rotation = self._rotation
         vertices, keypoints = posed.vertices @ rotation.T, posed.keypoints @ rotation.T
@@ -236,6 +244,16 @@ class _Placer:
         centre = (low + high) / 2
         person = Person(vertices - centre, keypoints - centre, measure_stature(keypoints))
         return person, (high - low) / 2
+
+    def _is_allowed(self, posed: Any) -> bool:
+        scene = self._scene
+        turned, leaning = measure_trunk(posed.keypoints)
+        height = np.ptp(posed.vertices[:, 1])
+        return (
+            turned <= scene.facing_degrees
+            and leaning <= scene.leaning_degrees
+            and height >= scene.min_upright * measure_stature(posed.keypoints)
+        )
 
     def _centre(self, half: np.ndarray) -> np.ndarray:
         """Draws where in the image the middle of a person of this half size [2] comes."""
