@@ -51,6 +51,8 @@ class Request:
         seed: decides the people, the initial weights and the order of the images.
         num_test_images: held-out images.
         num_shown: of these, how many pictures the page has.
+        shared: folder for what depends on the seed only, people and template, so that several
+            models learn from the same; None for `output`.
     """
 
     output: pathlib.Path
@@ -60,6 +62,12 @@ class Request:
     seed: int = 0
     num_test_images: int = 100
     num_shown: int = 10
+    shared: pathlib.Path | None = None
+
+    @property
+    def data(self) -> pathlib.Path:
+        """Where people and template lie."""
+        return self.shared or self.output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +146,7 @@ def make_config(request: Request, say: Say) -> ConfigDict:
         size = "the small model" if platform == "cpu" else "a larger model"
         say(f"Training {size}, {name}, on this machine's {platform.upper()}.")
     config = configuration.load_config(name, request.changes).copy_and_resolve_references()
-    folder = request.output / TRAINING_PEOPLE
+    folder = request.data / TRAINING_PEOPLE
     with config.unlocked():
         config.seed = config.data.synthetic.seed = request.seed
         if request.steps is not None:
@@ -221,10 +229,10 @@ def _render(request: Request, config: ConfigDict, say: Say) -> SyntheticSource:
         ("test", TEST_PEOPLE, request.num_test_images, HELD_OUT_SEED + request.seed),
     )
     for use, folder, count, seed in sets:
-        if not (request.output / folder / synthetic_files.ANNOTATION_FILE).is_file():
+        if not (request.data / folder / synthetic_files.ANNOTATION_FILE).is_file():
             say(f"Rendering {count} {use} images of people.")
         workers = min(os.cpu_count() or 1, 8) if count > 200 else 1
-        synthetic_files.write_dataset(request.output / folder, count, seed, scene, workers)
+        synthetic_files.write_dataset(request.data / folder, count, seed, scene, workers)
     return SyntheticSource(request.num_test_images, HELD_OUT_SEED + request.seed, scene)
 
 
@@ -243,7 +251,7 @@ def _evaluate(request: Request, config: ConfigDict, say: Say) -> Metrics:
     weights.write_variables(output / WEIGHTS_FILE, weights.read_variables(output / WORKDIR))
     # From the file, so that the scores are those of what the commands on the page load.
     variables = weights.load(config, output / WEIGHTS_FILE)
-    folder = output / TEST_PEOPLE
+    folder = request.data / TEST_PEOPLE
     annotations = folder / synthetic_files.ANNOTATION_FILE
     run = dataset_inference.describe_run(config, variables, annotations.read_bytes())
     images_dir = folder / synthetic_files.IMAGE_FOLDER
@@ -254,7 +262,7 @@ def _evaluate(request: Request, config: ConfigDict, say: Say) -> Metrics:
         output / RESULTS,
         run,
     )
-    template = output / TEMPLATE
+    template = request.data / TEMPLATE
     if not (template / template_files.SURFACE_FILE).is_file():
         body = procedural.make_body().template
         template_files.write_body_template(
@@ -270,11 +278,12 @@ def _commands(request: Request, config_name: str) -> dict[str, str]:
     output = request.output
     changes = "".join(f" --set {change}" for change in request.changes)
     model = f"--config {config_name}{changes} --weights {output / WEIGHTS_FILE}"
-    images = output / TEST_PEOPLE / synthetic_files.IMAGE_FOLDER
+    images = request.data / TEST_PEOPLE / synthetic_files.IMAGE_FOLDER
     return {
         "Find people in pictures": f"ktn predict {images} {model} --output {output / 'predicted'}",
         "Score the test set again": (
-            f"ktn eval {model} --data {output / TEST_PEOPLE} --template {output / TEMPLATE} "
+            f"ktn eval {model} --data {request.data / TEST_PEOPLE} "
+            f"--template {request.data / TEMPLATE} "
             f"--output {output / 'scored'}"
         ),
         "Score people never rendered before": (
