@@ -66,6 +66,12 @@ SIZES = {
             "data.synthetic.people_range=(1, 3)",
             "data.max_people=3",
             "loss.densepose_rois_per_image=3",
+            # All pixels that are rendered: the smallest people are 56 of them tall.
+            "data.short_sides=(160,)",
+            "data.max_long_side=160",
+            "test.short_side=160",
+            "test.max_side=160",
+            "test.size_buckets=((160,160),)",
         ),
     ),
     "gpu": Size(
@@ -167,6 +173,7 @@ def main() -> None:
     sys.path.insert(0, os.fspath(pathlib.Path(__file__).resolve().parents[1]))
     from ktn_jax import cli
 
+    cli.restart_with_huge_pages()
     cli._prepare_jax()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of every save
     size = SIZES[arguments.size]
