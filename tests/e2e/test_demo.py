@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.extended
+pytestmark = pytest.mark.slow
 
-_CHANGES = ("data.synthetic.num_images=400", "optimizer.warmup_steps=20")
-_STEPS = 250
+_CHANGES = ("data.synthetic.num_images=320", "optimizer.warmup_steps=20")
+_STEPS = 160
 _OPTIONS = [item for change in _CHANGES for item in ("--set", change)]
-# Untrained weights score 0 in all of these.
-_FLOORS = {"bbox": 30.0, "IOU": 10.0}
+# Of AP50, well below what the steps reach (66, 38, 10). Untrained weights score 0 in all of these.
+_FLOORS = {"bbox": 40.0, "IOU": 15.0, "GPSm": 2.0}
 
 
 def _ktn(folder, *arguments):
