@@ -213,7 +213,7 @@ def _data() -> ConfigDict:
     data.synthetic = ConfigDict()
     data.synthetic.num_images = 1_000
     data.synthetic.seed = 0
-    data.synthetic.preset = "default"  # default, frontal, easy or hard
+    data.synthetic.preset = "default"  # default, frontal, busy, easy or hard
     data.synthetic.image_size_hw = (480, 640)
     data.synthetic.people_range = (1, 4)
     data.synthetic.keep = False  # rendered images in memory: for few of them

@@ -116,6 +116,18 @@ FRONTAL = dataclasses.replace(
 )
 """EASY with large people who stand or walk towards the camera: for minutes of training."""
 
+BUSY = dataclasses.replace(
+    FRONTAL,
+    people_range=(1, 3),
+    stature_range=(0.4, 0.95),
+    truncation_probability=0.15,
+    group_probability=0.35,
+    occluder_probability=0.3,
+    distractor_range=(0, 2),
+    densepose_fraction=0.6,
+)
+"""FRONTAL with smaller people too, behind things and each other, some without surface points."""
+
 HARD = Scene(
     people_range=(2, 6),
     stature_range=(0.18, 1.3),
@@ -134,7 +146,7 @@ HARD = Scene(
 )
 """Small people in groups behind things, few with surface points: closer to DensePose-COCO."""
 
-PRESETS = {"default": Scene(), "frontal": FRONTAL, "easy": EASY, "hard": HARD}
+PRESETS = {"default": Scene(), "frontal": FRONTAL, "busy": BUSY, "easy": EASY, "hard": HARD}
 
 
 class PosableBody(Protocol):

@@ -4,11 +4,11 @@
     python experiments/ablation.py --size gpu --output ablation_gpu
 
 Four models share everything but MID (the decoder) and KTM (the surface classifier made from
-knowledge), and learn under one budget from the same pictures: people of all sizes and poses, some
-behind others or things, 70 % of them with surface points, at most 14 a part. Every seed has its own
-people, initial weights and order. The table is that of the KTN paper (Wang et al.), on test people
-never trained on; their surface is the project's own body, so the numbers do not compare with
-published ones. Stopped runs go on with the same command.
+knowledge), and learn under one budget from the same pictures: people of many sizes, behind things
+and each other, 60 % of them with surface points, at most 14 a part (the scene `busy`). Every seed
+has its own people, initial weights and order. The table is that of the KTN paper (Wang et al.), on
+test people never trained on; their surface is the project's own body, so the numbers do not compare
+with published ones. Stopped runs go on with the same command.
 """
 
 import argparse
@@ -61,12 +61,12 @@ SIZES = {
         seeds=2,
         num_test_images=200,
         changes=(
-            "data.synthetic.preset=default",
+            "data.synthetic.preset=busy",
             "data.synthetic.num_images=2500",
             "data.synthetic.people_range=(1, 3)",
             "data.max_people=3",
             "loss.densepose_rois_per_image=3",
-            # All pixels that are rendered: the smallest people are 56 of them tall.
+            # All pixels that are rendered: the smallest people are 64 of them tall.
             "data.short_sides=(160,)",
             "data.max_long_side=160",
             "test.short_side=160",
@@ -80,7 +80,7 @@ SIZES = {
         seeds=3,
         num_test_images=400,
         changes=(
-            "data.synthetic.preset=default",
+            "data.synthetic.preset=busy",
             "data.synthetic.num_images=6000",
             "data.synthetic.people_range=(1, 4)",
             "data.max_people=4",

@@ -35,7 +35,7 @@ def _add_synth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=pathlib.Path, help="new folder")
     parser.add_argument("--images", required=True, type=int, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="decides every image (default 0)")
-    parser.add_argument("--scene", default="default", help="default, frontal, easy or hard")
+    parser.add_argument("--scene", default="default", help="default, frontal, busy, easy or hard")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images")
     parser.add_argument("--processes", type=int, default=1, help="that render (default 1)")
 

@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=HELD_OUT_SEED, help=f"decides them (default {HELD_OUT_SEED})"
     )
     group.add_argument(
-        "--scene", help="default, frontal, easy or hard; if not given, that of the configuration"
+        "--scene",
+        help="default, frontal, busy, easy or hard; if not given, that of the configuration",
     )
     group.add_argument(
         "--fine-template", action="store_true", help="split the template's edges: takes minutes"
