@@ -1,11 +1,11 @@
-"""Photos in, people out: the two jitted stages of the detector and what the host does around them.
+"""Photos in, people out: the jitted stages of the detector and what the host does around them.
 
 Nothing here depends on how many photos or people there are: photos are padded to a few sizes and
 people to a few counts, so a folder of photos compiles a few programs.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ktn_jax import charts, images
-from ktn_jax.modeling.detector import Detector, Features, build_model
+from ktn_jax.modeling.computing import Forms, computing
+from ktn_jax.modeling.detector import Detector, Features, build_model, size_multiple
+from ktn_jax.modeling.folding import fold_norms
 from ktn_jax.results import PersonResult
 from ktn_jax.structures import DensePoseOutputs, Detections
 
@@ -51,16 +53,17 @@ class Predictor:
     def __init__(self, config: ConfigDict, variables: Mapping[str, Any]):
         """Takes a whole configuration and the variables of its model (see `weights`)."""
         self.config = config
-        self.model = build_model(config.model)
         variables = {
             name: variables[name] for name in ("params", "batch_stats") if name in variables
         }
-        self._surface_kernel = jax.jit(
-            lambda values: self.model.apply(values, method=Detector.surface_kernel)
-        )(variables)
+        self._surface_kernel = _surface_kernel(config.model, variables)
+        model_config, variables = fold_norms(config.model, _without_transfer(variables))
+        self.model = build_model(model_config)
         # On the device once: arrays of the host would travel with every call.
-        self.variables = jax.device_put(_without_transfer(variables))
-        self._detect = jax.jit(self._detect_stage)
+        self.variables = jax.device_put(variables)
+        self.forms = inference_forms(config.test)
+        self._run_detect = jax.jit(self._detect_stage, static_argnums=3)
+        self._run_decode = jax.jit(self._decode_stage)
         self._dense = jax.jit(self._dense_stage)
 
     def __call__(self, photos: Sequence[np.ndarray]) -> list[list[PersonResult]]:
@@ -104,15 +107,15 @@ class Predictor:
         self, batch: Sequence[np.ndarray], bucket: tuple[int, int], batch_size: int
     ) -> list[list[Person]]:
         inputs = np.zeros((batch_size, *bucket, 3), np.uint8)
-        sizes = np.ones((batch_size, 2), np.int32)  # of the rows that hold no image
+        sizes = np.full((batch_size, 2), bucket, np.int32)  # of the rows that hold no image
         for row, image in enumerate(batch):
             inputs[row, : image.shape[0], : image.shape[1]] = image
             sizes[row] = image.shape[:2]
-        decoded, detections = self._detect(self.variables, inputs, sizes)
+        pyramid, detections = self._detect(self.variables, inputs, sizes)
         detections = jax.device_get(detections)
         rows, columns = np.nonzero(detections.is_valid[: len(batch)])
         boxes = detections.boxes[rows, columns]
-        outputs = self._charts(decoded, boxes, rows.astype(np.int32))
+        outputs = self._charts(pyramid, boxes, rows.astype(np.int32))
         people: list[list[Person]] = [[] for _ in batch]
         for index, (row, column) in enumerate(zip(rows, columns, strict=True)):
             maps = jax.tree.map(lambda x, i=index: x[i], outputs)
@@ -120,8 +123,18 @@ class Predictor:
             people[row].append(Person(boxes[index], score, maps))
         return people
 
+    def _detect(
+        self, variables: Mapping[str, Any], inputs: np.ndarray, image_size_hw: np.ndarray
+    ) -> tuple["_LazilyDecoded", Detections]:
+        """Runs the first stage on a batch; the decoder waits until somebody is found."""
+        multiple = size_multiple(self.model.config)
+        padded = -(-image_size_hw // multiple) * multiple
+        is_full = bool((padded == inputs.shape[1:3]).all())
+        pyramid, found = self._run_detect(variables, inputs, image_size_hw, is_full)
+        return _LazilyDecoded(pyramid, lambda maps: self._run_decode(variables, maps)), found
+
     def _charts(
-        self, decoded: Features, boxes: np.ndarray, batch_index: np.ndarray
+        self, decoded: "_LazilyDecoded", boxes: np.ndarray, batch_index: np.ndarray
     ) -> DensePoseOutputs | None:
         """Runs the second stage on people [N, 4] of images `batch_index` [N]; None without any."""
         parts = []
@@ -131,7 +144,7 @@ class Predictor:
             outputs = self._dense(
                 self.variables,
                 self._surface_kernel,
-                decoded,
+                decoded.features(),
                 np.pad(part, ((0, padding), (0, 0))),
                 np.pad(batch_index[start : start + PEOPLE_BUCKETS[-1]], (0, padding)),
             )
@@ -140,12 +153,21 @@ class Predictor:
             parts.append(jax.tree.map(lambda x, n=count: x[:n], outputs))
         if not parts:
             return None
+        if len(parts) == 1:
+            return parts[0]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def _detect_stage(
-        self, variables: Mapping[str, Any], inputs: Array, image_size_hw: Array
+        self, variables: Mapping[str, Any], inputs: Array, image_size_hw: Array, is_full: bool
     ) -> tuple[Features, Detections]:
-        return self.model.apply(variables, inputs, image_size_hw, method=Detector.detect)
+        with computing(self.forms):
+            return self.model.apply(
+                variables, inputs, image_size_hw, is_full, method=Detector.detect
+            )
+
+    def _decode_stage(self, variables: Mapping[str, Any], pyramid: Features) -> Features:
+        with computing(self.forms):
+            return self.model.apply(variables, pyramid, method=Detector.decode)
 
     def _dense_stage(
         self,
@@ -155,14 +177,48 @@ class Predictor:
         boxes: Array,
         batch_index: Array,
     ) -> DensePoseOutputs:
-        return self.model.apply(
-            variables,
-            decoded,
-            jnp.asarray(boxes),
-            batch_index,
-            surface_kernel,
-            method=Detector.dense,
-        )
+        with computing(self.forms):
+            return self.model.apply(
+                variables,
+                decoded,
+                jnp.asarray(boxes),
+                batch_index,
+                surface_kernel,
+                method=Detector.dense,
+            )
+
+
+class _LazilyDecoded:
+    """A pyramid that is decoded once, when people are to be pooled from it, and then let go."""
+
+    def __init__(self, pyramid: Features, decode: Callable[[Features], Features]):
+        self._pyramid: Features | None = pyramid
+        self._decode = decode
+
+    def features(self) -> Features:
+        """What people are pooled from."""
+        if self._pyramid is not None:
+            self._decoded, self._pyramid = self._decode(self._pyramid), None
+        return self._decoded
+
+
+def inference_forms(test: ConfigDict) -> Forms:
+    """How products are computed, for the `test` part of a configuration and the device in use."""
+    # Other devices bring libraries that choose for themselves.
+    is_cpu = jax.default_backend() == "cpu"
+    return Forms(has_winograd=test.winograd and is_cpu, matmul_dtype=test.matmul_dtype)
+
+
+def _surface_kernel(config: ConfigDict, variables: Mapping[str, Any]) -> Array | None:
+    """Synthesises the surface kernel from the parameters that it depends on."""
+    model = build_model(config)
+    params = {name: variables["params"][name] for name in ("box_head", "predictor")}
+    params["box_head"] = {
+        name: value for name, value in params["box_head"].items() if not name.startswith("fc")
+    }
+    return jax.jit(lambda params: model.apply({"params": params}, method=Detector.surface_kernel))(
+        params
+    )
 
 
 def to_result(

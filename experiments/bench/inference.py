@@ -73,7 +73,8 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        from ktn_jax.modeling.detector import Detector
+        from ktn_jax.modeling.computing import computing
+        from ktn_jax.modeling.detector import Detector, size_multiple
         from ktn_jax.structures import Proposals
 
         model, variables = self.predictor.model, self.predictor.variables
@@ -83,7 +84,11 @@ class Ours:
 
         def timed(stage, name, method, *values):
             if name not in self._jitted:
-                call = lambda variables, *values: model.apply(variables, *values, method=method)  # noqa: E731
+
+                def call(variables, *values):
+                    with computing(self.predictor.forms):
+                        return model.apply(variables, *values, method=method)
+
                 self._jitted[name] = jax.jit(call).lower(variables, *values).compile()
             start = time.perf_counter()
             result = jax.block_until_ready(self._jitted[name](variables, *values))
@@ -97,7 +102,10 @@ class Ours:
             return detector.run_head(detector.pool_people(decoded, boxes, index))
 
         inputs = timed("rest", "normalise", Detector.normalise, self.inputs, self.sizes)
-        pyramid = timed("backbone + FPN", "extract", Detector.extract, inputs, self.sizes)
+        multiple = size_multiple(model.config)
+        is_full = (-(-self.sizes // multiple) * multiple == self.bucket).all()
+        sizes = () if is_full else (self.sizes,)
+        pyramid = timed("backbone + FPN", "extract", Detector.extract, inputs, *sizes)
         proposals = timed("RPN", "propose", Detector.propose, pyramid, self.sizes)
         batch, rows = proposals.logits.shape
         index = jnp.repeat(jnp.arange(batch), rows)

@@ -38,13 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = configuration.load_config(arguments.config, arguments.changes)
     photos = images.find_images(arguments.photos)
-    if arguments.random_weights:
-        variables = weights.initialise(config, seed=0)
-    else:
-        variables = weights.load(config, arguments.weights)
-    report = prediction.predict_files(
-        Predictor(config, variables), photos, arguments.output, arguments.min_score
+    # Handed over without a name, so that what inference does not need is freed.
+    predictor = Predictor(
+        config,
+        weights.initialise(config, seed=0)
+        if arguments.random_weights
+        else weights.load(config, arguments.weights),
     )
+    report = prediction.predict_files(predictor, photos, arguments.output, arguments.min_score)
     for path, reason in report.failures:
         print(f"skipped {path}: {reason}", file=sys.stderr)  # noqa: T201
     print(  # noqa: T201

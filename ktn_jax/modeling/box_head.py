@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ktn_jax.modeling.computing import dot_general
 from ktn_jax.modeling.layers import per_channel, xavier_init
 from ktn_jax.ops import boxes as box_ops
 from ktn_jax.ops.nms import nms
@@ -33,6 +34,7 @@ class BoxHead(nn.Module):
                 self.hidden_features,
                 kernel_init=xavier_init,
                 dtype=self.dtype,
+                dot_general=dot_general,
                 name=f"fc{index + 1}",
             )
             for index in range(self.num_layers)

@@ -3,8 +3,8 @@
 The one file of the models that knows the names in a configuration. It runs in two stages, so that
 the costly second one runs on the people found and not on every row of a padded list:
 
-1. `detect`: backbone, pyramid, proposals, boxes, and the decoder's map;
-2. `dense`: people pooled from that map, head and predictor.
+1. `detect`: backbone, pyramid, proposals and boxes;
+2. `decode` and `dense`: the decoder's map, people pooled from it, head and predictor.
 """
 
 from collections.abc import Mapping
@@ -168,17 +168,22 @@ class Detector(nn.Module):
         """Runs the box head on pooled features [N, P, P, C]: hidden, logits [N, 2], deltas."""
         return self.box_head(pooled)
 
-    def detect(self, images: Array, image_size_hw: Array) -> tuple[Features, Detections]:
+    def detect(
+        self, images: Array, image_size_hw: Array, is_full: bool = False
+    ) -> tuple[Features, Detections]:
         """First stage.
 
         Args:
             images: [B, H, W, 3] RGB uint8, padded at the right and bottom.
             image_size_hw: int [B, 2] sizes without padding.
+            is_full: promises that H and W are what the reference would pad every image to, so
+                that no map needs masking.
 
         Returns:
-            What `dense` pools from, and the people found, best first, clipped to their images.
+            The pyramid for `decode`, and the people found, best first, clipped to their images.
         """
-        pyramid = self.extract(self.normalise(images, image_size_hw), image_size_hw)
+        inputs = self.normalise(images, image_size_hw)
+        pyramid = self.extract(inputs, None if is_full else image_size_hw)
         proposals = self.propose(pyramid, image_size_hw)
         batch, rows = proposals.logits.shape
         batch_index = jnp.repeat(jnp.arange(batch), rows)
@@ -190,7 +195,7 @@ class Detector(nn.Module):
             proposals,
             image_size_hw,
         )
-        return self.decode(pyramid), detections
+        return pyramid, detections
 
     def decode_boxes(self, deltas: Array, boxes: Array) -> Array:
         """Moves boxes [..., R, 4] by the box head's deltas; the result is not clipped."""
@@ -251,7 +256,7 @@ class Detector(nn.Module):
         """Second stage.
 
         Args:
-            decoded: from `detect`.
+            decoded: from `decode`.
             boxes: [N, 4] people, xyxy in pixels of the network input.
             batch_index: int [N] the image of each.
             surface_kernel: from `surface_kernel`, computed once for given weights; None to

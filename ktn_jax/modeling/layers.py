@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ktn_jax.modeling.computing import current_forms, matmul
+from ktn_jax.ops import winograd
+
 Array = jax.Array
 Initializer = Callable[..., Array]
 
@@ -118,7 +121,13 @@ def convolve(
         kernel, size, padding = kernel[1:2, 1:2], 1, 0
     if size == 1 and padding == 0:
         # A matrix product: XLA's CPU convolution is slower at it.
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
+        return matmul(x[:, ::stride, ::stride], kernel[0, 0])
+    if (
+        current_forms().has_winograd
+        and (size, stride, padding, x.dtype) == (3, 1, dilation, jnp.float32)
+        and winograd.is_worth_while(x.shape, kernel.shape[-1], dilation)
+    ):
+        return winograd.convolve_3x3(x, kernel, dilation)
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ktn_jax.modeling.computing import matmul
 from ktn_jax.modeling.knowledge_transfer import NUM_SURFACE_NODES, KnowledgeTransfer
 from ktn_jax.modeling.layers import msra_init
 from ktn_jax.ops import interpolate
@@ -131,6 +132,7 @@ class DensePosePredictor(nn.Module):
             stride=2,
             padding=self.kernel_size // 2 - 1,
             bias=jnp.concatenate([biases[name] for name in names]).astype(self.dtype),
+            matmul=matmul,
         )
         outputs, start = {}, 0
         for name in names:

@@ -5,6 +5,8 @@ centres (`align_corners=False`) and no anti-aliasing. Weights of resizing are st
 are matrix products or shifts, never scatters.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,12 @@ def _require_maps(x: Array) -> None:
 
 
 def conv_transpose(
-    x: Array, kernel: Array, stride: int = 2, padding: int = 1, bias: Array | None = None
+    x: Array,
+    kernel: Array,
+    stride: int = 2,
+    padding: int = 1,
+    bias: Array | None = None,
+    matmul: Callable[[Array, Array], Array] = jnp.matmul,
 ) -> Array:
     """Applies a transposed convolution with PyTorch's geometry.
 
@@ -33,6 +40,7 @@ def conv_transpose(
         stride: Output cells per input cell.
         padding: Rows and columns cut from each side of the full output.
         bias: [Co] or None.
+        matmul: what multiplies [N, Ci] by [Ci, M].
 
     Returns:
         [B, (H - 1) * stride + kH - 2 * padding, (W - 1) * stride + kW - 2 * padding, Co].
@@ -58,7 +66,9 @@ def conv_transpose(
     taps = jnp.pad(kernel, ((0, missing[0]), (0, missing[1]), (0, 0), (0, 0)))
     taps = taps.reshape(taps_h, stride, taps_w, stride, in_channels, out_channels)
     taps = taps.transpose(4, 0, 2, 1, 3, 5).reshape(in_channels, -1)
-    parts = (x.reshape(-1, in_channels) @ taps).reshape(batch, height, width, taps_h, taps_w, -1)
+    parts = matmul(x.reshape(-1, in_channels), taps).reshape(
+        batch, height, width, taps_h, taps_w, -1
+    )
     full = sum(
         jnp.pad(parts[:, :, :, i, j], ((0, 0), (i, taps_h - 1 - i), (j, taps_w - 1 - j), (0, 0)))
         for i in range(taps_h)

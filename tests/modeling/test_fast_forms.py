@@ -1,0 +1,115 @@
+"""Rewrites for speed change nothing: folded norms, Winograd, full buckets, rounded factors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ktn_jax import weights
+from ktn_jax.configuration import load_config
+from ktn_jax.inference import Predictor
+from ktn_jax.modeling.computing import Forms, computing
+from ktn_jax.modeling.detector import Detector, build_model
+from ktn_jax.modeling.folding import fold_norms
+from ktn_jax.ops import winograd
+from ktn_jax.verification import people, stages
+from ktn_jax.verification.dump import Dump
+
+DUMPS = (
+    "ktnv2_r50_tiny",
+    "ktnv2_hrnet_tiny",
+    "ktnv2_hrnet_v3_tiny",
+    "densepose_r50_tiny",
+    "densepose_r50_legacy_tiny",
+    "densepose_r50_dl_nonlocal_tiny",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize("name", DUMPS)
+def test_every_stage_matches_the_original_with_all_rewrites(golden_dir, name, monkeypatch):
+    # On a dump's small maps it would not pay; here the numbers count.
+    monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
+    dump = Dump(golden_dir / f"{name}.npz")
+    dump.config.model, dump.variables = fold_norms(dump.config.model, dump.variables)
+    assert dump.config.model.backbone.norm == ""
+    with computing(Forms(has_winograd=True)):
+        rows = list(stages.stages(dump))
+    assert len(rows) > 20
+    assert [row.key for row in rows if not row.is_ok] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["ktnv2_r50_tiny", "densepose_r50_tiny"])
+def test_people_of_a_photo_match_the_original_with_all_rewrites(golden_dir, name, monkeypatch):
+    monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
+    rows = list(people.end_to_end(Dump(golden_dir / f"{name}.npz")))
+    assert rows and [row.key for row in rows if not row.is_ok] == []
+
+
+def _random_norms(variables, spread=2.0):
+    """Norms that do something, so that folding them wrongly shows."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, value):
+        name = path[-1].key
+        if name in ("var", "scale"):
+            return np.float32(rng.uniform(1 / spread, spread, value.shape))
+        return np.float32(rng.normal(0, 0.3, value.shape)) if name in ("mean", "bias") else value
+
+    return jax.tree_util.tree_map_with_path(draw, jax.device_get(variables))
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_folded_norms_change_nothing(norm):
+    config = load_config("configs/ktn.py:tiny", [f"model.backbone.norm={norm}"]).model
+    model = build_model(config)
+    variables = _random_norms(weights.initialise(load_config("configs/ktn.py:tiny"), seed=0))
+    if norm == "FrozenBN":  # has no count; the rest is the same
+        variables["batch_stats"] = {
+            name: value for name, value in variables["batch_stats"].items() if name != "count"
+        }
+    inputs = np.random.default_rng(1).normal(size=(1, 64, 96, 3)).astype(np.float32)
+    expected = model.apply(variables, inputs, method=Detector.extract)
+    folded_config, folded = fold_norms(config, variables)
+    assert "backbone" not in folded.get("batch_stats", {})
+    actual = build_model(folded_config).apply(folded, inputs, method=Detector.extract)
+    for level, maps in expected.maps.items():
+        np.testing.assert_allclose(actual.maps[level], maps, atol=1e-5 * float(maps.std()))
+
+
+def test_other_norms_are_not_folded():
+    config = load_config("configs/ktn.py:tiny", ["model.backbone.norm=GN"]).model
+    variables = {"params": {"backbone": {}}}
+    assert fold_norms(config, variables) == (config, variables)
+
+
+def test_rounded_factors_stay_within_two_percent():
+    config = load_config("configs/ktn.py:tiny")
+    # Norms of a wide spread amplify any rounding, the original's too.
+    variables = _random_norms(weights.initialise(config, seed=0), spread=1.2)
+    photo = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), np.uint8)
+    boxes = np.float32([[20, 30, 150, 240], [100, 60, 200, 200]])
+    outputs = []
+    for dtype in ("float32", "bfloat16"):
+        config.test.matmul_dtype = dtype
+        predictor = Predictor(config, variables)
+        decoded, _ = predictor._detect(predictor.variables, photo, np.full((1, 2), 256, np.int32))
+        outputs.append(predictor._charts(decoded, boxes, np.zeros(2, np.int32)))
+    for expected, actual in zip(*map(jax.tree.leaves, outputs), strict=True):
+        error = np.sqrt(np.square(actual - expected).mean()) / expected.std()
+        assert 1e-4 < error < 0.02  # rounded indeed, and not by much
+
+
+def test_a_full_bucket_needs_no_masks():
+    config = load_config("configs/ktn.py:tiny")
+    predictor = Predictor(config, weights.initialise(config, seed=0))
+    photo = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), np.uint8)
+    size = jnp.asarray([[250, 230]])  # the reference pads both to 256
+    results = [predictor._run_detect(predictor.variables, photo, size, x) for x in (False, True)]
+    (masked, found), (full, found_full) = results
+    for level, maps in masked.maps.items():
+        np.testing.assert_allclose(full.maps[level], maps, atol=1e-4 * float(maps.std()))
+    np.testing.assert_allclose(found_full.boxes, found.boxes, atol=1e-2)
