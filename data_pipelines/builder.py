@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.annotations import DensePoseRecord, ImageFacts, ImageRecord, PersonRecord
 from data_pipelines.densepose_coco.densepose_coco_dataset_builder import Builder
-from data_pipelines.sources import SourceError, decode_image
+from data_pipelines.sources import SourceError
+from ktn_jax.images import decode_image
 
 # The format whose examples can be read in any order, which the plan of a batch needs.
 _FILE_FORMAT = "array_record"

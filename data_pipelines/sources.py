@@ -1,7 +1,6 @@
 """Where images and annotations come from: a folder, memory, a renderer, or several in a row."""
 
 import bisect
-import io
 import itertools
 import os
 import pathlib
@@ -9,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from data_pipelines.annotations import Dataset, ImageFacts, ImageRecord, parse_person
 from data_pipelines.synthetic import SyntheticSource
+from ktn_jax.images import decode_image
 from ktn_jax.template import parts
 
 
@@ -30,27 +29,7 @@ class Source(Protocol):
 
 
 class SourceError(ValueError):
-    """An image that cannot be read; the message names it."""
-
-
-def decode_image(content: bytes, name: str) -> np.ndarray:
-    """Decodes an image file.
-
-    Args:
-        content: the file's bytes, in a format that Pillow reads.
-        name: of the file, for the error.
-
-    Returns:
-        [H, W, 3] uint8 RGB, turned as its EXIF orientation says.
-
-    Raises:
-        SourceError: not an image, or one that is cut short.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SourceError(f"{name}: cannot be decoded: {error}") from error
+    """An image that is not where its record says; the message names both."""
 
 
 class FolderSource:

@@ -4,6 +4,7 @@ In memory an image is RGB uint8 [H, W, 3].
 """
 
 import glob
+import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -22,12 +23,7 @@ class ImageError(ValueError):
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads an image file as it is meant to be seen.
-
-    The EXIF orientation is applied. Grey, palette, 1-bit and CMYK images become RGB; 16-bit grey is
-    scaled to 8 bits (65535 becomes 255, rounded). An alpha channel is dropped, not composited: the
-    colours stored under transparent pixels show, as in detectron2, whose numbers this project
-    reproduces. Of an animation the first frame is read. Colour profiles are not applied.
+    """Reads an image file as it is meant to be seen; see `decode_image`.
 
     Args:
         path: A file in any format that Pillow reads.
@@ -36,25 +32,50 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         [H, W, 3] uint8 RGB.
 
     Raises:
-        ImageError: the file is absent, unreadable, no image, cut short, of no pixels, of so many
-            that it looks like a decompression bomb (Pillow's limit, 179 million), or holds 32-bit
-            samples, of which nothing says what white is.
+        ImageError: the file is absent, unreadable, or one that `decode_image` refuses.
     """
     path = pathlib.Path(path)
     try:
-        with Image.open(path) as file:
-            pixels = _to_rgb(ImageOps.exif_transpose(file), file.format)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: too large to be a photo: {error}") from error
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise ImageError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise ImageError(f"{path}: not an image: {error.strerror}") from error
+    return decode_image(content, os.fspath(path))
+
+
+def decode_image(content: bytes, name: str) -> np.ndarray:
+    """Decodes an image file as it is meant to be seen.
+
+    The EXIF orientation is applied. Grey, palette, 1-bit and CMYK images become RGB; 16-bit grey is
+    scaled to 8 bits (65535 becomes 255, rounded). An alpha channel is dropped, not composited: the
+    colours stored under transparent pixels show, as in detectron2, whose numbers this project
+    reproduces. Of an animation the first frame is read. Colour profiles are not applied.
+
+    Args:
+        content: The file's bytes, in any format that Pillow reads.
+        name: Of the file, for errors.
+
+    Returns:
+        [H, W, 3] uint8 RGB.
+
+    Raises:
+        ImageError: no image, cut short, of no pixels, of so many that it looks like a decompression
+            bomb (Pillow's limit, 179 million), or of 32-bit samples, of which nothing says what
+            white is.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            pixels = _to_rgb(ImageOps.exif_transpose(file), file.format)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: too large to be a photo: {error}") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         reason = str(error) or type(error).__name__
-        raise ImageError(f"{path}: not an image, or a damaged one: {reason}") from error
+        raise ImageError(f"{name}: not an image, or a damaged one: {reason}") from error
     if pixels.size == 0:
-        raise ImageError(f"{path}: the image has no pixels ({pixels.shape[1]} x {pixels.shape[0]})")
+        raise ImageError(f"{name}: the image has no pixels ({pixels.shape[1]} x {pixels.shape[0]})")
     return pixels
 
 

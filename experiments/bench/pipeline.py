@@ -23,7 +23,8 @@ from PIL import Image
 from data_pipelines import annotations, transforms
 from data_pipelines.pipeline import DataSettings, make_datasets
 from data_pipelines.plan import Augmentation
-from data_pipelines.sources import FolderSource, decode_image
+from data_pipelines.sources import FolderSource
+from ktn_jax.images import decode_image
 from ktn_jax.template.symmetry import UVSymmetry
 
 _HEIGHT, _WIDTH = 480, 640
