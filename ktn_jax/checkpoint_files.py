@@ -4,6 +4,7 @@ Names and layouts are left as the file has them (convolutions OIHW); `ktn_jax.to
 what they mean. PyTorch is needed for `.pth` only, and is imported when such a file is met.
 """
 
+import json
 import os
 import pathlib
 import pickle
@@ -22,6 +23,12 @@ _WRAPPERS = ("model", "state_dict", "blobs")  # detectron2, many training script
 _PARALLEL_PREFIX = "module."  # what torch.nn.DataParallel puts in front of every name
 _DUMP_PREFIX = "state/"  # a dump of a model's stages keeps its weights under this
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_SAFETENSORS_TYPES = {
+    **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{"C64": "<c8", "BOOL": "bool", "BF16": _BFLOAT16},
+}
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -210,10 +217,21 @@ def _write_pickle(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    import safetensors.numpy
+    """Maps the file: nothing is copied, and only what is used is read."""
+    import safetensors
 
     try:
-        return safetensors.numpy.load_file(path)
+        with safetensors.safe_open(path, framework="np") as file:  # which checks the header
+            names = list(file.keys())
+        content = np.memmap(path, np.uint8, mode="r")
+        start = 8 + int(content[:8].view("<u8")[0])
+        header = json.loads(content[8:start].tobytes())
+        state = {}
+        for name in names:
+            dtype = np.dtype(_SAFETENSORS_TYPES[header[name]["dtype"]])
+            first, last = (start + offset for offset in header[name]["data_offsets"])
+            state[name] = content[first:last].view(dtype).reshape(header[name]["shape"])
+        return {name: np.asarray(value) for name, value in state.items()}
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged, or not a safetensors file: {error}") from error
 

@@ -1,7 +1,6 @@
 """The `ktn` command."""
 
 import argparse
-import ctypes
 import importlib
 import importlib.metadata
 import os
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import ktn_jax
+from ktn_jax import host_memory
 
 COMMANDS = ("predict", "convert", "verify", "train", "eval", "data", "demo")
 
@@ -25,9 +25,6 @@ _CONVOLUTION_FLAG_VERSIONS = ((0, 10, 2), (0, 11, 2))
 # on Linux. The C library reads this before Python starts.
 _TUNABLES, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 _HUGE_PAGES_SINCE = (2, 35)  # of glibc
-
-# M_MMAP_MAX, M_TRIM_THRESHOLD and M_ARENA_MAX of glibc's malloc.h.
-_MALLOC_PARAMETERS = ((-4, 0), (-1, 2**31 - 1), (-8, 1))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -102,21 +99,7 @@ def _prepare_jax() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if _knows_convolution_flag() and _CONVOLUTION_FLAG.partition("=")[0] not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_CONVOLUTION_FLAG}".strip()
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Lets glibc's malloc reuse large blocks instead of returning them to the system.
-
-    XLA allocates a program's intermediate maps anew in every call. Returned memory comes back as
-    pages of zeros that the system clears one by one: on a CPU a tenth of the time of inference.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return  # another C library
-    for parameter, value in _MALLOC_PARAMETERS:
-        mallopt(parameter, value)
+    host_memory.keep_freed()
 
 
 def _knows_convolution_flag() -> bool:

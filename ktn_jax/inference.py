@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ktn_jax import charts, images
+from ktn_jax import charts, host_memory, images
 from ktn_jax.modeling.computing import Forms, computing
 from ktn_jax.modeling.detector import Detector, Features, build_model, size_multiple
 from ktn_jax.modeling.folding import fold_norms
@@ -59,8 +59,12 @@ class Predictor:
         self._surface_kernel = _surface_kernel(config.model, variables)
         model_config, variables = fold_norms(config.model, _without_transfer(variables))
         self.model = build_model(model_config)
-        # On the device once: arrays of the host would travel with every call.
-        self.variables = jax.device_put(variables)
+        # On the device once: arrays of the host would travel with every call. As copies: one alias
+        # would keep a whole mapped checkpoint in memory.
+        self.variables = jax.device_put(jax.tree.map(np.array, variables))
+        jax.block_until_ready(self.variables)
+        del variables
+        host_memory.return_freed()
         self.forms = inference_forms(config.test)
         self._run_detect = jax.jit(self._detect_stage, static_argnums=3)
         self._run_decode = jax.jit(self._decode_stage)

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+PROCESSOR = "processor time, "
+
 
 @dataclasses.dataclass
 class Row:
@@ -119,7 +121,9 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Times calls in turn, so that what else the machine does slows all alike.
 
-    A call that returns a mapping of seconds is believed; of others the whole is timed.
+    A call that returns a mapping of seconds is believed; of others the whole is timed. Processor
+    time, of all threads, goes under the name with PROCESSOR in front: on a machine that others use
+    too it says more than the time that passed.
     """
     for _ in range(warm_up):
         for call in calls.values():
@@ -127,9 +131,10 @@ def take_turns(
     seconds: dict[str, list[float]] = {}
     for _ in range(repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             parts = call()
-            elapsed = time.perf_counter() - start
+            elapsed, processor = time.perf_counter() - start, time.process_time() - processor
+            seconds.setdefault(PROCESSOR + name, []).append(processor)
             if not isinstance(parts, Mapping):
                 parts = {name: elapsed}
             for part, value in parts.items():
@@ -159,9 +164,11 @@ def run_alone(arguments: Sequence[str]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def prepare() -> None:
-    """Makes the project importable and sets JAX up as the `ktn` command does."""
+def prepare(tunes_memory: bool = True) -> None:
+    """Makes the project importable and sets JAX and malloc up as the `ktn` command does."""
     sys.path.insert(0, os.fspath(pathlib.Path(__file__).resolve().parents[2]))
+    if not tunes_memory:
+        return
     from ktn_jax import cli
 
     cli._prepare_jax()

@@ -183,13 +183,15 @@ def spread_weights(variables, seed=0):
 
 
 def agreement(ours, theirs, count):
-    """Largest difference of each chart map over the standard deviation of theirs."""
-    errors = {}
+    """Differences of the chart maps over the standard deviation of theirs: largest, and RMS."""
+    largest, typical = [], []
     for name, expected in theirs.items():
         expected = expected.numpy().transpose(0, 2, 3, 1)
         actual = np.asarray(getattr(ours, name))[:count]
-        errors[name] = float(np.abs(actual - expected).max() / expected.std())
-    return errors
+        difference = (actual - expected) / expected.std()
+        largest.append(float(np.abs(difference).max()))
+        typical.append(float(np.sqrt(np.square(difference).mean())))
+    return max(largest), max(typical)
 
 
 def compare(config_name, arguments, report):
@@ -231,8 +233,11 @@ def compare(config_name, arguments, report):
         values["time_ratio"] = common.median_ratio(seconds["ours"], scaled)
         if memory:
             values["memory_ratio"] = memory["ours"] / memory["theirs"]
-        errors = agreement(ours.outputs, theirs.outputs, len(boxes))
-        values["largest_difference_over_std"] = max(errors.values())
+        processor = [seconds[common.PROCESSOR + side] for side in ("ours", "PyTorch")]
+        processor[1] = [value * len(photos) for value in processor[1]]
+        values["processor_time_ratio"] = common.median_ratio(*processor)
+        largest, typical = agreement(ours.outputs, theirs.outputs, len(boxes))
+        values |= {"largest_difference_over_std": largest, "rms_difference_over_std": typical}
     report.section(
         f"{config.name}, photo {PHOTO_HW if arguments.full else photos[0].shape[:2]}, "
         f"{len(boxes)} people",
@@ -295,7 +300,7 @@ def main():
     parser.add_argument("--measure-memory", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    common.prepare()
+    common.prepare(tunes_memory=arguments.measure_memory != "theirs")
     if arguments.measure_memory != "ours" and not arguments.ours_only:
         import torch
 

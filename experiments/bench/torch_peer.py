@@ -5,8 +5,6 @@ norms stay apart from convolutions, the decoder runs on the whole map, four bran
 the surface classifier is synthesised for every image.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,11 +22,11 @@ FROZEN_STAGES = ("stem", "res2")
 class Peer:
     """R50-FPN with the baseline's or KTN's decoder, head and predictor."""
 
-    def __init__(self, config: ConfigDict, state: Mapping[str, np.ndarray], train: bool = False):
-        """Takes a `model` configuration and a state dict with the original's names."""
+    def __init__(self, config: ConfigDict, state: dict[str, np.ndarray], train: bool = False):
+        """Takes a `model` configuration and the original's state dict, which it empties."""
         self.config = config
         self.is_ktn = config.predictor.name == "ktn"
-        self.weights = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+        self.weights = {n: torch.from_numpy(np.array(state.pop(n))) for n in list(state)}
         self.trained = {}
         for name, value in self.weights.items() if train else ():
             is_fixed = not value.is_floating_point() or ".ScaleConv." in name
