@@ -47,7 +47,10 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	for file in experiments/bench/*.py; do $(BIN)/python $$file || exit 1; done
+	$(BIN)/python experiments/bench/inference.py
+	$(BIN)/python experiments/bench/train_step.py
+	$(BIN)/python experiments/bench/pipeline.py --repeats 2 --steps 4
+	$(BIN)/python experiments/bench/evaluation.py --images 150 --people 500 --vertices 3000 --repeats 1
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -18,8 +18,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-PROCESSOR = "processor time, "
-
 
 @dataclasses.dataclass
 class Row:
@@ -118,28 +116,55 @@ def add_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
 
 def take_turns(
     calls: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1
-) -> dict[str, list[float]]:
-    """Times calls in turn, so that what else the machine does slows all alike.
+) -> dict[str, list[Any]]:
+    """Makes calls in turn, so that what else the machine does slows all alike.
 
-    A call that returns a mapping of seconds is believed; of others the whole is timed. Processor
-    time, of all threads, goes under the name with PROCESSOR in front: on a machine that others use
-    too it says more than the time that passed.
+    Returns:
+        For each call what it returned, or the seconds that it took where it returned nothing.
     """
-    for _ in range(warm_up):
-        for call in calls.values():
-            call()
-    seconds: dict[str, list[float]] = {}
-    for _ in range(repeats):
+    answers: dict[str, list[Any]] = {name: [] for name in calls}
+    for repetition in range(warm_up + repeats):
         for name, call in calls.items():
-            start, processor = time.perf_counter(), time.process_time()
-            parts = call()
-            elapsed, processor = time.perf_counter() - start, time.process_time() - processor
-            seconds.setdefault(PROCESSOR + name, []).append(processor)
-            if not isinstance(parts, Mapping):
-                parts = {name: elapsed}
-            for part, value in parts.items():
-                seconds.setdefault(part, []).append(value)
-    return seconds
+            start = time.perf_counter()
+            answer = call()
+            answer = time.perf_counter() - start if answer is None else answer
+            if repetition >= warm_up:
+                answers[name].append(answer)
+    return answers
+
+
+class Server:
+    """This script in a process of its own, which answers one question at a time with JSON."""
+
+    def __init__(self, arguments: Sequence[str]):
+        """Starts the process; it should call `answer_questions`."""
+        command = [sys.executable, sys.argv[0], *arguments]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+    def ask(self, question: str) -> Any:
+        """Sends a line and waits for the answer."""
+        self._process.stdin.write(question + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process that was asked to {question!r} ended")
+        return json.loads(line)
+
+
+def answer_questions(answer: Callable[[str], Any]) -> None:
+    """Answers the lines of standard input until it ends."""
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(answer(line.strip())) + "\n")
+        sys.stdout.flush()
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -155,13 +180,6 @@ def peak_memory() -> int | None:
         return None
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024
-
-
-def run_alone(arguments: Sequence[str]) -> dict[str, Any]:
-    """Runs this script again with other arguments; what it prints last is JSON."""
-    command = [sys.executable, sys.argv[0], *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def prepare(tunes_memory: bool = True) -> None:

@@ -1,19 +1,22 @@
-"""Times inference against plain PyTorch: same weights, same photo, in turn in one process.
+"""Times inference against plain PyTorch: same weights, same photo, in turn.
 
     python experiments/bench/inference.py                         # small model, seconds
     python experiments/bench/inference.py --full                  # both R50 models, minutes
-    python experiments/bench/inference.py --full --set model.matmul_dtype=bfloat16
+    python experiments/bench/inference.py --full --set test.matmul_dtype=bfloat16
 
 The photo is 717 x 1333, padded as either side does it (theirs to a multiple of 32, ours to one of
 `test.size_buckets`). The second stage runs on the same eight boxes on both sides, whatever the
 first one finds with untrained weights. Ours is timed as `ktn predict` runs it, up to the chart maps
 on the host; our stages are timed apart, each compiled for itself, and need not add up to the whole.
-The PyTorch side's whole is the sum of its stages. Memory is the peak of a process that only loads a
-checkpoint and runs one side.
+The PyTorch side's whole is the sum of its stages. Each side has a process of its own, with the
+memory allocation it runs with elsewhere, and works only when asked for a repetition; its memory is
+the peak of that process, from the checkpoint on, before stages are timed apart.
 """
 
 import argparse
-import json
+import contextlib
+import dataclasses
+import functools
 import tempfile
 import time
 
@@ -119,7 +122,11 @@ class Ours:
         features = timed("pool + head", "head", head, decoded, self.boxes, self.index)
         kernel = self.predictor._surface_kernel
         timed("predictor", "predict", Detector.predict_charts, features, kernel)
-        return {f"ours: {stage}": value for stage, value in seconds.items()}
+        return seconds
+
+    def maps(self):
+        """Chart maps [N, S, S, channels] of the last run, by name."""
+        return {k: v for k, v in dataclasses.asdict(self.outputs).items() if v is not None}
 
 
 class Theirs:
@@ -135,14 +142,16 @@ class Theirs:
         self.size_hw = tuple(-(-side // 32) * 32 for side in self.image_hw)
 
     def stages(self):
-        """Seconds of each stage, and of the whole."""
+        """Seconds of each stage."""
         seconds = dict.fromkeys(STAGES, 0.0)
         for photo in self.photos:
             with self.torch.no_grad():
                 self._run(photo, seconds)
-        return {"PyTorch": sum(seconds.values())} | {
-            f"PyTorch: {stage}": value for stage, value in seconds.items()
-        }
+        return seconds
+
+    def maps(self):
+        """Chart maps [N, S, S, channels] of the last photo, by name."""
+        return {k: v.numpy().transpose(0, 2, 3, 1) for k, v in self.outputs.items()}
 
     def _run(self, photo, seconds):
         from torch_peer import with_image
@@ -182,68 +191,64 @@ def spread_weights(variables, seed=0):
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
-def agreement(ours, theirs, count):
+def agreement(ours, theirs):
     """Differences of the chart maps over the standard deviation of theirs: largest, and RMS."""
     largest, typical = [], []
-    for name, expected in theirs.items():
-        expected = expected.numpy().transpose(0, 2, 3, 1)
-        actual = np.asarray(getattr(ours, name))[:count]
-        difference = (actual - expected) / expected.std()
+    for name in theirs.files:
+        expected = theirs[name]
+        difference = (ours[name][: len(expected)] - expected) / expected.std()
         largest.append(float(np.abs(difference).max()))
         typical.append(float(np.sqrt(np.square(difference).mean())))
     return max(largest), max(typical)
 
 
-def compare(config_name, arguments, report):
-    """Both sides of one configuration."""
-    from ktn_jax import configuration, torch_weights, weights
+def compare(config_name, folder, arguments, report):
+    """Both sides of one configuration; `folder` is for files that go between processes."""
+    from ktn_jax import configuration, weights
 
     config = configuration.load_config(config_name, arguments.changes)
-    photos, boxes = make_inputs(arguments)
-    variables = spread_weights(weights.initialise(config, seed=0))
-    ours = Ours(config, variables, photos, boxes)
-    if not arguments.ours_only:
-        constants = {"constants": weights.constants(config.model)}
-        state = torch_weights.to_torch({**variables, **constants})
-        theirs = Theirs(config, state, photos[:1], boxes)
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/weights.safetensors"
-        if not arguments.no_memory:
-            weights.write_variables(path, variables)
-        memory = {}
-        for side in () if arguments.no_memory else ("ours", "theirs"):
-            if side == "ours" or not arguments.ours_only:
-                memory[side] = memory_of(side, config_name, path, arguments)
-    calls = {"ours": ours.run, "our stages": ours.stages}
-    if not arguments.ours_only:
-        calls["PyTorch"] = theirs.stages
-    seconds = common.take_turns(calls, arguments.repeats)
-    rows = []
-    for side, name in (("ours", "ours"), ("PyTorch", "theirs")):
-        if side not in seconds:
-            continue
-        whole = common.Row(side, seconds[side], len(photos) if side == "ours" else 1)
-        whole.peak_bytes = memory.get(name)
-        parts = [(key, value) for key, value in seconds.items() if key.startswith(side + ": ")]
-        rows += [whole, *(common.Row(key, value, whole=whole.median) for key, value in parts)]
-    values = {"network_input": ours.bucket, "batch": len(photos)}
-    if not arguments.ours_only:
+    path = f"{folder}/{config.name}.safetensors"
+    weights.write_variables(path, spread_weights(weights.initialise(config, seed=0)))
+    sides = ["ours"] if arguments.ours_only else ["ours", "PyTorch"]
+    with contextlib.ExitStack() as stack:
+        servers = {
+            side: stack.enter_context(
+                common.Server(serve_arguments(side, config_name, path, arguments))
+            )
+            for side in sides
+        }
+        memory = {side: servers[side].ask("run")["peak_bytes"] for side in sides}
+        calls = {side: functools.partial(servers[side].ask, "run") for side in sides}
+        calls["our stages"] = functools.partial(servers["ours"].ask, "stages")
+        answers = common.take_turns(calls, arguments.repeats)
+        maps = {}
+        for side in sides:
+            servers[side].ask(f"save {folder}/{side}.npz")
+            maps[side] = np.load(f"{folder}/{side}.npz")
+    rows, seconds, processor = [], {}, {}
+    for side in sides:
+        seconds[side] = [sum(answer["seconds"].values()) for answer in answers[side]]
+        processor[side] = [answer["processor"] for answer in answers[side]]
+        images = arguments.batch if side == "ours" else 1
+        rows.append(common.Row(side, seconds[side], images, peak_bytes=memory[side]))
+        parts = [a["seconds"] for a in answers["our stages" if side == "ours" else side]]
+        rows += [
+            common.Row(f"{side}: {stage}", [part[stage] for part in parts], whole=rows[-1].median)
+            for stage in STAGES
+        ]
+        rows.append(common.Row(f"{side}: processor time", processor[side]))
+    values = {"batch": arguments.batch, "second_stage_people": arguments.people}
+    if len(sides) == 2:
         values["peer"] = __import__("torch_ops").describe()
-        scaled = [value * len(photos) for value in seconds["PyTorch"]]
-        values["time_ratio"] = common.median_ratio(seconds["ours"], scaled)
-        if memory:
-            values["memory_ratio"] = memory["ours"] / memory["theirs"]
-        processor = [seconds[common.PROCESSOR + side] for side in ("ours", "PyTorch")]
-        processor[1] = [value * len(photos) for value in processor[1]]
-        values["processor_time_ratio"] = common.median_ratio(*processor)
-        largest, typical = agreement(ours.outputs, theirs.outputs, len(boxes))
+        scale = 1 / arguments.batch
+        for name, of_side in (("time", seconds), ("processor_time", processor)):
+            ratio = common.median_ratio(of_side["ours"], of_side["PyTorch"])
+            values[f"{name}_ratio_per_image"] = ratio * scale
+        values["memory_ratio"] = memory["ours"] / memory["PyTorch"]
+        largest, typical = agreement(maps["ours"], maps["PyTorch"])
         values |= {"largest_difference_over_std": largest, "rms_difference_over_std": typical}
-    report.section(
-        f"{config.name}, photo {PHOTO_HW if arguments.full else photos[0].shape[:2]}, "
-        f"{len(boxes)} people",
-        rows,
-        **values,
-    )
+    size_hw = make_inputs(arguments)[0][0].shape[:2]
+    report.section(f"{config.name}, photo {size_hw}, {arguments.people} people", rows, **values)
 
 
 def make_inputs(arguments):
@@ -252,32 +257,45 @@ def make_inputs(arguments):
     return [make_photo(size_hw)] * arguments.batch, make_boxes(size_hw, arguments.people)
 
 
-def memory_of(side, config_name, path, arguments):
-    """Peak memory of a process that loads a checkpoint and runs one side three times."""
-    own = ["--measure-memory", side, "--weights", path, "--config", config_name]
+def serve_arguments(side, config_name, path, arguments):
+    """Arguments of the process that runs one side."""
+    own = ["--serve", side, "--weights", path, "--config", config_name]
     own += [f"--people={arguments.people}", f"--batch={arguments.batch}"]
-    own += ["--full"] if arguments.full else []
+    own += [f"--threads={arguments.threads}", *(["--full"] if arguments.full else [])]
     own += ["--photo", *map(str, arguments.photo)] if arguments.photo else []
-    own += [part for change in arguments.changes for part in ("--set", change)]
-    return common.run_alone(own)["peak_bytes"]
+    return own + [part for change in arguments.changes for part in ("--set", change)]
 
 
-def measure_memory(arguments):
-    """The child of `memory_of`."""
+def serve(arguments):
+    """Loads a checkpoint and runs one side as often as it is asked to."""
     from ktn_jax import checkpoint_files, configuration, weights
 
     config = configuration.load_config(arguments.config[0], arguments.changes)
     photos, boxes = make_inputs(arguments)
-    if arguments.measure_memory == "ours":
+    if arguments.serve == "ours":
         side = Ours(config, weights.load(config, arguments.weights), photos, boxes)
-        call = side.run
+        calls = {"run": side.run, "stages": side.stages}
     else:
+        import torch
+
+        torch.set_num_threads(arguments.threads)
         state = checkpoint_files.read_state_dict(arguments.weights)
         side = Theirs(config, state, photos[:1], boxes)
-        call = side.stages
-    for _ in range(3):
-        call()
-    print(json.dumps({"peak_bytes": common.peak_memory()}))  # noqa: T201
+        calls = {"run": side.stages}
+    calls["run"]()
+
+    def answer(question):
+        name, _, path = question.partition(" ")
+        if name == "save":
+            np.savez(path, **side.maps())
+            return {}
+        start, processor = time.perf_counter(), time.process_time()
+        parts = calls[name]()
+        elapsed, processor = time.perf_counter() - start, time.process_time() - processor
+        seconds = parts or {"whole": elapsed}
+        return {"seconds": seconds, "processor": processor, "peak_bytes": common.peak_memory()}
+
+    common.answer_questions(answer)
 
 
 def main():
@@ -296,21 +314,17 @@ def main():
     )
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch; JAX takes every core")
     parser.add_argument("--ours-only", action="store_true")
-    parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--measure-memory", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=("ours", "PyTorch"), help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    common.prepare(tunes_memory=arguments.measure_memory != "theirs")
-    if arguments.measure_memory != "ours" and not arguments.ours_only:
-        import torch
-
-        torch.set_num_threads(arguments.threads)
-    if arguments.measure_memory:
-        measure_memory(arguments)
+    common.prepare(tunes_memory=arguments.serve != "PyTorch")
+    if arguments.serve:
+        serve(arguments)
         return
     report = common.Report("inference", arguments.output)
-    for name in arguments.config or (FULL if arguments.full else ["configs/ktn.py:tiny"]):
-        compare(name, arguments, report)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.config or (FULL if arguments.full else ["configs/ktn.py:tiny"]):
+            compare(name, folder, arguments, report)
     report.close()
 
 
