@@ -4,7 +4,6 @@ import argparse
 import importlib
 import importlib.metadata
 import os
-import platform
 import sys
 from collections.abc import Sequence
 
@@ -20,11 +19,6 @@ _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # gradients; without it training is up to three times as fast. Other devices do not read the flag.
 _CONVOLUTION_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 _CONVOLUTION_FLAG_VERSIONS = ((0, 10, 2), (0, 11, 2))
-
-# As huge pages, the arrays that a program takes and gives back at every step cost a fifth less time
-# on Linux. The C library reads this before Python starts.
-_TUNABLES, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
-_HUGE_PAGES_SINCE = (2, 35)  # of glibc
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,8 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 something is wrong in what was asked for (said on stderr).
     """
     arguments = build_parser().parse_args(argv)
-    if argv is None:
-        restart_with_huge_pages()
     _prepare_jax()
     try:
         return arguments.run(arguments)
@@ -71,22 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"ktn {arguments.command}: {message}", file=sys.stderr)  # noqa: T201
         return 1
-
-
-def restart_with_huge_pages() -> None:
-    """Starts this process's program anew, where that lets it use huge pages; does not return then.
-
-    Nothing may have been done yet that starting anew would repeat.
-    """
-    tunables = os.environ.get(_TUNABLES, "")
-    library, version = platform.libc_ver()
-    if library != "glibc" or _HUGE_PAGES in tunables:
-        return
-    numbers = version.split(".")[:2]
-    if not all(map(str.isdigit, numbers)) or tuple(map(int, numbers)) < _HUGE_PAGES_SINCE:
-        return
-    os.environ[_TUNABLES] = f"{tunables}:{_HUGE_PAGES}=1".lstrip(":")
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _prepare_jax() -> None:

@@ -1,8 +1,6 @@
 """The ktn command: what a user types, and what comes of it."""
 
 import json
-import os
-import sys
 
 import numpy as np
 import pytest
@@ -134,20 +132,3 @@ def test_random_weights_are_those_of_the_original_by_name(weights_file):
     assert "roi_heads.densepose_predictor.kpt_crgk_matrix" in state
     assert torch_weights.to_torch(torch_weights.to_flax(state)).keys() == state.keys()
     assert json.dumps(sorted(state))  # names are text
-
-
-def test_the_command_line_starts_anew_once_for_huge_pages(monkeypatch):
-    started = []
-    monkeypatch.setattr(cli.os, "execv", lambda program, arguments: started.append(arguments))
-    monkeypatch.setattr(cli.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setattr(cli.sys, "orig_argv", ["python", "-m", "ktn_jax.cli", "predict"])
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
-    cli.restart_with_huge_pages()
-    cli.restart_with_huge_pages()  # what was started finds the variable
-    assert started == [[sys.executable, "-m", "ktn_jax.cli", "predict"]]
-    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
-    monkeypatch.delenv("GLIBC_TUNABLES")
-    for other in (("glibc", "2.31"), ("", ""), ("glibc", "x")):
-        monkeypatch.setattr(cli.platform, "libc_ver", lambda other=other: other)
-        cli.restart_with_huge_pages()
-    assert len(started) == 1
