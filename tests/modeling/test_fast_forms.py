@@ -15,13 +15,19 @@ from ktn_jax.ops import winograd
 from ktn_jax.verification import people, stages
 from ktn_jax.verification.dump import Dump
 
+# Each compiles for tens of seconds; the first two have every layer but DeepLab's.
 DUMPS = (
     "ktnv2_r50_tiny",
     "ktnv2_hrnet_tiny",
-    "ktnv2_hrnet_v3_tiny",
-    "densepose_r50_tiny",
-    "densepose_r50_legacy_tiny",
-    "densepose_r50_dl_nonlocal_tiny",
+    *(
+        pytest.param(name, marks=pytest.mark.extended)
+        for name in (
+            "ktnv2_hrnet_v3_tiny",
+            "densepose_r50_tiny",
+            "densepose_r50_legacy_tiny",
+            "densepose_r50_dl_nonlocal_tiny",
+        )
+    ),
 )
 
 
