@@ -30,7 +30,7 @@ demo: setup
 	$(BIN)/ktn demo
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not extended'
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 15 -m 'not extended'
 
 test-extended: setup
 	$(BIN)/python -m pytest -q -m extended

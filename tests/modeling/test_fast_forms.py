@@ -15,13 +15,13 @@ from ktn_jax.ops import winograd
 from ktn_jax.verification import people, stages
 from ktn_jax.verification.dump import Dump
 
-# Each compiles for tens of seconds; the first two have every layer but DeepLab's.
+# Each compiles for tens of seconds; the first has every layer but HRNet's and DeepLab's.
 DUMPS = (
     "ktnv2_r50_tiny",
-    "ktnv2_hrnet_tiny",
     *(
         pytest.param(name, marks=pytest.mark.extended)
         for name in (
+            "ktnv2_hrnet_tiny",
             "ktnv2_hrnet_v3_tiny",
             "densepose_r50_tiny",
             "densepose_r50_legacy_tiny",
@@ -48,7 +48,10 @@ def test_every_stage_matches_the_original_with_all_rewrites(golden_dir, name, mo
 
 @pytest.mark.slow
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["ktnv2_r50_tiny", "densepose_r50_tiny"])
+@pytest.mark.parametrize(
+    "name",
+    ["ktnv2_r50_tiny", pytest.param("densepose_r50_tiny", marks=pytest.mark.extended)],
+)
 def test_people_of_a_photo_match_the_original_with_all_rewrites(golden_dir, name, monkeypatch):
     monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
     rows = list(people.end_to_end(Dump(golden_dir / f"{name}.npz")))
