@@ -258,7 +258,7 @@ def test_rendered_truth_as_results_scores_100(evaluated, tmp_path, capsys):
         ([*MODEL, "--data=here", "--template=t"], "--data here: no such folder"),
         ([*MODEL, "--data=.", "--template=t"], "it has no images/; name them with --images"),
         ([*MODEL, "--data=synthetic", "--images=i"], "makes its own annotations"),
-        ([*MODEL, "--data=synthetic", "--scene=odd"], "--scene 'odd': one of ['busy', 'default', 'easy'"),
+        ([*MODEL, "--data=synthetic", "--scene=odd"], "--scene 'odd': one of ['busy', 'default'"),
         ([*MODEL, "--data=synthetic", "--min-iou=2"], "lowest threshold"),
         ([*MODEL, "--data=synthetic", "--process-id=1"], "need --coordinator"),
         (["--results=r.json"], "--results needs the --annotations"),
