@@ -173,7 +173,7 @@ def main() -> None:
     sys.path.insert(0, os.fspath(pathlib.Path(__file__).resolve().parents[1]))
     from ktn_jax import cli
 
-    cli._prepare_jax()
+    cli.prepare_jax()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of every save
     size = SIZES[arguments.size]
     size = dataclasses.replace(

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 something is wrong in what was asked for (said on stderr).
     """
     arguments = build_parser().parse_args(argv)
-    _prepare_jax()
+    prepare_jax()
     try:
         return arguments.run(arguments)
     # What a user can mend is a message; anything else is a bug and keeps its traceback.
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _prepare_jax() -> None:
+def prepare_jax() -> None:
     """Sets what must be set before JAX starts."""
     cache = os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ktn_jax", "compiled"

@@ -22,7 +22,7 @@ FAST = [
 def _own_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # What the command sets for JAX must not reach the other tests.
-    monkeypatch.setattr(cli, "_prepare_jax", lambda: None)
+    monkeypatch.setattr(cli, "prepare_jax", lambda: None)
 
 
 @pytest.fixture(scope="module")

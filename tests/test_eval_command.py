@@ -56,7 +56,7 @@ def _draw_weights(config, seed):
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch):
     # What the command sets for JAX must not reach the other tests.
-    monkeypatch.setattr(cli, "_prepare_jax", lambda: None)
+    monkeypatch.setattr(cli, "prepare_jax", lambda: None)
     monkeypatch.setattr(weights, "initialise", _draw_weights)
 
 
@@ -65,7 +65,7 @@ def evaluated(tmp_path_factory):
     """The output folder of a run over synthetic people, and what it printed."""
     output = tmp_path_factory.mktemp("eval") / "out"
     with pytest.MonkeyPatch.context() as patch, _Printed(patch) as printed:
-        patch.setattr(cli, "_prepare_jax", lambda: None)
+        patch.setattr(cli, "prepare_jax", lambda: None)
         patch.setattr(weights, "initialise", _draw_weights)
         code = cli.main(["eval", *MODEL, *SYNTHETIC, "--output", str(output)])
     assert code == 0

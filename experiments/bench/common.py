@@ -189,4 +189,4 @@ def prepare(tunes_memory: bool = True) -> None:
         return
     from ktn_jax import cli
 
-    cli._prepare_jax()
+    cli.prepare_jax()

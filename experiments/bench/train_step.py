@@ -213,7 +213,7 @@ def main():
     from ktn_jax import cli
     from ktn_jax.configuration import load_config
 
-    cli._prepare_jax()  # as `ktn train` runs
+    cli.prepare_jax()  # as `ktn train` runs
     size_hw = tuple(int(side) for side in arguments.size.split("x"))
     results = []
     for dtype in arguments.dtype:

@@ -256,7 +256,7 @@ def _evaluate(request: Request, config: ConfigDict, say: Say) -> Metrics:
     run = dataset_inference.describe_run(config, variables, annotations.read_bytes())
     images_dir = folder / synthetic_files.IMAGE_FOLDER
     results = dataset_inference.predict_dataset(
-        Predictor(config, jax.device_put(variables)),
+        Predictor(config, variables),
         read_ground_truth(annotations),
         images_dir,
         output / RESULTS,

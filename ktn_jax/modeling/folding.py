@@ -7,7 +7,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-EPSILON = 1e-5  # of FrozenBatchNorm and BatchNorm
+from ktn_jax.modeling.layers import FrozenBatchNorm
 
 Variables = dict[str, Any]
 
@@ -41,7 +41,7 @@ def fold_norms(config: ConfigDict, variables: Mapping[str, Any]) -> tuple[Config
             for name in names.split()
         }
         folded.pop(f"batch_stats/{layer}/norm/count", None)
-        scale = norm["scale"] / np.sqrt(norm["var"] + EPSILON)
+        scale = norm["scale"] / np.sqrt(norm["var"] + FrozenBatchNorm.epsilon)
         kernel = np.asarray(flat[f"params/{layer}/conv/kernel"])
         folded[f"params/{layer}/conv/kernel"] = (kernel * scale).astype(kernel.dtype)
         bias = norm["bias"] - norm["mean"] * scale

@@ -103,6 +103,6 @@ def test_presets_make_scenes(tmp_path):
 def test_the_convolution_flag_is_for_releases_that_know_it(monkeypatch, version, is_known):
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
     monkeypatch.setenv("XLA_FLAGS", "--own=1")
-    cli._prepare_jax()
+    cli.prepare_jax()
     assert ("individual_convolution" in os.environ["XLA_FLAGS"]) == is_known
     assert os.environ["XLA_FLAGS"].startswith("--own=1")

@@ -16,7 +16,7 @@ CONFIG = "--config=configs/ktn.py:tiny"
 @pytest.fixture(autouse=True)
 def _nothing_is_compiled(monkeypatch):
     """Building the step is where compilation would begin."""
-    monkeypatch.setattr(cli, "_prepare_jax", lambda: None)
+    monkeypatch.setattr(cli, "prepare_jax", lambda: None)
 
     def refuse(*arguments):
         raise AssertionError("the step was built")
