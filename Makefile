@@ -47,8 +47,12 @@ format: setup
 	$(BIN)/ruff format .
 
 bench: setup
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS),torch]"
+	$(BIN)/python experiments/bench/ops.py --repeats 3
 	$(BIN)/python experiments/bench/inference.py
 	$(BIN)/python experiments/bench/train_step.py
+	$(BIN)/python experiments/bench/train_step.py --compare --config configs/ktn.py:tiny --size 128x128
+	$(BIN)/python experiments/bench/startup.py --repeats 2
 	$(BIN)/python experiments/bench/pipeline.py --repeats 2 --steps 4
 	$(BIN)/python experiments/bench/evaluation.py --images 150 --people 500 --vertices 3000 --repeats 1
 

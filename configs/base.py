@@ -177,6 +177,7 @@ def _training() -> ConfigDict:
     training.keep_last = 3  # checkpoints; that of the lowest loss stays too
     training.num_devices = 0  # 0 for all
     training.shard_transfer = False  # split the transfer network over the devices
+    training.winograd = True  # as test.winograd; gradients too
     return training
 
 

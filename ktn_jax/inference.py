@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ktn_jax import charts, host_memory, images
-from ktn_jax.modeling.computing import Forms, computing
+from ktn_jax.modeling.computing import choose_forms, computing
 from ktn_jax.modeling.detector import Detector, Features, build_model, size_multiple
 from ktn_jax.modeling.folding import fold_norms
 from ktn_jax.results import PersonResult
@@ -65,7 +65,7 @@ class Predictor:
         jax.block_until_ready(self.variables)
         del variables
         host_memory.return_freed()
-        self.forms = inference_forms(config.test)
+        self.forms = choose_forms(config.test.winograd, config.test.matmul_dtype)
         self._run_detect = jax.jit(self._detect_stage, static_argnums=3)
         self._run_decode = jax.jit(self._decode_stage)
         self._dense = jax.jit(self._dense_stage)
@@ -204,13 +204,6 @@ class _LazilyDecoded:
         if self._pyramid is not None:
             self._decoded, self._pyramid = self._decode(self._pyramid), None
         return self._decoded
-
-
-def inference_forms(test: ConfigDict) -> Forms:
-    """How products are computed, for the `test` part of a configuration and the device in use."""
-    # Other devices bring libraries that choose for themselves.
-    is_cpu = jax.default_backend() == "cpu"
-    return Forms(has_winograd=test.winograd and is_cpu, matmul_dtype=test.matmul_dtype)
 
 
 def _surface_kernel(config: ConfigDict, variables: Mapping[str, Any]) -> Array | None:

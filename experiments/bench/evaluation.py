@@ -15,12 +15,11 @@ import json
 import os
 import pathlib
 import pstats
-import statistics
-import sys
 import tempfile
 import threading
 import time
 
+import common
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -213,7 +212,7 @@ def _run(folder: pathlib.Path, processes: int) -> dict[str, float]:
     return stages
 
 
-def _profile(folder: pathlib.Path, images: int) -> list[tuple[str, float]]:
+def _profile(folder: pathlib.Path, images: int) -> list[common.Row]:
     """Seconds of the parts of scoring, of some images in this process."""
     truth = read_ground_truth(folder / "annotations.json")
     results = index_results(folder / "results.json", truth)
@@ -230,64 +229,60 @@ def _profile(folder: pathlib.Path, images: int) -> list[tuple[str, float]]:
     )
     stats = pstats.Stats(profile).stats
     rows = [
-        (f"{pathlib.Path(key[0]).stem}.{key[2]}", value[3])
+        common.Row(f"{pathlib.Path(key[0]).stem}.{key[2]}", [value[3]])
         for key, value in stats.items()
         if key[2] in wanted and "ktn_jax" in key[0]
     ]
-    return sorted(rows, key=lambda row: -row[1])
+    return sorted(rows, key=lambda row: -row.median)
 
 
 def main() -> None:
     """Runs the benchmark and writes its figures to standard output."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    common.add_arguments(parser, repeats=3)
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--people", type=int, default=5000)
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--vertices", type=int, default=template_files.OFFICIAL_VERTICES)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", help="keep the made files here, and use them if they are there")
     parser.add_argument("--cold", action="store_true", help="table not in the page cache (Linux)")
     arguments = parser.parse_args()
-
-    def out(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
+    report = common.Report("evaluation", arguments.output)
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(arguments.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / template_files.SURFACE_FILE).exists():
-            start = time.perf_counter()
+            report.say(f"making a template of {arguments.vertices} vertices")
             _write_template(folder, arguments.vertices)
-            out(f"made a template of {arguments.vertices} vertices: {_since(start)}")
         _write_dataset(folder, arguments.images, arguments.people, arguments.points)
-        size = (folder / "results.json").stat().st_size / 2**20
-        out(f"{arguments.images} images, {arguments.people} people, results of {size:.0f} MB")
-        runs, processor = [], []
-        with _MemoryWatch() as memory:
-            for _ in range(arguments.repeats):
-                if arguments.cold:
-                    _forget(folder / template_files.GEODESICS_FILE)
-                before = _processor_seconds()
-                runs.append(_run(folder, arguments.processes))
-                processor.append(_processor_seconds() - before)
-        totals = [sum(run.values()) for run in runs]
-        for name in runs[0]:
-            out(f"  {name:34s} {_spread([run[name] for run in runs])}")
-        out(f"  {'total':34s} {_spread(totals)}")
-        out(f"  {'processor time of all processes':34s} {_spread(processor)}")
-        out(
-            f"peak memory {memory.peak_kb / 2**20:.2f} GB, of it {_gigabytes(memory)} GB not "
-            "backed by a file (the rest is the mapped table, which the system may drop)"
-        )
-        out("parts of scoring (cumulative, one process, first 150 images, profiled):")
-        for name, seconds in _profile(folder, min(150, arguments.images)):
-            out(f"  {name:44s} {seconds:6.2f} s")
+        _report_runs(folder, arguments, report)
+        rows = _profile(folder, min(150, arguments.images))
+        report.section("parts of scoring, cumulative, one process, 150 images, profiled", rows)
+    report.close()
 
 
-def _gigabytes(memory: _MemoryWatch) -> str:
-    return f"{memory.peak_anonymous_kb / 2**20:.2f}"
+def _report_runs(
+    folder: pathlib.Path, arguments: argparse.Namespace, report: common.Report
+) -> None:
+    runs, processor = [], []
+    with _MemoryWatch() as memory:
+        for _ in range(arguments.repeats):
+            if arguments.cold:
+                _forget(folder / template_files.GEODESICS_FILE)
+            before = _processor_seconds()
+            runs.append(_run(folder, arguments.processes))
+            processor.append(_processor_seconds() - before)
+    totals = [sum(run.values()) for run in runs]
+    whole = common.Row("all", totals, arguments.images, peak_bytes=1024 * memory.peak_kb)
+    rows = [whole, common.Row("processor time of all processes", processor)]
+    rows += [common.Row(name, [run[name] for run in runs], whole=whole.median) for name in runs[0]]
+    size = (folder / "results.json").stat().st_size / 2**20
+    title = f"{arguments.images} images, {arguments.people} people, results of {size:.0f} MB"
+    # The rest of the memory is the mapped table, which the system may drop.
+    report.section(title, rows, gib_not_backed_by_a_file=memory.peak_anonymous_kb / 2**20)
 
 
 def _forget(path: pathlib.Path) -> None:
@@ -299,17 +294,6 @@ def _forget(path: pathlib.Path) -> None:
 def _processor_seconds() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
-
-
-def _since(start: float) -> str:
-    return f"{time.perf_counter() - start:.1f} s"
-
-
-def _spread(seconds: list[float]) -> str:
-    return (
-        f"median {statistics.median(seconds):6.2f} s   "
-        f"spread {min(seconds):.2f}..{max(seconds):.2f}"
-    )
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ The photo is 717 x 1333, padded as either side does it (theirs to a multiple of 
 first one finds with untrained weights. Ours is timed as `ktn predict` runs it, up to the chart maps
 on the host; our stages are timed apart, each compiled for itself, and need not add up to the whole.
 The PyTorch side's whole is the sum of its stages. Each side has a process of its own, with the
-memory allocation it runs with elsewhere, and works only when asked for a repetition; its memory is
-the peak of that process, from the checkpoint on, before stages are timed apart.
+memory allocation it runs with elsewhere; asked for a repetition, it does two and times the second.
+Its memory is the peak of that process, from the checkpoint on, before stages are timed apart.
 """
 
 import argparse
@@ -166,7 +166,7 @@ class Theirs:
 
         x = timed("rest", peer.normalise, photo, self.size_hw)
         levels = timed("backbone + FPN", peer.pyramid, x)
-        proposals, _ = timed("RPN", peer.propose, levels, self.image_hw)
+        proposals = timed("RPN", peer.propose, levels, self.image_hw)
         logits, deltas = timed("box pool + FC", peer.classify, levels, with_image(proposals))
         timed("rest", peer.detections, logits, deltas, proposals, self.image_hw)
         decoded = timed("decoder", peer.decode_pyramid, levels)
@@ -289,11 +289,8 @@ def serve(arguments):
         if name == "save":
             np.savez(path, **side.maps())
             return {}
-        start, processor = time.perf_counter(), time.process_time()
-        parts = calls[name]()
-        elapsed, processor = time.perf_counter() - start, time.process_time() - processor
-        seconds = parts or {"whole": elapsed}
-        return {"seconds": seconds, "processor": processor, "peak_bytes": common.peak_memory()}
+        timed = common.time_warm(calls[name])
+        return timed | {"seconds": timed["result"] or {"whole": timed["seconds"]}}
 
     common.answer_questions(answer)
 

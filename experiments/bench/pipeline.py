@@ -9,14 +9,14 @@ not depend on it. The steps of one image are timed alone, on one core.
 """
 
 import argparse
+import functools
 import io
 import pathlib
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 
+import common
 import numpy as np
 from PIL import Image
 
@@ -81,8 +81,7 @@ def _time_stages(
     dataset: annotations.Dataset,
     source: FolderSource,
     folder: pathlib.Path,
-    out: Callable[[str], None],
-) -> None:
+) -> list[common.Row]:
     content = (folder / "000000.jpg").read_bytes()
     image, record = source[0]
     labelled = transforms.label_image(image, record)
@@ -96,37 +95,41 @@ def _time_stages(
         "flip": lambda: transforms.flip(large, _SYMMETRY),
         "rotate and zoom (off by default)": lambda: transforms.warp(large, matrix),
     }
-    for name, stage in stages.items():
-        times = []
-        for _ in range(15):
-            start = time.perf_counter()
-            stage()
-            times.append(time.perf_counter() - start)
-        out(f"  {name:36s} {1e3 * statistics.median(times):7.2f} ms")
+    seconds = common.take_turns(
+        {name: functools.partial(_drop, stage) for name, stage in stages.items()}, repeats=15
+    )
+    return [common.Row(name, values) for name, values in seconds.items()]
+
+
+def _drop(call: Callable[[], object]) -> None:
+    call()
 
 
 _SYMMETRY = _identity_symmetry()
 
 
-def _measure(batches: Iterator, images: int, steps: int) -> tuple[float, float]:
-    """Images a second, and milliseconds of processor time an image, of this process's threads."""
-    start, processor = time.perf_counter(), time.process_time()
-    for _ in range(steps):
+def _measure(loader: str, source: FolderSource, arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds and processor seconds of this process's threads for some batches."""
+    batches = _start(loader, source, arguments)
+    for _ in range(3):  # start the workers and fill what is made ahead
         next(batches)
-    count = images * steps
-    return (
-        count / (time.perf_counter() - start),
-        1e3 * (time.process_time() - processor) / count,
-    )
+    start, processor = time.perf_counter(), time.process_time()
+    for _ in range(arguments.steps):
+        next(batches)
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
+    batches.close()
+    return {"seconds": seconds, "processor": processor}
 
 
 def main() -> None:
     """Runs the benchmark and writes its figures to standard output."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    common.add_arguments(parser, repeats=7)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12, help="batches in one measurement")
-    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--max-people", type=int, default=20)
     parser.add_argument("--short-sides", type=int, nargs="+", default=[800])
@@ -134,32 +137,26 @@ def main() -> None:
         "--loaders", nargs="+", default=["tf_data", "threads", "processes"], help="which to run"
     )
     arguments = parser.parse_args()
-
-    def out(line: str) -> None:
-        sys.stdout.write(line + "\n")
-
+    report = common.Report("pipeline", arguments.output)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         dataset = _write_folder(folder, arguments.images)
         source = FolderSource(dataset, folder)
-        out("One image, one core:")
-        _time_stages(dataset, source, folder, out)
-        out(f"{arguments.workers} workers, batches of {arguments.batch_size}:")
-        measured: dict[str, list] = {loader: [] for loader in arguments.loaders}
-        for _ in range(arguments.repeats):
-            for loader, results in measured.items():
-                batches = _start(loader, source, arguments)
-                for _ in range(3):  # start the workers and fill what is made ahead
-                    next(batches)
-                results.append(_measure(batches, arguments.batch_size, arguments.steps))
-                batches.close()
-        for loader, results in measured.items():
-            rates, costs = zip(*results, strict=True)
-            spread = f"{min(rates):.0f}..{max(rates):.0f}"
-            cost = f"{statistics.median(costs):.1f} ms of processor time an image"
-            cost = "" if loader == "processes" else cost  # spent elsewhere
-            rate = f"median {statistics.median(rates):6.1f} images/s  spread {spread:9s}"
-            out(f"  {loader:10s} {rate} {cost}")
+        report.section("One image, one core", _time_stages(dataset, source, folder))
+        calls = {
+            loader: functools.partial(_measure, loader, source, arguments)
+            for loader in arguments.loaders
+        }
+        answers = common.take_turns(calls, arguments.repeats, warm_up=0)
+    images, rows = arguments.steps * arguments.batch_size, []
+    for loader, results in answers.items():
+        rows.append(common.Row(loader, [result["seconds"] for result in results], images))
+        if loader != "processes":  # theirs is spent elsewhere
+            processor = [result["processor"] / images for result in results]
+            rows.append(common.Row(f"{loader}: processor time an image", processor))
+    title = f"{arguments.workers} workers, {arguments.steps} batches of {arguments.batch_size}"
+    report.section(title, rows)
+    report.close()
 
 
 def _start(loader: str, source: FolderSource, arguments: argparse.Namespace) -> Iterator:

@@ -109,14 +109,39 @@ class Peer:
         batch = levels[0].shape[0]
         return [x.flatten(1) for x in logits], [x.reshape(batch, -1, 4) for x in deltas]
 
-    def propose(
-        self, levels: list[Tensor], image_hw: tuple[int, int], train: bool = False
-    ) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]]]:
-        """Proposals [R, 4] of one image, best first (of the first of a batch), and the outputs."""
+    def propose(self, levels: list[Tensor], image_hw: tuple[int, int]) -> Tensor:
+        """Proposals [R, 4] of one image, best first."""
+        return self.select(levels, self.rpn_heads(levels), image_hw)
+
+    @torch.no_grad()
+    def select(
+        self,
+        levels: list[Tensor],
+        outputs: tuple[list[Tensor], list[Tensor]],
+        image_hw: tuple[int, int],
+        image: int = 0,
+        train: bool = False,
+    ) -> Tensor:
+        """Proposals [R, 4] of one image of a batch, best first, from `rpn_heads`."""
         rpn = self.config.rpn
         before = rpn.pre_nms_top_k_train if train else rpn.pre_nms_top_k_test
         after = rpn.post_nms_top_k_train if train else rpn.post_nms_top_k_test
-        logits, deltas = self.rpn_heads(levels)
+        boxes, scores = [], []
+        for logits, deltas, anchors in zip(*outputs, self.anchors(levels), strict=True):
+            level_scores, top = logits[image].topk(min(before, logits.shape[1]))
+            decoded = decode(deltas[image][top], anchors[top], rpn.delta_weights)
+            decoded = clip(decoded, image_hw)
+            is_left = (decoded[:, 2:] > decoded[:, :2]).all(1)
+            decoded, level_scores = decoded[is_left], level_scores[is_left]
+            kept = torch_ops.nms(decoded, level_scores, rpn.nms_threshold)
+            boxes.append(decoded[kept])
+            scores.append(level_scores[kept])
+        boxes, scores = torch.cat(boxes), torch.cat(scores)
+        return boxes[scores.argsort(descending=True, stable=True)[:after]]
+
+    def anchors(self, levels: list[Tensor]) -> list[Tensor]:
+        """Anchors [H * W * A, 4] of each level."""
+        rpn = self.config.rpn
         anchors = anchor_boxes(
             [x.shape[2:] for x in levels],
             [4 * 2**index for index in range(len(levels))],
@@ -124,23 +149,7 @@ class Peer:
             rpn.aspect_ratios,
             rpn.anchor_offset,
         )
-        boxes, scores = [], []
-        with torch.no_grad():
-            for level_logits, level_deltas, level_anchors in zip(
-                logits, deltas, anchors, strict=True
-            ):
-                level_scores, top = level_logits[0].topk(min(before, level_logits.shape[1]))
-                level_anchors = torch.from_numpy(np.float32(level_anchors))[top]
-                decoded = decode(level_deltas[0][top], level_anchors, rpn.delta_weights)
-                decoded = clip(decoded, image_hw)
-                is_left = (decoded[:, 2:] > decoded[:, :2]).all(1)
-                decoded, level_scores = decoded[is_left], level_scores[is_left]
-                kept = torch_ops.nms(decoded, level_scores, rpn.nms_threshold)
-                boxes.append(decoded[kept])
-                scores.append(level_scores[kept])
-            boxes, scores = torch.cat(boxes), torch.cat(scores)
-            best = scores.argsort(descending=True, stable=True)[:after]
-        return boxes[best], (logits, deltas)
+        return [torch.from_numpy(np.float32(level)) for level in anchors]
 
     def classify(self, levels: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [R, 2] and deltas [R, 4] of boxes [R, 5] (image, xyxy)."""

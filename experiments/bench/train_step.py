@@ -1,6 +1,7 @@
-"""Times a training step: images a second, the share of each part, and memory.
+"""Times a training step: images a second, the share of each part, memory, and PyTorch beside it.
 
-    python experiments/bench/train_step.py --config configs/ktn.py:tiny --size 128x128 --batch 2 4
+    python experiments/bench/train_step.py                             # small model, seconds
+    python experiments/bench/train_step.py --compare                   # both R50 models, minutes
     python experiments/bench/train_step.py --config configs/ktn.py:r50 --size 800x1344 \\
         --batch 2 4 8 16 --dtype float32 bfloat16 --output figures.json
 
@@ -8,25 +9,31 @@ A batch is random pixels with people of random annotations, the same for every s
 before the clock starts. Parts are timed by growing the loss: the pyramid alone, then with the RPN,
 the box head and the DensePose branch, each with its gradient, and last the whole step with the
 optimizer; a part's share is what it adds. What a loss does not need is not computed.
+
+With --compare the other side is the same model in plain PyTorch layers, float32, SGD: two images of
+512 x 512, 16 DensePose ROIs in each. Each side has a process of its own and takes two steps when
+asked, of which the second is timed. Both start from the same weights; the losses of the first step,
+on the same anchors and ROIs, are compared, and are to agree. Learning rates are 0 so that all steps
+do the same.
 """
 
 import argparse
+import contextlib
 import functools
-import json
-import os
-import pathlib
-import statistics
-import sys
+import tempfile
 import time
+
+import common
+import numpy as np
 
 RPN_LOSSES = ("rpn_objectness", "rpn_deltas")
 BOX_LOSSES = ("box_class", "box_deltas")
+COMPARED = ("configs/ktn.py:r50", "configs/densepose_rcnn.py:r50")
+ROIS_PER_IMAGE = 16
 
 
 def make_batch(config, batch_size, size_hw, people=3, points=100):
     """A batch of random images, as many people in each with DensePose and keypoints."""
-    import numpy as np
-
     from data_pipelines.pipeline import batch_spec
 
     rng = np.random.default_rng(0)
@@ -54,145 +61,278 @@ def make_batch(config, batch_size, size_hw, people=3, points=100):
     return batch
 
 
-def time_calls(call, repeats):
-    """Median seconds of a call that has run once before."""
-    import jax
+class Ours:
+    """The step that `ktn train` takes, on one batch."""
 
-    jax.block_until_ready(call())
-    seconds = []
-    for _ in range(repeats):
+    def __init__(self, config, variables, size_hw, people=3):
+        import jax
+
+        from ktn_jax import weights
+        from ktn_jax.modeling.computing import choose_forms
+        from ktn_jax.training import distributed, forward, initialisation, optimizer, state, step
+
+        self.config = config
+        self.model = initialisation.build_trained_model(config)
+        mesh = distributed.make_mesh(config.training.num_devices)
+        shapes = weights.abstract_variables(self.model)
+        parts = (shapes["params"], shapes.get("batch_stats", {}))
+        rule = optimizer.make_optimizer(config, *parts)
+
+        def create(variables):
+            return state.create_state(variables, rule, config.seed, has_ema=False)
+
+        shardings = distributed.state_shardings(
+            jax.eval_shape(create, shapes), mesh, config.training.shard_transfer
+        )
+        if variables is None:
+            variables = initialisation.draw_variables(self.model, config.seed)
+        self.state = jax.jit(create, out_shardings=shardings)(variables)
+        labels = optimizer.label_parameters(*parts, optimizer.frozen_patterns(config))
+        schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
+        self.loss_fn = forward.make_loss_fn(
+            self.model, config.loss, choose_forms(config.training.winograd)
+        )
+        step_fn = step.make_train_step(self.loss_fn, rule, schedule, labels, mesh, shardings)
+        sharding = distributed.over_batch(mesh)
+        batch = make_batch(config, config.batch_size, size_hw, people)
+        self.batch = distributed.to_devices(batch, sharding)
+        self.stop = distributed.to_devices({"stop": [False] * mesh.size}, sharding)["stop"]
         start = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        self.compiled = step_fn.lower(self.state, self.batch, self.stop).compile()
+        self.compile_seconds = time.perf_counter() - start
+        self.devices = f"{mesh.size} {jax.devices()[0].device_kind}"
 
+    def run(self):
+        """Takes a step."""
+        import jax
 
-def time_parts(config, model, state, batch, repeats):
-    """Seconds of the gradient of each growing loss."""
-    import jax
-    import jax.numpy as jnp
-
-    from ktn_jax.training import forward
-
-    loss_fn = forward.make_loss_fn(model, config.loss)
-
-    def pyramid_loss(params, stats, batch, key):
-        variables = {"params": params, "batch_stats": stats}
-
-        def run(detector):
-            size_hw = batch["image_size_hw"]
-            inputs = detector.normalise(batch["image"], size_hw)
-            return detector.extract(inputs, None, train=True).maps
-
-        maps, _ = model.apply(variables, method=run, mutable=["batch_stats"])
-        return sum(jnp.square(level.astype(jnp.float32)).mean() for level in maps.values())
-
-    def partial_loss(names, params, stats, batch, key):
-        losses = loss_fn(params, stats, batch, key)[1][0]
-        return sum(loss for name, loss in losses.items() if names is None or name in names)
-
-    losses = {
-        "pyramid": pyramid_loss,
-        "rpn": functools.partial(partial_loss, RPN_LOSSES),
-        "box head": functools.partial(partial_loss, RPN_LOSSES + BOX_LOSSES),
-        "densepose": functools.partial(partial_loss, None),
-    }
-    key = jax.random.key(0)
-    seconds = {}
-    for name, loss in losses.items():
-        gradient = jax.jit(jax.grad(loss))
-        call = functools.partial(gradient, state.params, state.batch_stats, batch, key)
-        seconds[name] = time_calls(call, repeats)
-    return seconds
-
-
-def measure(config, size_hw, batch_size, repeats, has_parts):
-    """Figures of one configuration, batch size and type."""
-    import jax
-
-    from ktn_jax import weights
-    from ktn_jax.training import distributed, forward, initialisation, optimizer, state, step
-
-    model = initialisation.build_trained_model(config)
-    mesh = distributed.make_mesh(config.training.num_devices)
-    shapes = weights.abstract_variables(model)
-    parts = (shapes["params"], shapes.get("batch_stats", {}))
-    rule = optimizer.make_optimizer(config, *parts)
-
-    def create(variables):
-        return state.create_state(variables, rule, config.seed, has_ema=False)
-
-    shardings = distributed.state_shardings(
-        jax.eval_shape(create, shapes), mesh, config.training.shard_transfer
-    )
-    variables = initialisation.draw_variables(model, config.seed)
-    current = jax.jit(create, out_shardings=shardings)(variables)
-    labels = optimizer.label_parameters(*parts, optimizer.frozen_patterns(config))
-    schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
-    loss_fn = forward.make_loss_fn(model, config.loss)
-    train_step = step.make_train_step(loss_fn, rule, schedule, labels, mesh, shardings)
-    sharding = distributed.over_batch(mesh)
-    batch = make_batch(config, batch_size, size_hw)
-    batch = distributed.to_devices(batch, sharding)
-    stop = distributed.to_devices({"stop": [False] * mesh.size}, sharding)["stop"]
-    figures = {
-        "config": config.name,
-        "dtype": config.model.dtype,
-        "batch_size": batch_size,
-        "size_hw": size_hw,
-        "device": jax.devices()[0].device_kind,
-        "num_devices": mesh.size,
-    }
-    if has_parts:
-        totals = time_parts(config, model, current, batch, repeats)
-        figures["seconds_up_to"] = totals
-    start = time.perf_counter()
-    compiled = train_step.lower(current, batch, stop).compile()
-    figures["compile_seconds"] = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    if memory is not None:
-        own = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        own += memory.output_size_in_bytes - memory.alias_size_in_bytes
-        figures["program_gib"] = own / 2**30
-    seconds = []
-    for _ in range(repeats + 2):
-        start = time.perf_counter()
-        current, metrics = compiled(current, batch, stop)
+        self.state, metrics = self.compiled(self.state, self.batch, self.stop)
         jax.block_until_ready(metrics)
-        seconds.append(time.perf_counter() - start)
-    figures["step_seconds"] = statistics.median(seconds[2:])
-    figures["images_per_second"] = batch_size / figures["step_seconds"]
-    stats = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:  # of the process so far: run one size at a time to compare
-        figures["device_peak_gib"] = stats["peak_bytes_in_use"] / 2**30
-    return figures
+
+    def program_bytes(self):
+        """What the compiled step needs at once, its arguments included; None if not known."""
+        memory = self.compiled.memory_analysis()
+        if memory is None:
+            return None
+        own = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        return own + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+    def parts(self):
+        """Calls that compute the gradient of each growing loss, by name."""
+        import jax
+        import jax.numpy as jnp
+
+        def pyramid_loss(params, stats, batch, key):
+            def run(detector):
+                inputs = detector.normalise(batch["image"], batch["image_size_hw"])
+                return detector.extract(inputs, None, train=True).maps
+
+            variables = {"params": params, "batch_stats": stats}
+            maps, _ = self.model.apply(variables, method=run, mutable=["batch_stats"])
+            return sum(jnp.square(level.astype(jnp.float32)).mean() for level in maps.values())
+
+        def partial_loss(names, params, stats, batch, key):
+            losses = self.loss_fn(params, stats, batch, key)[1][0]
+            return sum(loss for name, loss in losses.items() if names is None or name in names)
+
+        losses = {
+            "pyramid": pyramid_loss,
+            "RPN": functools.partial(partial_loss, RPN_LOSSES),
+            "box head": functools.partial(partial_loss, RPN_LOSSES + BOX_LOSSES),
+            "DensePose": functools.partial(partial_loss, None),
+        }
+        key = jax.random.key(0)
+
+        def gradient(compiled):
+            jax.block_until_ready(
+                compiled(self.state.params, self.state.batch_stats, self.batch, key)
+            )
+
+        return {
+            name: functools.partial(gradient, jax.jit(jax.grad(loss)))
+            for name, loss in losses.items()
+        }
+
+    def sample(self, path):
+        """Draws what a step trains on, writes it for the other side, and returns our losses."""
+        import jax
+
+        from ktn_jax.ops.interpolate import resample_chart_nearest
+        from ktn_jax.ops.keypoints import keypoints_to_heatmap_index
+        from ktn_jax.training import forward, targets
+
+        config, batch = self.config, self.batch
+        size = 4 * config.model.densepose_head.pooled_size
+
+        @jax.jit
+        def draw(params, stats):
+            outputs, _ = forward.apply(
+                self.model, config.loss, params, stats, batch, jax.random.key(0)
+            )
+            losses = forward.compute_losses(config.model, config.loss, outputs, batch)
+            people = targets.densepose_targets(outputs.samples.people, batch)
+            parts = resample_chart_nearest(people.part_mask, people.gt_boxes, people.boxes, size)
+            cells, is_valid = keypoints_to_heatmap_index(people.keypoints, people.boxes, size)
+            return outputs.samples, outputs.anchors, people, parts, cells, is_valid, losses
+
+        drawn = jax.device_get(draw(self.state.params, self.state.batch_stats))
+        samples, anchors, people, parts, cells, is_valid, losses = drawn
+        is_roi, is_person = samples.rois.is_valid.reshape(-1), people.weight > 0
+        points = {
+            name: getattr(people, name)[is_person]
+            for name in ("point_is_valid", *(f"point_{axis}" for axis in "xyuvi"))
+        }
+        np.savez(
+            path,
+            anchor_labels=samples.anchors.labels,
+            anchor_boxes=samples.anchors.boxes,
+            anchors=anchors,
+            gt_boxes=jax.device_get(batch["boxes"]),
+            rois=with_image(samples.rois.boxes)[is_roi],
+            roi_is_person=samples.rois.is_foreground.reshape(-1)[is_roi],
+            roi_gt_boxes=samples.rois.gt_boxes.reshape(-1, 4)[is_roi],
+            people=with_image(samples.people.boxes)[is_person],
+            weight=people.weight[is_person],
+            people_gt_boxes=people.gt_boxes[is_person],
+            parts=parts[is_person],
+            keypoint_cells=cells[is_person],
+            keypoint_is_valid=is_valid[is_person],
+            **points,
+        )
+        counts = {"ROIs": int(is_roi.sum()), "DensePose ROIs": int(is_person.sum())}
+        return counts | {name: float(value) for name, value in losses.items()}
 
 
-def shares(figures):
-    """What each part adds, as a share of the step."""
-    totals = figures["seconds_up_to"] | {"optimizer": figures["step_seconds"]}
-    added, before = {}, 0.0
-    for name, seconds in totals.items():
-        added[name] = max(seconds - before, 0.0) / figures["step_seconds"]
-        before = max(before, seconds)
-    return added
+def with_image(boxes):
+    """Boxes [B, N, 4] as [B * N, 5] with the index of the image in front."""
+    index = np.arange(len(boxes), dtype=np.float32)[:, None, None]
+    rows = np.concatenate([np.broadcast_to(index, (*boxes.shape[:2], 1)), boxes], axis=2)
+    return rows.reshape(-1, 5)
 
 
-def report(figures):
-    """One line, and the shares below."""
-    line = (
-        f"{figures['config']} {figures['dtype']} batch {figures['batch_size']} at "
-        f"{figures['size_hw'][0]} x {figures['size_hw'][1]} on {figures['num_devices']} "
-        f"{figures['device']}: {figures['images_per_second']:.2f} images/s, "
-        f"{figures['step_seconds'] * 1e3:.0f} ms a step"
+def measure(name, changes, size_hw, has_parts, repeats, report):
+    """Our step of one configuration."""
+    from ktn_jax.configuration import load_config
+
+    config = load_config(name, changes)
+    ours = Ours(config, None, size_hw)
+    calls = {"step": ours.run} | (ours.parts() if has_parts else {})
+    seconds = common.take_turns(calls, repeats, warm_up=2)
+    values = {"devices": ours.devices, "compile_seconds": ours.compile_seconds}
+    program = ours.program_bytes()
+    if program is not None:
+        values["program_gib"] = program / 2**30
+    whole = common.Row(
+        "step", seconds.pop("step"), config.batch_size, peak_bytes=common.peak_memory()
     )
-    for key, text in (("program_gib", "program"), ("device_peak_gib", "device peak")):
-        if key in figures:
-            line += f", {text} {figures[key]:.2f} GiB"
-    lines = [line]
-    if "seconds_up_to" in figures:
-        lines.append("  " + ", ".join(f"{k} {v:.0%}" for k, v in shares(figures).items()))
-    return "\n".join(lines)
+    rows, before = [whole], [0.0] * repeats
+    for part, totals in (seconds | {"optimizer": whole.seconds} if has_parts else {}).items():
+        added = [max(total - start, 0.0) for total, start in zip(totals, before, strict=True)]
+        rows.append(common.Row(part, added, whole=whole.median))
+        before = [max(pair) for pair in zip(totals, before, strict=True)]
+    title = f"{config.name} {config.model.dtype}, batch {config.batch_size} of {size_hw}"
+    report.section(title, rows, **values)
+
+
+def compared_changes(arguments):
+    """Changes to a configuration under which both sides do the same work in every step."""
+    return [
+        "batch_size=2",
+        f"loss.densepose_rois_per_image={ROIS_PER_IMAGE}",
+        f"data.max_people={ROIS_PER_IMAGE}",
+        "optimizer.learning_rate=0.0",
+        "optimizer.warmup_steps=0",
+        "model.backbone.norm=FrozenBN",  # as the R50 models; the other side has no other
+        "model.backbone.freeze_at=2",
+        *arguments.changes,
+    ]
+
+
+def compare(name, folder, arguments, report):
+    """Both sides of one configuration; `folder` is for files that go between processes."""
+    from inference import spread_weights
+
+    from ktn_jax import configuration, weights
+
+    config = configuration.load_config(name, compared_changes(arguments))
+    path = f"{folder}/{config.name}.safetensors"
+    weights.write_variables(path, spread_weights(weights.initialise(config, seed=0)))
+    sides = ("ours", "PyTorch")
+    with contextlib.ExitStack() as stack:
+        servers, losses = {}, {}
+        for side in sides:  # ours first: it writes what both train on
+            own = ["--serve", side, "--weights", path, "--config", name, "--size", arguments.size]
+            own += [f"--threads={arguments.threads}"]
+            own += [part for change in arguments.changes for part in ("--set", change)]
+            servers[side] = stack.enter_context(common.Server(own))
+            losses[side] = servers[side].ask("losses")
+        calls = {side: functools.partial(servers[side].ask, "run") for side in sides}
+        answers = common.take_turns(calls, arguments.repeats, warm_up=2)
+    rows = []
+    for side in sides:
+        seconds = [answer["seconds"] for answer in answers[side]]
+        peak = answers[side][-1]["peak_bytes"]
+        rows.append(common.Row(side, seconds, config.batch_size, peak_bytes=peak))
+        processor = [answer["processor"] for answer in answers[side]]
+        rows.append(common.Row(f"{side}: processor time", processor))
+    differences = {
+        loss: abs(losses["ours"][loss] - expected) / max(abs(expected), 1e-6)
+        for loss, expected in losses["PyTorch"].items()
+    }
+    values = {
+        "peer": __import__("torch_ops").describe(),
+        "time_ratio": common.median_ratio(rows[0].seconds, rows[2].seconds),
+        "processor_time_ratio": common.median_ratio(rows[1].seconds, rows[3].seconds),
+        "memory_ratio": rows[0].peak_bytes / rows[2].peak_bytes,
+        "sampled": f"{losses['ours']['ROIs']} ROIs, {losses['ours']['DensePose ROIs']} DensePose",
+        "relative_differences_of_losses": ", ".join(
+            f"{loss} {value:.1g}" for loss, value in sorted(differences.items())
+        ),
+        "largest_relative_difference_of_losses": max(differences.values()),
+    }
+    size = f"2 images of {arguments.size}, {2 * ROIS_PER_IMAGE} DensePose ROIs"
+    report.section(f"{config.name}, {size}", rows, **values)
+
+
+def serve(arguments):
+    """Takes steps of one side as often as it is asked to."""
+    from ktn_jax import checkpoint_files, configuration, weights
+
+    config = configuration.load_config(arguments.config[0], compared_changes(arguments))
+    size_hw = parse_size(arguments.size)
+    samples = f"{arguments.weights}.samples.npz"
+    if arguments.serve == "ours":
+        variables = weights.load(config, arguments.weights)
+        ours = Ours(config, variables, size_hw, people=ROIS_PER_IMAGE)
+        del variables
+        calls = {"losses": lambda: ours.sample(samples), "run": ours.run}
+    else:
+        import torch
+        from torch_training import Trainer, sampled_from
+
+        torch.set_num_threads(arguments.threads)
+        state = checkpoint_files.read_state_dict(arguments.weights)
+        images = make_batch(config, config.batch_size, size_hw)["image"]
+        trainer = Trainer(config, state, images)
+        del state
+        with np.load(samples) as arrays:
+            sampled = sampled_from(arrays)
+
+        def step():
+            return {name: float(value) for name, value in trainer.step(sampled).items()}
+
+        calls = {"losses": step, "run": step}
+
+    def answer(question):
+        return calls[question]() if question == "losses" else common.time_warm(calls[question])
+
+    common.answer_questions(answer)
+
+
+def parse_size(text):
+    """(height, width) of "HxW"."""
+    height, width = text.split("x")
+    return int(height), int(width)
 
 
 def main():
@@ -200,32 +340,38 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/ktn.py:tiny")
+    common.add_arguments(parser, repeats=5)
+    parser.add_argument("--config", nargs="+", help="default: tiny; with --compare both R50 models")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--size", default="128x128", help="height x width")
+    parser.add_argument("--size", help="height x width; default 128x128, 512x512 with --compare")
     parser.add_argument("--batch", type=int, nargs="+", default=[2])
     parser.add_argument("--dtype", nargs="+", default=["float32"])
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-parts", action="store_true", help="the whole step only")
-    parser.add_argument("--output", type=pathlib.Path, help="JSON file")
+    parser.add_argument("--compare", action="store_true", help="with PyTorch")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch; JAX takes every core")
+    parser.add_argument("--serve", choices=("ours", "PyTorch"), help=argparse.SUPPRESS)
+    parser.add_argument("--weights", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.path.insert(0, os.fspath(pathlib.Path(__file__).resolve().parents[2]))
-    from ktn_jax import cli
-    from ktn_jax.configuration import load_config
-
-    cli.prepare_jax()  # as `ktn train` runs
-    size_hw = tuple(int(side) for side in arguments.size.split("x"))
-    results = []
-    for dtype in arguments.dtype:
-        for batch_size in arguments.batch:
-            changes = [f"model.dtype={dtype}", f"batch_size={batch_size}", *arguments.changes]
-            config = load_config(arguments.config, changes)
-            has_parts = not arguments.no_parts
-            figures = measure(config, size_hw, batch_size, arguments.repeats, has_parts)
-            print(report(figures), flush=True)  # noqa: T201
-            results.append(figures)
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(results, indent=1))
+    arguments.size = arguments.size or ("512x512" if arguments.compare else "128x128")
+    common.prepare(tunes_memory=arguments.serve != "PyTorch")
+    if arguments.serve:
+        serve(arguments)
+        return
+    report = common.Report("train_step", arguments.output)
+    if arguments.compare:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in arguments.config or COMPARED:
+                compare(name, folder, arguments, report)
+    else:
+        for name in arguments.config or ["configs/ktn.py:tiny"]:
+            for dtype in arguments.dtype:
+                for batch_size in arguments.batch:
+                    changes = [f"model.dtype={dtype}", f"batch_size={batch_size}"]
+                    changes += arguments.changes
+                    size_hw = parse_size(arguments.size)
+                    has_parts = not arguments.no_parts
+                    measure(name, changes, size_hw, has_parts, arguments.repeats, report)
+    report.close()
 
 
 if __name__ == "__main__":

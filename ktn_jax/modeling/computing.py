@@ -1,4 +1,4 @@
-"""How products are computed: faster forms of the same layers, for inference.
+"""How products are computed: faster forms of the same layers.
 
 A form is chosen around `apply`, where the program is traced, and not in the modules, which stay
 the plain definition for training and for comparison:
@@ -33,8 +33,15 @@ class Forms:
     matmul_dtype: str = "float32"
 
 
-_PLAIN = Forms()
-_current: contextvars.ContextVar[Forms] = contextvars.ContextVar("forms", default=_PLAIN)
+PLAIN = Forms()
+_current: contextvars.ContextVar[Forms] = contextvars.ContextVar("forms", default=PLAIN)
+
+
+def choose_forms(has_winograd: bool, matmul_dtype: str = "float32") -> Forms:
+    """What a configuration asks for, as far as it pays on the device in use."""
+    # Other devices bring libraries that choose for themselves.
+    has_winograd = has_winograd and jax.default_backend() == "cpu"
+    return Forms(has_winograd=has_winograd, matmul_dtype=matmul_dtype)
 
 
 @contextlib.contextmanager

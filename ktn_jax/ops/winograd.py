@@ -7,8 +7,11 @@ than the definition's: about 4e-6 of the standard deviation of the result, root 
 CPUs, whose convolutions are bound by products, it halves the time of wide layers on large maps.
 """
 
+import dataclasses
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -33,6 +36,7 @@ _FROM_INPUT = np.float32(
 _FROM_KERNEL = (
     np.float64([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 )
+_TRANSFORM = np.kron(_FROM_KERNEL, _FROM_KERNEL).astype(np.float32)  # [36, 9]
 _TO_OUTPUT = np.float32(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 )
@@ -57,42 +61,120 @@ def convolve_3x3(x: Array, kernel: Array, dilation: int = 1) -> Array:
             f"want x [B, H, W, C], a kernel [3, 3, C, C_out] and a dilation of at least 1, "
             f"got {x.shape}, {kernel.shape}, {dilation}"
         )
+    return _convolve(dilation, x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(dilation: int, x: Array, kernel: Array) -> Array:
     batch, height, width, _ = x.shape
-    # Outputs of a tile, and its inputs, lie `dilation` cells apart, so that tiles of neighbouring
-    # phases interleave: `dilation` of them share a span of cells along an axis.
+    bands = _cut(x.shape, dilation)
+    x = bands.pad(x, halo=dilation)
+    weights = jnp.matmul(
+        jnp.asarray(_TRANSFORM), _taps(kernel), precision=lax.Precision.HIGHEST
+    ).reshape(_READS**2, *kernel.shape[2:])
+
+    def convolve_band(index: Array | int) -> Array:
+        tiles = _read_tiles(bands.take(x, index, halo=dilation), bands)
+        products = lax.dot_general(
+            tiles, weights, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
+        )
+        return _write_tiles(products, batch, bands)
+
+    if bands.number == 1:
+        out = convolve_band(0)
+    else:
+        out = lax.map(convolve_band, jnp.arange(bands.number))
+        out = jnp.moveaxis(out, 0, 1) if batch > 1 else out
+        out = out.reshape(batch, bands.number * bands.height, *out.shape[-2:])
+    return out[:, :height, :width]
+
+
+def _convolve_forward(dilation: int, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(dilation, x, kernel), (x, kernel)
+
+
+def _convolve_backward(
+    dilation: int, inputs: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    """Both gradients through the transforms; tiles are read again rather than kept."""
+    x, kernel = inputs
+    to_x = _convolve(dilation, cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
+    bands = _cut(x.shape, dilation)
+    padded, cotangent = bands.pad(x, halo=dilation), bands.pad(cotangent, halo=0)
+
+    def of_band(index: Array | int) -> Array:
+        tiles = _read_tiles(bands.take(padded, index, halo=dilation), bands)
+        wanted = _tiles_of_outputs(bands.take(cotangent, index, halo=0), bands)
+        return lax.dot_general(
+            tiles, wanted, (((1,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
+        )
+
+    if bands.number == 1:
+        to_weights = of_band(0)
+    else:
+        shape = (_READS**2, *kernel.shape[2:])
+        to_weights, _ = lax.scan(
+            lambda total, index: (total + of_band(index), None),
+            jnp.zeros(shape, jnp.float32),
+            jnp.arange(bands.number),
+        )
+    to_kernel = jnp.matmul(
+        jnp.asarray(_TRANSFORM.T),
+        to_weights.reshape(_READS**2, -1),
+        precision=lax.Precision.HIGHEST,
+    ).reshape(3, 3, *kernel.shape[2:])
+    return to_x, to_kernel.swapaxes(0, 1)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bands:
+    """How a map is cut: into bands of rows of tiles, which go through one after the other.
+
+    Outputs of a tile, and its inputs, lie `dilation` cells apart, so that tiles of neighbouring
+    phases interleave: `dilation` of them share a span of cells along an axis.
+    """
+
+    dilation: int
+    rows: int  # of spans, in a band
+    columns: int  # of spans
+    number: int
+
+    @property
+    def span(self) -> int:
+        """Cells."""
+        return _TILE * self.dilation
+
+    @property
+    def height(self) -> int:
+        """Cells of a band."""
+        return self.rows * self.span
+
+    def pad(self, x: Array, halo: int) -> Array:
+        """Zeros around x [B, H, W, C], `halo` of them before it, that fill all bands."""
+        below = self.number * self.height - x.shape[1] + halo
+        right = self.columns * self.span - x.shape[2] + halo
+        return jnp.pad(x, ((0, 0), (halo, below), (halo, right), (0, 0)))
+
+    def take(self, x: Array, index: Array | int, halo: int) -> Array:
+        """A band of padded x, [B, height + 2 halo, W, C]."""
+        return lax.dynamic_slice_in_dim(x, index * self.height, self.height + 2 * halo, axis=1)
+
+
+def _cut(shape: tuple[int, ...], dilation: int) -> _Bands:
+    batch, height, width, _ = shape
     span = _TILE * dilation
     columns = -(-width // span)
     rows = -(-height // span)
     band = _rows_at_once(rows, batch * columns * dilation**2)
-    num_bands = -(-rows // band)
-    x = jnp.pad(
-        x,
-        (
-            (0, 0),
-            (dilation, num_bands * band * span - height + dilation),
-            (dilation, columns * span - width + dilation),
-            (0, 0),
-        ),
-    )
-    transform = np.kron(_FROM_KERNEL, _FROM_KERNEL).astype(np.float32)
-    weights = jnp.matmul(
-        jnp.asarray(transform),
-        kernel.transpose(1, 0, 2, 3).reshape(9, -1),
-        precision=lax.Precision.HIGHEST,
-    ).reshape(_READS**2, *kernel.shape[2:])
+    return _Bands(dilation, band, columns, -(-rows // band))
 
-    def convolve_band(index: Array | int) -> Array:
-        start = index * (band * span)
-        part = lax.dynamic_slice_in_dim(x, start, band * span + 2 * dilation, axis=1)
-        return _convolve_tiles(part, weights, band, columns, dilation)
 
-    if num_bands == 1:
-        out = convolve_band(0)
-    else:
-        out = lax.map(convolve_band, jnp.arange(num_bands))
-        out = jnp.moveaxis(out, 0, 1) if batch > 1 else out
-        out = out.reshape(batch, num_bands * band * span, *out.shape[-2:])
-    return out[:, :height, :width]
+def _taps(kernel: Array) -> Array:
+    """A kernel [3, 3, C, D] as [9, C * D], columns before rows like the tiles."""
+    return kernel.swapaxes(0, 1).reshape(9, -1)
 
 
 def is_worth_while(x_shape: tuple[int, ...], features: int, dilation: int) -> bool:
@@ -111,28 +193,41 @@ def _rows_at_once(rows: int, tiles_in_row: int) -> int:
     return min(range(least, most + 1), key=lambda band: (math.ceil(rows / band) * band, -band))
 
 
-def _convolve_tiles(x: Array, weights: Array, rows: int, columns: int, dilation: int) -> Array:
-    """Convolves padded x [B, rows * span + 2 d, columns * span + 2 d, C], with span = 4 d."""
-    batch, channels, features = x.shape[0], x.shape[-1], weights.shape[-1]
-    tiles = batch * rows * dilation * columns * dilation
+def _read_tiles(x: Array, bands: _Bands) -> Array:
+    """Transforms a band [B, height + 2 d, W + 2 d, C] to its tiles, [36, tiles, C]."""
+    dilation = bands.dilation
     # Barriers: a fused second pass would repeat the first one for each of its reads.
-    x = lax.optimization_barrier(_weighted(_FROM_INPUT, _reads(x, 1, rows, dilation)))
+    x = lax.optimization_barrier(_weighted(_FROM_INPUT, _reads(x, 1, bands.rows, dilation)))
     # [6, B, rows, d, columns * span + 2 d, C]
-    x = _weighted(_FROM_INPUT, _reads(x, 4, columns, dilation))
+    x = _weighted(_FROM_INPUT, _reads(x, 4, bands.columns, dilation))
     # [6 along columns, 6 along rows, B, rows, d, columns, d, C]
-    x = lax.optimization_barrier(x.reshape(_READS**2, tiles, channels))
-    x = lax.dot_general(
-        x, weights, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
-    )
-    x = x.reshape(_READS, _READS, batch, rows, dilation, columns, dilation, features)
+    return lax.optimization_barrier(x.reshape(_READS**2, -1, x.shape[-1]))
+
+
+def _write_tiles(products: Array, batch: int, bands: _Bands) -> Array:
+    """Transforms products [36, tiles, C] to outputs, [B, height, W, C]."""
+    dilation = bands.dilation
+    x = products.reshape(_READS, _READS, batch, bands.rows, dilation, bands.columns, dilation, -1)
     x = lax.optimization_barrier(x)
     outputs = [_sum(weights, list(x)) for weights in _TO_OUTPUT]
-    # [6, B, rows, d, columns, 4, d, C_out]: the four outputs go before the phase
+    # [6, B, rows, d, columns, 4, d, C]: the four outputs go before the phase
     x = lax.optimization_barrier(jnp.stack(outputs, axis=5))
     outputs = [_sum(weights, list(x)) for weights in _TO_OUTPUT]
-    x = jnp.stack(outputs, axis=2)  # [B, rows, 4, d, columns, 4, d, C_out]
-    span = _TILE * dilation
-    return x.reshape(batch, rows * span, columns * span, features)
+    x = jnp.stack(outputs, axis=2)  # [B, rows, 4, d, columns, 4, d, C]
+    return x.reshape(batch, bands.height, bands.columns * bands.span, -1)
+
+
+def _tiles_of_outputs(x: Array, bands: _Bands) -> Array:
+    """The transpose of `_write_tiles`: a band [B, height, W, C] to [36, tiles, C]."""
+    dilation, matrix = bands.dilation, _TO_OUTPUT.T
+    x = x.reshape(
+        x.shape[0], bands.rows, _TILE, dilation, bands.columns, _TILE, dilation, x.shape[-1]
+    )
+    parts = [lax.index_in_dim(x, index, 2, keepdims=False) for index in range(_TILE)]
+    x = lax.optimization_barrier(_weighted(matrix, parts))  # [6, B, rows, d, columns, 4, d, C]
+    parts = [lax.index_in_dim(x, index, 5, keepdims=False) for index in range(_TILE)]
+    x = _weighted(matrix, parts)  # [6 along columns, 6 along rows, B, rows, d, columns, d, C]
+    return lax.optimization_barrier(x.reshape(_READS**2, -1, x.shape[-1]))
 
 
 def _reads(x: Array, axis: int, tiles: int, dilation: int) -> list[Array]:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from ktn_jax.losses.densepose import DensePoseWeights, densepose_losses
 from ktn_jax.losses.detection import box_losses, rpn_losses
+from ktn_jax.modeling.computing import PLAIN, Forms, computing
 from ktn_jax.modeling.detector import Detector, Features
 from ktn_jax.modeling.layers import valid_mask
 from ktn_jax.modeling.predictor import NUM_KEYPOINTS
@@ -46,12 +47,13 @@ class TrainingOutputs:
     head_features: Array  # [N, P, P, C]
 
 
-def make_loss_fn(model: Detector, loss: ConfigDict) -> LossFn:
+def make_loss_fn(model: Detector, loss: ConfigDict, forms: Forms = PLAIN) -> LossFn:
     """Makes the function that a training step differentiates.
 
     Args:
         model: from `build_model`.
         loss: the `loss` part of a configuration.
+        forms: how products are computed.
 
     Returns:
         loss_fn(params, batch_stats, batch, key, samples=None) ->
@@ -67,7 +69,8 @@ def make_loss_fn(model: Detector, loss: ConfigDict) -> LossFn:
         key: Array,
         samples: Samples | None = None,
     ) -> tuple[Array, tuple[Losses, Mapping[str, Any]]]:
-        outputs, stats = apply(model, loss, params, batch_stats, batch, key, samples)
+        with computing(forms):
+            outputs, stats = apply(model, loss, params, batch_stats, batch, key, samples)
         losses = compute_losses(model.config, loss, outputs, batch)
         return sum(losses.values()), (losses, stats)
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ktn_jax import weights
+from ktn_jax.modeling.computing import choose_forms
 from ktn_jax.training import distributed, initialisation
 from ktn_jax.training.checkpoint import Checkpoints, RunRecord
 from ktn_jax.training.distributed import Batch
@@ -157,7 +159,7 @@ def train_detector(
     return train(
         config,
         workdir,
-        make_loss_fn(model, config.loss),
+        make_loss_fn(model, config.loss, choose_forms(config.training.winograd)),
         weights.abstract_variables(model),
         initialise,
         batches_from,
@@ -182,6 +184,7 @@ class _Run:
         self.pending: collections.deque[StepMetrics] = collections.deque()
         self.is_stopping = False
         self.seen_shapes: set[tuple[int, ...]] = set()
+        self.started: float | None = time.perf_counter()  # None once a step has ended
 
     def prepare(
         self, loss_fn: LossFn, abstract: Variables, initialise: Callable[[], Variables]
@@ -285,6 +288,7 @@ class _Run:
             if not metrics.is_finite:
                 raise NonFiniteError(self.settled, metrics, self.checkpoints.latest_step())
             self.settled += 1
+            self._say_if_started()
             self.is_stopping |= bool(metrics.is_stop_requested)
             self.since_log.add(metrics)
             self.since_save.add(metrics)
@@ -329,6 +333,11 @@ class _Run:
         if len(shape) == 4 and shape not in self.seen_shapes:
             self._say(f"compiling the step for images of {shape[1]} x {shape[2]}")
         self.seen_shapes.add(shape)
+
+    def _say_if_started(self) -> None:
+        if self.started is not None:
+            self._say(f"the first step ended after {time.perf_counter() - self.started:.1f} s")
+            self.started = None
 
     def _say(self, text: str) -> None:
         if self.is_first:

@@ -12,7 +12,7 @@ from ktn_jax.modeling.computing import Forms, computing
 from ktn_jax.modeling.detector import Detector, build_model
 from ktn_jax.modeling.folding import fold_norms
 from ktn_jax.ops import winograd
-from ktn_jax.verification import people, stages
+from ktn_jax.verification import people, stages, training
 from ktn_jax.verification.dump import Dump
 
 # Each compiles for tens of seconds; the first has every layer but HRNet's and DeepLab's.
@@ -56,6 +56,20 @@ def test_people_of_a_photo_match_the_original_with_all_rewrites(golden_dir, name
     monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
     rows = list(people.end_to_end(Dump(golden_dir / f"{name}.npz")))
     assert rows and [row.key for row in rows if not row.is_ok] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "name",
+    ["ktnv2_r50_tiny", pytest.param("densepose_r50_tiny", marks=pytest.mark.extended)],
+)
+def test_a_training_step_matches_the_original_through_winograd(golden_dir, name, monkeypatch):
+    monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
+    with computing(Forms(has_winograd=True)):
+        rows = list(training.training(Dump(golden_dir / f"{name}.npz")))
+    assert len(rows) > 50
+    assert [row.key for row in rows if not row.is_ok] == []
 
 
 def _random_norms(variables, spread=2.0):

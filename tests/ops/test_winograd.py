@@ -32,6 +32,23 @@ def _assert_same(batch, height, width, dilation, channels=5, features=3):
     np.testing.assert_allclose(actual, expected, atol=2e-5 * float(jnp.abs(expected).max()))
 
 
+def _assert_same_gradients(batch, height, width, dilation):
+    rng = np.random.default_rng(height * 100 + width)
+    x = rng.normal(size=(batch, height, width, 4)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 4, 6)).astype(np.float32)
+    cotangent = rng.normal(size=(batch, height, width, 6)).astype(np.float32)
+
+    def gradients(convolve):
+        def of_sum(x, kernel):
+            return (convolve(x, kernel, dilation) * cotangent).sum()
+
+        return jax.jit(jax.grad(of_sum, argnums=(0, 1)))(x, kernel)
+
+    pairs = zip(gradients(winograd.convolve_3x3), gradients(_plain), strict=True)
+    for actual, expected in pairs:
+        np.testing.assert_allclose(actual, expected, atol=3e-5 * float(jnp.abs(expected).max()))
+
+
 @given(
     batch=st.integers(1, 2),
     height=st.integers(1, 19),
@@ -43,12 +60,24 @@ def test_equals_the_plain_convolution(batch, height, width, dilation):
     _assert_same(batch, height, width, dilation)
 
 
+@given(
+    batch=st.integers(1, 2),
+    height=st.integers(1, 19),
+    width=st.integers(1, 19),
+    dilation=st.integers(1, 4),
+)
+@settings(max_examples=6, deadline=None)
+def test_gradients_equal_those_of_the_plain_convolution(batch, height, width, dilation):
+    _assert_same_gradients(batch, height, width, dilation)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_maps_that_go_through_in_bands(monkeypatch, batch, dilation):
     monkeypatch.setattr(winograd, "_TILES_AT_ONCE", 12)
     jax.clear_caches()
     _assert_same(batch, 41, 13, dilation)
+    _assert_same_gradients(batch, 41, 13, dilation)
 
 
 def test_bands_waste_no_rows_where_they_can():
