@@ -265,8 +265,18 @@ def _pool(settings, table: Array, windows: dict[str, Array]) -> Array:
         pooled = _pool_chunk(table, windows, settings)
     else:
         chunks = jax.tree.map(lambda values: _chunked(values, chunk_size), windows)
-        pooled = lax.map(lambda chunk: _pool_chunk(table, chunk, settings), chunks)
-        pooled = pooled.reshape(-1, output_size**2, channels)[:number]
+
+        def write_chunk(index: Array, pooled: Array) -> Array:
+            chunk = jax.tree.map(lambda values: values[index], chunks)
+            chunk = _pool_chunk(table, chunk, settings)
+            return lax.dynamic_update_slice_in_dim(pooled, chunk, index * chunk_size, axis=0)
+
+        # All of it is overwritten. A constant would be made, and kept, before there are boxes.
+        start = windows["boxes"][0, 0].astype(table.dtype)
+        num_chunks = -(-number // chunk_size)
+        shape = (num_chunks * chunk_size, output_size**2, channels)
+        pooled = lax.fori_loop(0, num_chunks, write_chunk, jnp.full(shape, start))
+        pooled = pooled[:number]
     return pooled.reshape(number, output_size, output_size, channels)
 
 

@@ -68,9 +68,12 @@ def convolve_3x3(x: Array, kernel: Array, dilation: int = 1) -> Array:
 def _convolve(dilation: int, x: Array, kernel: Array) -> Array:
     batch, height, width, _ = x.shape
     bands = _cut(x.shape, dilation)
-    x = bands.pad(x, halo=dilation)
+    first = x[0, 0, 0, 0]
+    # Always 1, but not known before the map is there: transformed kernels, four times the size of
+    # plain ones, would be made at the start and wait in memory together.
+    one = jnp.where(first > jnp.inf, 0.0, 1.0)
     weights = jnp.matmul(
-        jnp.asarray(_TRANSFORM), _taps(kernel), precision=lax.Precision.HIGHEST
+        jnp.asarray(_TRANSFORM) * one, _taps(kernel), precision=lax.Precision.HIGHEST
     ).reshape(_READS**2, *kernel.shape[2:])
 
     def convolve_band(index: Array | int) -> Array:
@@ -81,11 +84,16 @@ def _convolve(dilation: int, x: Array, kernel: Array) -> Array:
         return _write_tiles(products, batch, bands)
 
     if bands.number == 1:
-        out = convolve_band(0)
-    else:
-        out = lax.map(convolve_band, jnp.arange(bands.number))
-        out = jnp.moveaxis(out, 0, 1) if batch > 1 else out
-        out = out.reshape(batch, bands.number * bands.height, *out.shape[-2:])
+        return convolve_band(0)[:, :height, :width]
+
+    def write_band(index: Array | int, out: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(
+            out, convolve_band(index), index * bands.height, axis=1
+        )
+
+    # All of it is overwritten. A constant would be made, and kept, before it is needed.
+    shape = (batch, bands.number * bands.height, bands.columns * bands.span, kernel.shape[-1])
+    out = lax.fori_loop(0, bands.number, write_band, jnp.full(shape, first))
     return out[:, :height, :width]
 
 
@@ -100,10 +108,9 @@ def _convolve_backward(
     x, kernel = inputs
     to_x = _convolve(dilation, cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
     bands = _cut(x.shape, dilation)
-    padded, cotangent = bands.pad(x, halo=dilation), bands.pad(cotangent, halo=0)
 
     def of_band(index: Array | int) -> Array:
-        tiles = _read_tiles(bands.take(padded, index, halo=dilation), bands)
+        tiles = _read_tiles(bands.take(x, index, halo=dilation), bands)
         wanted = _tiles_of_outputs(bands.take(cotangent, index, halo=0), bands)
         return lax.dot_general(
             tiles, wanted, (((1,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
@@ -152,15 +159,25 @@ class _Bands:
         """Cells of a band."""
         return self.rows * self.span
 
-    def pad(self, x: Array, halo: int) -> Array:
-        """Zeros around x [B, H, W, C], `halo` of them before it, that fill all bands."""
-        below = self.number * self.height - x.shape[1] + halo
-        right = self.columns * self.span - x.shape[2] + halo
-        return jnp.pad(x, ((0, 0), (halo, below), (halo, right), (0, 0)))
-
     def take(self, x: Array, index: Array | int, halo: int) -> Array:
-        """A band of padded x, [B, height + 2 halo, W, C]."""
-        return lax.dynamic_slice_in_dim(x, index * self.height, self.height + 2 * halo, axis=1)
+        """A band of x [B, H, W, C] with zeros around the map: [B, height + 2 halo, ..., C].
+
+        Cut from the map as it is: a padded copy of all of it would double the memory.
+        """
+        wanted, present = self.height + 2 * halo, x.shape[1]
+        above, below = halo, self.number * self.height - present + halo
+        start = 0
+        if present > wanted:
+            first = index * self.height - halo
+            start = jnp.clip(first, 0, present - wanted)
+            x = lax.dynamic_slice_in_dim(x, start, wanted, axis=1)
+            above = below
+            start = above + first - start
+        elif self.number > 1:
+            start = index * self.height
+        right = self.columns * self.span - x.shape[2] + halo
+        x = jnp.pad(x, ((0, 0), (above, below), (halo, right), (0, 0)))
+        return lax.optimization_barrier(lax.dynamic_slice_in_dim(x, start, wanted, axis=1))
 
 
 def _cut(shape: tuple[int, ...], dilation: int) -> _Bands:
