@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 something is wrong in what was asked for (said on stderr).
     """
     arguments = build_parser().parse_args(argv)
+    if argv is None:
+        host_memory.restart_with_huge_pages()
     prepare_jax()
     try:
         return arguments.run(arguments)
@@ -75,7 +77,7 @@ def prepare_jax() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if _knows_convolution_flag() and _CONVOLUTION_FLAG.partition("=")[0] not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_CONVOLUTION_FLAG}".strip()
-    host_memory.keep_freed()
+    host_memory.divide_by_size()
 
 
 def _knows_convolution_flag() -> bool:

@@ -67,8 +67,6 @@ class Predictor:
         self._run_detect = jax.jit(self._detect_stage, static_argnums=3)
         self._run_decode = jax.jit(self._decode_stage)
         self._dense = jax.jit(self._dense_stage)
-        self._programs: set[tuple[int, ...]] = set()  # shapes that were run
-        self._has_new_program = False
 
     def __call__(self, photos: Sequence[np.ndarray]) -> list[list[PersonResult]]:
         """Finds the people of each photo.
@@ -132,14 +130,8 @@ class Predictor:
     ) -> tuple["_LazilyDecoded", Detections]:
         """Runs the first stage on a batch; the decoder waits until somebody is found."""
         multiple = size_multiple(self.model.config)
-        if self._has_new_program:
-            # What compiling left lies between the large blocks of the last call: this one would not
-            # fit in them.
-            host_memory.return_freed()
-            self._has_new_program = False
         padded = -(-image_size_hw // multiple) * multiple
         is_full = bool((padded == inputs.shape[1:3]).all())
-        self._count_program(*inputs.shape, is_full)
         pyramid, found = self._run_detect(variables, inputs, image_size_hw, is_full)
         return _LazilyDecoded(pyramid, lambda maps: self._run_decode(variables, maps)), found
 
@@ -151,7 +143,6 @@ class Predictor:
         for start in range(0, len(boxes), PEOPLE_BUCKETS[-1]):
             part = boxes[start : start + PEOPLE_BUCKETS[-1]]
             padding = min(size for size in PEOPLE_BUCKETS if size >= len(part)) - len(part)
-            self._count_program(len(part) + padding)
             outputs = self._dense(
                 self.variables,
                 self._surface_kernel,
@@ -167,10 +158,6 @@ class Predictor:
         if len(parts) == 1:
             return parts[0]
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-    def _count_program(self, *shape: int) -> None:
-        self._has_new_program |= shape not in self._programs
-        self._programs.add(shape)
 
     def _detect_stage(
         self, variables: Mapping[str, Any], inputs: Array, image_size_hw: Array, is_full: bool

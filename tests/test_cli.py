@@ -1,12 +1,14 @@
 """The ktn command: what a user types, and what comes of it."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ktn_jax import checkpoint_files, cli, results, torch_weights, weights
+from ktn_jax import checkpoint_files, cli, host_memory, results, torch_weights, weights
 from ktn_jax.configuration import ConfigurationError, load_config
 
 CONFIG = "configs/ktn.py:tiny"
@@ -132,3 +134,20 @@ def test_random_weights_are_those_of_the_original_by_name(weights_file):
     assert "roi_heads.densepose_predictor.kpt_crgk_matrix" in state
     assert torch_weights.to_torch(torch_weights.to_flax(state)).keys() == state.keys()
     assert json.dumps(sorted(state))  # names are text
+
+
+def test_the_command_line_starts_anew_once_for_huge_pages(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, arguments: started.append(arguments))
+    monkeypatch.setattr(host_memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "ktn_jax.cli", "predict"])
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    host_memory.restart_with_huge_pages()
+    host_memory.restart_with_huge_pages()  # what was started finds the variable
+    assert started == [[sys.executable, "-m", "ktn_jax.cli", "predict"]]
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    for other in (("glibc", "2.31"), ("", ""), ("glibc", "x")):
+        monkeypatch.setattr(host_memory.platform, "libc_ver", lambda other=other: other)
+        host_memory.restart_with_huge_pages()
+    assert len(started) == 1

@@ -114,6 +114,21 @@ def add_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
     parser.add_argument("--output", type=pathlib.Path, help="JSON file")
 
 
+def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what benchmarks with a process for each side take."""
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch; JAX takes every core")
+    parser.add_argument(
+        "--tuned-peer", action="store_true", help="PyTorch allocates as `ktn` makes JAX do"
+    )
+    parser.add_argument("--serve", choices=("ours", "PyTorch"), help=argparse.SUPPRESS)
+    parser.add_argument("--weights", help=argparse.SUPPRESS)
+
+
+def prepare_side(arguments: argparse.Namespace) -> None:
+    """Calls `prepare` for the process of one side, or for the one that asks both."""
+    prepare(tunes_memory=arguments.serve != "PyTorch" or arguments.tuned_peer)
+
+
 def take_turns(
     calls: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1
 ) -> dict[str, list[Any]]:
@@ -138,9 +153,15 @@ class Server:
 
     def __init__(self, arguments: Sequence[str]):
         """Starts the process; it should call `answer_questions`."""
+        from ktn_jax import host_memory
+
         command = [sys.executable, sys.argv[0], *arguments]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=host_memory.environment_without_huge_pages(),
         )
 
     def __enter__(self) -> "Server":
@@ -203,10 +224,14 @@ def peak_memory() -> int | None:
 
 
 def prepare(tunes_memory: bool = True) -> None:
-    """Makes the project importable and sets JAX and malloc up as the `ktn` command does."""
+    """Makes the project importable and sets JAX and malloc up as the `ktn` command does.
+
+    To be called first: it starts the program anew where that gives it huge pages.
+    """
     sys.path.insert(0, os.fspath(pathlib.Path(__file__).resolve().parents[2]))
     if not tunes_memory:
         return
-    from ktn_jax import cli
+    from ktn_jax import cli, host_memory
 
+    host_memory.restart_with_huge_pages()
     cli.prepare_jax()

@@ -261,6 +261,7 @@ def serve_arguments(side, config_name, path, arguments):
     """Arguments of the process that runs one side."""
     own = ["--serve", side, "--weights", path, "--config", config_name]
     own += [f"--people={arguments.people}", f"--batch={arguments.batch}"]
+    own += ["--tuned-peer"] if arguments.tuned_peer else []
     own += [f"--threads={arguments.threads}", *(["--full"] if arguments.full else [])]
     own += ["--photo", *map(str, arguments.photo)] if arguments.photo else []
     return own + [part for change in arguments.changes for part in ("--set", change)]
@@ -309,12 +310,10 @@ def main():
     parser.add_argument(
         "--batch", type=int, default=1, help="photos a call, ours; theirs takes one"
     )
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch; JAX takes every core")
+    common.add_peer_arguments(parser)
     parser.add_argument("--ours-only", action="store_true")
-    parser.add_argument("--serve", choices=("ours", "PyTorch"), help=argparse.SUPPRESS)
-    parser.add_argument("--weights", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    common.prepare(tunes_memory=arguments.serve != "PyTorch")
+    common.prepare_side(arguments)
     if arguments.serve:
         serve(arguments)
         return

@@ -263,6 +263,7 @@ def compare(name, folder, arguments, report):
         for side in sides:  # ours first: it writes what both train on
             own = ["--serve", side, "--weights", path, "--config", name, "--size", arguments.size]
             own += [f"--threads={arguments.threads}"]
+            own += ["--tuned-peer"] if arguments.tuned_peer else []
             own += [part for change in arguments.changes for part in ("--set", change)]
             servers[side] = stack.enter_context(common.Server(own))
             losses[side] = servers[side].ask("losses")
@@ -348,12 +349,10 @@ def main():
     parser.add_argument("--dtype", nargs="+", default=["float32"])
     parser.add_argument("--no-parts", action="store_true", help="the whole step only")
     parser.add_argument("--compare", action="store_true", help="with PyTorch")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch; JAX takes every core")
-    parser.add_argument("--serve", choices=("ours", "PyTorch"), help=argparse.SUPPRESS)
-    parser.add_argument("--weights", help=argparse.SUPPRESS)
+    common.add_peer_arguments(parser)
     arguments = parser.parse_args()
     arguments.size = arguments.size or ("512x512" if arguments.compare else "128x128")
-    common.prepare(tunes_memory=arguments.serve != "PyTorch")
+    common.prepare_side(arguments)
     if arguments.serve:
         serve(arguments)
         return
