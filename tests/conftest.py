@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -15,6 +16,11 @@ import jax
 import numpy as np
 import pytest
 
+# Programs that several modules compile, for this process alone: writing is not atomic.
+_COMPILED = tempfile.TemporaryDirectory(prefix="ktn_jax_tests_")
+
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
