@@ -43,10 +43,16 @@ class Pair:
             ours = jax.grad(lambda *a, run=ours: (run(*a) ** 2).sum(), argnums=differentiate)
         compiled = jax.jit(ours)
         on_device = [jax.device_put(array) for array in arrays]
-        self.ours = lambda: jax.block_until_ready(compiled(*on_device)) and None
+        self._ours = functools.partial(compiled, *on_device)
         self._theirs = theirs
         self._tensors = [torch.from_numpy(to_nchw(array)) for array in arrays]
         self._differentiate = differentiate
+
+    def ours(self):
+        """Runs our side."""
+        import jax
+
+        jax.block_until_ready(self._ours())
 
     def theirs(self):
         """Runs the PyTorch side."""
