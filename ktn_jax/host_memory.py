@@ -36,11 +36,6 @@ def restart_with_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def environment_without_huge_pages() -> dict[str, str]:
-    """The environment of a process that shall allocate as the system does."""
-    return {name: value for name, value in os.environ.items() if name != _TUNABLES}
-
-
 def divide_by_size() -> None:
     """Gives blocks of 32 MiB and more pages of their own, and keeps the memory of smaller ones."""
     library = _library()

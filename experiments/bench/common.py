@@ -153,15 +153,15 @@ class Server:
 
     def __init__(self, arguments: Sequence[str]):
         """Starts the process; it should call `answer_questions`."""
-        from ktn_jax import host_memory
-
         command = [sys.executable, sys.argv[0], *arguments]
+        # How it allocates is its own decision, not this process's.
+        environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=host_memory.environment_without_huge_pages(),
+            env=environment,
         )
 
     def __enter__(self) -> "Server":

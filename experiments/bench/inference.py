@@ -239,7 +239,9 @@ def compare(config_name, folder, arguments, report):
         rows.append(common.Row(f"{side}: processor time", processor[side]))
     values = {"batch": arguments.batch, "second_stage_people": arguments.people}
     if len(sides) == 2:
-        values["peer"] = __import__("torch_ops").describe()
+        import torch_ops
+
+        values["peer"] = torch_ops.describe()
         scale = 1 / arguments.batch
         for name, of_side in (("time", seconds), ("processor_time", processor)):
             ratio = common.median_ratio(of_side["ours"], of_side["PyTorch"])

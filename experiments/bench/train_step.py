@@ -250,6 +250,7 @@ def compared_changes(arguments):
 
 def compare(name, folder, arguments, report):
     """Both sides of one configuration; `folder` is for files that go between processes."""
+    import torch_ops
     from inference import spread_weights
 
     from ktn_jax import configuration, weights
@@ -281,7 +282,7 @@ def compare(name, folder, arguments, report):
         for loss, expected in losses["PyTorch"].items()
     }
     values = {
-        "peer": __import__("torch_ops").describe(),
+        "peer": torch_ops.describe(),
         "time_ratio": common.median_ratio(rows[0].seconds, rows[2].seconds),
         "processor_time_ratio": common.median_ratio(rows[1].seconds, rows[3].seconds),
         "memory_ratio": rows[0].peak_bytes / rows[2].peak_bytes,

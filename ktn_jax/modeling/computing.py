@@ -1,7 +1,7 @@
 """How products are computed: faster forms of the same layers.
 
 A form is chosen around `apply`, where the program is traced, and not in the modules, which stay
-the plain definition for training and for comparison:
+the plain definition:
 
     with computing(Forms(has_winograd=True)):
         model.apply(variables, inputs)
@@ -38,7 +38,15 @@ _current: contextvars.ContextVar[Forms] = contextvars.ContextVar("forms", defaul
 
 
 def choose_forms(has_winograd: bool, matmul_dtype: str = "float32") -> Forms:
-    """What a configuration asks for, as far as it pays on the device in use."""
+    """Chooses what a configuration asks for, as far as it pays on the device in use.
+
+    Args:
+        has_winograd: `test.winograd` or `training.winograd`.
+        matmul_dtype: `test.matmul_dtype`.
+
+    Returns:
+        Forms, without Winograd's where the device is no CPU.
+    """
     # Other devices bring libraries that choose for themselves.
     has_winograd = has_winograd and jax.default_backend() == "cpu"
     return Forms(has_winograd=has_winograd, matmul_dtype=matmul_dtype)
