@@ -20,7 +20,7 @@ _TILE = 4  # outputs of a tile along an axis
 _READS = 6  # inputs of a tile: _TILE + 3 - 1
 
 # Tiles transformed at once: enough for the matrix products, and their 36 planes stay in the caches.
-_TILES_AT_ONCE = 600
+_TILES_AT_ONCE = 400
 
 # The interpolation points are 0, 1, -1, 2, -2 and infinity.
 _FROM_INPUT = np.float32(
@@ -81,7 +81,7 @@ def _convolve(dilation: int, x: Array, kernel: Array) -> Array:
         products = lax.dot_general(
             tiles, weights, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
         )
-        return _write_tiles(products, batch, bands)
+        return bands.join(_write_tiles(products, bands))
 
     if bands.number == 1:
         return convolve_band(0)[:, :height, :width]
@@ -140,8 +140,8 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 class _Bands:
     """How a map is cut: into bands of rows of tiles, which go through one after the other.
 
-    Outputs of a tile, and its inputs, lie `dilation` cells apart, so that tiles of neighbouring
-    phases interleave: `dilation` of them share a span of cells along an axis.
+    A dilated convolution is `dilation`^2 plain ones, each of a phase: the cells that lie `dilation`
+    apart. Tiles of neighbouring phases interleave and share a span of cells along an axis.
     """
 
     dilation: int
@@ -160,9 +160,10 @@ class _Bands:
         return self.rows * self.span
 
     def take(self, x: Array, index: Array | int, halo: int) -> Array:
-        """A band of x [B, H, W, C] with zeros around the map: [B, height + 2 halo, ..., C].
+        """A band of x [B, H, W, C] with zeros around the map, its phases apart.
 
-        Cut from the map as it is: a padded copy of all of it would double the memory.
+        Cut from the map as it is: a padded copy of all of it would double the memory. With a halo
+        of 0 or `dilation` cells: [B * d * d, 4 rows, 4 columns, C], or 2 more along either axis.
         """
         wanted, present = self.height + 2 * halo, x.shape[1]
         above, below = halo, self.number * self.height - present + halo
@@ -177,7 +178,17 @@ class _Bands:
             start = index * self.height
         right = self.columns * self.span - x.shape[2] + halo
         x = jnp.pad(x, ((0, 0), (above, below), (halo, right), (0, 0)))
-        return lax.optimization_barrier(lax.dynamic_slice_in_dim(x, start, wanted, axis=1))
+        x = lax.dynamic_slice_in_dim(x, start, wanted, axis=1)
+        step = self.dilation
+        x = x.reshape(x.shape[0], wanted // step, step, x.shape[2] // step, step, x.shape[3])
+        x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, x.shape[1], x.shape[3], x.shape[5])
+        return lax.optimization_barrier(x)
+
+    def join(self, x: Array) -> Array:
+        """Puts the phases [B * d * d, 4 rows, 4 columns, C] of a band back: [B, height, ..., C]."""
+        _, height, width, channels = x.shape
+        x = x.reshape(-1, self.dilation, self.dilation, height, width, channels)
+        return x.transpose(0, 3, 1, 4, 2, 5).reshape(x.shape[0], self.height, -1, channels)
 
 
 def _cut(shape: tuple[int, ...], dilation: int) -> _Bands:
@@ -200,7 +211,7 @@ def is_worth_while(x_shape: tuple[int, ...], features: int, dilation: int) -> bo
     span = _TILE * dilation
     tiles = batch * math.ceil(height / span) * math.ceil(width / span) * dilation**2
     surplus = tiles * _TILE**2 / max(batch * height * width, 1)
-    return min(channels, features) >= 64 and tiles >= 150 and surplus < 1.3
+    return min(channels, features) >= 64 and tiles >= 90 and surplus < 1.3
 
 
 def _rows_at_once(rows: int, tiles_in_row: int) -> int:
@@ -211,70 +222,44 @@ def _rows_at_once(rows: int, tiles_in_row: int) -> int:
 
 
 def _read_tiles(x: Array, bands: _Bands) -> Array:
-    """Transforms a band [B, height + 2 d, W + 2 d, C] to its tiles, [36, tiles, C]."""
-    dilation = bands.dilation
-    # Barriers: a fused second pass would repeat the first one for each of its reads.
-    x = lax.optimization_barrier(_weighted(_FROM_INPUT, _reads(x, 1, bands.rows, dilation)))
-    # [6, B, rows, d, columns * span + 2 d, C]
-    x = _weighted(_FROM_INPUT, _reads(x, 4, bands.columns, dilation))
-    # [6 along columns, 6 along rows, B, rows, d, columns, d, C]
-    return lax.optimization_barrier(x.reshape(_READS**2, -1, x.shape[-1]))
+    """Transforms the phases [N, 4 rows + 2, 4 columns + 2, C] of a band to tiles [36, tiles, C]."""
+    parts = [_every_fourth(x, 1, first, bands.rows) for first in range(_READS)]
+    x = _transformed(_FROM_INPUT, parts)  # [6, N, rows, 4 columns + 2, C]
+    parts = [_every_fourth(x, 3, first, bands.columns) for first in range(_READS)]
+    x = _transformed(_FROM_INPUT, parts)  # [6 along columns, 6 along rows, N, rows, columns, C]
+    return x.reshape(_READS**2, -1, x.shape[-1])
 
 
-def _write_tiles(products: Array, batch: int, bands: _Bands) -> Array:
-    """Transforms products [36, tiles, C] to outputs, [B, height, W, C]."""
-    dilation = bands.dilation
-    x = products.reshape(_READS, _READS, batch, bands.rows, dilation, bands.columns, dilation, -1)
-    x = lax.optimization_barrier(x)
-    outputs = [_sum(weights, list(x)) for weights in _TO_OUTPUT]
-    # [6, B, rows, d, columns, 4, d, C]: the four outputs go before the phase
-    x = lax.optimization_barrier(jnp.stack(outputs, axis=5))
-    outputs = [_sum(weights, list(x)) for weights in _TO_OUTPUT]
-    x = jnp.stack(outputs, axis=2)  # [B, rows, 4, d, columns, 4, d, C]
-    return x.reshape(batch, bands.height, bands.columns * bands.span, -1)
+def _write_tiles(products: Array, bands: _Bands) -> Array:
+    """Transforms products [36, tiles, C] to the phases of a band, [N, 4 rows, 4 columns, C]."""
+    x = products.reshape(_READS, _READS, -1, bands.rows, bands.columns, products.shape[-1])
+    # First along columns, to [6, N, rows, columns, 4, C].
+    x = _transformed(_TO_OUTPUT, list(lax.optimization_barrier(x)), axis=4)
+    x = _transformed(_TO_OUTPUT, list(x), axis=2)  # [N, rows, 4, columns, 4, C]
+    return x.reshape(x.shape[0], _TILE * bands.rows, _TILE * bands.columns, -1)
 
 
 def _tiles_of_outputs(x: Array, bands: _Bands) -> Array:
-    """The transpose of `_write_tiles`: a band [B, height, W, C] to [36, tiles, C]."""
-    dilation, matrix = bands.dilation, _TO_OUTPUT.T
-    x = x.reshape(
-        x.shape[0], bands.rows, _TILE, dilation, bands.columns, _TILE, dilation, x.shape[-1]
-    )
-    parts = [lax.index_in_dim(x, index, 2, keepdims=False) for index in range(_TILE)]
-    x = lax.optimization_barrier(_weighted(matrix, parts))  # [6, B, rows, d, columns, 4, d, C]
-    parts = [lax.index_in_dim(x, index, 5, keepdims=False) for index in range(_TILE)]
-    x = _weighted(matrix, parts)  # [6 along columns, 6 along rows, B, rows, d, columns, d, C]
-    return lax.optimization_barrier(x.reshape(_READS**2, -1, x.shape[-1]))
+    """The transpose of `_write_tiles`: phases [N, 4 rows, 4 columns, C] to [36, tiles, C]."""
+    parts = [_every_fourth(x, 1, first, bands.rows) for first in range(_TILE)]
+    x = _transformed(_TO_OUTPUT.T, parts)  # [6, N, rows, 4 columns, C]
+    parts = [_every_fourth(x, 3, first, bands.columns) for first in range(_TILE)]
+    x = _transformed(_TO_OUTPUT.T, parts)  # [6 along columns, 6 along rows, N, rows, columns, C]
+    return x.reshape(_READS**2, -1, x.shape[-1])
 
 
-def _reads(x: Array, axis: int, tiles: int, dilation: int) -> list[Array]:
-    """The 6 inputs of every tile along an axis, each with [tiles, dilation] in the axis' place."""
-    span = _TILE * dilation
-    shape = (*x.shape[:axis], tiles, _TILE, dilation, *x.shape[axis + 1 :])
-    reads = []
-    for index in range(_READS):
-        # Whole spans from the read's first cell on, of which the first `dilation` cells count.
-        first = index * dilation
-        stop = first + (tiles - 1) * span + dilation
-        if dilation == 1:
-            read = lax.slice_in_dim(x, first, stop, span, axis=axis)
-            reads.append(jnp.expand_dims(read, axis + 1))
-            continue
-        missing = max(first + tiles * span - x.shape[axis], 0)
-        pads = [(0, 0)] * x.ndim
-        pads[axis] = (0, missing)
-        spans = lax.slice_in_dim(jnp.pad(x, pads), first, first + tiles * span, axis=axis)
-        reads.append(lax.index_in_dim(spans.reshape(shape), 0, axis + 1, keepdims=False))
-    return reads
+def _every_fourth(x: Array, axis: int, first: int, number: int) -> Array:
+    """What lies at one place of each of `number` tiles along an axis."""
+    return lax.slice_in_dim(x, first, first + (number - 1) * _TILE + 1, _TILE, axis=axis)
 
 
-def _weighted(matrix: np.ndarray, parts: list[Array]) -> Array:
-    """Sums parts by each row of a matrix, stacked in front, as one pass over memory."""
-    total = None
-    for column, part in zip(matrix.T, parts, strict=True):
-        term = jnp.asarray(column).reshape(-1, *(1,) * part.ndim) * part[None]
-        total = term if total is None else total + term
-    return total
+def _transformed(matrix: np.ndarray, parts: list[Array], axis: int = 0) -> Array:
+    """Sums parts by each row of a matrix, and stacks the sums along an axis.
+
+    As one broadcast product, XLA would fuse the passes along rows and columns into one that
+    repeats the first for each of its reads, whatever barrier stands between them.
+    """
+    return lax.optimization_barrier(jnp.stack([_sum(row, parts) for row in matrix], axis=axis))
 
 
 def _sum(weights: np.ndarray, parts: list[Array]) -> Array:
