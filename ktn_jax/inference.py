@@ -63,7 +63,8 @@ class Predictor:
         self.variables = jax.tree.map(_to_device, variables)
         del variables
         host_memory.return_freed()
-        self.forms = choose_forms(config.test.winograd, config.test.matmul_dtype)
+        test = config.test
+        self.forms = choose_forms(test.winograd, has_bands=True, matmul_dtype=test.matmul_dtype)
         self._run_detect = jax.jit(self._detect_stage, static_argnums=3)
         self._run_decode = jax.jit(self._decode_stage)
         self._dense = jax.jit(self._dense_stage)

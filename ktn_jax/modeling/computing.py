@@ -26,10 +26,13 @@ class Forms:
 
     Attributes:
         has_winograd: 3x3 convolutions of float32 maps through `ops.winograd` where that pays.
+        has_bands: 1x1 convolutions of normalised branches a few rows at a time: fewer whole maps
+            are held, unless gradients keep them again.
         matmul_dtype: what the factors of matrix products are rounded to; sums stay float32.
     """
 
     has_winograd: bool = False
+    has_bands: bool = False
     matmul_dtype: str = "float32"
 
 
@@ -37,19 +40,22 @@ PLAIN = Forms()
 _current: contextvars.ContextVar[Forms] = contextvars.ContextVar("forms", default=PLAIN)
 
 
-def choose_forms(has_winograd: bool, matmul_dtype: str = "float32") -> Forms:
+def choose_forms(
+    has_winograd: bool, has_bands: bool = False, matmul_dtype: str = "float32"
+) -> Forms:
     """Chooses what a configuration asks for, as far as it pays on the device in use.
 
     Args:
         has_winograd: `test.winograd` or `training.winograd`.
+        has_bands: whether nobody asks for gradients.
         matmul_dtype: `test.matmul_dtype`.
 
     Returns:
-        Forms, without Winograd's where the device is no CPU.
+        Forms, without Winograd's and bands where the device is no CPU.
     """
-    # Other devices bring libraries that choose for themselves.
-    has_winograd = has_winograd and jax.default_backend() == "cpu"
-    return Forms(has_winograd=has_winograd, matmul_dtype=matmul_dtype)
+    # Other devices bring libraries that choose for themselves, and have no use for small pieces.
+    is_cpu = jax.default_backend() == "cpu"
+    return Forms(has_winograd and is_cpu, has_bands and is_cpu, matmul_dtype)
 
 
 @contextlib.contextmanager

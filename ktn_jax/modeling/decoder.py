@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ktn_jax.modeling.branches import Branch, BranchProjection
 from ktn_jax.modeling.layers import Conv, ConvNorm, GroupNorm, replicate_edge
 from ktn_jax.ops import interpolate
 
@@ -63,8 +64,10 @@ class MultiInstanceDecoder(nn.Module):
             finer = (level, x)
             refined = self._to_first_resolution(index, level, x, sizes[level])
             total = refined if total is None else total + refined
-        x = self._multi_scale(total, next(iter(sizes.values()))) if self.is_multi_scale else total
-        return Conv(self.out_features, dtype=self.dtype, name="predictor")(x)
+        if not self.is_multi_scale:
+            return Conv(self.out_features, dtype=self.dtype, name="predictor")(total)
+        branches = self._multi_scale(total, next(iter(sizes.values())))
+        return BranchProjection(self.out_features, dtype=self.dtype, name="predictor")(branches)
 
     def _adapt(self, level: str, finer: Array, x: Array, valid_hw: Array | None) -> Array:
         """Brings the adapted `level` below x to its resolution, for the bottom-up path."""
@@ -91,8 +94,8 @@ class MultiInstanceDecoder(nn.Module):
                 valid_hw = None if valid_hw is None else 2 * valid_hw
         return x
 
-    def _multi_scale(self, x: Array, valid_hw: Array | None) -> Array:
-        """Four parallel branches of growing dilation, concatenated."""
+    def _multi_scale(self, x: Array, valid_hw: Array | None) -> list[Branch]:
+        """Four parallel branches of growing dilation."""
         branches = []
         for index, dilation in enumerate(TRIDENT_DILATIONS):
             conv = Conv(
@@ -104,5 +107,6 @@ class MultiInstanceDecoder(nn.Module):
                 name=f"trident{index}_conv",
             )
             norm = GroupNorm(name=f"trident{index}_norm")
-            branches.append(nn.relu(norm(conv(x, valid_hw), valid_hw)))
-        return jnp.concatenate(branches, axis=-1)
+            y = conv(x, valid_hw)
+            branches.append(Branch(y, *norm.affine(y, valid_hw)))
+        return branches

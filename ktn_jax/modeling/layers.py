@@ -213,9 +213,18 @@ class GroupNorm(nn.Module):
     epsilon: float = 1e-5
     scale_init: Initializer = nn.initializers.ones_init()
 
-    @nn.compact
     def __call__(self, x: Array, valid_hw: Array | None = None) -> Array:
         """Normalises x [B, H, W, C] a group of C / num_groups channels at a time.
+
+        Raises:
+            ValueError: C is no multiple of num_groups.
+        """
+        factor, shift = self.affine(x, valid_hw)
+        return x * factor.astype(x.dtype) + shift.astype(x.dtype)
+
+    @nn.compact
+    def affine(self, x: Array, valid_hw: Array | None = None) -> tuple[Array, Array]:
+        """What normalises x [B, H, W, C]: a factor and a shift [B, 1, 1, C], float32.
 
         Raises:
             ValueError: C is no multiple of num_groups.
@@ -242,8 +251,7 @@ class GroupNorm(nn.Module):
         mean = group_mean(x32)
         var = group_mean(jnp.square(x32 - mean))
         factor = lax.rsqrt(var + self.epsilon) * scale[None, None, None]
-        shift = bias[None, None, None] - mean * factor
-        return x * factor.astype(x.dtype) + shift.astype(x.dtype)
+        return factor, bias[None, None, None] - mean * factor
 
 
 class ConvNorm(nn.Module):

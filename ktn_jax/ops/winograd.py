@@ -36,7 +36,8 @@ _FROM_INPUT = np.float32(
 _FROM_KERNEL = (
     np.float64([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 )
-_TRANSFORM = np.kron(_FROM_KERNEL, _FROM_KERNEL).astype(np.float32)  # [36, 9]
+# [36, 9]: from taps by row and column to planes by column and row, as tiles have them.
+_TRANSFORM = np.einsum("ai,bj->abji", _FROM_KERNEL, _FROM_KERNEL).reshape(36, 9).astype(np.float32)
 _TO_OUTPUT = np.float32(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 )
@@ -73,7 +74,7 @@ def _convolve(dilation: int, x: Array, kernel: Array) -> Array:
     # plain ones, would be made at the start and wait in memory together.
     one = jnp.where(first > jnp.inf, 0.0, 1.0)
     weights = jnp.matmul(
-        jnp.asarray(_TRANSFORM) * one, _taps(kernel), precision=lax.Precision.HIGHEST
+        jnp.asarray(_TRANSFORM) * one, kernel.reshape(9, -1), precision=lax.Precision.HIGHEST
     ).reshape(_READS**2, *kernel.shape[2:])
 
     def convolve_band(index: Array | int) -> Array:
@@ -129,8 +130,8 @@ def _convolve_backward(
         jnp.asarray(_TRANSFORM.T),
         to_weights.reshape(_READS**2, -1),
         precision=lax.Precision.HIGHEST,
-    ).reshape(3, 3, *kernel.shape[2:])
-    return to_x, to_kernel.swapaxes(0, 1)
+    ).reshape(kernel.shape)
+    return to_x, to_kernel
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
@@ -198,11 +199,6 @@ def _cut(shape: tuple[int, ...], dilation: int) -> _Bands:
     rows = -(-height // span)
     band = _rows_at_once(rows, batch * columns * dilation**2)
     return _Bands(dilation, band, columns, -(-rows // band))
-
-
-def _taps(kernel: Array) -> Array:
-    """A kernel [3, 3, C, D] as [9, C * D], columns before rows like the tiles."""
-    return kernel.swapaxes(0, 1).reshape(9, -1)
 
 
 def is_worth_while(x_shape: tuple[int, ...], features: int, dilation: int) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from ktn_jax import weights
 from ktn_jax.configuration import load_config
 from ktn_jax.inference import Predictor
+from ktn_jax.modeling import branches
 from ktn_jax.modeling.computing import Forms, computing
 from ktn_jax.modeling.detector import Detector, build_model
 from ktn_jax.modeling.folding import fold_norms
@@ -35,12 +36,13 @@ DUMPS = (
 @pytest.mark.parity
 @pytest.mark.parametrize("name", DUMPS)
 def test_every_stage_matches_the_original_with_all_rewrites(golden_dir, name, monkeypatch):
-    # On a dump's small maps it would not pay; here the numbers count.
+    # On a dump's small maps they would not pay; here the numbers count.
     monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
+    monkeypatch.setattr(branches, "_BAND_BYTES", 2**16)
     dump = Dump(golden_dir / f"{name}.npz")
     dump.config.model, dump.variables = fold_norms(dump.config.model, dump.variables)
     assert dump.config.model.backbone.norm == ""
-    with computing(Forms(has_winograd=True)):
+    with computing(Forms(has_winograd=True, has_bands=True)):
         rows = list(stages.stages(dump))
     assert len(rows) > 20
     assert [row.key for row in rows if not row.is_ok] == []
@@ -54,6 +56,7 @@ def test_every_stage_matches_the_original_with_all_rewrites(golden_dir, name, mo
 )
 def test_people_of_a_photo_match_the_original_with_all_rewrites(golden_dir, name, monkeypatch):
     monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
+    monkeypatch.setattr(branches, "_BAND_BYTES", 2**16)
     rows = list(people.end_to_end(Dump(golden_dir / f"{name}.npz")))
     assert rows and [row.key for row in rows if not row.is_ok] == []
 
@@ -107,6 +110,27 @@ def test_other_norms_are_not_folded():
     config = load_config("configs/ktn.py:tiny", ["model.backbone.norm=GN"]).model
     variables = {"params": {"backbone": {}}}
     assert fold_norms(config, variables) == (config, variables)
+
+
+@pytest.mark.parametrize("height", [1, 6, 7, 11])
+def test_rows_in_bands_are_those_of_the_whole_map(height, monkeypatch):
+    monkeypatch.setattr(branches, "_BAND_BYTES", 4 * 2 * 5 * (3 + 4) * 3)  # three rows
+    rng = np.random.default_rng(height)
+    shapes = [(2, height, 5, 3), (2, height, 5, 4)]
+    maps = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    module = branches.BranchProjection(6)
+    sides = [
+        branches.Branch(x, *rng.normal(size=(2, 2, 1, 1, x.shape[-1])).astype(np.float32))
+        for x in maps
+    ]
+    variables = module.init(jax.random.key(0), sides)
+    expected = module.apply(variables, sides)
+    with computing(Forms(has_bands=True)):
+        actual = jax.jit(module.apply)(variables, sides)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    kernel = np.asarray(variables["params"]["kernel"])[0, 0]
+    parts = [np.maximum(side.x * side.factor + side.shift, 0) for side in sides]
+    np.testing.assert_allclose(expected, np.concatenate(parts, -1) @ kernel, rtol=1e-5, atol=1e-5)
 
 
 def test_rounded_factors_stay_within_two_percent():

@@ -1,0 +1,83 @@
+"""Parallel branches of a map, normalised and brought together by one 1x1 convolution."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ktn_jax.modeling.computing import current_forms
+from ktn_jax.modeling.layers import Initializer, convolve, msra_init, per_channel
+
+Array = jax.Array
+
+# Of all branches, in a band: it stays in the caches between the passes.
+_BAND_BYTES = 8 * 2**20
+
+
+class Branch(NamedTuple):
+    """A map whose norm and ReLU are still to be applied.
+
+    Attributes:
+        x: [B, H, W, C].
+        factor: [B, 1, 1, C], of the norm.
+        shift: [B, 1, 1, C].
+    """
+
+    x: Array
+    factor: Array
+    shift: Array
+
+    def normalised(self, x: Array) -> Array:
+        """Applies norm and ReLU to x, some rows of the branch."""
+        return nn.relu(x * self.factor.astype(x.dtype) + self.shift.astype(x.dtype))
+
+
+class BranchProjection(nn.Module):
+    """1x1 convolution of branches laid side by side along the channels."""
+
+    features: int
+    kernel_init: Initializer = msra_init
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, branches: Sequence[Branch]) -> Array:
+        """Maps branches of equal height and width to [B, H, W, features]."""
+        channels = sum(branch.x.shape[-1] for branch in branches)
+        kernel = self.param("kernel", self.kernel_init, (1, 1, channels, self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+
+        def project(*maps: Array) -> Array:
+            parts = [branch.normalised(x) for branch, x in zip(branches, maps, strict=True)]
+            y = convolve(jnp.concatenate(parts, axis=-1), kernel, dtype=self.dtype)
+            return y + per_channel(bias, y)
+
+        maps = [branch.x for branch in branches]
+        return by_bands(project, maps) if current_forms().has_bands else project(*maps)
+
+
+def by_bands(function, maps: Sequence[Array]) -> Array:
+    """Applies a function of single cells to maps [B, H, W, C], some rows after the others.
+
+    What the function makes on its way then takes the memory of a band, not of a map.
+    """
+    batch, height, width, _ = maps[0].shape
+    row_bytes = 4 * batch * width * sum(x.shape[-1] for x in maps)
+    bands = min(math.ceil(height * row_bytes / _BAND_BYTES), height)
+    if bands == 1:
+        return function(*maps)
+    rows = math.ceil(height / bands)
+
+    def write_band(index: Array, out: Array) -> Array:
+        # The last band begins where it ends with the map, and makes some rows again.
+        first = jnp.minimum(index * rows, height - rows)
+        cut = [lax.dynamic_slice_in_dim(x, first, rows, axis=1) for x in maps]
+        return lax.dynamic_update_slice_in_dim(out, function(*cut), first, axis=1)
+
+    shape = jax.eval_shape(function, *maps)
+    # All of it is overwritten. A constant would be made, and kept, before it is needed.
+    out = jnp.full(shape.shape, maps[0][0, 0, 0, 0], shape.dtype)
+    return lax.fori_loop(0, math.ceil(height / rows), write_band, out)
