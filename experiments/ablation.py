@@ -124,10 +124,19 @@ def summarise(values: Sequence[float | None]) -> str:
 
 
 def table(scores: Mapping[str, Sequence[Mapping[str, Any]]], measure: str) -> str:
-    """Markdown of one measure: a row for each model."""
-    lines = [f"| {measure} | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    """Markdown of one measure: a row for each model.
+
+    The last column is the gain in AP over the first model of the same seed. Seeds differ in their
+    people and so in what can be reached; the models of a seed do not.
+    """
+    heads = (*COLUMNS, "gain in AP")
+    lines = [f"| {measure} | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    first = next(iter(scores.values()))
     for name, runs in scores.items():
         cells = [summarise([run[measure].get(column) for run in runs]) for column in COLUMNS]
+        pairs = zip(runs, first, strict=True)
+        gains = [run[measure]["AP"] - base[measure]["AP"] for run, base in pairs]
+        cells.append("" if runs is first else summarise(gains))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
