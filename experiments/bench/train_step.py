@@ -38,6 +38,7 @@ def make_batch(config, batch_size, size_hw, people=3, points=100):
 
     rng = np.random.default_rng(0)
     height, width = size_hw
+    people, points = min(people, config.data.max_people), min(points, config.data.max_points)
     spec = batch_spec(batch_size, size_hw, config.data.max_people, config.data.max_points)
     batch = {name: np.zeros(array.shape, array.dtype) for name, array in spec.items()}
     batch["image"] = rng.integers(0, 256, spec["image"].shape, np.uint8)
