@@ -1,7 +1,7 @@
 """Parallel branches of a map, normalised and brought together by one 1x1 convolution."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -59,10 +59,17 @@ class BranchProjection(nn.Module):
         return by_bands(project, maps) if current_forms().has_bands else project(*maps)
 
 
-def by_bands(function, maps: Sequence[Array]) -> Array:
-    """Applies a function of single cells to maps [B, H, W, C], some rows after the others.
+def by_bands(function: Callable[..., Array], maps: Sequence[Array]) -> Array:
+    """Applies a function of single cells to maps, some rows after the others.
 
     What the function makes on its way then takes the memory of a band, not of a map.
+
+    Args:
+        function: of as many maps [B, rows, W, C_i], to [B, rows, W, D], each cell for itself.
+        maps: [B, H, W, C_i] of equal height and width.
+
+    Returns:
+        [B, H, W, D].
     """
     batch, height, width, _ = maps[0].shape
     row_bytes = 4 * batch * width * sum(x.shape[-1] for x in maps)
