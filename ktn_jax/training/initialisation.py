@@ -124,7 +124,11 @@ def _check_from_scratch(config: ConfigDict) -> None:
 def draw_variables(model: Detector, seed: int) -> Variables:
     """Draws the initial variables of a model, its body graph included."""
     images = jnp.zeros((1, 128, 128, 3), jnp.uint8)
-    return jax.jit(model.init)(jax.random.key(seed), images, jnp.full((1, 2), 128))
+    # A program that runs once, with a generator for every array: on a CPU, making it fast takes
+    # longer than all that it does.
+    on_cpu = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    draw = jax.jit(model.init, compiler_options=on_cpu)
+    return draw(jax.random.key(seed), images, jnp.full((1, 2), 128))
 
 
 def _read(config: ConfigDict, source: str) -> tuple[dict[str, Any], list[str]]:
