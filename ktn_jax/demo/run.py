@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import resource
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -274,20 +275,20 @@ def _evaluate(request: Request, config: ConfigDict, say: Say) -> Metrics:
 
 
 def _commands(request: Request, config_name: str) -> dict[str, str]:
-    """Commands that use the trained weights, by what they do."""
-    output = request.output
-    changes = "".join(f" --set {change}" for change in request.changes)
-    model = f"--config {config_name}{changes} --weights {output / WEIGHTS_FILE}"
-    images = request.data / TEST_PEOPLE / synthetic_files.IMAGE_FOLDER
-    return {
-        "Find people in pictures": f"ktn predict {images} {model} --output {output / 'predicted'}",
-        "Score the test set again": (
-            f"ktn eval {model} --data {request.data / TEST_PEOPLE} "
-            f"--template {request.data / TEMPLATE} "
-            f"--output {output / 'scored'}"
-        ),
-        "Score people never rendered before": (
-            f"ktn eval {model} --data synthetic --seed {2 * HELD_OUT_SEED} "
-            f"--output {output / 'scored_new'}"
-        ),
+    """Commands that use the trained weights, by what they do; quoted for a shell."""
+    output, test_people = request.output, request.data / TEST_PEOPLE
+    model = ["--config", config_name]
+    for change in request.changes:
+        model += ["--set", change]
+    model += ["--weights", output / WEIGHTS_FILE]
+    images = test_people / synthetic_files.IMAGE_FOLDER
+    template = request.data / TEMPLATE
+    seed = 2 * HELD_OUT_SEED
+    rows = {
+        "Find people in pictures": ["predict", images, *model, "--output", output / "predicted"],
+        "Score the test set again": ["eval", *model, "--data", test_people]
+        + ["--template", template, "--output", output / "scored"],
+        "Score people never rendered before": ["eval", *model, "--data", "synthetic"]
+        + ["--seed", seed, "--output", output / "scored_new"],
     }
+    return {purpose: shlex.join(["ktn", *map(str, words)]) for purpose, words in rows.items()}
