@@ -13,8 +13,8 @@ import platform
 import sys
 
 # M_MMAP_THRESHOLD (the largest that it takes), M_TRIM_THRESHOLD and M_ARENA_MAX of malloc.h. With
-# a single arena threads wait for each other: once a long compilation has
-# filled it, small steps take nearly twice the time.
+# a single arena threads wait for each other: once a long compilation has filled it, small steps
+# take nearly twice the time.
 _PARAMETERS = ((-3, 2**25), (-1, 2**30), (-8, 2 * (os.cpu_count() or 1)))
 
 # The C library reads this before Python starts.
