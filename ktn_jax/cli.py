@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import ktn_jax
-from ktn_jax import host_memory
+from ktn_jax.runtime import host_memory
 
 COMMANDS = ("predict", "convert", "verify", "train", "eval", "data", "demo")
 

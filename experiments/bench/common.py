@@ -231,7 +231,8 @@ def prepare(tunes_memory: bool = True) -> None:
     sys.path.insert(0, os.fspath(pathlib.Path(__file__).resolve().parents[2]))
     if not tunes_memory:
         return
-    from ktn_jax import cli, host_memory
+    from ktn_jax import cli
+    from ktn_jax.runtime import host_memory
 
     host_memory.restart_with_huge_pages()
     cli.prepare_jax()

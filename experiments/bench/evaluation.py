@@ -23,11 +23,11 @@ import common
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ktn_jax.evaluation import boxes_keypoints, coco, evaluator, scorer, template_files
+from ktn_jax.body.parts import FINE_TO_COARSE
+from ktn_jax.evaluation import boxes_keypoints, evaluator, precision_recall, scorer, template_files
 from ktn_jax.evaluation.ground_truth import read_ground_truth
 from ktn_jax.evaluation.result_files import index_results, read_payload
-from ktn_jax.results import encode_iuv
-from ktn_jax.template.parts import FINE_TO_COARSE
+from ktn_jax.results.records import encode_iuv
 
 _SIZE_HW = (480, 640)
 _NUM_PICTURES = 60
@@ -207,7 +207,7 @@ def _run(folder: pathlib.Path, processes: int) -> dict[str, float]:
     lap(f"score images ({processes} processes)")
     boxes_keypoints.evaluate_coco(truth, results, scores)
     lap("COCO boxes, masks, keypoints")
-    evaluator.summarise_scores(scores, coco.similarity_thresholds())
+    evaluator.summarise_scores(scores, precision_recall.similarity_thresholds())
     lap("match and accumulate")
     return stages
 

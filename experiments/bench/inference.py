@@ -50,7 +50,7 @@ class Ours:
     """The predictor of this project on one photo."""
 
     def __init__(self, config, variables, photos, boxes):
-        from ktn_jax.inference import Predictor, choose_bucket
+        from ktn_jax.inference.predictor import Predictor, choose_bucket
 
         self.predictor = Predictor(config, variables)
         size_hw = photos[0].shape[:2]
@@ -204,7 +204,8 @@ def agreement(ours, theirs):
 
 def compare(config_name, folder, arguments, report):
     """Both sides of one configuration; `folder` is for files that go between processes."""
-    from ktn_jax import configuration, weights
+    from ktn_jax.checkpoints import weights
+    from ktn_jax.runtime import configuration
 
     config = configuration.load_config(config_name, arguments.changes)
     path = f"{folder}/{config.name}.safetensors"
@@ -271,7 +272,8 @@ def serve_arguments(side, config_name, path, arguments):
 
 def serve(arguments):
     """Loads a checkpoint and runs one side as often as it is asked to."""
-    from ktn_jax import checkpoint_files, configuration, weights
+    from ktn_jax.checkpoints import files, weights
+    from ktn_jax.runtime import configuration
 
     config = configuration.load_config(arguments.config[0], arguments.changes)
     photos, boxes = make_inputs(arguments)
@@ -282,7 +284,7 @@ def serve(arguments):
         import torch
 
         torch.set_num_threads(arguments.threads)
-        state = checkpoint_files.read_state_dict(arguments.weights)
+        state = files.read_state_dict(arguments.weights)
         side = Theirs(config, state, photos[:1], boxes)
         calls = {"run": side.stages}
     calls["run"]()

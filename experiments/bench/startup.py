@@ -54,7 +54,8 @@ def measure(config_name, folder, arguments, report):
     """All figures of one configuration."""
     from inference import make_photo
 
-    from ktn_jax import configuration, weights
+    from ktn_jax.checkpoints import weights
+    from ktn_jax.runtime import configuration
 
     config = configuration.load_config(config_name, [])
     photo, checkpoint = folder / "photo.png", folder / "weights.safetensors"

@@ -34,7 +34,7 @@ ROIS_PER_IMAGE = 16
 
 def make_batch(config, batch_size, size_hw, people=3, points=100):
     """A batch of random images, as many people in each with DensePose and keypoints."""
-    from data_pipelines.pipeline import batch_spec
+    from ktn_jax.data_pipelines.loading.pipeline import batch_spec
 
     rng = np.random.default_rng(0)
     height, width = size_hw
@@ -68,7 +68,7 @@ class Ours:
     def __init__(self, config, variables, size_hw, people=3):
         import jax
 
-        from ktn_jax import weights
+        from ktn_jax.checkpoints import weights
         from ktn_jax.modeling.computing import choose_forms
         from ktn_jax.training import distributed, forward, initialisation, optimizer, state, step
 
@@ -213,7 +213,7 @@ def with_image(boxes):
 
 def measure(name, changes, size_hw, has_parts, repeats, report):
     """Our step of one configuration."""
-    from ktn_jax.configuration import load_config
+    from ktn_jax.runtime.configuration import load_config
 
     config = load_config(name, changes)
     ours = Ours(config, None, size_hw)
@@ -254,7 +254,8 @@ def compare(name, folder, arguments, report):
     import torch_ops
     from inference import spread_weights
 
-    from ktn_jax import configuration, weights
+    from ktn_jax.checkpoints import weights
+    from ktn_jax.runtime import configuration
 
     config = configuration.load_config(name, compared_changes(arguments))
     path = f"{folder}/{config.name}.safetensors"
@@ -299,7 +300,8 @@ def compare(name, folder, arguments, report):
 
 def serve(arguments):
     """Takes steps of one side as often as it is asked to."""
-    from ktn_jax import checkpoint_files, configuration, weights
+    from ktn_jax.checkpoints import files, weights
+    from ktn_jax.runtime import configuration
 
     config = configuration.load_config(arguments.config[0], compared_changes(arguments))
     size_hw = parse_size(arguments.size)
@@ -314,7 +316,7 @@ def serve(arguments):
         from torch_training import Trainer, sampled_from
 
         torch.set_num_threads(arguments.threads)
-        state = checkpoint_files.read_state_dict(arguments.weights)
+        state = files.read_state_dict(arguments.weights)
         images = make_batch(config, config.batch_size, size_hw)["image"]
         trainer = Trainer(config, state, images)
         del state

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, translates and writes; names that are not known are an error."""
-    from ktn_jax import weights
+    from ktn_jax.checkpoints import weights
 
     variables = weights.read_variables(arguments.source)
     weights.write_variables(arguments.target, variables)

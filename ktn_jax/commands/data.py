@@ -43,14 +43,14 @@ def _add_synth(parser: argparse.ArgumentParser) -> None:
 def _synth(arguments: argparse.Namespace) -> int:
     import dataclasses
 
-    from data_pipelines import scene, synthetic_files
+    from ktn_jax.data_pipelines.synthetic import dataset_files, scene
 
     if arguments.scene not in scene.PRESETS:
         raise ValueError(f"--scene {arguments.scene!r}: one of {sorted(scene.PRESETS)}")
     settings = scene.PRESETS[arguments.scene]
     if arguments.size:
         settings = dataclasses.replace(settings, image_size_hw=tuple(arguments.size))
-    path = synthetic_files.write_dataset(
+    path = dataset_files.write_dataset(
         arguments.output, arguments.images, arguments.seed, settings, arguments.processes
     )
     print(f"{arguments.images} images, annotations in {path}")  # noqa: T201
@@ -64,7 +64,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from data_pipelines import checks
+    from ktn_jax.data_pipelines.coco import checks
 
     report = checks.check_file(arguments.file, arguments.images)
     print(report.format(arguments.max_findings))  # noqa: T201
@@ -80,7 +80,8 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from data_pipelines import annotations, show, sources
+    from ktn_jax.data_pipelines.coco import annotations, show
+    from ktn_jax.data_pipelines.loading import sources
 
     source = sources.FolderSource(annotations.parse_dataset(arguments.file), arguments.images)
     last = min(arguments.first + arguments.count, len(source))
@@ -100,7 +101,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from data_pipelines import builder
+    from ktn_jax.data_pipelines.densepose_coco import builder
 
     splits = builder.build(
         arguments.config,
@@ -125,7 +126,7 @@ def _add_graph(parser: argparse.ArgumentParser) -> None:
 
 
 def _graph(arguments: argparse.Namespace) -> int:
-    from ktn_jax.template import body_graph
+    from ktn_jax.body.graph import body_graph
 
     graph = body_graph.build_graph(
         arguments.relationships, arguments.word_vectors, not arguments.as_original
@@ -168,8 +169,9 @@ def _add_template(parser: argparse.ArgumentParser) -> None:
 def _template(arguments: argparse.Namespace) -> int:
     import numpy as np
 
+    from ktn_jax.body import loading
+    from ktn_jax.body.procedural import assembly
     from ktn_jax.evaluation import template_files
-    from ktn_jax.template import loading, procedural
 
     if bool(arguments.charts) != bool(arguments.body):
         raise ValueError("--charts and --body go together")
@@ -183,7 +185,7 @@ def _template(arguments: argparse.Namespace) -> int:
             )
             origin = f"{pathlib.Path(arguments.body).name} with published charts"
         else:
-            body, origin = procedural.make_body().template, "the project's procedural body"
+            body, origin = assembly.make_body().template, "the project's procedural body"
         template_files.write_body_template(
             arguments.output, body, origin, subdivided=not arguments.coarse
         )

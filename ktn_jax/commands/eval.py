@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from data_pipelines.scene import Scene
-    from ktn_jax.dataset_inference import Processes
+    from ktn_jax.body.symmetry import UVSymmetry
+    from ktn_jax.data_pipelines.synthetic.scene import Scene
     from ktn_jax.evaluation.metrics import Metrics
-    from ktn_jax.inference import Predictor
-    from ktn_jax.template.symmetry import UVSymmetry
+    from ktn_jax.inference.predictor import Predictor
+    from ktn_jax.runtime.processes import Processes
 
 # Beyond the seeds that people train with: other images than any of theirs.
 HELD_OUT_SEED = 1_000_000
@@ -157,9 +157,12 @@ def _score_file(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate_model(arguments: argparse.Namespace) -> int:
-    from ktn_jax import configuration, dataset_inference, shared_scoring, weights
-    from ktn_jax.evaluation.coco import similarity_thresholds
+    from ktn_jax.checkpoints import weights
+    from ktn_jax.evaluation import sharing
     from ktn_jax.evaluation.ground_truth import read_ground_truth
+    from ktn_jax.evaluation.precision_recall import similarity_thresholds
+    from ktn_jax.inference import dataset
+    from ktn_jax.runtime import configuration
 
     similarity_thresholds(arguments.min_iou)  # a wrong one is found out before hours of work
     config = configuration.load_config(arguments.config, arguments.changes)
@@ -170,7 +173,7 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
         variables = weights.load(config, arguments.weights)
     data = _describe_data(arguments, config)
     symmetry = _load_symmetry(arguments, config)
-    run = dataset_inference.describe_run(config, variables, data, arguments.tta, symmetry)
+    run = dataset.describe_run(config, variables, data, arguments.tta, symmetry)
     output = arguments.output or _default_output(run)
     template = arguments.template or output / _own_template_name(arguments)
     if processes.is_first:
@@ -182,11 +185,11 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
         annotations, images = _locate(arguments)
     predictor = _make_predictor(arguments, config, variables, symmetry)
     del variables  # the predictor keeps those that it needs
-    results = dataset_inference.predict_dataset(
+    results = dataset.predict_dataset(
         predictor, read_ground_truth(annotations), images, output, run, processes
     )
     with _progress(processes.is_first) as progress:
-        metrics = shared_scoring.evaluate_shared(
+        metrics = sharing.evaluate_shared(
             results,
             annotations,
             template,
@@ -206,7 +209,7 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
 def _join_processes(arguments: argparse.Namespace) -> "Processes":
     """Joins the processes of the run; without any of their arguments there is one."""
     from ktn_jax import commands
-    from ktn_jax.dataset_inference import Processes
+    from ktn_jax.runtime.processes import Processes
 
     if not commands.join_processes(arguments):
         return Processes()
@@ -226,7 +229,7 @@ def _describe_data(arguments: argparse.Namespace, config: "ConfigDict") -> bytes
         annotations, _ = _locate(arguments)
         read_ground_truth(annotations)
         return annotations.read_bytes()
-    from data_pipelines.synthetic import dataset_header
+    from ktn_jax.data_pipelines.synthetic.source import dataset_header
 
     header = dataset_header(_scene(arguments, config), arguments.num_images, arguments.seed)
     return json.dumps(header["info"], sort_keys=True).encode()
@@ -235,8 +238,8 @@ def _describe_data(arguments: argparse.Namespace, config: "ConfigDict") -> bytes
 def _scene(arguments: argparse.Namespace, config: "ConfigDict") -> "Scene":
     import dataclasses
 
-    from data_pipelines.configured import make_scene
-    from data_pipelines.scene import PRESETS
+    from ktn_jax.data_pipelines.loading.configured import make_scene
+    from ktn_jax.data_pipelines.synthetic.scene import PRESETS
 
     synthetic = config.data.synthetic
     if arguments.scene is None:
@@ -248,7 +251,7 @@ def _scene(arguments: argparse.Namespace, config: "ConfigDict") -> "Scene":
 
 
 def _load_symmetry(arguments: argparse.Namespace, config: "ConfigDict") -> "UVSymmetry | None":
-    from ktn_jax.augmented_inference import load_symmetry
+    from ktn_jax.inference.augmentation import load_symmetry
 
     if not arguments.tta or not config.test.augmentation.flip:
         return None
@@ -263,8 +266,8 @@ def _make_predictor(
 ) -> "Predictor":
     import jax
 
-    from ktn_jax.augmented_inference import AugmentedPredictor
-    from ktn_jax.inference import Predictor
+    from ktn_jax.inference.augmentation import AugmentedPredictor
+    from ktn_jax.inference.predictor import Predictor
 
     variables = jax.device_put(variables)  # once, not with every batch
     if arguments.tta:
@@ -287,10 +290,10 @@ def _own_template_name(arguments: argparse.Namespace) -> str:
 
 def _rendered_files(output: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     """Annotations and images of the people rendered for this run."""
-    from data_pipelines import synthetic_files
+    from ktn_jax.data_pipelines.synthetic import dataset_files
 
     folder = output / "people"
-    return folder / synthetic_files.ANNOTATION_FILE, folder / synthetic_files.IMAGE_FOLDER
+    return folder / dataset_files.ANNOTATION_FILE, folder / dataset_files.IMAGE_FOLDER
 
 
 def _prepare_files(
@@ -304,20 +307,18 @@ def _prepare_files(
 
     output.mkdir(parents=True, exist_ok=True)
     if arguments.data == "synthetic":
-        from data_pipelines import synthetic_files
-        from ktn_jax.template import procedural
+        from ktn_jax.body.procedural import assembly
+        from ktn_jax.data_pipelines.synthetic import dataset_files
 
         if arguments.seed == config.data.synthetic.seed and config.data.source == "synthetic":
             _note(f"--seed {arguments.seed} is the configuration's: people that it trains on")
         annotations, _ = _rendered_files(output)
         scene = _scene(arguments, config)
-        synthetic_files.write_dataset(
-            annotations.parent, arguments.num_images, arguments.seed, scene
-        )
+        dataset_files.write_dataset(annotations.parent, arguments.num_images, arguments.seed, scene)
         if not arguments.template and not (template / template_files.SURFACE_FILE).is_file():
             template_files.write_body_template(
                 template,
-                procedural.make_body().template,
+                assembly.make_body().template,
                 "the project's procedural body",
                 subdivided=arguments.fine_template,
             )

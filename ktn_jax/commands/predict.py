@@ -33,8 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Predicts; a photo that cannot be read is reported and skipped, and makes the exit code 1."""
-    from ktn_jax import configuration, images, prediction, weights
-    from ktn_jax.inference import Predictor
+    from ktn_jax.checkpoints import weights
+    from ktn_jax.inference.photos import predict_files
+    from ktn_jax.inference.predictor import Predictor
+    from ktn_jax.runtime import configuration, images
 
     config = configuration.load_config(arguments.config, arguments.changes)
     photos = images.find_images(arguments.photos)
@@ -45,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.random_weights
         else weights.load(config, arguments.weights),
     )
-    report = prediction.predict_files(predictor, photos, arguments.output, arguments.min_score)
+    report = predict_files(predictor, photos, arguments.output, arguments.min_score)
     for path, reason in report.failures:
         print(f"skipped {path}: {reason}", file=sys.stderr)  # noqa: T201
     print(  # noqa: T201

@@ -41,9 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains; the exit code says how it ended."""
     import logging
 
-    from configs import base
-    from data_pipelines.configured import make_training_data
-    from ktn_jax import commands, configuration
+    from ktn_jax import commands
+    from ktn_jax.configs import base
+    from ktn_jax.data_pipelines.loading.configured import make_training_data
+    from ktn_jax.runtime import configuration
     from ktn_jax.training import checks, loop
 
     # orbax reports every step of every save there.

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from data_pipelines.synthetic import SyntheticSource
-from ktn_jax import iuv_maps, results, visualisation
-from ktn_jax.results import PersonResult
+from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
+from ktn_jax.results import drawing, maps, records
+from ktn_jax.results.records import PersonResult
 
 TITLES = ("input", "true parts", "found parts", "true IUV", "found IUV")
 
@@ -29,7 +29,7 @@ def test_pictures(
     Returns:
         One row of pictures for each image, uint8 RGB.
     """
-    found = results.records_to_people(results.read_results(results_path))
+    found = records.records_to_people(records.read_results(results_path))
     rows = []
     for index in indices:
         picture = people.picture(index)
@@ -39,12 +39,12 @@ def test_pictures(
         size_hw = picture.image.shape[:2]
         columns = (
             picture.image,
-            visualisation.draw_people(picture.image, true, show_scores=False),
-            visualisation.draw_people(picture.image, detected, show_keypoints=True),
-            visualisation.draw_iuv(iuv_maps.paste_iuv(true, size_hw)[0]),
-            visualisation.draw_iuv(iuv_maps.paste_iuv(detected, size_hw)[0]),
+            drawing.draw_people(picture.image, true, show_scores=False),
+            drawing.draw_people(picture.image, detected, show_keypoints=True),
+            drawing.draw_iuv(maps.paste_iuv(true, size_hw)[0]),
+            drawing.draw_iuv(maps.paste_iuv(detected, size_hw)[0]),
         )
-        rows.append(visualisation.side_by_side([_enlarge(column) for column in columns], TITLES))
+        rows.append(drawing.side_by_side([_enlarge(column) for column in columns], TITLES))
     return rows
 
 

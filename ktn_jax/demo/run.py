@@ -17,19 +17,21 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from configs import base
-from data_pipelines import synthetic_files
-from data_pipelines.configured import make_scene, make_training_data
-from data_pipelines.synthetic import SyntheticSource
-from ktn_jax import atomic_files, configuration, dataset_inference, weights
-from ktn_jax.demo import pictures, report
+from ktn_jax.body.procedural import assembly
+from ktn_jax.checkpoints import weights
+from ktn_jax.configs import base
+from ktn_jax.data_pipelines.loading.configured import make_scene, make_training_data
+from ktn_jax.data_pipelines.synthetic import dataset_files
+from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
+from ktn_jax.demo import page, pictures
 from ktn_jax.evaluation import evaluator, template_files
 from ktn_jax.evaluation.ground_truth import read_ground_truth
 from ktn_jax.evaluation.metrics import Metrics
-from ktn_jax.inference import Predictor
-from ktn_jax.template import procedural
+from ktn_jax.inference import dataset
+from ktn_jax.inference.predictor import Predictor
+from ktn_jax.runtime import atomic_files, configuration
 from ktn_jax.training import checks, loop
-from ktn_jax.training.metrics import JSON_LINES
+from ktn_jax.training.tracking import JSON_LINES
 
 # Test people take the seeds from here on: nobody trains on those.
 HELD_OUT_SEED = 1_000_000
@@ -102,26 +104,26 @@ def run_demo(request: Request, say: Say) -> Outcome:
     """
     config = make_config(request, say)
     record = _Record(request, config)
-    page = request.output / REPORT_FILE
-    if record.is_complete and page.is_file():
+    path = request.output / REPORT_FILE
+    if record.is_complete and path.is_file():
         say("This demo is done already; --output elsewhere or another --seed makes another.")
-        return Outcome(True, record.content, page)
+        return Outcome(True, record.content, path)
     with record.timed("render"):
         test_people = _render(request, config, say)
     with record.timed("train"):
         is_complete = _train(request, config, say)
     if not is_complete:
-        return Outcome(False, record.content, page)
+        return Outcome(False, record.content, path)
     with record.timed("evaluate"):
         metrics = _evaluate(request, config, say)
     with record.timed("report"):
         shown = pictures.test_pictures(
             test_people,
-            request.output / RESULTS / dataset_inference.RESULTS_FILE,
+            request.output / RESULTS / dataset.RESULTS_FILE,
             range(min(request.num_shown, len(test_people))),
         )
     record.finish(metrics)
-    content = report.render(
+    content = page.render(
         record.content,
         config,
         metrics,
@@ -129,9 +131,9 @@ def run_demo(request: Request, say: Say) -> Outcome:
         shown,
         _commands(request, record.config_name),
     )
-    with atomic_files.replacing(page) as temporary:
+    with atomic_files.replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
-    return Outcome(True, record.content, page)
+    return Outcome(True, record.content, path)
 
 
 def make_config(request: Request, say: Say) -> ConfigDict:
@@ -153,8 +155,8 @@ def make_config(request: Request, say: Say) -> ConfigDict:
         if request.steps is not None:
             config.total_steps = request.steps
         config.data.source = "densepose_coco"
-        config.data.annotations = (str(folder / synthetic_files.ANNOTATION_FILE),)
-        config.data.images = (str(folder / synthetic_files.IMAGE_FOLDER),)
+        config.data.annotations = (str(folder / dataset_files.ANNOTATION_FILE),)
+        config.data.images = (str(folder / dataset_files.IMAGE_FOLDER),)
     checks.check_config(config, base.get_config())
     return config
 
@@ -230,10 +232,10 @@ def _render(request: Request, config: ConfigDict, say: Say) -> SyntheticSource:
         ("test", TEST_PEOPLE, request.num_test_images, HELD_OUT_SEED + request.seed),
     )
     for use, folder, count, seed in sets:
-        if not (request.data / folder / synthetic_files.ANNOTATION_FILE).is_file():
+        if not (request.data / folder / dataset_files.ANNOTATION_FILE).is_file():
             say(f"Rendering {count} {use} images of people.")
         workers = min(os.cpu_count() or 1, 8) if count > 200 else 1
-        synthetic_files.write_dataset(request.data / folder, count, seed, scene, workers)
+        dataset_files.write_dataset(request.data / folder, count, seed, scene, workers)
     return SyntheticSource(request.num_test_images, HELD_OUT_SEED + request.seed, scene)
 
 
@@ -253,10 +255,10 @@ def _evaluate(request: Request, config: ConfigDict, say: Say) -> Metrics:
     # From the file, so that the scores are those of what the commands on the page load.
     variables = weights.load(config, output / WEIGHTS_FILE)
     folder = request.data / TEST_PEOPLE
-    annotations = folder / synthetic_files.ANNOTATION_FILE
-    run = dataset_inference.describe_run(config, variables, annotations.read_bytes())
-    images_dir = folder / synthetic_files.IMAGE_FOLDER
-    results = dataset_inference.predict_dataset(
+    annotations = folder / dataset_files.ANNOTATION_FILE
+    run = dataset.describe_run(config, variables, annotations.read_bytes())
+    images_dir = folder / dataset_files.IMAGE_FOLDER
+    results = dataset.predict_dataset(
         Predictor(config, variables),
         read_ground_truth(annotations),
         images_dir,
@@ -265,7 +267,7 @@ def _evaluate(request: Request, config: ConfigDict, say: Say) -> Metrics:
     )
     template = request.data / TEMPLATE
     if not (template / template_files.SURFACE_FILE).is_file():
-        body = procedural.make_body().template
+        body = assembly.make_body().template
         template_files.write_body_template(
             template, body, "the project's procedural body", subdivided=False
         )
@@ -281,7 +283,7 @@ def _commands(request: Request, config_name: str) -> dict[str, str]:
     for change in request.changes:
         model += ["--set", change]
     model += ["--weights", output / WEIGHTS_FILE]
-    images = test_people / synthetic_files.IMAGE_FOLDER
+    images = test_people / dataset_files.IMAGE_FOLDER
     template = request.data / TEMPLATE
     seed = 2 * HELD_OUT_SEED
     rows = {

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from ktn_jax.evaluation import boxes_keypoints, coco, matching, metrics, patch_errors
+from ktn_jax.evaluation import assignment, boxes_keypoints, metrics, patch_errors, precision_recall
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
 from ktn_jax.evaluation.result_files import ResultIndex, index_results
@@ -47,7 +47,7 @@ def evaluate_files(
         EvaluationError: a file cannot be scored; the message says which entry and why.
         ValueError: an argument is out of range.
     """
-    coco.similarity_thresholds(min_iou)  # a wrong one is found out before the work
+    precision_recall.similarity_thresholds(min_iou)  # a wrong one is found out before the work
     truth = read_ground_truth(annotations_path)
     results = index_results(results_path, truth)
     load_template(template_dir)  # converts official files once, before processes open them
@@ -82,7 +82,7 @@ def evaluate_scores(
     Returns:
         All scores.
     """
-    thresholds = coco.similarity_thresholds(min_iou)
+    thresholds = precision_recall.similarity_thresholds(min_iou)
     template = load_template(template_dir)
     extra, extra_notes = boxes_keypoints.evaluate_coco(truth, results, scores)
     found = sum(1 for image in truth.images if image.image_id in results.by_image)
@@ -107,15 +107,15 @@ def evaluate_scores(
     return result
 
 
-def match_scores(image: ImageScores, thresholds: np.ndarray) -> matching.ImageMatches:
+def match_scores(image: ImageScores, thresholds: np.ndarray) -> assignment.ImageMatches:
     """Matches one image under GPS, GPSm and IoU, in the order of `MEASURES`."""
     similarity = np.stack([image.gps, np.sqrt(image.mask_iou * image.gps), image.mask_iou])
-    return matching.match_image(
+    return assignment.match_image(
         similarity,
         image.box_iou,
         image.is_crowd,
-        image.is_ignored | matching.is_outside(image.person_area),
-        matching.is_outside(image.detection_area),
+        image.is_ignored | assignment.is_outside(image.person_area),
+        assignment.is_outside(image.detection_area),
         thresholds,
     )
 
@@ -144,10 +144,12 @@ def combine_scores(parts: Iterable[Sequence[ImageScores]]) -> list[ImageScores]:
     return [joined[image_id] for image_id in sorted(joined)]
 
 
-def accumulate_scores(scores: Sequence[ImageScores], thresholds: np.ndarray) -> coco.Curves:
+def accumulate_scores(
+    scores: Sequence[ImageScores], thresholds: np.ndarray
+) -> precision_recall.Curves:
     """Pools images (ascending ids) to precision and recall of every measure."""
     matches = [match_scores(image, thresholds) for image in scores]
-    return coco.accumulate(matches, [image.scores for image in scores], thresholds)
+    return precision_recall.accumulate(matches, [image.scores for image in scores], thresholds)
 
 
 def summarise_scores(
@@ -172,7 +174,7 @@ def summarise_scores(
     curves = accumulate_scores(scores, thresholds)
     summaries = {}
     for row, name in enumerate(MEASURES):
-        values = coco.summarise(curves, row, exact_thresholds=mode == "ktn")
+        values = precision_recall.summarise(curves, row, exact_thresholds=mode == "ktn")
         summaries[name] = {key: metrics.percent(value) for key, value in values.items()}
     return metrics.Metrics(
         summaries={**summaries, **(extra or {})},

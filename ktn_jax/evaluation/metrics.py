@@ -4,9 +4,9 @@ import dataclasses
 import json
 from typing import Any
 
-from ktn_jax.evaluation.coco import Curves
+from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.evaluation.patch_errors import WITHIN_CM, PatchErrors, PersonScore
-from ktn_jax.template.parts import PATCH_NAMES
+from ktn_jax.evaluation.precision_recall import Curves
 
 MEASURES = ("GPS", "GPSm", "IOU")
 

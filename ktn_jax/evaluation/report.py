@@ -8,13 +8,13 @@ import pathlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.evaluation import report_figures
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
 from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.evaluation.metrics import Metrics
 from ktn_jax.evaluation.patch_errors import WITHIN_CM
 from ktn_jax.evaluation.result_files import ResultIndex
-from ktn_jax.template.parts import PATCH_NAMES
 
 _NUM_PEOPLE = 6
 _MIN_POINTS = 10  # with fewer points a person's GPS says little

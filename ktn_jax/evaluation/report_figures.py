@@ -8,13 +8,13 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
-from ktn_jax.evaluation.coco import RECALL_LEVELS, Curves
+from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.evaluation.geodesic_similarity import NUM_PARTS, EvaluationTemplate
 from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.evaluation.metrics import MEASURES
 from ktn_jax.evaluation.patch_errors import WITHIN_CM, PersonScore
+from ktn_jax.evaluation.precision_recall import RECALL_LEVELS, Curves
 from ktn_jax.evaluation.result_files import ResultIndex, read_payload
-from ktn_jax.template.parts import PATCH_NAMES
 
 _SHOWN_THRESHOLDS = (0.5, 0.65, 0.75, 0.85, 0.95)
 _GREY = 96

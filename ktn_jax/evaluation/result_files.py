@@ -17,7 +17,7 @@ import numpy as np
 
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, is_box
-from ktn_jax.results import ResultsError, decode_iuv
+from ktn_jax.results.records import ResultsError, decode_iuv
 
 _CHUNK_BYTES = 1 << 22
 _ENTRY_LIMIT_BYTES = 1 << 28  # a detection is some tens of kilobytes

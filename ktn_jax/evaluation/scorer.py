@@ -18,9 +18,9 @@ from pycocotools import mask as coco_mask
 
 from ktn_jax.evaluation import geodesic_similarity as geodesic
 from ktn_jax.evaluation import ignore_regions, masks
+from ktn_jax.evaluation.assignment import MAX_DETECTIONS
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth, PersonTruth
-from ktn_jax.evaluation.matching import MAX_DETECTIONS
 from ktn_jax.evaluation.patch_errors import PatchErrors, PersonScore, measure_patches
 from ktn_jax.evaluation.result_files import Detection, ResultIndex, read_payload
 from ktn_jax.evaluation.template_files import load_template

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import scipy.io
 
-from ktn_jax.atomic_files import replacing
+from ktn_jax.body.evaluation_mesh import make_evaluation_mesh
+from ktn_jax.body.geodesics import condensed_geodesics
+from ktn_jax.body.surface import Template
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
-from ktn_jax.pickles import load_arrays
-from ktn_jax.template.evaluation_mesh import make_evaluation_mesh
-from ktn_jax.template.geodesics import condensed_geodesics
-from ktn_jax.template.surface import Template
+from ktn_jax.runtime.atomic_files import replacing
+from ktn_jax.runtime.pickles import load_arrays
 
 SURFACE_FILE = "template.npz"
 GEODESICS_FILE = "geodesics.npy"

@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from ktn_jax.modeling import decoder as decoders
 from ktn_jax.modeling import densepose_head as heads
 from ktn_jax.modeling.box_head import BoxHead, select_detections
+from ktn_jax.modeling.chart_predictor import DensePosePredictor
 from ktn_jax.modeling.hrnet import HRNet
 from ktn_jax.modeling.layers import per_channel, zero_invalid
 from ktn_jax.modeling.neck import FPN, HRFPN
-from ktn_jax.modeling.predictor import DensePosePredictor
 from ktn_jax.modeling.resnet import BLOCKS_OF_DEPTH, ResNet
 from ktn_jax.modeling.rpn import RPNHead, anchor_boxes, select_proposals
 from ktn_jax.ops import boxes as box_ops

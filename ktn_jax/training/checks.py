@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ktn_jax.configuration import ConfigurationError
+from ktn_jax.runtime.configuration import ConfigurationError
 
 _POSITIVE = (
     "total_steps",

@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 
 from ktn_jax.losses.densepose import DensePoseWeights, densepose_losses
 from ktn_jax.losses.detection import box_losses, rpn_losses
+from ktn_jax.modeling.chart_predictor import NUM_KEYPOINTS
 from ktn_jax.modeling.computing import PLAIN, Forms, computing
 from ktn_jax.modeling.detector import Detector, Features
 from ktn_jax.modeling.layers import valid_mask
-from ktn_jax.modeling.predictor import NUM_KEYPOINTS
 from ktn_jax.structures import DensePoseOutputs, Proposals
 from ktn_jax.training import targets
 from ktn_jax.training.targets import Batch, Samples

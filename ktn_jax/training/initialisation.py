@@ -12,11 +12,10 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from ktn_jax import checkpoint_files, torch_weights, weights
+from ktn_jax.body.graph import body_graph
+from ktn_jax.checkpoints import files, imagenet, runs, torch_names, weights
+from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES
 from ktn_jax.modeling.detector import Detector, build_model
-from ktn_jax.modeling.predictor import TRANSFER_SOURCES
-from ktn_jax.template import body_graph
-from ktn_jax.training import checkpoint, imagenet
 
 Variables = dict[str, Any]
 
@@ -137,10 +136,10 @@ def _read(config: ConfigDict, source: str) -> tuple[dict[str, Any], list[str]]:
     if not path.exists():
         raise FileNotFoundError(f"--weights: nothing is at {source}")
     if path.is_dir():
-        found = checkpoint.find_checkpoint(path)
-        variables = checkpoint.read_checkpoint(found)[0] if found else weights.read_variables(path)
+        found = runs.find_checkpoint(path)
+        variables = runs.read_checkpoint(found)[0] if found else weights.read_variables(path)
         return _flatten(variables), []
-    state = checkpoint_files.read_state_dict(path)
+    state = files.read_state_dict(path)
     kind = imagenet.find_kind(state)
     unknown = []
     if kind is not None:
@@ -148,7 +147,7 @@ def _read(config: ConfigDict, source: str) -> tuple[dict[str, Any], list[str]]:
         state, unknown = imagenet.rename(state, kind)
     unknown += _unknown_names(state)
     try:
-        variables = torch_weights.to_flax({k: v for k, v in state.items() if k not in unknown})
+        variables = torch_names.to_flax({k: v for k, v in state.items() if k not in unknown})
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     _check_constants(config, variables.pop("constants", {}), source)
@@ -161,7 +160,7 @@ def _unknown_names(state: Mapping[str, np.ndarray]) -> list[str]:
         rule
         for is_auxiliary in (False, True)
         for is_multi_instance in (False, True)
-        for rule in torch_weights.rules(is_auxiliary, is_multi_instance)
+        for rule in torch_names.rules(is_auxiliary, is_multi_instance)
     }
     alias = "roi_heads.densepose_head.ScaleConv."
 

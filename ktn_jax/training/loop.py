@@ -20,13 +20,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ktn_jax import weights
+from ktn_jax.checkpoints import weights
+from ktn_jax.checkpoints.runs import Checkpoints, RunRecord
 from ktn_jax.modeling.computing import choose_forms
 from ktn_jax.training import distributed, initialisation
-from ktn_jax.training.checkpoint import Checkpoints, RunRecord
 from ktn_jax.training.distributed import Batch
 from ktn_jax.training.forward import make_loss_fn
-from ktn_jax.training.metrics import Averages, MetricsWriter, Progress, Speed
 from ktn_jax.training.optimizer import (
     frozen_patterns,
     label_parameters,
@@ -35,6 +34,7 @@ from ktn_jax.training.optimizer import (
 )
 from ktn_jax.training.state import TrainState, create_state
 from ktn_jax.training.step import LossFn, StepMetrics, make_train_step
+from ktn_jax.training.tracking import Averages, MetricsWriter, Progress, Speed
 
 Variables = Mapping[str, Any]
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ktn_jax import torch_weights, weights
-from ktn_jax.detectron2_config import from_detectron2
+from ktn_jax.checkpoints import torch_names, weights
+from ktn_jax.checkpoints.detectron2_config import from_detectron2
 
 Array = jax.Array
 
@@ -75,7 +75,7 @@ class Dump:
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
         state = {key[6:]: self[key] for key in self.keys if key.startswith("state/")}
-        self.variables = weights.fit(self.config, torch_weights.to_flax(state), str(self.path))
+        self.variables = weights.fit(self.config, torch_names.to_flax(state), str(self.path))
         noise = self._read_noise()
         # How far the original is from itself: largest differences of arrays by key, and relative
         # L2 differences of gradients by parameter.

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ktn_jax import charts, iuv_maps
-from ktn_jax.inference import Person, Predictor, to_result
+from ktn_jax.inference import charts
+from ktn_jax.inference.predictor import Person, Predictor, to_result
 from ktn_jax.modeling.detector import size_multiple
-from ktn_jax.results import PersonResult
+from ktn_jax.results.maps import paste_iuv
+from ktn_jax.results.records import PersonResult
 from ktn_jax.verification.dump import (
     BOX_PIXELS,
     END_TO_END,
@@ -140,7 +141,7 @@ def _compare_float_uv(dump: Dump, key: str, uv: np.ndarray, is_same: np.ndarray)
 def _compare_masks(dump: Dump, results: list[PersonResult], to_hw: tuple[int, int]) -> Row:
     key = "infer/final/masks"
     expected = dump[key].astype(bool)
-    masks = [iuv_maps.paste_iuv([result], to_hw)[0][..., 0] > 0 for result in results]
+    masks = [paste_iuv([result], to_hw)[0][..., 0] > 0 for result in results]
     if len(masks) != len(expected):
         return compare(dump, key, np.asarray(masks))
     differing = float((np.stack(masks) != expected).mean())

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ktn_jax import torch_weights
+from ktn_jax.checkpoints import torch_names
 from ktn_jax.evaluation.masks import part_labels
 from ktn_jax.losses.detection import FOREGROUND, AnchorTargets, RoiTargets
 from ktn_jax.modeling.detector import build_model, size_multiple
@@ -249,7 +249,7 @@ def run_step(dump: Dump, batch: Batch, samples: Samples) -> Step:
     return Step(
         float(total),
         {name: float(value) for name, value in losses.items()},
-        torch_weights.to_torch({"params": gradients}),
+        torch_names.to_torch({"params": gradients}),
         outputs,
         stats,
     )
@@ -341,7 +341,7 @@ def _statistics(dump: Dump, step: Step) -> Iterator[Row]:
     names = dump.under("train/after_step")
     if not names:
         return
-    state = torch_weights.to_torch(
+    state = torch_names.to_torch(
         {"params": dump.variables["params"], "batch_stats": step.batch_stats}
     )
     for name in names:

@@ -6,12 +6,13 @@ import os
 
 import numpy as np
 import pytest
+from ktn_jax.data_pipelines.loading import configured
+from ktn_jax.data_pipelines.synthetic.scene import EASY, FRONTAL, HARD
+from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 
-from data_pipelines import configured
-from data_pipelines.scene import EASY, FRONTAL, HARD
-from data_pipelines.synthetic import SyntheticSource
-from ktn_jax import cli, iuv_maps, results
+from ktn_jax import cli
 from ktn_jax.demo import pictures, run
+from ktn_jax.results import maps, records
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def people():
 def test_truth_as_people_covers_the_truth_exactly(people):
     truth = people.picture(0).truth
     found = pictures.true_people(truth)
-    iuv, _ = iuv_maps.paste_iuv(found, truth.patch.shape)
+    iuv, _ = maps.paste_iuv(found, truth.patch.shape)
     np.testing.assert_array_equal(iuv[..., 0], truth.patch)
     on_body = truth.patch > 0
     assert on_body.sum() > 300
@@ -34,7 +35,7 @@ def test_truth_as_people_covers_the_truth_exactly(people):
 def test_a_perfect_result_is_drawn_as_the_truth(people, tmp_path):
     truth = people.picture(1).truth
     path = tmp_path / "results.json"
-    results.write_results(path, results.people_to_records(2, pictures.true_people(truth)))
+    records.write_results(path, records.people_to_records(2, pictures.true_people(truth)))
     (row,) = pictures.test_pictures(people, path, [1])
     width = (row.shape[1] - 4 * (gap := max(2, (96 * 3) // 60))) // 5
     columns = [row[:, i * (width + gap) : i * (width + gap) + width] for i in range(5)]

@@ -12,11 +12,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from ktn_jax.data_pipelines.loading.configured import make_training_data
 
-from data_pipelines.configured import make_training_data
-from ktn_jax.configuration import load_config
+from ktn_jax.checkpoints import runs
 from ktn_jax.ops.interpolate import read_points
-from ktn_jax.training import checkpoint, initialisation
+from ktn_jax.runtime.configuration import load_config
+from ktn_jax.training import initialisation
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 5
@@ -89,7 +90,7 @@ def read_metrics(workdir):
 
 def read_state(workdir, step=STEPS):
     """The arrays of a checkpoint, by path."""
-    variables, _ = checkpoint.read_checkpoint(workdir / "checkpoints" / str(step))
+    variables, _ = runs.read_checkpoint(workdir / "checkpoints" / str(step))
     return jax.tree_util.tree_leaves_with_path(variables)
 
 
@@ -151,7 +152,7 @@ def test_a_killed_run_ends_in_the_same_bits_and_the_same_file(folder, start, str
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert int(checkpoint.find_checkpoint(folder / "killed").name) < STEPS
+    assert int(runs.find_checkpoint(folder / "killed").name) < STEPS
     finish(folder, start("killed"))
     for (path, ours), (_, theirs) in zip(
         read_state(folder / "killed"), read_state(straight), strict=True
@@ -180,7 +181,7 @@ def test_four_images_are_learnt_by_heart(tmp_path):
     config = load_config("configs/ktn.py:tiny", changes)
     model = initialisation.build_trained_model(config)
     batch = next(make_training_data(config).train(0))
-    variables, _ = checkpoint.read_checkpoint(checkpoint.find_checkpoint(tmp_path))
+    variables, _ = runs.read_checkpoint(runs.find_checkpoint(tmp_path))
     assert patch_accuracy(model, variables, batch) > 0.95
 
 

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.evaluation import evaluator, geodesic_similarity
 from ktn_jax.evaluation.errors import EvaluationError
-from ktn_jax.template.parts import PATCH_NAMES
 
 SHIFT = 2  # pixels; one vertex for small people, half a vertex for large ones
 

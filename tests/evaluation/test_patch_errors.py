@@ -5,9 +5,9 @@ import types
 import numpy as np
 import pytest
 
+from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.evaluation import patch_errors
 from ktn_jax.evaluation.ground_truth import PersonTruth
-from ktn_jax.template.parts import PATCH_NAMES
 
 
 def _person(number, patches):

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from ktn_jax.evaluation import coco, evaluator, ground_truth, result_files, template_files
+from ktn_jax.evaluation import (
+    evaluator,
+    ground_truth,
+    precision_recall,
+    result_files,
+    template_files,
+)
 
 FORK = {"upstream": "expected_upstream.npz", "ktn": "expected_ktnv2_fork.npz"}
 CASES = [
@@ -59,7 +65,8 @@ def test_every_match_equals_the_reference(scored):
     for threshold, name in cases:
         measure = evaluator.MEASURES.index({"GPSM": "GPSm"}.get(name, name))
         matches = [
-            evaluator.match_scores(image, coco.similarity_thresholds(threshold)) for image in scores
+            evaluator.match_scores(image, precision_recall.similarity_thresholds(threshold))
+            for image in scores
         ]
         for image, match in zip(scores, matches, strict=True):
             for area, bound in enumerate((0, 1024, 9216)):
@@ -97,13 +104,15 @@ def test_precision_recall_and_summary_equal_the_reference(scored):
     mode = scored[0]
     for threshold, name in cases:
         measure = evaluator.MEASURES.index({"GPSM": "GPSm"}.get(name, name))
-        curves = evaluator.accumulate_scores(scores, coco.similarity_thresholds(threshold))
+        curves = evaluator.accumulate_scores(
+            scores, precision_recall.similarity_thresholds(threshold)
+        )
         prefix = f"thr{threshold}/{name}/"
         precision = curves.precision[measure][:, :, None, :, None]
         np.testing.assert_array_equal(precision, expected[prefix + "precision"])
         recall = curves.recall[measure][:, None, :, None]
         np.testing.assert_array_equal(recall, expected[prefix + "recall"])
-        summary = coco.summarise(curves, measure, exact_thresholds=mode == "ktn")
+        summary = precision_recall.summarise(curves, measure, exact_thresholds=mode == "ktn")
         np.testing.assert_allclose(
             list(summary.values()), expected[prefix + "stats"], rtol=0, atol=1e-15
         )

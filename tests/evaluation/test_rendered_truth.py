@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from ktn_jax.data_pipelines.synthetic.source import SyntheticSource, coco_dataset
 
-from data_pipelines.synthetic import SyntheticSource, coco_dataset
+from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.evaluation import evaluator, template_files
-from ktn_jax.results import encode_iuv
-from ktn_jax.template.parts import PATCH_NAMES
+from ktn_jax.results.records import encode_iuv
 
 NUM_IMAGES = 10
 

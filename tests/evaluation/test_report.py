@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.evaluation import evaluator, report_figures
-from ktn_jax.template.parts import PATCH_NAMES
 
 
 def _metrics(flat_world, folder, **options):

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ktn_jax import weights
-from ktn_jax.configuration import load_config
-from ktn_jax.inference import Predictor
+from ktn_jax.checkpoints import weights
+from ktn_jax.inference.folding import fold_norms
+from ktn_jax.inference.predictor import Predictor
 from ktn_jax.modeling import branches
 from ktn_jax.modeling.computing import Forms, computing
 from ktn_jax.modeling.detector import Detector, build_model
-from ktn_jax.modeling.folding import fold_norms
 from ktn_jax.ops import winograd
+from ktn_jax.runtime.configuration import load_config
 from ktn_jax.verification import people, stages, training
 from ktn_jax.verification.dump import Dump
 

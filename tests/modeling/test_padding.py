@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ktn_jax.configuration import load_config
 from ktn_jax.modeling.detector import Detector, build_model
+from ktn_jax.runtime.configuration import load_config
 
 SMALL = [
     "model.neck.channels=32",

@@ -10,8 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from configs import base
+from ktn_jax.configs import base
 
 FEATURES = 8
 

@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from ktn_jax import checkpoint_files, weights
-from ktn_jax.detectron2_config import from_detectron2
+from ktn_jax.checkpoints import files, runs, weights
+from ktn_jax.checkpoints.detectron2_config import from_detectron2
 from ktn_jax.modeling.detector import build_model
-from ktn_jax.training import checkpoint
 from ktn_jax.training.loop import _as_json
 from ktn_jax.training.optimizer import make_optimizer
 from ktn_jax.training.state import create_state
@@ -28,8 +27,8 @@ def save_run(config, workdir):
     variables = jax.tree.map(draw, shapes)
     optimizer = make_optimizer(config, variables["params"], variables.get("batch_stats", {}))
     state = create_state(variables, optimizer, seed=0, has_ema=False)
-    with checkpoint.Checkpoints(workdir) as checkpoints:
-        checkpoints.save(state, 3, checkpoint.RunRecord(_as_json(config), 3), 1.0)
+    with runs.Checkpoints(workdir) as checkpoints:
+        checkpoints.save(state, 3, runs.RunRecord(_as_json(config), 3), 1.0)
 
 
 @pytest.mark.parity
@@ -48,7 +47,7 @@ def test_an_export_has_every_name_and_shape_of_the_originals(golden_dir, tmp_pat
     paths = [tmp_path / "first.safetensors", tmp_path / "second.safetensors"]
     for path in paths:
         weights.write_variables(path, weights.read_variables(tmp_path / "run"))
-    state = checkpoint_files.read_state_dict(paths[0])
+    state = files.read_state_dict(paths[0])
     assert {name: (array.shape, array.dtype) for name, array in state.items()} == wanted
     for name, value in expected.items():
         np.testing.assert_allclose(state[name], value, rtol=1e-6, err_msg=name)

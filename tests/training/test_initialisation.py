@@ -5,12 +5,12 @@ import re
 import jax
 import numpy as np
 import pytest
+from ktn_jax.configs import keypoint_mid, ktn
 
-from configs import keypoint_mid, ktn
-from ktn_jax import checkpoint_files, torch_weights, weights
+from ktn_jax.body.graph import body_graph
+from ktn_jax.checkpoints import files, imagenet, torch_names, weights
 from ktn_jax.modeling.detector import build_model
-from ktn_jax.template import body_graph
-from ktn_jax.training import imagenet, initialisation
+from ktn_jax.training import initialisation
 
 # What a torchvision ResNet needs, beside its stride in the 3x3.
 TORCHVISION = {
@@ -45,7 +45,7 @@ def state():
     """A state dict of the tiny detector, in the original's names."""
     rng = np.random.default_rng(5)
     shapes = weights.abstract_variables(build_model(make_config().model))
-    return torch_weights.to_torch(
+    return torch_names.to_torch(
         jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     )
 
@@ -71,7 +71,7 @@ def caffe2(state, tmp_path_factory):
             key = f"{stage}_{block}_branch{table[conv]}_{ends[end]}"
         blobs[key] = rng.normal(size=array.shape).astype(np.float32)
     path = tmp_path_factory.mktemp("caffe2") / "R-50.pkl"
-    checkpoint_files.write_state_dict(path, blobs)
+    files.write_state_dict(path, blobs)
     return path, blobs
 
 
@@ -90,7 +90,7 @@ def torchvision(state, tmp_path_factory):
         values = rng.normal(size=array.shape).astype(np.float32)
         arrays[key] = np.abs(values) if key.endswith("var") else values
     path = tmp_path_factory.mktemp("torchvision") / "resnet50.safetensors"
-    checkpoint_files.write_state_dict(path, arrays)
+    files.write_state_dict(path, arrays)
     return path, arrays
 
 
@@ -182,12 +182,12 @@ def test_a_part_of_a_model_is_loaded_and_the_rest_listed(quick, state, tmp_path)
     kept = {name: array for name, array in state.items() if "densepose_predictor" not in name}
     kept["roi_heads.keypoint_head.conv_fcn1.weight"] = np.zeros((2, 2), np.float32)
     path = tmp_path / "keypoints.safetensors"
-    checkpoint_files.write_state_dict(path, kept)
+    files.write_state_dict(path, kept)
     initial = initialisation.make_initial(make_config(), path)
     assert initial.unused == ("roi_heads.keypoint_head.conv_fcn1.weight",)
     assert initial.new and all("/predictor/" in name for name in initial.new)
     assert (initial.variables["params"]["predictor"]["u_kernel"] == 0.25).all()
-    expected = torch_weights.to_flax(state)["params"]["box_head"]["fc1"]["kernel"]
+    expected = torch_names.to_flax(state)["params"]["box_head"]["fc1"]["kernel"]
     np.testing.assert_array_equal(
         initial.variables["params"]["box_head"]["fc1"]["kernel"], expected
     )
@@ -211,10 +211,10 @@ def test_files_that_do_not_fit(state, tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing is at"):
         initialisation.make_initial(make_config(), tmp_path / "none.pkl")
     path = tmp_path / "other.safetensors"
-    checkpoint_files.write_state_dict(path, {"transformer.h.0.weight": np.zeros(3)})
+    files.write_state_dict(path, {"transformer.h.0.weight": np.zeros(3)})
     with pytest.raises(ValueError, match="has no weights of this model"):
         initialisation.make_initial(make_config(), path)
     means = {"pixel_mean": np.float32([1, 2, 3]).reshape(3, 1, 1)}
-    checkpoint_files.write_state_dict(path, state | means)
+    files.write_state_dict(path, state | means)
     with pytest.raises(ValueError, match=r"trained with pixel_mean \[1.0, 2.0, 3.0\]"):
         initialisation.make_initial(make_config(), path)

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from ktn_jax.training import checkpoint, loop
+from ktn_jax.checkpoints import runs
+from ktn_jax.training import loop
 
 
 def assert_states_equal(actual, expected, **tolerances):
@@ -46,7 +47,7 @@ def test_a_run_trains_all_but_what_is_frozen(stand_in, straight):
     assert np.abs(after.params["backbone"]["conv"]["kernel"] - kernel).max() > 1e-3
     assert after.batch_stats["backbone"]["norm"]["count"] == 8
     # Every third step and the last, of which three stay (all of them, here).
-    with checkpoint.Checkpoints(workdir) as checkpoints:
+    with runs.Checkpoints(workdir) as checkpoints:
         assert checkpoints.steps() == [3, 6, 8]
     lines = read_metrics(workdir)
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
@@ -126,7 +127,7 @@ def test_a_signal_saves_and_the_run_goes_on(stand_in, straight, tmp_path, number
     outcome = stand_in.train(stand_in.make_config(), tmp_path, change=interrupt)
     assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     assert not outcome.is_complete and 0 < outcome.step < 8
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with runs.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == outcome.step
     resumed = stand_in.train(stand_in.make_config(), tmp_path)
     assert_states_equal(resumed.state, straight[0].state)
@@ -145,7 +146,7 @@ def test_what_is_not_finite_never_reaches_the_weights(stand_in, tmp_path, bad):
     assert error.image_ids == list(range(32, 40))
     assert not np.isfinite(error.losses["fit"]) and np.isfinite(error.losses["noise"])
     assert "step 5" in str(error) and "at step 3" in str(error)
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with runs.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [3]
     # The data mended, the run goes on from there as if nothing had been.
     mended = stand_in.train(stand_in.make_config(), tmp_path)
@@ -173,7 +174,7 @@ def test_a_gradient_that_is_not_finite_is_caught_too(stand_in, tmp_path):
             stand_in.batches_from,
         )
     assert caught.value.step == 0
-    with checkpoint.Checkpoints(workdir) as checkpoints:
+    with runs.Checkpoints(workdir) as checkpoints:
         assert checkpoints.steps() == []
 
 
@@ -189,7 +190,7 @@ def test_the_average_follows_the_parameters(stand_in, tmp_path):
         outcome.state.params,
     )
     assert_states_equal(outcome.state.ema_params, expected, rtol=1e-5, atol=1e-6)
-    read, _ = checkpoint.read_checkpoint(checkpoint.find_checkpoint(tmp_path))
+    read, _ = runs.read_checkpoint(runs.find_checkpoint(tmp_path))
     assert_states_equal(read["params"], outcome.state.ema_params)
 
 

@@ -1,0 +1,251 @@
+"""DensePose-COCO annotations as typed records.
+
+Frames: boxes are xywh in pixels of the original image, measured from its top-left corner.
+Keypoints are as in the file, which counts pixels: 0 is the middle of the first one. DensePose
+points lie on a 256x256 grid over the person's box: x_image = box_x + x * box_width / 256.
+"""
+
+import dataclasses
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from ktn_jax.data_pipelines.coco import checks, record_checks, rle
+from ktn_jax.data_pipelines.coco.checks import DatasetError, Report
+from ktn_jax.data_pipelines.coco.record_checks import PART_GRID
+
+from ktn_jax.body import parts
+
+Segmentation = Sequence[Sequence[float]] | Mapping[str, Any] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class DensePoseRecord:
+    """The DensePose annotation of a person, on the 256x256 grid over the person's box."""
+
+    x: np.ndarray  # [P] float32 in 0..256
+    y: np.ndarray  # [P] float32 in 0..256
+    i: np.ndarray  # [P] float32 surface patch 0..24, 0 is background
+    u: np.ndarray  # [P] float32 in 0..1
+    v: np.ndarray  # [P] float32 in 0..1
+    part_mask: np.ndarray  # [256, 256] uint8 coarse part 0..14
+
+
+@dataclasses.dataclass(frozen=True)
+class PersonRecord:
+    """One annotated person, or a crowd region."""
+
+    annotation_id: int
+    box_xywh: np.ndarray  # [4] float64, pixels of the image
+    is_crowd: bool
+    area: float  # of the person in the image, square pixels
+    keypoints: np.ndarray  # [17, 3] float32 x, y, visibility; zeros where there are none
+    segmentation: Segmentation = None  # polygons or run-length mask, as in the file
+    densepose: DensePoseRecord | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRecord:
+    """One image and the people in it."""
+
+    image_id: int
+    file_name: str  # relative to the image folder
+    height: int
+    width: int
+    people: tuple[PersonRecord, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFacts:
+    """What batches are planned from before any image is read."""
+
+    sizes_hw: np.ndarray  # [N, 2] int32 height, width
+    people: np.ndarray  # [N] int32 people who train the detector: crowd regions do not count
+    max_points: int  # most DensePose points on one person
+
+
+@dataclasses.dataclass(frozen=True)
+class SkipCounts:
+    """How many records were left out because they were bad."""
+
+    images: int = 0
+    people: int = 0  # annotations, those of the images left out included
+    densepose: int = 0  # people who stayed, without their DensePose
+
+    @property
+    def total(self) -> int:
+        """Records left out or cut down."""
+        return self.images + self.people + self.densepose
+
+
+class ImageSequence(Sequence[ImageRecord]):
+    """Image records made when they are asked for.
+
+    Decoded part masks take 64 kB a person: those of all of DensePose-COCO would fill 2.5 GB.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Mapping[str, Any]],
+        people: Sequence[Sequence[tuple[Mapping[str, Any], bool]]],
+    ):
+        """Takes image entries and each one's annotations, with whether their DensePose counts."""
+        self._images = images
+        self._people = people
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> ImageRecord:  # type: ignore[override]
+        image = self._images[operator.index(index)]
+        return ImageRecord(
+            image_id=image["id"],
+            file_name=image["file_name"],
+            height=image["height"],
+            width=image["width"],
+            people=tuple(parse_person(raw, dense) for raw, dense in self._people[index]),
+        )
+
+    def facts(self) -> ImageFacts:
+        """Reads what a loader must know beforehand, without decoding a mask."""
+        sizes = [(image["height"], image["width"]) for image in self._images]
+        trainable = [
+            [pair for pair in people if not pair[0].get("iscrowd", 0)] for people in self._people
+        ]
+        points = [
+            len(raw["dp_x"])
+            for people in trainable
+            for raw, dense in people
+            if dense and record_checks.has_densepose(raw)
+        ]
+        return ImageFacts(
+            sizes_hw=np.asarray(sizes, np.int32).reshape(-1, 2),
+            people=np.asarray([len(people) for people in trainable], np.int32),
+            max_points=max(points, default=0),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A parsed annotation file, images in the file's order."""
+
+    images: ImageSequence
+    skipped: SkipCounts
+    report: Report
+
+
+def parse_dataset(
+    source: Mapping[str, Any] | str | os.PathLike[str],
+    on_bad: Literal["raise", "skip"] = "raise",
+    max_skipped_fraction: float = 0.01,
+    images_dir: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Reads DensePose-COCO annotations.
+
+    Annotations of other categories than person are left out; crowd regions stay, marked.
+
+    Args:
+        source: path of the JSON file, or what it holds.
+        on_bad: "raise" stops at a file with errors, naming them; "skip" leaves bad records out.
+        max_skipped_fraction: with "skip", the share of records above which the file is refused: a
+            file that is mostly bad is another format, not a file with slips.
+        images_dir: where given, images are read too, and missing or broken ones are bad records.
+
+    Returns:
+        The dataset. `report` holds every finding, also of the records that were skipped.
+
+    Raises:
+        DatasetError: a file that cannot be read at all; with "raise" any error; with "skip" too
+            many of them. The message starts with the findings; `report` holds all.
+        ValueError: another `on_bad`.
+    """
+    if on_bad not in ("raise", "skip"):
+        raise ValueError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
+    file, raw = "(memory)", source
+    if not isinstance(source, Mapping):
+        file = str(source)
+        raw, unreadable = checks.load_json(source)
+        if unreadable is not None:
+            raise DatasetError(str(unreadable), Report(file, {}, (unreadable,)))
+    report = checks.check_dataset(raw, file, images_dir)
+    if not report.is_readable or (on_bad == "raise" and not report.ok):
+        advice = "" if not report.is_readable else "\non_bad='skip' leaves bad records out"
+        raise DatasetError(report.format(max_findings=20) + advice, report)
+    skipped = SkipCounts(
+        len(report.bad_images), len(report.bad_annotations), len(report.bad_densepose)
+    )
+    records = len(raw["images"]) + len(raw["annotations"])
+    if skipped.total > max_skipped_fraction * records:
+        text = f"{skipped.total} of {records} records are bad, above {max_skipped_fraction:.2%}"
+        raise DatasetError(f"{text}\n{report.format(max_findings=20)}", report)
+    return Dataset(_group_by_image(raw, report), skipped, report)
+
+
+def decode_part_mask(dp_masks: Sequence[Any]) -> np.ndarray:
+    """Decodes the part masks of one person.
+
+    Args:
+        dp_masks: up to 14 run-length masks of 256x256, empty entries for parts that are not seen.
+
+    Returns:
+        [256, 256] uint8 labels 0..14. Where masks overlap the later part wins, as in the original.
+
+    Raises:
+        RleError: an entry that is not such a mask.
+        ValueError: more than 14 entries.
+    """
+    if len(dp_masks) > parts.NUM_COARSE:
+        raise ValueError(f"dp_masks must have at most 14 entries, got {len(dp_masks)}")
+    labels = np.zeros((PART_GRID, PART_GRID), np.uint8)
+    for index, entry in enumerate(dp_masks):
+        if entry:
+            labels[rle.decode_rle(entry, (PART_GRID, PART_GRID))] = index + 1
+    return labels
+
+
+def parse_person(raw: Mapping[str, Any], with_densepose: bool = True) -> PersonRecord:
+    """Turns one annotation that passed `record_checks` into a record.
+
+    Args:
+        raw: the annotation as JSON gave it.
+        with_densepose: False leaves `dp_*` out.
+
+    Returns:
+        The record. Missing keypoints are zeros and a missing area is the box's.
+    """
+    box = np.asarray(raw["bbox"], np.float64)
+    keypoints = np.zeros((parts.NUM_KEYPOINTS, 3), np.float32)
+    if "keypoints" in raw:
+        keypoints = np.asarray(raw["keypoints"], np.float32).reshape(-1, 3)
+        visibility = keypoints[:, 2]
+        confident = np.where(visibility >= record_checks.MIN_KEYPOINT_CONFIDENCE, 2, 0)
+        keypoints[:, 2] = np.where(visibility == np.round(visibility), visibility, confident)
+    densepose = None
+    if with_densepose and record_checks.has_densepose(raw):
+        columns = (np.asarray(raw[key], np.float32) for key in record_checks.DENSEPOSE_POINT_KEYS)
+        densepose = DensePoseRecord(*columns, decode_part_mask(raw["dp_masks"]))
+    return PersonRecord(
+        annotation_id=raw["id"],
+        box_xywh=box,
+        is_crowd=bool(raw.get("iscrowd", 0)),
+        area=float(raw.get("area", box[2] * box[3])),
+        keypoints=keypoints,
+        segmentation=raw.get("segmentation"),
+        densepose=densepose,
+    )
+
+
+def _group_by_image(raw: Mapping[str, Any], report: Report) -> "ImageSequence":
+    people: dict[int, list[tuple[Mapping[str, Any], bool]]] = {}
+    for position, annotation in enumerate(raw["annotations"]):
+        if position in report.bad_annotations:
+            continue
+        if annotation["category_id"] in report.person_categories:
+            person = (annotation, position not in report.bad_densepose)
+            people.setdefault(annotation["image_id"], []).append(person)
+    images = [
+        image for position, image in enumerate(raw["images"]) if position not in report.bad_images
+    ]
+    return ImageSequence(images, [tuple(people.get(image["id"], ())) for image in images])

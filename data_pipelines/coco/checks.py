@@ -1,0 +1,307 @@
+"""Validates datasets in the DensePose-COCO format and names every bad record.
+
+`check_dataset` decides what is usable, and the parser in `annotations` takes exactly that: there is
+no second opinion.
+"""
+
+import collections
+import dataclasses
+import io
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ktn_jax.data_pipelines.coco import record_checks
+from ktn_jax.data_pipelines.coco.record_checks import Collector, Finding
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SECTIONS = ("images", "annotations", "categories")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a file holds and what is wrong with it.
+
+    The three sets are positions in the file's lists. A record is in one if it has an error: an
+    annotation also if its image is bad. `bad_densepose` are people whose `dp_*` alone is wrong:
+    they stay, as people without DensePose.
+    """
+
+    file: str
+    counts: Mapping[str, int]
+    findings: tuple[Finding, ...]
+    bad_images: frozenset[int] = frozenset()
+    bad_annotations: frozenset[int] = frozenset()
+    bad_densepose: frozenset[int] = frozenset()
+    person_categories: frozenset[int] = frozenset()
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Findings that keep a record from being used."""
+        return tuple(finding for finding in self.findings if finding.is_error)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every record can be used."""
+        return not self.errors
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the file as a whole could be read; if not, there are no records to skip."""
+        return not any(finding.record == "(file)" for finding in self.errors)
+
+    def format(self, max_findings: int | None = None) -> str:
+        """Writes the report as text.
+
+        Args:
+            max_findings: how many findings to write out; None writes all.
+
+        Returns:
+            Lines: counts, findings by kind, the findings, and the verdict.
+        """
+        lines = [f"{self.file}"]
+        lines += [f"  {count:>9,}  {name}" for name, count in self.counts.items()]
+        kinds = collections.Counter(finding.kind for finding in self.findings)
+        lines += [
+            f"  {count:>9,}  {kind}: {record_checks.KINDS[kind]}"
+            for kind, count in kinds.most_common()
+        ]
+        shown = self.findings[:max_findings]
+        lines += [str(finding) for finding in shown]
+        if len(shown) < len(self.findings):
+            lines.append(f"... and {len(self.findings) - len(shown):,} more")
+        warnings = len(self.findings) - len(self.errors)
+        verdict = "ok" if self.ok else "BAD"
+        lines.append(f"{verdict}: {len(self.errors):,} errors, {warnings:,} warnings")
+        return "\n".join(lines)
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be used; `report` says why."""
+
+    def __init__(self, message: str, report: Report):
+        super().__init__(message)
+        self.report = report
+
+
+def check_file(
+    path: str | os.PathLike[str], images_dir: str | os.PathLike[str] | None = None
+) -> Report:
+    """Validates an annotation file, and its images where their folder is given.
+
+    Args:
+        path: DensePose-COCO JSON.
+        images_dir: folder that `file_name` is relative to; None leaves the images unread.
+
+    Returns:
+        The report. What is wrong is in it, never raised.
+    """
+    raw, finding = load_json(path)
+    if finding is not None:
+        return Report(str(path), {}, (finding,))
+    return check_dataset(raw, str(path), images_dir)
+
+
+def load_json(path: str | os.PathLike[str]) -> tuple[Any, Finding | None]:
+    """Reads a JSON file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its value and None, or None and the finding that says why it could not be read.
+    """
+    file = str(path)
+    try:
+        return json.loads(pathlib.Path(path).read_bytes()), None
+    except FileNotFoundError:
+        kind, message = "file_missing", "no such file"
+    except UnicodeDecodeError as error:
+        kind, message = "file_unreadable", str(error)
+    except (json.JSONDecodeError, RecursionError) as error:
+        kind, message = "not_json", str(error)
+    except OSError as error:
+        kind, message = "file_unreadable", str(error)
+    return None, Finding(kind, file, "(file)", "(whole file)", message)
+
+
+def check_dataset(
+    raw: Any, file: str = "(memory)", images_dir: str | os.PathLike[str] | None = None
+) -> Report:
+    """Validates a dataset that is already read.
+
+    Args:
+        raw: what the JSON file holds.
+        file: name for the findings.
+        images_dir: folder that `file_name` is relative to; None leaves the images unread.
+
+    Returns:
+        The report. What is wrong is in it, never raised.
+    """
+    top = Collector(file, "(file)")
+    categories, people = _check_top(raw, top)
+    if top.findings:
+        return Report(file, {}, tuple(top.findings))
+    findings: list[Finding] = []
+    sizes, bad_images = _check_images(raw["images"], file, images_dir, findings)
+    bad_annotations, bad_densepose = _check_annotations(
+        raw["annotations"], sizes, categories, file, findings
+    )
+    return Report(
+        file=file,
+        counts=_count(raw, bad_images, bad_annotations, bad_densepose, people),
+        findings=tuple(findings),
+        bad_images=frozenset(bad_images),
+        bad_annotations=frozenset(bad_annotations),
+        bad_densepose=frozenset(bad_densepose),
+        person_categories=frozenset(people),
+    )
+
+
+def check_image_bytes(content: bytes, height: int, width: int) -> tuple[str, str] | None:
+    """Decodes an image file to its last row and compares its size.
+
+    Args:
+        content: the file's bytes.
+        height: rows that its record promises.
+        width: columns that its record promises.
+
+    Returns:
+        (kind, message) of what is wrong, or None.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            # The size that people see and annotate, which a camera's EXIF note may have turned.
+            found = ImageOps.exif_transpose(image).size[::-1]
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        return "image_unreadable", str(error)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        return "image_truncated", f"{error} ({len(content)} bytes)"
+    if found != (height, width):
+        return "image_size_mismatch", f"file is {found[1]}x{found[0]}, record {width}x{height}"
+    return None
+
+
+def check_image_file(
+    path: str | os.PathLike[str], height: int, width: int
+) -> tuple[str, str] | None:
+    """`check_image_bytes` of a file, which may also be missing."""
+    try:
+        content = pathlib.Path(path).read_bytes()
+    except FileNotFoundError:
+        return "image_missing", f"no file {path}"
+    except OSError as error:
+        return "image_unreadable", str(error)
+    return check_image_bytes(content, height, width)
+
+
+def _check_top(raw: Any, found: Collector) -> tuple[set[int], set[int]]:
+    """Returns the ids of all categories and of those that are people."""
+    if not isinstance(raw, Mapping):
+        text = "must be an object with images, annotations and categories"
+        found.add("wrong_top_level", "(whole file)", f"{text}, got {type(raw).__name__}")
+        return set(), set()
+    for section in SECTIONS:
+        if not isinstance(raw.get(section), list):
+            found.add("missing_section", section, "is missing or not a list")
+    if found.findings:
+        return set(), set()
+    known = {
+        category["id"]: category.get("name")
+        for category in raw["categories"]
+        if isinstance(category, Mapping) and record_checks.is_integer(category.get("id"))
+    }
+    people = {key for key, name in known.items() if name == "person"}
+    if not people and len(known) == 1:  # whatever the one category is called, it is what is there
+        people = set(known)
+    if not people:
+        names = ", ".join(repr(name) for name in known.values()) or "none"
+        found.add("no_person_category", "categories", f"no category is named person: {names}")
+    return set(known), people
+
+
+def _check_images(
+    images: list, file: str, images_dir: str | os.PathLike[str] | None, findings: list[Finding]
+) -> tuple[dict[int, tuple[int, int]], set[int]]:
+    """Returns (height, width) by image id, (0, 0) where the image is bad, and bad positions."""
+    sizes: dict[int, tuple[int, int]] = {}
+    bad = set()
+    for position, raw in enumerate(images):
+        found = Collector(file, record_checks.record_name("images", position, raw))
+        record_checks.check_image(raw, found)
+        image_id = raw.get("id") if isinstance(raw, Mapping) else None
+        is_repeated = record_checks.is_integer(image_id) and image_id in sizes
+        if is_repeated:
+            found.add("duplicate_image", "id", f"image {image_id} was there before")
+        if images_dir is not None and not found.findings:
+            path = pathlib.Path(images_dir, raw["file_name"])
+            wrong = check_image_file(path, raw["height"], raw["width"])
+            if wrong is not None:
+                found.add(wrong[0], "file_name", f"{raw['file_name']}: {wrong[1]}")
+        if found.findings:
+            bad.add(position)
+        if record_checks.is_integer(image_id) and not is_repeated:
+            sizes[image_id] = (0, 0) if found.findings else (raw["height"], raw["width"])
+        findings += found.findings
+    return sizes, bad
+
+
+def _check_annotations(
+    annotations: list,
+    sizes: Mapping[int, tuple[int, int]],
+    categories: set[int],
+    file: str,
+    findings: list[Finding],
+) -> tuple[set[int], set[int]]:
+    """Returns positions of bad annotations, and of good ones whose DensePose is bad."""
+    bad, bad_densepose = set(), set()
+    seen = set()
+    for position, raw in enumerate(annotations):
+        found = Collector(file, record_checks.record_name("annotations", position, raw))
+        record_checks.check_annotation(raw, sizes, categories, found)
+        if isinstance(raw, Mapping) and record_checks.is_integer(raw.get("id")):
+            if raw["id"] in seen:
+                found.add("duplicate_annotation", "id", f"annotation {raw['id']} was there before")
+            seen.add(raw["id"])
+        kinds = {finding.kind for finding in found.findings if finding.is_error}
+        if kinds - record_checks.DENSEPOSE_KINDS:
+            bad.add(position)
+        elif sizes[raw["image_id"]] == (0, 0):  # its image is reported already
+            bad.add(position)
+        elif kinds:
+            bad_densepose.add(position)
+        findings += found.findings
+    return bad, bad_densepose
+
+
+def _count(
+    raw: Mapping[str, Any],
+    bad_images: set[int],
+    bad_annotations: set[int],
+    bad_densepose: set[int],
+    people: set[int],
+) -> dict[str, int]:
+    counts = collections.Counter()
+    for position, annotation in enumerate(raw["annotations"]):
+        if position in bad_annotations:
+            continue
+        if annotation["category_id"] not in people:
+            counts["annotations of other categories"] += 1
+            continue
+        counts["people"] += 1
+        counts["crowd regions"] += annotation.get("iscrowd", 0)
+        counts["people with keypoints"] += any(annotation.get("keypoints", ())[2::3])
+        if position not in bad_densepose and record_checks.has_densepose(annotation):
+            counts["people with DensePose"] += 1
+            counts["DensePose points"] += len(annotation["dp_x"])
+    return {
+        "images": len(raw["images"]),
+        "annotations": len(raw["annotations"]),
+        "bad images": len(bad_images),
+        "bad annotations": len(bad_annotations),
+        "people whose DensePose is bad": len(bad_densepose),
+        **counts,
+    }

@@ -1,0 +1,151 @@
+"""Builds the TFDS dataset `densepose_coco` and reads it back in any order.
+
+The only module, with the builder itself, that needs TensorFlow Datasets.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow_datasets as tfds
+from ktn_jax.data_pipelines.coco.annotations import (
+    DensePoseRecord,
+    ImageFacts,
+    ImageRecord,
+    PersonRecord,
+)
+from ktn_jax.data_pipelines.densepose_coco.densepose_coco_dataset_builder import Builder
+from ktn_jax.data_pipelines.loading.sources import SourceError
+
+from ktn_jax.runtime.images import decode_image
+
+# The format whose examples can be read in any order, which the plan of a batch needs.
+_FILE_FORMAT = "array_record"
+
+
+def build(
+    config: str,
+    manual_dir: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str],
+    on_bad: Literal["raise", "skip"] = "raise",
+    max_skipped_fraction: float = 0.01,
+) -> dict[str, Any]:
+    """Builds a dataset from files that are there; downloads nothing.
+
+    Args:
+        config: densepose_coco_2014, ultrapose or custom.
+        manual_dir: folder with annotations and images; `docs/data.md` says which go where.
+        data_dir: folder to build in. A dataset that is already built there is left as it is.
+        on_bad: "raise" stops at a bad record; "skip" leaves it out.
+        max_skipped_fraction: share of bad records above which skipping stops too.
+
+    Returns:
+        By split: number of images and of what was skipped.
+
+    Raises:
+        MissingFilesError: a file is not there; all of them are named.
+        DatasetError: bad records, or too many to skip.
+        ValueError: no such config.
+    """
+    builder = _builder(config, data_dir)
+    builder.on_bad = on_bad
+    builder.max_skipped_fraction = max_skipped_fraction
+    download_config = tfds.download.DownloadConfig(
+        manual_dir=os.fspath(manual_dir), try_download_gcs=False
+    )
+    builder.download_and_prepare(download_config=download_config, file_format=_FILE_FORMAT)
+    return {
+        split: {"images": len(facts["image_ids"]), "skipped": facts["skipped"]}
+        for split, facts in builder.info.metadata.items()
+    }
+
+
+def _builder(config: str, data_dir: str | os.PathLike[str]) -> Builder:
+    names = [known.name for known in Builder.BUILDER_CONFIGS]
+    if config not in names:
+        raise ValueError(f"config must be one of {names}, got {config!r}")
+    return Builder(config=config, data_dir=os.fspath(data_dir), file_format=_FILE_FORMAT)
+
+
+class TfdsSource:
+    """One split of a built dataset, read in any order and without TensorFlow's graph."""
+
+    def __init__(self, config: str, split: str, data_dir: str | os.PathLike[str]):
+        """Opens a split that `build` made.
+
+        Args:
+            config: as for `build`.
+            split: train, valminusminival, minival, or a custom one.
+            data_dir: as for `build`.
+
+        Raises:
+            ValueError: it is not built, or has no such split.
+        """
+        self._arguments = (config, split, os.fspath(data_dir))
+        builder = _builder(config, data_dir)
+        if not pathlib.Path(builder.data_path).is_dir():
+            raise ValueError(f"{builder.data_path} is not there: run `ktn data build` first")
+        if split not in builder.info.splits:
+            raise ValueError(f"split must be one of {list(builder.info.splits)}, got {split!r}")
+        # The image stays as bytes, to be decoded as every other image of the project.
+        self._rows = builder.as_data_source(
+            split=split, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        self._metadata = builder.info.metadata[split]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles as its arguments: a worker process opens the files itself."""
+        return TfdsSource, self._arguments
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
+        row = self._rows[index]
+        record = _to_record(row)
+        if record.image_id != self._metadata["image_ids"][index]:
+            config, split, data_dir = self._arguments
+            raise SourceError(
+                f"{data_dir} {config}/{split}: example {index} is image {record.image_id}, its "
+                f"metadata say {self._metadata['image_ids'][index]}: build the dataset again"
+            )
+        return decode_image(row["image"], record.file_name), record
+
+    def facts(self) -> ImageFacts:
+        """Sizes and numbers of people, from the dataset's metadata."""
+        return ImageFacts(
+            sizes_hw=np.asarray(self._metadata["sizes_hw"], np.int32).reshape(-1, 2),
+            people=np.asarray(self._metadata["people"], np.int32),
+            max_points=self._metadata["max_points"],
+        )
+
+
+def _to_record(row: dict[str, Any]) -> ImageRecord:
+    people, points = row["people"], row["points"]
+    records = []
+    for number in range(len(people["id"])):
+        densepose = None
+        if people["has_densepose"][number]:
+            own = np.asarray(points["person"]) == number
+            columns = (np.asarray(points[name], np.float32)[own] for name in "xyiuv")
+            densepose = DensePoseRecord(*columns, np.asarray(people["part_mask"][number]))
+        records.append(
+            PersonRecord(
+                annotation_id=int(people["id"][number]),
+                box_xywh=np.asarray(people["box_xywh"][number]),
+                is_crowd=bool(people["is_crowd"][number]),
+                area=float(people["area"][number][0]),
+                keypoints=np.asarray(people["keypoints"][number]),
+                segmentation=json.loads(people["segmentation"][number]),
+                densepose=densepose,
+            )
+        )
+    return ImageRecord(
+        image_id=int(row["image_id"]),
+        file_name=row["file_name"].decode(),
+        height=int(row["height"]),
+        width=int(row["width"]),
+        people=tuple(records),
+    )

@@ -1,0 +1,122 @@
+"""Datasets as a configuration's `data` section describes them."""
+
+import dataclasses
+from typing import Any
+
+from ktn_jax.data_pipelines.coco.annotations import parse_dataset
+from ktn_jax.data_pipelines.loading.pipeline import Datasets, DataSettings, make_datasets
+from ktn_jax.data_pipelines.loading.plan import Augmentation
+from ktn_jax.data_pipelines.loading.sources import (
+    ConcatenatedSource,
+    FolderSource,
+    RenderedSource,
+    Source,
+)
+from ktn_jax.data_pipelines.synthetic.scene import PRESETS, Scene
+from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
+
+from ktn_jax.body.loading import load_uv_symmetry
+from ktn_jax.body.procedural import assembly
+from ktn_jax.body.symmetry import UVSymmetry, uv_symmetry_tables
+
+
+def make_training_data(config: Any, process_index: int = 0, process_count: int = 1) -> Datasets:
+    """Makes the training batches of one process.
+
+    Args:
+        config: a whole configuration; `data`, `batch_size` and `seed` are read.
+        process_index: of this process.
+        process_count: how many share the batches.
+
+    Returns:
+        Datasets whose `train(step)` gives the batches from a step on.
+
+    Raises:
+        ValueError: no image, or a value that does not fit; see `make_datasets`.
+        FileNotFoundError: an annotation file or the symmetry tables are missing.
+    """
+    data = config.data
+    augmentation = Augmentation(
+        short_sides=tuple(data.short_sides),
+        max_long_side=data.max_long_side,
+        flip_probability=data.flip_probability,
+        max_rotation_degrees=data.max_rotation_degrees,
+        zoom_range=tuple(data.zoom_range),
+        aspect_limits=tuple(data.aspect_limits),
+        canvas_levels=data.canvas_levels,
+    )
+    settings = DataSettings(
+        batch_size=config.batch_size,
+        max_people=data.max_people,
+        max_points=data.max_points,
+        seed=config.seed,
+        loader=data.loader,
+        workers=data.workers,
+        batches_ahead=data.batches_ahead,
+        with_person_masks=data.with_person_masks,
+        augmentation=augmentation,
+    )
+    source = make_source(data)
+    if not len(source):
+        raise ValueError("data: the dataset is empty")
+    symmetry = _symmetry(data) if data.flip_probability > 0 else None
+    return make_datasets(
+        settings,
+        source,
+        symmetry=symmetry,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def make_source(data: Any) -> Source:
+    """Makes the images that a `data` section names.
+
+    Raises:
+        ValueError: an unknown source, or not one image folder for each annotation file.
+        FileNotFoundError: an annotation file is missing.
+    """
+    if data.source == "synthetic":
+        synthetic = data.synthetic
+        people = SyntheticSource(synthetic.num_images, synthetic.seed, make_scene(synthetic))
+        return RenderedSource(people, keep=synthetic.keep)
+    if data.source == "tfds":
+        from ktn_jax.data_pipelines.densepose_coco.builder import (
+            TfdsSource,  # TensorFlow Datasets is heavy
+        )
+
+        sources = [TfdsSource(data.tfds.config, split, data.tfds.dir) for split in data.tfds.splits]
+        return ConcatenatedSource(sources) if len(sources) > 1 else sources[0]
+    if data.source != "densepose_coco":
+        raise ValueError(f"data.source {data.source!r}: densepose_coco, tfds or synthetic")
+    if len(data.annotations) != len(data.images) or not data.annotations:
+        raise ValueError(
+            f"data.annotations names {len(data.annotations)} files, data.images "
+            f"{len(data.images)} folders: give one folder for each file"
+        )
+    sources = [
+        FolderSource(parse_dataset(file, data.on_bad_annotation, data.max_skipped_fraction), folder)
+        for file, folder in zip(data.annotations, data.images, strict=True)
+    ]
+    return ConcatenatedSource(sources) if len(sources) > 1 else sources[0]
+
+
+def make_scene(synthetic: Any) -> Scene:
+    """Makes the scene that a `data.synthetic` section describes.
+
+    Raises:
+        ValueError: an unknown preset.
+    """
+    if synthetic.preset not in PRESETS:
+        raise ValueError(f"data.synthetic.preset {synthetic.preset!r}: one of {sorted(PRESETS)}")
+    return dataclasses.replace(
+        PRESETS[synthetic.preset],
+        image_size_hw=tuple(synthetic.image_size_hw),
+        people_range=tuple(synthetic.people_range),
+    )
+
+
+def _symmetry(data: Any) -> UVSymmetry | None:
+    if data.source == "synthetic":
+        return uv_symmetry_tables(assembly.make_body().template.mirror_iuv)
+    return load_uv_symmetry(data.symmetry) if data.symmetry else None

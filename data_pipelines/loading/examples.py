@@ -1,0 +1,201 @@
+"""One image and its people as rows of a padded batch: what every loader calls for every image."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from ktn_jax.data_pipelines.coco.record_checks import PART_GRID
+from ktn_jax.data_pipelines.loading import transforms
+from ktn_jax.data_pipelines.loading.plan import NO_IMAGE, PlannedBatch
+from ktn_jax.data_pipelines.loading.sources import Source
+from ktn_jax.data_pipelines.loading.transforms import PersonLabels
+
+from ktn_jax.body import parts
+from ktn_jax.body.symmetry import UVSymmetry
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """Shape and dtype of an array that is yet to come."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def batch_spec(
+    batch_size: int,
+    canvas_hw: tuple[int, int],
+    max_people: int,
+    max_points: int,
+    with_person_masks: bool = False,
+) -> dict[str, ArraySpec]:
+    """Describes a batch: B images of H x W, G people an image, P points a person.
+
+    `image` uint8 [B, H, W, 3]: RGB, zeros below and right of the image.
+    `image_id` int32 [B]: -1 in the rows that fill up the last evaluation batch.
+    `original_size_hw`, `image_size_hw` int32 [B, 2]: size in the file, and inside the canvas.
+    `is_valid` bool [B, G]: people; all of the following is zero where it is False.
+    `boxes` float32 [B, G, 4]: xyxy in pixels of the canvas.
+    `keypoints` float32 [B, G, 17, 3]: x, y in continuous pixels of the canvas, COCO's visibility.
+    `has_densepose` bool [B, G].
+    `point_is_valid` bool [B, G, P]; `point_x`, `point_y` float32 [B, G, P] in 0..256 on the grid
+    over the person's box; `point_i` int32 patch 0..24; `point_u`, `point_v` float32 in 0..1.
+    `part_mask` uint8 [B, G, 256, 256]: coarse part 0..14 on the same grid.
+    With person masks also `person_mask` uint8 [B, G, 256, 256], 0 or 1 on the same grid, and
+    `has_person_mask` bool [B, G].
+
+    Args:
+        batch_size: B; of one process where there are several.
+        canvas_hw: H and W.
+        max_people: G.
+        max_points: P.
+        with_person_masks: whether segmentations are part of it.
+
+    Returns:
+        Shape and dtype by name.
+    """
+    people, points = (batch_size, max_people), (batch_size, max_people, max_points)
+    shapes = {
+        "image": ((batch_size, *canvas_hw, 3), np.uint8),
+        "image_id": ((batch_size,), np.int32),
+        "original_size_hw": ((batch_size, 2), np.int32),
+        "image_size_hw": ((batch_size, 2), np.int32),
+        "boxes": ((*people, 4), np.float32),
+        "is_valid": (people, np.bool_),
+        "keypoints": ((*people, parts.NUM_KEYPOINTS, 3), np.float32),
+        "has_densepose": (people, np.bool_),
+        "point_x": (points, np.float32),
+        "point_y": (points, np.float32),
+        "point_i": (points, np.int32),
+        "point_u": (points, np.float32),
+        "point_v": (points, np.float32),
+        "point_is_valid": (points, np.bool_),
+        "part_mask": ((*people, PART_GRID, PART_GRID), np.uint8),
+    }
+    if with_person_masks:
+        shapes["person_mask"] = shapes["part_mask"]
+        shapes["has_person_mask"] = (people, np.bool_)
+    return {name: ArraySpec(shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One row to make: which image, and what to do with it."""
+
+    example: int  # number in the source, or NO_IMAGE
+    resized_hw: tuple[int, int]
+    canvas_hw: tuple[int, int]
+    is_flipped: bool
+    rotation_degrees: float
+    zoom: float
+
+
+def tasks_of(batch: PlannedBatch, rows: slice) -> list[Task]:
+    """The tasks of one process: those of its rows of the global batch."""
+    return [
+        Task(
+            example=int(batch.examples[row]),
+            resized_hw=(int(batch.resized_hw[row, 0]), int(batch.resized_hw[row, 1])),
+            canvas_hw=batch.canvas_hw,
+            is_flipped=bool(batch.is_flipped[row]),
+            rotation_degrees=float(batch.rotation_degrees[row]),
+            zoom=float(batch.zoom[row]),
+        )
+        for row in range(*rows.indices(len(batch.examples)))
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleMaker:
+    """Makes rows of a batch from a source; the same for every loader and every worker."""
+
+    source: Source
+    symmetry: UVSymmetry | None
+    max_people: int
+    max_points: int
+    with_person_masks: bool = False
+
+    def spec(self, rows: int, canvas_hw: tuple[int, int]) -> dict[str, ArraySpec]:
+        """Shapes and dtypes of `rows` images."""
+        sizes = (self.max_people, self.max_points, self.with_person_masks)
+        return batch_spec(rows, canvas_hw, *sizes)
+
+    def allocate(self, rows: int, canvas_hw: tuple[int, int]) -> Batch:
+        """Zeros for `rows` images."""
+        spec = self.spec(rows, canvas_hw)
+        return {name: np.zeros(array.shape, array.dtype) for name, array in spec.items()}
+
+    def make(self, task: Task) -> Batch:
+        """One image as arrays without the batch axis."""
+        batch = self.allocate(1, task.canvas_hw)
+        example = {name: array[0] for name, array in batch.items()}
+        # A view on a scalar, which `write` fills in place.
+        example["image_id"] = batch["image_id"].reshape(())
+        self.write(task, example)
+        return example
+
+    def write(self, task: Task, row: Mapping[str, np.ndarray]) -> None:
+        """Fills one image's zeroed arrays.
+
+        Args:
+            task: what to do.
+            row: views without the batch axis; `image_id` of shape ().
+
+        Raises:
+            ValueError: a person has more than `max_points` points, or the image cannot be read.
+        """
+        if task.example == NO_IMAGE:
+            row["image_id"][...] = NO_IMAGE
+            # One pixel, so that nobody divides by the size of nothing.
+            row["image_size_hw"][...] = row["original_size_hw"][...] = 1
+            return
+        image, record = self.source[task.example]
+        labelled = transforms.label_image(image, record, self.with_person_masks)
+        labelled = transforms.resize(labelled, task.resized_hw)
+        if task.is_flipped:
+            labelled = transforms.flip(labelled, self.symmetry)
+        if task.rotation_degrees != 0 or task.zoom != 1:
+            matrix = transforms.rotation_and_zoom(
+                labelled.size_hw, task.rotation_degrees, task.zoom
+            )
+            labelled = transforms.warp(labelled, matrix)
+        height, width = labelled.size_hw
+        row["image"][:height, :width] = labelled.image
+        row["image_id"][...] = record.image_id
+        row["original_size_hw"][...] = record.height, record.width
+        row["image_size_hw"][...] = height, width
+        for slot, person in enumerate(most_telling(labelled.people, self.max_people)):
+            self._write_person(person, slot, row, record.file_name)
+
+    def _write_person(
+        self, person: PersonLabels, slot: int, row: Mapping[str, np.ndarray], name: str
+    ) -> None:
+        row["is_valid"][slot] = True
+        row["boxes"][slot] = person.box_xyxy
+        row["keypoints"][slot] = person.keypoints
+        if person.person_mask is not None:
+            row["has_person_mask"][slot] = True
+            row["person_mask"][slot] = person.person_mask
+        if person.densepose is None:
+            return
+        points = person.densepose
+        count = len(points.x)
+        if count > self.max_points:
+            raise ValueError(f"{name}: a person has {count} points, max_points={self.max_points}")
+        row["has_densepose"][slot] = True
+        row["part_mask"][slot] = points.part_mask
+        row["point_is_valid"][slot, :count] = True
+        for field in ("x", "y", "i", "u", "v"):
+            row[f"point_{field}"][slot, :count] = getattr(points, field)
+
+
+def most_telling(people: tuple[PersonLabels, ...], count: int) -> tuple[PersonLabels, ...]:
+    """Keeps at most `count` people, those with DensePose first, then the largest; order stays."""
+    if len(people) <= count:
+        return people
+    sides = np.array([person.box_xyxy[2:] - person.box_xyxy[:2] for person in people])
+    lacks_densepose = [person.densepose is None for person in people]
+    kept = np.lexsort((-sides.prod(axis=-1), lacks_densepose))[:count]
+    return tuple(people[index] for index in sorted(kept))

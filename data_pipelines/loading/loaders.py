@@ -1,0 +1,246 @@
+"""Turns planned batches into arrays: in threads, in processes, or through tf.data.
+
+All call `ExampleMaker` for every row, so the batches are the same bit for bit; they differ in who
+does the work. Decoding and resizing release Python's lock, so threads and tf.data use all cores.
+Processes serve sources that render or decode in Python.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+from ktn_jax.data_pipelines.loading.examples import Batch, ExampleMaker, Task, tasks_of
+from ktn_jax.data_pipelines.loading.plan import PlannedBatch
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Which batches to make, in order."""
+
+    plan: Callable[[int], PlannedBatch]  # global batch of a step
+    rows: slice  # of every global batch: those of this process
+    start: int  # first step
+    stop: int | None  # step after the last one; None never ends
+    maker: ExampleMaker
+
+    def tasks(self, step: int) -> list[Task]:
+        """The rows to make at a step."""
+        return tasks_of(self.plan(step), self.rows)
+
+    def steps(self) -> Iterator[int]:
+        """The steps in order."""
+        step = self.start
+        while self.stop is None or step < self.stop:
+            yield step
+            step += 1
+
+
+def load_in_threads(request: Request, workers: int, ahead: int = 2) -> Iterator[Batch]:
+    """Makes batches in threads, which write straight into the batch.
+
+    Args:
+        request: which batches.
+        workers: threads; 0 does the work in the caller's.
+        ahead: batches that are being made before they are asked for.
+
+    Yields:
+        Batches in the order of the steps, whatever the order in which threads finish.
+    """
+    if workers == 0:
+        for step in request.steps():
+            tasks = request.tasks(step)
+            batch = request.maker.allocate(len(tasks), tasks[0].canvas_hw)
+            for index, task in enumerate(tasks):
+                request.maker.write(task, _row(batch, index))
+            yield batch
+        return
+    with concurrent.futures.ThreadPoolExecutor(workers, "loader") as pool:
+
+        def begin(step: int) -> tuple[Batch, list[concurrent.futures.Future]]:
+            tasks = request.tasks(step)
+            batch = request.maker.allocate(len(tasks), tasks[0].canvas_hw)
+            writes = [
+                pool.submit(request.maker.write, task, _row(batch, index))
+                for index, task in enumerate(tasks)
+            ]
+            return batch, writes
+
+        def finish(begun: tuple[Batch, list[concurrent.futures.Future]]) -> Batch:
+            for write in begun[1]:
+                write.result()
+            return begun[0]
+
+        yield from _keep_ahead(request, begin, finish, pool, ahead)
+
+
+def load_in_processes(request: Request, workers: int, ahead: int = 2) -> Iterator[Batch]:
+    """Makes batches in processes; rows travel back through pipes.
+
+    Args:
+        request: which batches. The source must pickle; each process gets its own copy.
+        workers: processes, at least 1.
+        ahead: batches that are being made before they are asked for.
+
+    Yields:
+        Batches in the order of the steps.
+    """
+    context = multiprocessing.get_context("spawn")  # forking a process that runs XLA may hang it
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, context, _remember_maker, (request.maker,)
+    ) as pool:
+
+        def begin(step: int) -> list[concurrent.futures.Future]:
+            return [pool.submit(_make_remembered, task) for task in request.tasks(step)]
+
+        def finish(begun: list[concurrent.futures.Future]) -> Batch:
+            rows = [row.result() for row in begun]
+            return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+        yield from _keep_ahead(request, begin, finish, pool, ahead)
+
+
+def load_with_tf_data(request: Request, workers: int, ahead: int = 2) -> Iterator[Batch]:
+    """Makes batches in a tf.data pipeline: range, parallel map in order, batch, prefetch.
+
+    Args:
+        request: which batches.
+        workers: parallel calls; 0 makes one row at a time.
+        ahead: batches that are being made before they are asked for.
+
+    Yields:
+        Batches in the order of the steps.
+    """
+    iterator = make_tf_dataset(request, workers, ahead).as_numpy_iterator()
+    yield from iterator
+
+
+def make_tf_dataset(request: Request, workers: int, ahead: int = 2) -> Any:
+    """The pipeline of `load_with_tf_data` as a tf.data.Dataset of dicts of tensors."""
+    import tensorflow as tf  # heavy, and only this loader needs it
+
+    tf.config.set_visible_devices([], "GPU")  # TensorFlow would reserve the memory JAX needs
+    spec = request.maker.spec(1, (1, 1))
+    names = list(spec)
+    count = len(request.tasks(request.start)) if request.start != request.stop else 1
+    last_tasks = functools.lru_cache(maxsize=ahead + 2)(request.tasks)
+
+    def make_row(number: np.ndarray) -> list[np.ndarray]:
+        step, index = divmod(int(number), count)
+        row = request.maker.make(last_tasks(step)[index])
+        return [row[name] for name in names]
+
+    def make_tensors(number: Any) -> dict[str, Any]:
+        tensors = tf.numpy_function(make_row, [number], [spec[name].dtype for name in names])
+        for name, tensor in zip(names, tensors, strict=True):
+            shape = (None, None, 3) if name == "image" else spec[name].shape[1:]
+            tensor.set_shape(shape)
+        return dict(zip(names, tensors, strict=True))
+
+    # Far enough for any run: a range needs an end, and int64 is what it counts in.
+    stop = request.stop if request.stop is not None else (2**62) // count
+    dataset = tf.data.Dataset.range(request.start * count, stop * count)
+    parallel = {"num_parallel_calls": workers, "deterministic": True} if workers else {}
+    dataset = dataset.map(make_tensors, **parallel)
+    dataset = dataset.batch(count, drop_remainder=True).prefetch(ahead)
+    options = tf.data.Options()
+    # TensorFlow's default pool has a thread per core, which would cap the workers unasked.
+    options.threading.private_threadpool_size = max(workers, 1)
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
+def prefetch(
+    batches: Iterator[Batch], transfer: Callable[[Batch], T], ahead: int = 2
+) -> Iterator[T]:
+    """Hands batches to the device in a thread of its own, before they are asked for.
+
+    Args:
+        batches: what to hand over.
+        transfer: puts one batch on the device, such as `jax.device_put` with a sharding.
+        ahead: how many handed-over batches may wait; they occupy the device's memory.
+
+    Yields:
+        What `transfer` returned, in order. An error of either side is raised here.
+    """
+    waiting: queue.Queue = queue.Queue(maxsize=ahead)
+    is_closed = threading.Event()
+
+    def put(item: tuple[str, Any]) -> bool:
+        while not is_closed.is_set():
+            try:
+                waiting.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                if not put(("batch", transfer(batch))):
+                    return
+            put(("end", None))
+        except BaseException as error:  # whatever it is, it belongs to the caller
+            put(("error", error))
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = waiting.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        is_closed.set()
+        thread.join()
+
+
+def _keep_ahead(
+    request: Request,
+    begin: Callable[[int], Any],
+    finish: Callable[[Any], Batch],
+    pool: concurrent.futures.Executor,
+    ahead: int,
+) -> Iterator[Batch]:
+    """Begins batches up to `ahead` steps before they are finished; cancels them when closed."""
+    begun: collections.deque = collections.deque()
+    try:
+        for step in request.steps():
+            begun.append(begin(step))
+            if len(begun) > ahead:
+                yield finish(begun.popleft())
+        while begun:
+            yield finish(begun.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _row(batch: Batch, index: int) -> Batch:
+    """Views on one row; slicing before indexing keeps scalars views too."""
+    return {
+        name: array[index : index + 1].reshape(array.shape[1:]) for name, array in batch.items()
+    }
+
+
+# Of a worker process: set once when it starts, so that the source does not travel with every task.
+_remembered: list[ExampleMaker] = []
+
+
+def _remember_maker(maker: ExampleMaker) -> None:
+    _remembered[:] = [maker]
+
+
+def _make_remembered(task: Task) -> Batch:
+    return _remembered[0].make(task)

@@ -1,0 +1,222 @@
+"""From sources of annotated people to batches for the device.
+
+    source ─ plan (which images, by index arithmetic) ─ rows (transforms) ─ batch ─ device
+
+Everything random is a function of (seed, epoch, image); a batch is a function of (seed, step). The
+number of workers and the loader change nothing, and the state of a run's input is its step.
+Normalisation is the model's: images travel as uint8, a quarter of the bytes.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+from ktn_jax.data_pipelines.coco.annotations import ImageFacts
+from ktn_jax.data_pipelines.loading import loaders
+from ktn_jax.data_pipelines.loading.examples import ArraySpec, Batch, ExampleMaker, batch_spec
+from ktn_jax.data_pipelines.loading.loaders import Request, prefetch
+from ktn_jax.data_pipelines.loading.plan import Augmentation, EvaluationPlan, TrainingPlan
+from ktn_jax.data_pipelines.loading.sources import Source
+
+from ktn_jax.body.symmetry import UVSymmetry
+
+__all__ = [
+    "ArraySpec",
+    "Batch",
+    "DataSettings",
+    "Datasets",
+    "batch_spec",
+    "make_datasets",
+    "prefetch",
+]
+
+_LOG = logging.getLogger(__name__)
+
+_LOADERS: dict[str, Callable[[Request, int, int], Iterator[Batch]]] = {
+    "tf_data": loaders.load_with_tf_data,
+    "threads": loaders.load_in_threads,
+    "processes": loaders.load_in_processes,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """How batches are made. Batch sizes are those of all processes together."""
+
+    batch_size: int = 16
+    eval_batch_size: int = 8
+    eval_short_side: int = 800
+    max_people: int = 20  # an image; with more, those with DensePose and the largest are kept
+    max_points: int = 200  # a person; more are an error before the first batch
+    seed: int = 0
+    loader: Literal["tf_data", "threads", "processes"] = "tf_data"
+    workers: int = 4
+    batches_ahead: int = 2
+    skip_images_without_people: bool = True  # in training
+    with_person_masks: bool = False  # segmentations, for losses that train on them
+    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        """Checks the values; ValueError names the field."""
+        if self.loader not in _LOADERS:
+            raise ValueError(f"loader must be one of {sorted(_LOADERS)}, got {self.loader!r}")
+        for name in ("batch_size", "eval_batch_size", "max_people", "max_points", "batches_ahead"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers < (1 if self.loader == "processes" else 0):
+            raise ValueError(f"workers: {self.workers} is too few for loader {self.loader!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Datasets:
+    """Training and evaluation batches of one process."""
+
+    train: Callable[[int], Iterator[Batch]] | None  # endless, from a step on
+    evaluate: Callable[[], Iterator[Batch]] | None  # every image once
+    steps_per_epoch: int
+    eval_batches: int
+    train_specs: tuple[dict[str, ArraySpec], ...]  # one for each canvas, smallest first
+    eval_specs: tuple[dict[str, ArraySpec], ...]
+
+
+def make_datasets(
+    settings: DataSettings,
+    train_source: Source | None = None,
+    eval_source: Source | None = None,
+    symmetry: UVSymmetry | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Datasets:
+    """Builds the batches that one process trains and evaluates on.
+
+    Every process plans the same global batches and makes its own rows of them: nothing is lost or
+    comes twice, and all see the same canvas at a step.
+
+    Args:
+        settings: how.
+        train_source: images to train on, or None.
+        eval_source: images to evaluate on, or None.
+        symmetry: where a mirror takes U and V; needed to flip people with DensePose.
+        process_index: of this process.
+        process_count: how many processes share the batches.
+
+    Returns:
+        The datasets, None where there is no source.
+
+    Raises:
+        ValueError: a batch size that the processes cannot share evenly, a person with more points
+            than `max_points`, flips without symmetry tables, or a source without usable images.
+    """
+    for name in ("batch_size", "eval_batch_size"):
+        if getattr(settings, name) % process_count:
+            raise ValueError(
+                f"{name} {getattr(settings, name)} cannot be shared by {process_count} processes"
+            )
+    train = evaluate = None
+    steps_per_epoch = eval_batches = 0
+    train_specs = eval_specs = ()
+    if train_source is not None:
+        plan, maker = _plan_training(settings, train_source, symmetry)
+        steps_per_epoch = plan.steps_per_epoch
+        rows = _rows(settings.batch_size, process_index, process_count)
+        train_specs = _specs(maker, plan.canvases, rows)
+
+        def train(start_step: int = 0) -> Iterator[Batch]:
+            return _load(settings, Request(plan.__getitem__, rows, start_step, None, maker))
+
+    if eval_source is not None:
+        augmentation = settings.augmentation.for_evaluation(settings.eval_short_side)
+        facts = eval_source.facts()
+        _check_facts(settings, facts, "evaluation")
+        eval_plan = EvaluationPlan(facts.sizes_hw, augmentation, settings.eval_batch_size)
+        eval_batches = len(eval_plan)
+        eval_rows = _rows(settings.eval_batch_size, process_index, process_count)
+        eval_maker = _maker(settings, eval_source, None)
+        eval_specs = _specs(eval_maker, eval_plan.canvases, eval_rows)
+
+        def evaluate() -> Iterator[Batch]:
+            request = Request(eval_plan.__getitem__, eval_rows, 0, eval_batches, eval_maker)
+            return _load(settings, request)
+
+    return Datasets(train, evaluate, steps_per_epoch, eval_batches, train_specs, eval_specs)
+
+
+def _plan_training(
+    settings: DataSettings, source: Source, symmetry: UVSymmetry | None
+) -> tuple[TrainingPlan, ExampleMaker]:
+    facts = source.facts()
+    _check_facts(settings, facts, "training")
+    if symmetry is None and facts.max_points and settings.augmentation.flip_probability > 0:
+        raise ValueError(
+            "flip_probability > 0 needs the body's UV symmetry tables: pass `symmetry` (the "
+            "template's uv_symmetry_tables), or set flip_probability to 0"
+        )
+    kept = np.arange(len(source))
+    if settings.skip_images_without_people:
+        kept = kept[facts.people > 0]
+        _LOG.info("%d of %d training images show people", len(kept), len(source))
+    if not len(kept):
+        raise ValueError(f"none of the {len(source)} training images shows a person")
+    plan = TrainingPlan(
+        facts.sizes_hw[kept], settings.augmentation, settings.batch_size, settings.seed
+    )
+    chosen = source if len(kept) == len(source) else _Chosen(source, kept)
+    return plan, _maker(settings, chosen, symmetry)
+
+
+def _maker(settings: DataSettings, source: Source, symmetry: UVSymmetry | None) -> ExampleMaker:
+    return ExampleMaker(
+        source, symmetry, settings.max_people, settings.max_points, settings.with_person_masks
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """Some images of a source, renumbered."""
+
+    source: Source
+    numbers: np.ndarray  # [N] int64
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source[int(self.numbers[index])]
+
+    def facts(self) -> ImageFacts:
+        facts = self.source.facts()
+        return ImageFacts(
+            facts.sizes_hw[self.numbers], facts.people[self.numbers], facts.max_points
+        )
+
+
+def _check_facts(settings: DataSettings, facts: ImageFacts, use: str) -> None:
+    if facts.max_points > settings.max_points:
+        raise ValueError(
+            f"max_points is {settings.max_points}, but a person of the {use} data has "
+            f"{facts.max_points} points: raise max_points to that"
+        )
+    crowded = int((facts.people > settings.max_people).sum())
+    if crowded:
+        _LOG.warning(
+            "%d %s images show more than max_people=%d people (at most %d): those with DensePose, "
+            "then the largest are kept",
+            *(crowded, use, settings.max_people, int(facts.people.max())),
+        )
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+def _specs(
+    maker: ExampleMaker, canvases: tuple[tuple[int, int], ...], rows: slice
+) -> tuple[dict[str, ArraySpec], ...]:
+    return tuple(maker.spec(rows.stop - rows.start, canvas_hw) for canvas_hw in canvases)
+
+
+def _load(settings: DataSettings, request: Request) -> Iterator[Batch]:
+    return _LOADERS[settings.loader](request, settings.workers, settings.batches_ahead)

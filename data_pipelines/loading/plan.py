@@ -1,0 +1,295 @@
+"""Which images make up which batch, by index arithmetic alone.
+
+A batch is a function of (seed, step): no state, so a run resumes at step k by asking for step k. An
+epoch's plan is a few sorts of image numbers; no image is read to make it.
+
+Shapes. XLA compiles once for each shape, so images are padded to a few canvases. A canvas belongs
+to an orientation, a bin of aspect ratios and a level of the short side. A batch has one canvas.
+
+Random numbers are read raw from counter-based Philox streams, keyed by (seed, epoch, purpose):
+NumPy promises that these stay the same from version to version, and does not for its permutations.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ktn_jax.runtime.images import shortest_edge_size
+
+NO_IMAGE = -1  # in `PlannedBatch.examples`: a padding row
+
+# Purposes of the random streams.
+_ORDER, _SHORT_SIDE, _FLIP, _ROTATION, _ZOOM, _BATCH_ORDER = range(6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is varied from epoch to epoch, and the shapes that follow from it."""
+
+    short_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    max_long_side: int = 1333
+    flip_probability: float = 0.5
+    max_rotation_degrees: float = 0.0
+    zoom_range: tuple[float, float] = (1.0, 1.0)
+    aspect_limits: tuple[float, ...] = (1.0, 1.35)  # COCO: square, 4:3, and the rest
+    canvas_levels: int = 2  # canvases for each aspect bin; one for every so many short sides
+    size_divisor: int = 32  # canvas sides are multiples: the coarsest stride that must divide them
+
+    def __post_init__(self) -> None:
+        """Checks the values; ValueError names the field."""
+        if not self.short_sides or min(self.short_sides) <= 0:
+            raise ValueError(f"short_sides must be positive, got {self.short_sides}")
+        if self.max_long_side < max(self.short_sides):
+            raise ValueError(
+                f"max_long_side {self.max_long_side} is below short side {max(self.short_sides)}"
+            )
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"flip_probability must be in 0..1, got {self.flip_probability}")
+        if not 0 < self.zoom_range[0] <= self.zoom_range[1]:
+            raise ValueError(f"zoom_range must be (low, high) above 0, got {self.zoom_range}")
+        if any(limit < 1 for limit in self.aspect_limits):
+            raise ValueError(f"aspect_limits are long / short, >= 1, got {self.aspect_limits}")
+        if self.canvas_levels < 1 or self.size_divisor < 1:
+            raise ValueError("canvas_levels and size_divisor must be at least 1")
+
+    @property
+    def is_warping(self) -> bool:
+        """Whether images are turned or zoomed at all."""
+        return self.max_rotation_degrees > 0 or tuple(self.zoom_range) != (1.0, 1.0)
+
+    def for_evaluation(self, short_side: int) -> "Augmentation":
+        """The same shapes at one short side, with nothing varied."""
+        return dataclasses.replace(
+            self,
+            short_sides=(short_side,),
+            max_long_side=max(self.max_long_side, short_side),
+            flip_probability=0.0,
+            max_rotation_degrees=0.0,
+            zoom_range=(1.0, 1.0),
+            canvas_levels=1,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedBatch:
+    """One global batch. Rows are images; NO_IMAGE marks padding rows, whose other values are 0."""
+
+    examples: np.ndarray  # [B] int64 number of the image in its source, or NO_IMAGE
+    resized_hw: np.ndarray  # [B, 2] int64 size after resizing
+    is_flipped: np.ndarray  # [B] bool
+    rotation_degrees: np.ndarray  # [B] float64
+    zoom: np.ndarray  # [B] float64
+    canvas_hw: tuple[int, int]  # what all are padded to
+
+
+def canvases_for(augmentation: Augmentation) -> tuple[tuple[int, int], ...]:
+    """Lists every canvas (height, width) that batches can have, smallest area first."""
+    limits = (*augmentation.aspect_limits, math.inf)
+    levels = np.array_split(sorted(augmentation.short_sides), augmentation.canvas_levels)
+    canvases = set()
+    for short_side in (int(level[-1]) for level in levels if len(level)):
+        for limit in limits:
+            # The rounding of the resize, so that the longest image of the bin fits to the pixel.
+            long_side = min(short_side * limit, augmentation.max_long_side) + 0.5
+            sides = [_round_up(side, augmentation) for side in (short_side, int(long_side))]
+            canvases |= {(sides[0], sides[1]), (sides[1], sides[0])}
+    return tuple(sorted(canvases, key=lambda hw: (hw[0] * hw[1], hw)))
+
+
+def _round_up(side: int, augmentation: Augmentation) -> int:
+    return -(-side // augmentation.size_divisor) * augmentation.size_divisor
+
+
+def resized_sizes_hw(
+    sizes_hw: np.ndarray, short_sides: np.ndarray, max_long_side: int
+) -> np.ndarray:
+    """`shortest_edge_size` of many images: sizes [N, 2] and short sides [N] to sizes [N, 2]."""
+    wanted = np.column_stack([sizes_hw, short_sides])
+    distinct, place = np.unique(wanted, axis=0, return_inverse=True)
+    resized = [
+        shortest_edge_size((height, width), short_side, max_long_side)
+        for height, width, short_side in distinct.tolist()
+    ]
+    return np.asarray(resized, np.int64).reshape(-1, 2)[place.reshape(-1)]
+
+
+class TrainingPlan:
+    """The endless order of training batches.
+
+    In an epoch every image comes once, and fewer than `batch_size` rows repeat images to fill the
+    last batches. Images of one aspect bin fill batches together; what is left over in the bins is
+    put together by orientation. If what is then left of both orientations fits one batch, it holds
+    them all, and those that fit no common canvas are made smaller: fewer than `batch_size` images
+    an epoch. So batches need no further canvas and an epoch always has the same number of steps,
+    which makes (epoch, batch) of a step a division.
+    """
+
+    def __init__(
+        self, sizes_hw: np.ndarray, augmentation: Augmentation, batch_size: int, seed: int
+    ):
+        """Plans over images.
+
+        Args:
+            sizes_hw: [N, 2] height and width of every image.
+            augmentation: what is varied.
+            batch_size: of all processes together.
+            seed: of everything random.
+
+        Raises:
+            ValueError: no image, or a batch size below 1.
+        """
+        self._sizes_hw = np.asarray(sizes_hw, np.int64).reshape(-1, 2)
+        if not len(self._sizes_hw) or batch_size < 1:
+            raise ValueError(f"got {len(self._sizes_hw)} images, batch_size {batch_size}")
+        self._augmentation = augmentation
+        self._batch_size = batch_size
+        self._seed = seed
+        self.canvases = canvases_for(augmentation)
+        self._is_portrait, self._bins = _aspect_bins(self._sizes_hw, augmentation.aspect_limits)
+        self.steps_per_epoch = -(-len(self._sizes_hw) // batch_size)
+        # Two epochs: batches of the next one are asked for while the last of this one are made.
+        self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
+
+    def __getitem__(self, step: int) -> PlannedBatch:
+        """The batch of a step, counted from 0 at the start of training."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[index]
+
+    def _raw(self, epoch: int, purpose: int, count: int) -> np.ndarray:
+        """[count] uint64 of one stream."""
+        key = [self._seed & (2**64 - 1), (epoch << 8) | purpose]
+        return np.random.Philox(key=np.array(key, np.uint64)).random_raw(count)
+
+    def _uniform(self, epoch: int, purpose: int) -> np.ndarray:
+        """[N] float64 in [0, 1), one for each image."""
+        return (self._raw(epoch, purpose, len(self._sizes_hw)) >> np.uint64(11)) * 2.0**-53
+
+    def _plan_epoch(self, epoch: int) -> tuple[PlannedBatch, ...]:
+        settings = self._augmentation
+        short_sides = np.asarray(settings.short_sides)
+        choice = (self._uniform(epoch, _SHORT_SIDE) * len(short_sides)).astype(np.int64)
+        resized = resized_sizes_hw(self._sizes_hw, short_sides[choice], settings.max_long_side)
+        is_flipped = self._uniform(epoch, _FLIP) < settings.flip_probability
+        rotation = (2 * self._uniform(epoch, _ROTATION) - 1) * settings.max_rotation_degrees
+        low, high = np.log(settings.zoom_range)  # as often half the size as twice
+        zoom = np.exp(low + (high - low) * self._uniform(epoch, _ZOOM))
+        batches = []
+        for examples in self._group(epoch, resized):
+            canvas_hw = _smallest_canvas(self.canvases, resized[examples])
+            batches.append(
+                PlannedBatch(
+                    examples,
+                    _shrink_to(resized[examples], canvas_hw),
+                    is_flipped[examples],
+                    rotation[examples],
+                    zoom[examples],
+                    canvas_hw,
+                )
+            )
+        order = np.argsort(self._raw(epoch, _BATCH_ORDER, len(batches)), kind="stable")
+        return tuple(batches[index] for index in order)
+
+    def _group(self, epoch: int, resized: np.ndarray) -> list[np.ndarray]:
+        """Splits the epoch's images into arrays of batch_size that need similar canvases."""
+        order = np.argsort(self._raw(epoch, _ORDER, len(self._sizes_hw)), kind="stable")
+        batches: list[np.ndarray] = []
+        leftovers = []
+        for is_portrait in (False, True):
+            rest = []
+            for aspect_bin in range(len(self._augmentation.aspect_limits) + 1):
+                is_member = (self._is_portrait == is_portrait) & (self._bins == aspect_bin)
+                members = order[is_member[order]]
+                # Stable by size: images of a level meet, in an order that is still random.
+                level = self._level(resized[members].min(axis=1))
+                rest.append(self._take_full(members[np.argsort(level, kind="stable")], batches))
+            leftovers.append(self._take_full(np.concatenate(rest), batches))
+        # Each orientation fills a batch of its own, unless one batch holds them both.
+        together = np.concatenate(leftovers)
+        last = leftovers if len(together) > self._batch_size else [together]
+        return batches + [self._fill_up(rest, order) for rest in last if len(rest)]
+
+    def _fill_up(self, members: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """Repeats images in the orientation of most members until these are a batch."""
+        is_portrait = self._is_portrait[members].mean() > 0.5
+        others = order[(self._is_portrait[order] == is_portrait) & ~np.isin(order, members)]
+        repeats = others if len(others) else members
+        return np.concatenate([members, np.resize(repeats, self._batch_size - len(members))])
+
+    def _level(self, short_side: np.ndarray) -> np.ndarray:
+        """[M] canvas level of short sides."""
+        split = np.array_split(
+            sorted(self._augmentation.short_sides), self._augmentation.canvas_levels
+        )
+        return np.searchsorted([part[-1] for part in split if len(part)], short_side)
+
+    def _take_full(self, members: np.ndarray, batches: list[np.ndarray]) -> np.ndarray:
+        """Moves full batches from the front of `members` to `batches`; returns what is left."""
+        full = len(members) // self._batch_size * self._batch_size
+        batches += np.split(members[:full], full // self._batch_size) if full else []
+        return members[full:]
+
+
+class EvaluationPlan:
+    """Every image once, images of one canvas together, the last batch of a canvas padded."""
+
+    def __init__(self, sizes_hw: np.ndarray, augmentation: Augmentation, batch_size: int):
+        """Plans over images; arguments as `TrainingPlan`, nothing is random."""
+        sizes_hw = np.asarray(sizes_hw, np.int64).reshape(-1, 2)
+        self.canvases = canvases_for(augmentation)
+        short_sides = np.full(len(sizes_hw), augmentation.short_sides[0])
+        resized = resized_sizes_hw(sizes_hw, short_sides, augmentation.max_long_side)
+        area_order = {canvas: index for index, canvas in enumerate(self.canvases)}
+        fits = [area_order[_smallest_canvas(self.canvases, size[None])] for size in resized]
+        self._batches = []
+        for index, canvas_hw in enumerate(self.canvases):
+            members = np.flatnonzero(np.asarray(fits, np.int64) == index)
+            for start in range(0, len(members), batch_size):
+                chosen = members[start : start + batch_size]
+                self._batches.append(_padded_batch(chosen, resized, canvas_hw, batch_size))
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> PlannedBatch:
+        return self._batches[index]
+
+
+def _padded_batch(
+    examples: np.ndarray, resized: np.ndarray, canvas_hw: tuple[int, int], batch_size: int
+) -> PlannedBatch:
+    padded = np.full(batch_size, NO_IMAGE, np.int64)
+    padded[: len(examples)] = examples
+    sizes = np.zeros((batch_size, 2), np.int64)
+    sizes[: len(examples)] = resized[examples]
+    zeros = np.zeros(batch_size)
+    return PlannedBatch(padded, sizes, zeros > 0, zeros, zeros + 1, canvas_hw)
+
+
+def _aspect_bins(sizes_hw: np.ndarray, limits: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """[N] whether each image is taller than wide, and [N] its bin of long / short side."""
+    height, width = sizes_hw.astype(np.float64).T
+    aspect = np.maximum(height, width) / np.minimum(height, width)
+    return height > width, np.searchsorted(np.asarray(limits), aspect)
+
+
+def _smallest_canvas(canvases: Sequence[tuple[int, int]], sizes_hw: np.ndarray) -> tuple[int, int]:
+    """The smallest canvas for all sizes [B, 2]; where none fits all, that which shrinks fewest."""
+    needed = sizes_hw.max(axis=0)
+    for canvas in canvases:
+        if needed[0] <= canvas[0] and needed[1] <= canvas[1]:
+            return canvas
+    shrinkage = np.array([_shrinkage(sizes_hw, canvas) for canvas in canvases])
+    return canvases[np.lexsort((-shrinkage.mean(axis=1), (shrinkage < 1).sum(axis=1)))[0]]
+
+
+def _shrinkage(sizes_hw: np.ndarray, canvas_hw: tuple[int, int]) -> np.ndarray:
+    """[B] the factor, at most 1, by which each image must shrink to fit."""
+    return np.minimum(1, (np.asarray(canvas_hw) / sizes_hw).min(axis=-1))
+
+
+def _shrink_to(sizes_hw: np.ndarray, canvas_hw: tuple[int, int]) -> np.ndarray:
+    factor = _shrinkage(sizes_hw, canvas_hw)[:, None]
+    return np.maximum((sizes_hw * factor).astype(np.int64), 1)

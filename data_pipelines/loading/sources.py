@@ -1,0 +1,169 @@
+"""Where images and annotations come from: a folder, memory, a renderer, or several in a row."""
+
+import bisect
+import itertools
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from ktn_jax.data_pipelines.coco.annotations import Dataset, ImageFacts, ImageRecord, parse_person
+from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
+
+from ktn_jax.body import parts
+from ktn_jax.runtime.images import decode_image
+
+
+class Source(Protocol):
+    """Numbered images with their annotations. Read by several threads at once."""
+
+    def __len__(self) -> int:
+        """How many images."""
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
+        """The image, [H, W, 3] uint8 RGB, and its record."""
+
+    def facts(self) -> ImageFacts:
+        """Sizes and numbers of people of all images, known without reading them."""
+
+
+class SourceError(ValueError):
+    """An image that is not where its record says; the message names both."""
+
+
+class FolderSource:
+    """Annotations and the image folder they belong to."""
+
+    def __init__(self, dataset: Dataset, images_dir: str | os.PathLike[str]):
+        """Takes a parsed dataset; its file names are relative to `images_dir`."""
+        self._images = dataset.images
+        self._images_dir = pathlib.Path(images_dir)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
+        record = self._images[index]
+        path = self._images_dir / record.file_name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise SourceError(f"{path}: {error.strerror} (image {record.image_id})") from error
+        return decode_image(content, str(path)), record
+
+    def facts(self) -> ImageFacts:
+        """Sizes and numbers of people, from the annotations."""
+        return self._images.facts()
+
+
+class MemorySource:
+    """Images and records that are already in memory."""
+
+    def __init__(self, images: Sequence[np.ndarray], records: Sequence[ImageRecord]):
+        """Takes as many images [H, W, 3] uint8 RGB as records."""
+        if len(images) != len(records):
+            raise ValueError(f"got {len(images)} images and {len(records)} records")
+        self._images = images
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
+        return self._images[index], self._records[index]
+
+    def facts(self) -> ImageFacts:
+        """Sizes and numbers of people, from the records."""
+        return facts_of(self._records)
+
+
+class RenderedSource:
+    """Synthetic people, rendered when asked for and, where wanted, kept.
+
+    Rendering is Python: only the loader with processes spreads it over cores.
+    """
+
+    def __init__(self, people: SyntheticSource, keep: bool = False):
+        """Takes the generator.
+
+        Args:
+            people: makes image and annotations of a number.
+            keep: whether images stay in memory once made, for sets that are small and used often.
+        """
+        self._people = people
+        self._kept: dict[int, tuple[np.ndarray, ImageRecord]] | None = {} if keep else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles without the images that were kept."""
+        return RenderedSource, (self._people, self._kept is not None)
+
+    def __len__(self) -> int:
+        return len(self._people)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        example = self._people[index]
+        entry = example.image_record
+        record = ImageRecord(
+            image_id=entry["id"],
+            file_name=entry["file_name"],
+            height=entry["height"],
+            width=entry["width"],
+            people=tuple(parse_person(annotation) for annotation in example.annotations),
+        )
+        if self._kept is not None:
+            self._kept[index] = example.image, record
+        return example.image, record
+
+    def facts(self) -> ImageFacts:
+        """What the scene's settings promise: nothing is rendered to know it."""
+        scene = self._people.scene
+        count = len(self._people)
+        return ImageFacts(
+            sizes_hw=np.tile(np.int32(scene.image_size_hw), (count, 1)),
+            people=np.full(count, scene.people_range[1], np.int32),
+            max_points=scene.points_per_part * parts.NUM_COARSE,
+        )
+
+
+class ConcatenatedSource:
+    """Several sources as one: training uses two annotation files of DensePose-COCO."""
+
+    def __init__(self, sources: Sequence[Source]):
+        """Takes the sources in the order of their images."""
+        self._sources = tuple(sources)
+        self._ends = list(itertools.accumulate(len(source) for source in self._sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        which = bisect.bisect_right(self._ends, index)
+        start = self._ends[which - 1] if which else 0
+        return self._sources[which][index - start]
+
+    def facts(self) -> ImageFacts:
+        """Those of the sources, one after the other."""
+        every = [source.facts() for source in self._sources]
+        return ImageFacts(
+            sizes_hw=np.concatenate([facts.sizes_hw for facts in every]),
+            people=np.concatenate([facts.people for facts in every]),
+            max_points=max(facts.max_points for facts in every),
+        )
+
+
+def facts_of(records: Sequence[ImageRecord]) -> ImageFacts:
+    """Reads the facts off records."""
+    trainable = [[person for person in record.people if not person.is_crowd] for record in records]
+    points = [
+        len(person.densepose.x) for people in trainable for person in people if person.densepose
+    ]
+    return ImageFacts(
+        sizes_hw=np.array([(r.height, r.width) for r in records], np.int32).reshape(-1, 2),
+        people=np.array([len(people) for people in trainable], np.int32),
+        max_points=max(points, default=0),
+    )

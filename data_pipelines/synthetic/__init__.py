@@ -1,0 +1,1 @@
+"""Rendered people with exact dense truth: scenes, the renderer, labels and files."""

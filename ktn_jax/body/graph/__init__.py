@@ -1,0 +1,1 @@
+"""The commonsense graph between surface parts, keypoints and coarse parts."""

@@ -1,0 +1,274 @@
+"""Reads and writes files of named arrays: the state dicts of PyTorch models, by file suffix.
+
+Names and layouts are left as the file has them (convolutions OIHW); `checkpoints.torch_names` knows
+what they mean. PyTorch is needed for `.pth` only, and is imported when such a file is met.
+"""
+
+import json
+import os
+import pathlib
+import pickle
+import types
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ktn_jax.runtime import atomic_files, pickles
+
+_WRAPPERS = ("model", "state_dict", "blobs")  # detectron2, many training scripts, Caffe2
+_PARALLEL_PREFIX = "module."  # what torch.nn.DataParallel puts in front of every name
+_DUMP_PREFIX = "state/"  # a dump of a model's stages keeps its weights under this
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_SAFETENSORS_TYPES = {
+    **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{"C64": "<c8", "BOOL": "bool", "BF16": _BFLOAT16},
+}
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads the named arrays of a checkpoint.
+
+    Args:
+        path: By suffix: `.pth`, `.pt` (PyTorch, tensors only), `.pkl` (detectron2's or Caffe2's
+            dict of arrays), `.safetensors`, or `.npz` (if any name starts with `state/`, those
+            entries only, without it).
+
+    Returns:
+        {name: array} in the file's order, types and shapes as stored: a scalar keeps its shape (),
+        bfloat16 is `ml_dtypes.bfloat16`. A wrapping {"model": ...}, {"state_dict": ...} or
+        {"blobs": ...} is taken off, and so is a `module.` in front of every name. Of Caffe2's
+        blobs the optimiser's `*_momentum` are left out. Arrays may be read-only.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: a PyTorch file, and PyTorch is not installed.
+        ValueError: unknown suffix, an empty or damaged file, or entries that are not arrays.
+            `pickles.UnsafePickleError`, one of these, for a pickle that asks to run code.
+    """
+    path = pathlib.Path(path)
+    read = _by_suffix(path, _READERS, "read")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the checkpoint file is empty")
+    state = _unwrapped(path, read(path))
+    if not state:
+        raise ValueError(f"{path}: the checkpoint holds no arrays")
+    others = [name for name, value in state.items() if not _is_numeric(value)]
+    if others:
+        raise ValueError(
+            f"{path}: {len(others)} of {len(state)} entries are not arrays of numbers: "
+            + ", ".join(f"{name} ({_kind(state[name])})" for name in others[:5])
+        )
+    if all(name.startswith(_PARALLEL_PREFIX) for name in state):
+        state = {name.removeprefix(_PARALLEL_PREFIX): value for name, value in state.items()}
+    return {name: np.asarray(value) for name, value in state.items()}
+
+
+def write_state_dict(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as a checkpoint, replacing an older file only once all is written.
+
+    Args:
+        path: By suffix: `.safetensors` (the same arrays give the same bytes, whatever their order
+            in `state`), `.pth`, `.pt` (PyTorch's {"model": tensors}) or `.pkl` (detectron2's
+            {"model": arrays, "__author__": ...}, for NumPy 1.26 or newer).
+        state: {name: array}, anything that `np.asarray` makes an array of numbers. Types and
+            shapes are kept, memory order and byte order are not.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ImportError: a PyTorch file, and PyTorch is not installed.
+        ValueError: unknown suffix, nothing to write, an entry that is not an array of numbers, or
+            a bfloat16 array for `.pkl`, which has no name for that type.
+    """
+    path = pathlib.Path(path)
+    write = _by_suffix(path, _WRITERS, "written")
+    if not state:
+        raise ValueError(f"{path}: there are no arrays to write")
+    arrays = {}
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: the name {name!r} is not text")
+        array = np.asarray(value)
+        if not _is_numeric(array):
+            raise ValueError(f"{path}: {name} is not an array of numbers ({_kind(value)})")
+        # Not ascontiguousarray: it would give a scalar an axis. safetensors writes the memory as
+        # it lies, so a transposed view would come back scrambled.
+        arrays[name] = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+    write(path, arrays)
+
+
+def _by_suffix(path: pathlib.Path, table: Mapping[str, Callable], done: str) -> Callable:
+    try:
+        return table[path.suffix.lower()]
+    except KeyError:
+        raise ValueError(
+            f"{path}: checkpoints are {done} as {', '.join(table)}, not {path.suffix or 'nothing'}"
+        ) from None
+
+
+def _is_numeric(value: Any) -> bool:
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return False
+    return value.dtype.kind in "biufc" or value.dtype == _BFLOAT16
+
+
+def _kind(value: Any) -> str:
+    is_array = isinstance(value, (np.ndarray, np.generic))
+    return f"array of {value.dtype}" if is_array else type(value).__name__
+
+
+def _unwrapped(path: pathlib.Path, content: Any) -> dict[str, Any]:
+    """Takes the dict of arrays out of the dicts around it."""
+    while isinstance(content, dict):
+        inner = next((name for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
+        if inner is None:
+            break
+        content = content[inner]
+        if inner == "blobs":
+            content = {k: v for k, v in content.items() if not str(k).endswith("_momentum")}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not a dict of named arrays")
+    misnamed = [name for name in content if not isinstance(name, str)]
+    if misnamed:
+        raise ValueError(f"{path}: {misnamed[0]!r} is not the name of an array")
+    return content
+
+
+def _torch(path: pathlib.Path) -> types.ModuleType:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: {path.suffix} files need PyTorch. Install it with "
+            "`pip install 'ktn_jax[torch]'`, or use a .safetensors or .pkl file"
+        ) from error
+    return torch
+
+
+def _read_torch(path: pathlib.Path) -> Any:
+    torch = _torch(path)
+    try:
+        with open(path, "rb") as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except pickle.UnpicklingError as error:
+        # torch's own text tells how to switch its protection off: not something to pass on.
+        raise ValueError(
+            f"{path}: not a PyTorch file of tensors only (other objects could run code). Save "
+            f"the model's state_dict() alone: {_first_sentence(error)}"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, OSError) as error:
+        raise ValueError(
+            f"{path}: damaged, or not a PyTorch file: {type(error).__name__}, "
+            f"{_first_sentence(error)}"
+        ) from error
+    state = _unwrapped(path, content)
+    is_tensor = torch.is_tensor
+    return {k: _from_tensor(path, k, v) if is_tensor(v) else v for k, v in state.items()}
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    refused = [line for line in lines if "GLOBAL" in line]  # which class or function it was
+    return (refused or lines or [type(error).__name__])[0].split(". ")[0]
+
+
+def _from_tensor(path: pathlib.Path, name: str, tensor: Any) -> np.ndarray:
+    torch = _torch(path)
+    try:
+        tensor = tensor.detach().cpu()
+        if tensor.dtype == torch.bfloat16:  # a type NumPy has only through ml_dtypes
+            return tensor.contiguous().view(torch.int16).numpy().view(_BFLOAT16)
+        return tensor.numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, 8-bit floats
+        raise ValueError(f"{path}: {name} is no plain tensor: {_first_sentence(error)}") from error
+
+
+def _write_torch(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    torch = _torch(path)
+    tensors = {}
+    for name, array in arrays.items():
+        is_bfloat16 = array.dtype == _BFLOAT16
+        # A copy: torch shares memory, and warns when that is read-only.
+        tensor = torch.from_numpy(np.array(array.view(np.int16) if is_bfloat16 else array))
+        tensors[name] = tensor.view(torch.bfloat16) if is_bfloat16 else tensor
+    with atomic_files.replacing(path) as temporary:
+        torch.save({"model": tensors}, temporary)
+
+
+def _write_pickle(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if array.dtype == _BFLOAT16:
+            raise ValueError(
+                f"{path}: {name} is bfloat16, which .pkl cannot hold: write .safetensors or .pth, "
+                "or convert to float32 first"
+            )
+    with atomic_files.replacing(path) as temporary, open(temporary, "wb") as file:
+        # detectron2 takes a file without an author for a Caffe2 one and guesses at its names.
+        pickle.dump({"model": arrays, "__author__": "ktn_jax"}, file, protocol=4)
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Maps the file: nothing is copied, and only what is used is read."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="np") as file:  # which checks the header
+            names = list(file.keys())
+        content = np.memmap(path, np.uint8, mode="r")
+        start = 8 + int(content[:8].view("<u8")[0])
+        header = json.loads(content[8:start].tobytes())
+        state = {}
+        for name in names:
+            dtype = np.dtype(_SAFETENSORS_TYPES[header[name]["dtype"]])
+            first, last = (start + offset for offset in header[name]["data_offsets"])
+            state[name] = content[first:last].view(dtype).reshape(header[name]["shape"])
+        return {name: np.asarray(value) for name, value in state.items()}
+    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged, or not a safetensors file: {error}") from error
+
+
+def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    import safetensors.numpy
+
+    # One metadata entry only: their order in the file is not fixed. "pt" is what Python readers of
+    # PyTorch weights look for.
+    with atomic_files.replacing(path) as temporary:
+        safetensors.numpy.save_file(
+            dict(sorted(arrays.items())), temporary, metadata={"format": "pt"}
+        )
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        # opened here: np.load leaves the file open when the content is not what it expects
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            names = [name for name in archive.files if name.startswith(_DUMP_PREFIX)]
+            return {name.removeprefix(_DUMP_PREFIX): archive[name] for name in names} or {
+                name: archive[name] for name in archive.files
+            }
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, TypeError) as error:
+        raise ValueError(f"{path}: damaged, or not an .npz file: {error}") from error
+
+
+_READERS = {
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".pkl": pickles.load_arrays,
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+}
+_WRITERS = {
+    ".safetensors": _write_safetensors,
+    ".pth": _write_torch,
+    ".pt": _write_torch,
+    ".pkl": _write_pickle,
+}

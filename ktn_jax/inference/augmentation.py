@@ -1,0 +1,268 @@
+"""Test-time augmentation: people found and their charts averaged over scales and the mirror.
+
+As detectron2's DensePoseGeneralizedRCNNWithTTA: boxes of all views are pooled and suppressed
+together, and every view then draws the charts of the same boxes, which are averaged as logits and
+as U and V. Two things differ: views are resized from the photo itself (detectron2's evaluation
+resizes what the plain run had resized before), and key points, which it does not support, are
+averaged as heat maps.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ktn_jax.body import parts
+from ktn_jax.body.loading import load_uv_symmetry
+from ktn_jax.body.symmetry import UVSymmetry, mirror_by_tables
+from ktn_jax.inference.predictor import Person, Predictor, choose_bucket, to_result
+from ktn_jax.modeling.detector import Features
+from ktn_jax.ops.nms import nms
+from ktn_jax.results.records import PersonResult
+from ktn_jax.runtime import images
+from ktn_jax.structures import DensePoseOutputs
+
+# What a person shows; other outputs of a model are neither mirrored nor averaged.
+_AVERAGED = ("coarse_segm", "fine_segm", "u", "v", "keypoints")
+_PEOPLE_AT_A_TIME = 32  # whose maps of all views are held at once, some 6 MB a person and view
+_MIN_SCORE = 1e-8  # detectron2's for pooled boxes, which all passed the detector's own
+_BUCKET_MULTIPLE = 32  # pixels; sizes of views are padded to buckets of this step
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """One scale of a photo after the first stage: row 0 as it is, row 1 mirrored."""
+
+    size_hw: tuple[int, int]  # of the resized photo, without padding
+    decoded: Features
+    boxes: np.ndarray  # [rows, R, 4] as found
+    scores: np.ndarray  # [rows, R]
+    is_valid: np.ndarray  # [rows, R]
+
+
+class AugmentedPredictor(Predictor):
+    """A predictor that looks at every photo at several scales, and mirrored.
+
+    It is called as `Predictor` is. Photos go through one by one; the decoder's maps of all views
+    of a photo stay on the device until its people are done (1.1 GB with the default scales).
+    """
+
+    def __init__(
+        self, config: ConfigDict, variables: Mapping[str, Any], symmetry: UVSymmetry | None
+    ):
+        """Takes what `Predictor` takes, and where the mirror takes U and V.
+
+        Args:
+            config: `test.augmentation` says which views.
+            variables: of the model.
+            symmetry: of the body whose charts the model predicts; None is allowed without flip.
+
+        Raises:
+            ValueError: flip without symmetry, or no scales.
+        """
+        super().__init__(config, variables)
+        augmentation = config.test.augmentation
+        if augmentation.flip and symmetry is None:
+            raise ValueError("mirrored views need the body's UV symmetry tables, got None")
+        if not augmentation.short_sides:
+            raise ValueError("test.augmentation.short_sides is empty: give at least one scale")
+        self._symmetry = symmetry
+        box_head = config.model.box_head
+        self._suppress = jax.jit(
+            functools.partial(
+                nms,
+                iou_threshold=box_head.nms_threshold,
+                max_outputs=box_head.max_detections,
+            )
+        )
+
+    def __call__(self, photos: Sequence[np.ndarray]) -> list[list[PersonResult]]:
+        """Finds the people of photos (RGB uint8 [H, W, 3]); see `Predictor`."""
+        threshold = self.config.model.predictor.mask_threshold
+        results = []
+        for photo in photos:
+            frame_hw = self.frame_size(photo.shape[:2])
+            brought = (
+                to_result(person, frame_hw, photo.shape[:2], threshold)
+                for person in self.find_augmented(photo)
+            )
+            results.append([person for person in brought if person is not None])
+        return results
+
+    def frame_size(self, photo_hw: tuple[int, int]) -> tuple[int, int]:
+        """Size of the image that views are brought to: the one a plain predictor would see.
+
+        In this frame boxes are merged and key points are read, so that a single view of that size
+        gives exactly the plain result.
+        """
+        test = self.config.test
+        return images.shortest_edge_size(photo_hw, test.short_side, test.max_side)
+
+    def find_augmented(self, photo: np.ndarray) -> Iterator[Person]:
+        """Yields the people of a photo, best first, in pixels of `frame_size`."""
+        frame_hw = self.frame_size(photo.shape[:2])
+        sides = self.config.test.augmentation.short_sides
+        views = [self._view(photo, side) for side in sides]
+        boxes, scores = self._merge(views, frame_hw)
+        for start in range(0, len(boxes), _PEOPLE_AT_A_TIME):
+            chunk = boxes[start : start + _PEOPLE_AT_A_TIME]
+            outputs = self._average(views, chunk, frame_hw)
+            for index, box in enumerate(chunk):
+                maps = jax.tree.map(lambda x, i=index: x[i], outputs)
+                yield Person(box, float(scores[start + index]), maps)
+
+    def _view(self, photo: np.ndarray, short_side: int) -> _View:
+        augmentation = self.config.test.augmentation
+        small = images.resize_short_side(photo, short_side, augmentation.max_side)
+        size = small.shape[:2]
+        rows = [small, small[:, ::-1]] if augmentation.flip else [small]
+        bucket = choose_bucket(size, self._buckets(short_side))
+        inputs = np.zeros((len(rows), *bucket, 3), np.uint8)
+        for row, image in zip(inputs, rows, strict=True):
+            row[: size[0], : size[1]] = image
+        sizes = np.tile(np.int32(size), (len(rows), 1))
+        decoded, found = self._detect(self.variables, inputs, sizes)
+        found = jax.device_get(found)
+        return _View(size, decoded, found.boxes, found.scores, found.is_valid)
+
+    def _buckets(self, short_side: int) -> list[tuple[int, int]]:
+        """The configured buckets, scaled as the images are, so that few programs are compiled."""
+        test = self.config.test
+        if short_side == test.short_side:
+            return [tuple(bucket) for bucket in test.size_buckets]
+        step = _BUCKET_MULTIPLE
+        scale = short_side / test.short_side
+        return [
+            tuple(int(np.ceil(side * scale / step)) * step for side in bucket)
+            for bucket in test.size_buckets
+        ]
+
+    def _merge(
+        self, views: Sequence[_View], frame_hw: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pools the boxes of all views in the frame and suppresses: boxes [N, 4], scores [N]."""
+        rows = [(view, row) for view in views for row in range(len(view.boxes))]
+        boxes = np.concatenate(
+            [
+                move_boxes(_mirror_if(row, v.boxes[row], v.size_hw), v.size_hw, frame_hw)
+                for v, row in rows
+            ]
+        )
+        limit = np.float32([frame_hw[1], frame_hw[0]] * 2)
+        boxes = np.clip(boxes, 0, limit)
+        scores = np.concatenate([view.scores[row] for view, row in rows])
+        is_valid = np.concatenate([view.is_valid[row] for view, row in rows])
+        index, is_kept = jax.device_get(
+            self._suppress(boxes, scores, is_valid & (scores > _MIN_SCORE))
+        )
+        return boxes[index[is_kept]], scores[index[is_kept]]
+
+    def _average(
+        self, views: Sequence[_View], boxes: np.ndarray, frame_hw: tuple[int, int]
+    ) -> DensePoseOutputs:
+        """Draws the charts of boxes [N, 4] of the frame in every view, and averages them."""
+        total, count = None, 0
+        for view in views:
+            num_rows = len(view.boxes)
+            moved = move_boxes(boxes, frame_hw, view.size_hw)
+            stacked = [_mirror_if(row, moved, view.size_hw) for row in range(num_rows)]
+            outputs = self._charts(
+                view.decoded,
+                np.concatenate(stacked),
+                np.repeat(np.arange(num_rows, dtype=np.int32), len(boxes)),
+            )
+            outputs = _keep_averaged(outputs)
+            for row in range(num_rows):
+                part = slice(row * len(boxes), (row + 1) * len(boxes))
+                maps = jax.tree.map(lambda x, part=part: x[part], outputs)
+                if row:
+                    maps = mirror_outputs(maps, self._symmetry)
+                total = maps if total is None else jax.tree.map(np.add, total, maps)
+                count += 1
+        return jax.tree.map(lambda x: x / np.float32(count), total)
+
+
+def load_symmetry(data: ConfigDict) -> UVSymmetry:
+    """Loads where a mirror takes the charts that a model was trained on.
+
+    Args:
+        data: the `data` section of its configuration.
+
+    Returns:
+        The tables of the project's own body for synthetic people, else of the file
+        `data.symmetry`.
+
+    Raises:
+        ValueError: the file is not named, not there, or cannot be used.
+    """
+    if data.source == "synthetic":
+        from ktn_jax.body import symmetry
+        from ktn_jax.body.procedural import assembly
+
+        return symmetry.uv_symmetry_tables(assembly.make_body().template.mirror_iuv)
+    advice = (
+        "mirrored views need it: name UV_symmetry_transforms.mat with --set data.symmetry=FILE, "
+        "or leave them out with --set test.augmentation.flip=False"
+    )
+    if not data.symmetry:
+        raise ValueError(f"data.symmetry is not set; {advice}")
+    try:
+        return load_uv_symmetry(data.symmetry)
+    except FileNotFoundError as error:
+        raise ValueError(f"{data.symmetry}: no such file; {advice}") from error
+
+
+def mirror_outputs(outputs: DensePoseOutputs, symmetry: UVSymmetry) -> DensePoseOutputs:
+    """Turns the charts of mirrored people into charts of the people.
+
+    Args:
+        outputs: NumPy maps [N, S, S, C].
+        symmetry: where the mirror takes U and V. They are looked up channel by channel, each as if
+            its own patch were there.
+
+    Returns:
+        The same, columns reversed, left and right swapped in coarse and fine parts, U, V and key
+        points. Two coarse channels, person and background, have no sides. Outputs that are not
+        averaged by test-time augmentation become None.
+    """
+    maps = jax.tree.map(lambda x: x[:, :, ::-1], _keep_averaged(outputs))
+    patch = np.broadcast_to(np.arange(maps.u.shape[-1]), maps.u.shape)
+    _, u, v = mirror_by_tables(symmetry, patch, maps.u, maps.v)
+    coarse = maps.coarse_segm
+    if coarse.shape[-1] > 2:
+        coarse = coarse[..., parts.COARSE_FLIP]
+    keypoints = maps.keypoints
+    return maps.replace(
+        coarse_segm=coarse,
+        fine_segm=maps.fine_segm[..., parts.PATCH_FLIP],
+        u=u[..., parts.PATCH_FLIP].astype(np.float32),
+        v=v[..., parts.PATCH_FLIP].astype(np.float32),
+        keypoints=None if keypoints is None else keypoints[..., parts.KEYPOINT_FLIP],
+    )
+
+
+def _keep_averaged(outputs: DensePoseOutputs) -> DensePoseOutputs:
+    names = [field.name for field in dataclasses.fields(outputs)]
+    return outputs.replace(**{name: None for name in names if name not in _AVERAGED})
+
+
+def move_boxes(
+    boxes_xyxy: np.ndarray, from_hw: tuple[int, int], to_hw: tuple[int, int]
+) -> np.ndarray:
+    """Scales boxes [..., 4] float32 from an image to another size of it; nothing is clipped."""
+    scale = np.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]] * 2)
+    return (boxes_xyxy * scale).astype(np.float32)
+
+
+def mirror_boxes(boxes_xyxy: np.ndarray, width: int) -> np.ndarray:
+    """Mirrors boxes [..., 4] in an image of this width."""
+    x0, y0, x1, y1 = np.moveaxis(boxes_xyxy, -1, 0)
+    return np.stack([width - x1, y0, width - x0, y1], axis=-1).astype(np.float32)
+
+
+def _mirror_if(is_mirrored: int, boxes: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    return mirror_boxes(boxes, size_hw[1]) if is_mirrored else boxes

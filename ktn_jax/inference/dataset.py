@@ -1,0 +1,245 @@
+"""Runs a predictor over a dataset and streams what it finds to disk, image by image.
+
+Memory does not grow with the dataset. A run that was stopped goes on where it was, and several
+processes share the images; see `evaluation.results_writer` for the files.
+"""
+
+import collections
+import concurrent.futures
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ktn_jax.body.symmetry import UVSymmetry
+from ktn_jax.evaluation.errors import EvaluationError
+from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth
+from ktn_jax.inference.predictor import choose_bucket
+from ktn_jax.results.records import PersonResult, people_to_records
+from ktn_jax.results.shards import ResultsWriter, merge_results
+from ktn_jax.runtime import images
+from ktn_jax.runtime.processes import Processes
+
+SHARD_FOLDER = "shards"
+RESULTS_FILE = "results.json"
+_BATCHES_AHEAD = 2  # read while the network runs
+_SHOWN = 3  # files named in a message
+_DIGEST_LENGTH = 16
+# Of `test`, what changes speed and not results: a run goes on with other values.
+_FREE_KEYS = ("batch_size", "size_buckets")
+
+
+class CallablePredictor(Protocol):
+    """`inference.Predictor`, or one with test-time augmentation."""
+
+    config: ConfigDict
+
+    def __call__(self, photos: Sequence[np.ndarray]) -> list[list[PersonResult]]:
+        """Finds the people of photos."""
+
+
+def predict_dataset(
+    predictor: CallablePredictor,
+    truth: GroundTruth,
+    images_dir: pathlib.Path,
+    output_dir: pathlib.Path,
+    run: Mapping[str, Any],
+    processes: Processes | None = None,
+) -> pathlib.Path:
+    """Finds the people of every image of a dataset.
+
+    Args:
+        predictor: with weights.
+        truth: whose images; the people in them are not looked at.
+        images_dir: the folder that their file names are relative to.
+        output_dir: gets `shards/`, one file for each process, and `results.json`. A folder of the
+            same run that was stopped is gone on with.
+        run: what makes the results, see `describe_run`.
+        processes: those that share the work; each calls this.
+
+    Returns:
+        The path of the results file, in which every image of the dataset was looked at.
+
+    Raises:
+        EvaluationError: image files are missing or of another size than annotated, or the folder
+            holds another run.
+        ktn_jax.images.ImageError: an image file cannot be read.
+    """
+    processes = processes or Processes()
+    shards, results_path = output_dir / SHARD_FOLDER, output_dir / RESULTS_FILE
+    # The split does not depend on what is done: processes start at different times.
+    share = truth.images[processes.index :: processes.count]
+    _check_files(share, images_dir)
+    with ResultsWriter(shards, run, processes.index) as writer:
+        missing = [image for image in share if image.image_id not in writer.done]
+        with tqdm(
+            total=len(share),
+            initial=len(share) - len(missing),
+            desc="predict",
+            unit="image",
+            disable=not processes.is_first,
+        ) as progress:
+            _predict_images(
+                predictor, missing, images_dir, writer, truth.category_id, progress.update
+            )
+    processes.wait("predicted")
+    if processes.is_first:
+        done, _ = merge_results(shards, results_path)
+        if done != len(truth.images):
+            raise EvaluationError(
+                f"{shards} holds {done} images, the dataset {len(truth.images)}: a process stopped "
+                "early, or its files are elsewhere (all processes must see the same folder)"
+            )
+    processes.wait("merged")
+    return results_path
+
+
+def _predict_images(
+    predictor: CallablePredictor,
+    dataset: Sequence[ImageTruth],
+    images_dir: pathlib.Path,
+    writer: ResultsWriter,
+    category_id: int,
+    update: Callable[[int], Any],
+) -> None:
+    """Reads ahead, and encodes and writes behind, so that the network waits for neither."""
+    batches = batches_of_one_size(dataset, predictor.config.test)
+    writing: concurrent.futures.Future | None = None
+    with concurrent.futures.ThreadPoolExecutor(_BATCHES_AHEAD + 1) as pool:
+        for batch, photos in _read_ahead(pool, batches, images_dir):
+            found = predictor(photos)
+            if writing is not None:
+                writing.result()
+            writing = pool.submit(_write, writer, batch, found, category_id)
+            update(len(batch))
+        if writing is not None:
+            writing.result()
+
+
+def _write(
+    writer: ResultsWriter,
+    batch: Sequence[ImageTruth],
+    found: list[list[PersonResult]],
+    category_id: int,
+) -> None:
+    for image, people in zip(batch, found, strict=True):
+        records = people_to_records(image.image_id, people, category_id=category_id)
+        writer.add(image.image_id, records)
+
+
+def batches_of_one_size(dataset: Iterable[ImageTruth], test: ConfigDict) -> list[list[ImageTruth]]:
+    """Groups images that are padded to the same size, `batch_size` of them at a time.
+
+    Args:
+        dataset: the images, in any order.
+        test: the `test` section of a configuration.
+
+    Returns:
+        The batches; only the last one of each size may hold fewer images.
+    """
+    groups: dict[tuple[int, int], list[ImageTruth]] = {}
+    for image in dataset:
+        size = images.shortest_edge_size(image.image_size_hw, test.short_side, test.max_side)
+        groups.setdefault(choose_bucket(size, test.size_buckets), []).append(image)
+    step = test.batch_size
+    return [
+        group[start : start + step]
+        for _, group in sorted(groups.items())
+        for start in range(0, len(group), step)
+    ]
+
+
+def _read_ahead(
+    pool: concurrent.futures.Executor, batches: Iterable[list[ImageTruth]], folder: pathlib.Path
+) -> Iterator[tuple[list[ImageTruth], list[np.ndarray]]]:
+    waiting = collections.deque()
+    for batch in batches:
+        waiting.append((batch, pool.submit(_read, batch, folder)))
+        if len(waiting) > _BATCHES_AHEAD:
+            first, photos = waiting.popleft()
+            yield first, photos.result()
+    while waiting:
+        first, photos = waiting.popleft()
+        yield first, photos.result()
+
+
+def _read(batch: Sequence[ImageTruth], folder: pathlib.Path) -> list[np.ndarray]:
+    photos = []
+    for image in batch:
+        path = folder / image.file_name
+        photo = images.read_image(path)
+        if photo.shape[:2] != image.image_size_hw:
+            height, width = image.image_size_hw
+            raise EvaluationError(
+                f"{path}: the image is {photo.shape[0]} x {photo.shape[1]} (height x width), the "
+                f"annotations say {height} x {width}: is it the right folder?"
+            )
+        photos.append(photo)
+    return photos
+
+
+def _check_files(dataset: Sequence[ImageTruth], folder: pathlib.Path) -> None:
+    """Finds out before the work starts, not after hours."""
+    if not folder.is_dir():
+        raise EvaluationError(f"{folder}: no such folder of images; name it with --images")
+    missing = [
+        image.file_name
+        for image in dataset
+        if not image.file_name or not (folder / image.file_name).is_file()
+    ]
+    if missing:
+        shown = ", ".join(repr(name) for name in missing[:_SHOWN])
+        raise EvaluationError(
+            f"{folder}: {len(missing)} of {len(dataset)} image files are missing, such as {shown}"
+        )
+
+
+def describe_run(
+    config: ConfigDict,
+    variables: Mapping[str, Any],
+    data: bytes,
+    augmented: bool = False,
+    symmetry: UVSymmetry | None = None,
+) -> dict[str, Any]:
+    """Describes what decides a run's results, so that another run is never gone on with.
+
+    Args:
+        config: a whole configuration; its name, and what of `model` and `test` changes results.
+        variables: of the model: their values count, not the file they came from.
+        data: stands for the dataset: the annotation file's content, or what it is made from.
+        augmented: whether views are averaged.
+        symmetry: what mirrored views are turned back with.
+
+    Returns:
+        JSON values: digests, short enough for a message.
+    """
+    test = json.loads(config.test.to_json_best_effort())
+    for key in _FREE_KEYS + (() if augmented else ("augmentation",)):
+        test.pop(key, None)
+    model = json.loads(config.model.to_json_best_effort())
+    settings = hashlib.sha256(json.dumps([model, test], sort_keys=True).encode())
+    for table in symmetry or ():
+        settings.update(np.ascontiguousarray(table).tobytes())
+    weights = hashlib.sha256()
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    for name in sorted(flat):
+        values = np.ascontiguousarray(flat[name])
+        weights.update(f"{name} {values.shape} {values.dtype}\n".encode())
+        weights.update(values.reshape(-1).view(np.uint8))
+    return {
+        "name": config.name,
+        "settings": _digest(settings),
+        "weights": _digest(weights),
+        "data": _digest(hashlib.sha256(data)),
+        "augmented": augmented,
+    }
+
+
+def _digest(digest: Any) -> str:
+    return digest.hexdigest()[:_DIGEST_LENGTH]

@@ -1,0 +1,1 @@
+"""What was found: people, the files that hold them, and pictures of them."""

@@ -1,0 +1,290 @@
+"""Pictures of what was found: overlays of parts, boxes, scores, keypoints and UV isolines.
+
+NumPy in, uint8 RGB out. Left and right are the person's own: warm colours are the right side, cool
+ones the left, grey the torso; of a limb's two patches the darker is the back or the inside.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from ktn_jax.body import parts
+from ktn_jax.results.maps import paste_iuv
+from ktn_jax.results.records import PersonResult
+
+_COLOUR_OF_PATCH = {
+    "background": (0, 0, 0),
+    "torso_back": (125, 125, 135),
+    "torso_front": (205, 205, 215),
+    "right_hand": (255, 240, 60),
+    "left_hand": (120, 250, 120),
+    "left_foot": (140, 150, 255),
+    "right_foot": (250, 120, 210),
+    "right_upper_leg_back": (150, 10, 30),
+    "left_upper_leg_back": (20, 30, 150),
+    "right_upper_leg_front": (215, 35, 50),
+    "left_upper_leg_front": (50, 70, 225),
+    "right_lower_leg_back": (165, 20, 105),
+    "left_lower_leg_back": (20, 95, 50),
+    "right_lower_leg_front": (225, 60, 160),
+    "left_lower_leg_front": (55, 165, 75),
+    "left_upper_arm_inside": (0, 95, 140),
+    "right_upper_arm_inside": (215, 85, 20),
+    "left_upper_arm_outside": (0, 155, 205),
+    "right_upper_arm_outside": (255, 135, 65),
+    "left_lower_arm_inside": (0, 140, 115),
+    "right_lower_arm_inside": (225, 160, 0),
+    "left_lower_arm_outside": (40, 205, 165),
+    "right_lower_arm_outside": (255, 200, 90),
+    "right_head": (255, 165, 175),
+    "left_head": (150, 225, 255),
+}
+PATCH_COLOURS = np.array([_COLOUR_OF_PATCH[name] for name in parts.PATCH_NAMES], np.uint8)
+"""[25, 3] RGB of each patch, black for the background."""
+
+_COLOUR_OF_SIDE = {"left": (60, 160, 255), "right": (255, 110, 40)}
+_COLOUR_OF_MIDDLE = (250, 230, 80)
+# Boxes of neighbours in score must differ, not those of a whole crowd.
+_BOX_COLOURS = (
+    (255, 60, 60),
+    (60, 220, 90),
+    (80, 140, 255),
+    (255, 200, 40),
+    (220, 90, 255),
+    (50, 225, 225),
+)
+_U_LINE, _V_LINE = (255, 255, 255), (20, 20, 20)
+_NUM_ISOLINES = 8
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_LEGIBLE_FONT_SCALE = 0.4  # about 9 pixels high
+_MIN_KEYPOINT_SCORE = 0.05  # the reference's threshold for drawing
+
+
+def draw_people(
+    image: np.ndarray,
+    people: Sequence[PersonResult],
+    *,
+    opacity: float = 0.6,
+    show_parts: bool = True,
+    show_boxes: bool = True,
+    show_scores: bool = True,
+    show_keypoints: bool = False,
+    show_isolines: bool = False,
+    min_keypoint_score: float = _MIN_KEYPOINT_SCORE,
+) -> np.ndarray:
+    """Draws people over their image. Nothing outside their boxes is changed.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        people: In the image's pixels. The one with the higher score is in front.
+        opacity: Of the part colours, 0 to 1; lines and text are opaque.
+        show_parts: Colours every body pixel by `PATCH_COLOURS`.
+        show_boxes: Outlines the boxes, from inside.
+        show_scores: Writes the score into the corner of the box with the least of bodies, unless
+            the box is too small for legible text.
+        show_keypoints: Draws the skeleton of people who have keypoints.
+        show_isolines: Draws lines of equal U (white) and equal V (black) on the parts.
+        min_keypoint_score: Keypoints below are left out, with the bones that end there.
+
+    Returns:
+        [H, W, 3] uint8 RGB, a new array. Lines and text scale with the image.
+
+    Raises:
+        ValueError: not an image in memory, or an opacity outside 0 to 1.
+    """
+    _check_picture("image", image)
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must be 0 to 1, got {opacity}")
+    canvas = image.copy()
+    iuv, instances = paste_iuv(people, image.shape[:2])
+    if show_parts:
+        is_body = iuv[..., 0] > 0
+        colours = PATCH_COLOURS[iuv[is_body, 0]]
+        mixed = (1 - opacity) * canvas[is_body] + opacity * colours
+        canvas[is_body] = np.rint(mixed).astype(np.uint8)
+    stroke = _stroke(image.shape[:2])
+    if show_isolines:
+        _draw_isolines(canvas, iuv, instances, stroke)
+    ranked = sorted(people, key=lambda person: -person.score)
+    for rank, person in reversed(list(enumerate(ranked))):
+        rows, columns = _covered(person)
+        window = canvas[rows, columns]  # a view: what is drawn on it cannot leave the box
+        if not window.size:
+            continue
+        colour = _BOX_COLOURS[rank % len(_BOX_COLOURS)]
+        if show_boxes:
+            _draw_frame(window, colour, stroke)
+        if show_keypoints and person.keypoints is not None:
+            origin_xy = (columns.start, rows.start)
+            _draw_skeleton(window, person.keypoints, origin_xy, stroke, min_keypoint_score)
+        if show_scores:
+            is_body = instances[rows, columns] > 0
+            _draw_label(window, is_body, f"{person.score:.2f}", colour, min(image.shape[:2]))
+    return canvas
+
+
+def draw_iuv(iuv: np.ndarray) -> np.ndarray:
+    """Draws a map of patches, U and V by itself.
+
+    Args:
+        iuv: [H, W, 3] uint8 of I, 255 U, 255 V.
+
+    Returns:
+        [H, W, 3] uint8 RGB: the patch's colour, darker towards U = 0 and paler towards V = 1;
+        black on background.
+
+    Raises:
+        ValueError: not such a map.
+    """
+    _check_picture("iuv", iuv)
+    if iuv[..., 0].max(initial=0) > parts.NUM_PATCHES:
+        raise ValueError(f"patch {iuv[..., 0].max()} in iuv, wanted 0..24: channels are I, U, V")
+    u, v = (iuv[..., 1:].astype(np.float32) / 255).transpose(2, 0, 1)[..., None]
+    shaded = PATCH_COLOURS[iuv[..., 0]] * (0.45 + 0.55 * u)
+    shaded += 0.45 * v * (255 - shaded)
+    shaded[iuv[..., 0] == 0] = 0
+    return np.rint(shaded).astype(np.uint8)
+
+
+def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str] | None = None) -> np.ndarray:
+    """Puts pictures into a row on white, each under its title.
+
+    Args:
+        images: [H, W, 3] uint8 each. Smaller ones are enlarged to the tallest one's height.
+        titles: One for each image, ASCII (the font has nothing else), or None for none.
+
+    Returns:
+        [h, w, 3] uint8 RGB.
+
+    Raises:
+        ValueError: no images, not images in memory, or another number of titles.
+    """
+    if not images:
+        raise ValueError("side_by_side needs at least one image")
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f"{len(titles)} titles for {len(images)} images")
+    for image in images:
+        _check_picture("image", image)
+    height = max(len(image) for image in images)
+    gap = max(2, height // 60)
+    columns = []
+    for number, image in enumerate(images):
+        if len(image) != height:
+            width = max(round(image.shape[1] * height / len(image)), 1)
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        if titles is not None:
+            image = np.concatenate([_title_bar(titles[number], image.shape[1], height), image])
+        if number:
+            columns.append(np.full((len(image), gap, 3), 255, np.uint8))
+        columns.append(image)
+    return np.concatenate(columns, axis=1)
+
+
+def _check_picture(name: str, picture: np.ndarray) -> None:
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise ValueError(f"{name} must be [H, W, 3] uint8, got {picture.shape} {picture.dtype}")
+
+
+def _stroke(image_size_hw: tuple[int, int]) -> int:
+    """Line width in pixels: 1 on thumbnails, 2 on web images, 12 on a camera's."""
+    return max(1, round(min(image_size_hw) / 250))
+
+
+def _covered(person: PersonResult) -> tuple[slice, slice]:
+    """Rows and columns that a person's picture covers, without those before the image's first."""
+    x0, y0 = int(person.box_xyxy[0]), int(person.box_xyxy[1])
+    _, height, width = person.iuv.shape
+    return slice(max(y0, 0), max(y0 + height, 0)), slice(max(x0, 0), max(x0 + width, 0))
+
+
+def _draw_frame(window: np.ndarray, colour: tuple[int, int, int], stroke: int) -> None:
+    stroke = max(1, min(stroke, min(window.shape[:2]) // 4))  # small boxes keep their content
+    window[:stroke] = window[-stroke:] = colour
+    window[:, :stroke] = window[:, -stroke:] = colour
+
+
+def _draw_label(
+    window: np.ndarray,
+    is_body: np.ndarray,
+    text: str,
+    colour: tuple[int, int, int],
+    image_side: int,
+) -> None:
+    """Writes into the corner with the fewest body pixels, if a third of the height is enough."""
+    wanted = max(_LEGIBLE_FONT_SCALE, image_side / 900)
+    for scale in (wanted, max(0.7 * wanted, _LEGIBLE_FONT_SCALE), _LEGIBLE_FONT_SCALE):
+        thickness = max(1, round(1.6 * scale))
+        (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, thickness)
+        margin = max(2, text_height // 4)
+        height, width = text_height + below // 2 + 2 * margin, text_width + 2 * margin
+        if 3 * height <= window.shape[0] and width <= window.shape[1]:
+            break
+    else:
+        return
+    top, bottom, left, right = np.s_[:height], np.s_[-height:], np.s_[:width], np.s_[-width:]
+    corners = ((top, left), (top, right), (bottom, left), (bottom, right))
+    corner = min(corners, key=lambda corner: is_body[corner].sum())  # the first of equals
+    label = window[corner]
+    label[:] = colour
+    at = (margin, text_height + margin)
+    cv2.putText(label, text, at, _FONT, scale, (0, 0, 0), thickness, cv2.LINE_AA)
+
+
+def _draw_skeleton(
+    window: np.ndarray,
+    keypoints: np.ndarray,
+    origin_xy: tuple[int, int],
+    stroke: int,
+    min_score: float,
+) -> None:
+    # A NaN anywhere compares False and leaves the keypoint out.
+    is_seen = (keypoints[:, 2] >= min_score) & (np.abs(keypoints[:, :2]) < 1e6).all(axis=1)
+    at = np.zeros((len(keypoints), 2), int)
+    at[is_seen] = np.floor(keypoints[is_seen, :2]) - origin_xy
+    for first, second in parts.KEYPOINT_SKELETON:
+        if is_seen[first] and is_seen[second]:
+            sides = {parts.KEYPOINT_NAMES[index].split("_")[0] for index in (first, second)}
+            colour = _COLOUR_OF_SIDE.get(sides.pop()) if len(sides) == 1 else None
+            ends = (at[first].tolist(), at[second].tolist())
+            cv2.line(window, *ends, colour or _COLOUR_OF_MIDDLE, stroke, cv2.LINE_AA)
+    for name, point, seen in zip(parts.KEYPOINT_NAMES, at, is_seen, strict=True):
+        if seen:
+            colour = _COLOUR_OF_SIDE.get(name.split("_")[0], _COLOUR_OF_MIDDLE)
+            cv2.circle(window, point.tolist(), stroke + 1, colour, cv2.FILLED, cv2.LINE_AA)
+
+
+def _draw_isolines(canvas: np.ndarray, iuv: np.ndarray, instances: np.ndarray, stroke: int) -> None:
+    width = max(1, stroke // 2)
+    is_body = instances > 0
+    for channel, colour in ((1, _U_LINE), (2, _V_LINE)):
+        level = iuv[..., channel].astype(np.int32) * _NUM_ISOLINES // 256
+        is_line = np.zeros(instances.shape, bool)
+        for here, there in (
+            (np.s_[1:, :], np.s_[:-1, :]),
+            (np.s_[:, 1:], np.s_[:, :-1]),
+        ):
+            # Between patches and people U and V jump: that is no line of equal U or V.
+            is_same = (iuv[here][..., 0] == iuv[there][..., 0]) & (
+                instances[here] == instances[there]
+            )
+            is_line[here] |= is_same & is_body[here] & (level[here] != level[there])
+        if width > 1:
+            thick = cv2.dilate(is_line.astype(np.uint8), np.ones((width, width), np.uint8))
+            is_line = (thick > 0) & is_body
+        canvas[is_line] = colour
+
+
+def _title_bar(title: str, width: int, image_height: int) -> np.ndarray:
+    scale = max(_LEGIBLE_FONT_SCALE, image_height / 800)
+    bar_height = round(44 * scale)
+    thickness = max(1, round(1.6 * scale))
+    text_width = cv2.getTextSize(title, _FONT, scale, thickness)[0][0]
+    if text_width > 0.95 * width:
+        scale *= 0.95 * width / text_width
+        thickness = max(1, round(1.6 * scale))
+    (text_width, text_height), _ = cv2.getTextSize(title, _FONT, scale, thickness)
+    bar = np.full((bar_height, width, 3), 255, np.uint8)
+    at = ((width - text_width) // 2, (bar_height + text_height) // 2)
+    cv2.putText(bar, title, at, _FONT, scale, (0, 0, 0), thickness, cv2.LINE_AA)
+    return bar

@@ -1,0 +1,95 @@
+"""Maps of a whole image: patch, U, V of every pixel and whose body it is, and their PNG files."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from ktn_jax.results.records import PersonResult
+from ktn_jax.runtime import atomic_files
+
+
+def paste_iuv(
+    people: Sequence[PersonResult], image_size_hw: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the people's IUV pictures into maps of the whole image.
+
+    Args:
+        people: In any order. Where they overlap, the one with the higher score is in front.
+        image_size_hw: (height, width); what lies outside is cut off.
+
+    Returns:
+        [H, W, 3] uint8 of I, 255 U, 255 V, all 0 on background; and [H, W] uint8 (uint16 if there
+        are more than 255 people) of the person's number, from 1 in order of falling score (equal
+        scores: in the given order), 0 on background.
+    """
+    iuv = np.zeros((*image_size_hw, 3), np.uint8)
+    instances = np.zeros(image_size_hw, np.uint8 if len(people) <= 255 else np.uint16)
+    ranked = sorted(people, key=lambda person: -person.score)
+    for number, person in reversed(list(enumerate(ranked, start=1))):
+        image_part, person_part = _overlap(person, image_size_hw)
+        picture = person.iuv[:, *person_part].transpose(1, 2, 0)
+        is_body = picture[..., 0] > 0
+        iuv[image_part][is_body] = picture[is_body]
+        instances[image_part][is_body] = number
+    return iuv, instances
+
+
+def _overlap(
+    person: PersonResult, image_size_hw: tuple[int, int]
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Rows and columns of the image that a person's picture covers, and of the picture there."""
+    image_part, person_part = [], []
+    for start, pixels, limit in zip(
+        (int(person.box_xyxy[1]), int(person.box_xyxy[0])),
+        person.iuv.shape[1:],
+        image_size_hw,
+        strict=True,
+    ):
+        first, last = max(start, 0), max(min(start + pixels, limit), max(start, 0))
+        image_part.append(slice(first, last))
+        person_part.append(slice(first - start, last - start))
+    return tuple(image_part), tuple(person_part)
+
+
+def write_iuv_png(path: str | os.PathLike, iuv: np.ndarray) -> None:
+    """Writes a full-size IUV map as an RGB PNG: red is I, green 255 U, blue 255 V.
+
+    OpenCV hands channels out in reverse: what it reads from this file is V, U, I. (The original
+    system's `*_IUV.png` were written by OpenCV and are the other way round.)
+
+    Args:
+        path: Of the PNG.
+        iuv: [H, W, 3] uint8, as `paste_iuv` returns it.
+
+    Raises:
+        ValueError: not such a map.
+        FileNotFoundError: the folder does not exist.
+    """
+    if iuv.ndim != 3 or iuv.shape[2] != 3 or iuv.dtype != np.uint8:
+        raise ValueError(f"iuv must be [H, W, 3] uint8, got {iuv.shape} {iuv.dtype}")
+    _write_png(path, iuv)
+
+
+def write_instances_png(path: str | os.PathLike, instances: np.ndarray) -> None:
+    """Writes the map of people's numbers as a grey PNG, 8-bit for up to 255 people, else 16-bit.
+
+    Args:
+        path: Of the PNG.
+        instances: [H, W] uint8 or uint16, as `paste_iuv` returns it.
+
+    Raises:
+        ValueError: not such a map.
+        FileNotFoundError: the folder does not exist.
+    """
+    if instances.ndim != 2 or instances.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"instances must be [H, W] uint8 or uint16, got {instances.shape} {instances.dtype}"
+        )
+    _write_png(path, instances)
+
+
+def _write_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
+    with atomic_files.replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="png")

@@ -1,0 +1,351 @@
+"""People found in an image, and the files that hold them.
+
+A person's IUV picture is uint8 [3, h, w]: patch 0..24 (0 background), 255 U and 255 V, over the
+pixels of the box. Its top left pixel is pixel (int(x0), int(y0)) of the image, as in the reference.
+`results.json` is in the DensePose-COCO results format.
+"""
+
+import base64
+import binascii
+import dataclasses
+import io
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ktn_jax.body import parts
+from ktn_jax.runtime import atomic_files
+
+PERSON_CATEGORY = 1  # COCO's id
+# Float32 boxes around pixel 10,000 are exact to 0.001; below this a length counts as the same.
+_LENGTH_TOLERANCE = 0.01
+_LARGEST_COORDINATE = 1e6  # pixels; beyond, float32 no longer tells their fractions apart
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+# COCO counts keypoints in pixel indices; boxes, and keypoints here, are continuous.
+_PIXEL_CENTRE = 0.5
+
+
+class ResultsError(ValueError):
+    """A results file or a person is malformed. The message names the record and the field."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PersonResult:
+    """A detected person, in pixels of the original image.
+
+    Attributes:
+        box_xyxy: [4] float32.
+        score: probability of "person", finite.
+        iuv: [3, h, w] uint8 with h = max(int(box height), 1), w = max(int(box width), 1).
+        keypoints: [17, 3] float32 of x, y and score in COCO's order, or None. Continuous
+            coordinates: the centre of the first pixel is (0.5, 0.5).
+    """
+
+    box_xyxy: np.ndarray
+    score: float
+    iuv: np.ndarray
+    keypoints: np.ndarray | None = None
+
+    def __post_init__(self):
+        """Checks the fields.
+
+        Raises:
+            ResultsError: a wrong shape, type, or a size of `iuv` that is not the box's.
+        """
+        box = np.asarray(self.box_xyxy, np.float32)
+        if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < box[:2]).any():
+            raise ResultsError(f"box_xyxy must be (x0, y0, x1, y1), x0 <= x1, y0 <= y1, got {box}")
+        if not math.isfinite(self.score):
+            raise ResultsError(f"score must be finite, got {self.score}")
+        iuv = np.asarray(self.iuv)
+        if iuv.ndim != 3 or len(iuv) != 3 or iuv.dtype != np.uint8:
+            raise ResultsError(f"iuv must be [3, h, w] uint8, got {iuv.shape} {iuv.dtype}")
+        for axis, length in ((1, box[3] - box[1]), (2, box[2] - box[0])):
+            if abs(_length_of_pixels(length, iuv.shape[axis]) - length) > _LENGTH_TOLERANCE:
+                raise ResultsError(
+                    f"iuv is {iuv.shape[1]} x {iuv.shape[2]} (h x w), the box "
+                    f"{box[3] - box[1]} x {box[2] - box[0]}: h must be max(int(height), 1), w alike"
+                )
+        keypoints = self.keypoints
+        if keypoints is not None:
+            keypoints = np.asarray(keypoints, np.float32)
+            if keypoints.shape != (parts.NUM_KEYPOINTS, 3):
+                raise ResultsError(f"keypoints must be [17, 3], got {keypoints.shape}")
+        for name, value in (("box_xyxy", box), ("iuv", iuv), ("keypoints", keypoints)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "score", float(self.score))
+
+
+def _length_of_pixels(length: float, pixels: int) -> float:
+    """The length closest to `length` that a map of so many pixels stands for."""
+    shortest = float(pixels) if pixels > 1 else 0.0
+    return float(np.clip(length, shortest, np.nextafter(np.float32(pixels + 1), np.float32(0))))
+
+
+def _end_of_box(start: float, length: float, pixels: int) -> np.float32:
+    """Where a side of a float32 box ends, such that max(int(end - start), 1) is `pixels`."""
+    start = np.float32(start)
+    end = np.float32(start + _length_of_pixels(length, pixels))
+    while max(int(end - start), 1) > pixels:  # a few steps of the last bit at most
+        end = np.nextafter(end, np.float32(-np.inf))
+    while max(int(end - start), 1) < pixels:
+        end = np.nextafter(end, np.float32(np.inf))
+    return end
+
+
+def encode_iuv(iuv: np.ndarray) -> str:
+    """Encodes an IUV picture as the results format does.
+
+    Args:
+        iuv: [3, h, w] uint8.
+
+    Returns:
+        Base64 of an RGB PNG whose channels are I, 255 U, 255 V. Decoding gives back the same
+        pixels; the text itself depends on the version of the compression library.
+
+    Raises:
+        ResultsError: not such a picture.
+    """
+    if iuv.ndim != 3 or iuv.shape[0] != 3 or iuv.dtype != np.uint8 or iuv.size == 0:
+        raise ResultsError(f"iuv must be [3, h, w] uint8, got {iuv.shape} {iuv.dtype}")
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(iuv.transpose(1, 2, 0))).save(buffer, format="png")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def decode_iuv(text: str) -> np.ndarray:
+    """Decodes an IUV picture of the results format.
+
+    Args:
+        text: Base64 of an RGB PNG.
+
+    Returns:
+        [3, h, w] uint8 of I, 255 U, 255 V.
+
+    Raises:
+        ResultsError: not base64, not a PNG, damaged, not RGB, or a patch above 24.
+    """
+    try:
+        # Some writers break lines every 76 characters; any other stray character is damage.
+        content = base64.b64decode("".join(text.split()), validate=True)
+        with Image.open(io.BytesIO(content), formats=["png"]) as png:
+            mode, iuv = png.mode, np.array(png)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ResultsError(f"not a PNG in base64: {error}") from error
+    if mode != "RGB":
+        raise ResultsError(f"the PNG is {mode}, not RGB with the channels I, 255 U, 255 V")
+    if iuv[..., 0].max() > parts.NUM_PATCHES:
+        raise ResultsError(
+            f"patch {iuv[..., 0].max()} in the PNG, wanted 0..24: are its channels I, U, V?"
+        )
+    return iuv.transpose(2, 0, 1)
+
+
+def people_to_records(
+    image_id: int, people: Iterable[PersonResult], **extra_fields: Any
+) -> list[dict[str, Any]]:
+    """Turns the people of an image into entries of the DensePose-COCO results format.
+
+    Args:
+        image_id: Of the annotation file.
+        people: In the order wanted in the file.
+        **extra_fields: JSON values put into every record, such as `file_name`.
+
+    Returns:
+        Records with image_id, category_id, score, bbox (xywh), uv_shape, uv_data and, where known,
+        keypoints (51 numbers, COCO's order: x, y, score; pixel indices, so half a pixel less than
+        here). int(w), int(h) of `bbox` are the size of the picture (evaluators insist), which
+        rounding to float32 can otherwise undo.
+    """
+    records = []
+    for person in people:
+        x0, y0, x1, y1 = person.box_xyxy
+        _, height, width = person.iuv.shape
+        record = {
+            "image_id": image_id,
+            "category_id": PERSON_CATEGORY,
+            "score": person.score,
+            "bbox": [
+                float(x0),
+                float(y0),
+                _length_of_pixels(x1 - x0, width),
+                _length_of_pixels(y1 - y0, height),
+            ],
+            "uv_shape": list(person.iuv.shape),
+            "uv_data": encode_iuv(person.iuv),
+        }
+        if person.keypoints is not None:
+            shift = np.array([_PIXEL_CENTRE, _PIXEL_CENTRE, 0])
+            record["keypoints"] = [float(value) for value in (person.keypoints - shift).ravel()]
+        records.append(record | extra_fields)
+    return records
+
+
+def records_to_people(records: Iterable[Mapping[str, Any]]) -> dict[int, list[PersonResult]]:
+    """Turns entries of the results format into people: the inverse of `people_to_records`.
+
+    Args:
+        records: As `read_results` gives them.
+
+    Returns:
+        {image_id: people in the records' order}. A box whose size differs from its picture's by
+        less than a pixel (some systems round boxes) gets the nearest size that agrees.
+
+    Raises:
+        ResultsError: a record is wrong; the message names its number, from 0, and the field.
+    """
+    people: dict[int, list[PersonResult]] = {}
+    for number, record in enumerate(records):
+        record = _checked_record(f"record {number}", record)
+        try:
+            iuv = decode_iuv(record["uv_data"])
+        except ResultsError as error:
+            raise ResultsError(f"record {number}: uv_data: {error}") from error
+        if list(iuv.shape) != record["uv_shape"]:
+            raise ResultsError(
+                f"record {number}: uv_shape {record['uv_shape']} is not that of uv_data, "
+                f"{list(iuv.shape)}"
+            )
+        x, y, width, height = record["bbox"]
+        right = _end_of_box(x, width, iuv.shape[2])
+        bottom = _end_of_box(y, height, iuv.shape[1])
+        keypoints = record.get("keypoints")
+        if keypoints is not None:
+            keypoints = np.reshape(keypoints, (-1, 3)) + [_PIXEL_CENTRE, _PIXEL_CENTRE, 0]
+        person = PersonResult(
+            box_xyxy=np.array([x, y, right, bottom], np.float32),
+            score=record["score"],
+            iuv=iuv,
+            keypoints=keypoints,
+        )
+        people.setdefault(record["image_id"], []).append(person)
+    return people
+
+
+def write_results(path: str | os.PathLike, records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a results file, one record a line, replacing an older file only when complete.
+
+    Args:
+        path: Of the JSON file.
+        records: As of `people_to_records`; none at all gives the list [].
+
+    Raises:
+        ResultsError: a record is wrong; the message names its number and the field.
+        FileNotFoundError: the folder does not exist.
+    """
+    lines = []
+    for number, record in enumerate(records):
+        checked = _checked_record(f"{path}: record {number}", record)
+        lines.append(json.dumps(checked, allow_nan=False))
+    with atomic_files.replacing(path) as temporary:
+        temporary.write_text("[" + ",\n ".join(lines) + "]\n", encoding="utf-8")
+
+
+def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads a results file.
+
+    Args:
+        path: A JSON list in the DensePose-COCO results format (`uv_shape`, `uv_data`), or as the
+            KTN evaluator writes it (`densepose`: [[shape, base64 PNG], box]).
+
+    Returns:
+        Records in the first layout, other fields kept as they are. Pictures are left encoded, and
+        only their headers checked: `records_to_people` decodes them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ResultsError: not such a list, or a wrong or missing field; the message names the record's
+            number, from 0, and the field.
+    """
+    path = pathlib.Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ResultsError(f"{path}: not a JSON file, or cut short: {error}") from error
+    if not isinstance(content, list):
+        raise ResultsError(f"{path}: wanted a list of results, got a {type(content).__name__}")
+    return [
+        _checked_record(f"{path}: record {number}", record) for number, record in enumerate(content)
+    ]
+
+
+def _checked_record(where: str, record: Any) -> dict[str, Any]:
+    """Checks a record's fields and brings it to the layout with `uv_shape` and `uv_data`."""
+    if not isinstance(record, Mapping):
+        raise ResultsError(f"{where}: wanted an object with fields, got {record!r:.50}")
+    record = dict(record)
+    if "densepose" in record:
+        picture = record.pop("densepose")
+        try:
+            (record["uv_shape"], record["uv_data"]), _ = picture
+        except (TypeError, ValueError):
+            raise ResultsError(
+                f"{where}: densepose must be [[shape, base64 PNG], box], got {picture!r:.50}"
+            ) from None
+    missing = [
+        name
+        for name in ("image_id", "category_id", "score", "bbox", "uv_shape", "uv_data")
+        if name not in record
+    ]
+    if missing:
+        raise ResultsError(f"{where}: missing {', '.join(missing)}")
+    for name in ("image_id", "category_id"):
+        if not isinstance(record[name], int) or isinstance(record[name], bool):
+            raise ResultsError(f"{where}: {name} must be a whole number, got {record[name]!r:.50}")
+    if not _are_numbers([record["score"]], 1):
+        raise ResultsError(f"{where}: score must be a finite number, got {record['score']!r:.50}")
+    box = record["bbox"]
+    if not _are_numbers(box, 4) or min(box[2:]) < 0 or max(map(abs, box)) > _LARGEST_COORDINATE:
+        raise ResultsError(
+            f"{where}: bbox must be [x, y, w, h] in pixels, finite, w and h not negative, "
+            f"got {box!r:.80}"
+        )
+    keypoints = record.get("keypoints")
+    if keypoints is not None and not _are_numbers(keypoints, 3 * parts.NUM_KEYPOINTS):
+        raise ResultsError(f"{where}: keypoints must be 51 finite numbers, got {keypoints!r:.50}")
+    _check_picture(where, record)
+    return record
+
+
+def _check_picture(where: str, record: Mapping[str, Any]) -> None:
+    shape, text = record["uv_shape"], record["uv_data"]
+    if not _are_numbers(shape, 3) or any(n != int(n) or n < 1 for n in shape) or shape[0] != 3:
+        raise ResultsError(f"{where}: uv_shape must be [3, h, w], got {shape!r:.50}")
+    for pixels, length in zip(shape[1:], record["bbox"][:1:-1], strict=True):
+        if abs(_length_of_pixels(length, pixels) - length) > 1:
+            raise ResultsError(
+                f"{where}: uv_shape {list(shape)} does not fit bbox {record['bbox']}: wanted "
+                "[3, int(h), int(w)]"
+            )
+    if not isinstance(text, str):
+        raise ResultsError(f"{where}: uv_data must be text, got {text!r:.50}")
+    try:
+        head = base64.b64decode(text[:32])
+    except (binascii.Error, ValueError):
+        head = b""
+    if not head.startswith(_PNG_SIGNATURE) or len(head) != 24:
+        raise ResultsError(f"{where}: uv_data is not a PNG in base64: {text!r:.50}")
+    width, height = (int.from_bytes(head[start : start + 4], "big") for start in (16, 20))
+    if [height, width] != list(shape[1:]):
+        raise ResultsError(
+            f"{where}: uv_shape {list(shape)} is not that of uv_data, [3, {height}, {width}]"
+        )
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, Sequence)
+        and len(values) == count
+        and all(
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            for value in values
+        )
+    )

@@ -1,0 +1,216 @@
+"""What a run says of itself: means of its losses, to files and to a progress line."""
+
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ktn_jax.runtime import atomic_files
+from ktn_jax.training.step import StepMetrics
+
+JSON_LINES = "metrics.jsonl"
+EVENTS = "tensorboard"
+
+
+class MetricsWriter:
+    """Writes scalars to WORKDIR/metrics.jsonl and WORKDIR/tensorboard/."""
+
+    def __init__(self, workdir: str | os.PathLike, first_step: int):
+        """Opens both.
+
+        Args:
+            workdir: the folder; made if it is not there.
+            first_step: the run starts after this many steps. Lines of later ones, by a run that was
+                killed, are removed: the steps are taken anew.
+        """
+        workdir = pathlib.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / JSON_LINES
+        _drop_later_lines(path, first_step)
+        self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        # Values are written under the number of steps taken: those of this run come after.
+        self._events = _EventFile(workdir / EVENTS, first_step + 1 if first_step else 0)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars by name, as those of a step."""
+        line = json.dumps({"step": step} | {name: _plain(values[name]) for name in values})
+        self._lines.write(line + "\n")
+        self._lines.flush()
+        self._events.write(step, values)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._lines.close()
+        self._events.close()
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Makes a module seem not to be installed, unless it is loaded already."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+class _EventFile:
+    """A file of scalars in a folder, named as TensorBoard looks for it."""
+
+    def __init__(self, folder: pathlib.Path, first_step: int):
+        """Opens a new file.
+
+        Args:
+            folder: made if it is not there.
+            first_step: of this file. TensorBoard drops what older files say from this step on.
+        """
+        # tensorboardX imports PyTorch where it finds it, to annotate a type: seconds, hundreds of
+        # MiB, and its CUDA libraries beside JAX's.
+        with _hidden("torch"):
+            from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._event, self._summary = Event, Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        # The library's names differ by the second: a run that is killed and restarted within one
+        # would write over its own file.
+        suffix = f".{os.getpid()}.{time.monotonic_ns()}"
+        self._file = EventsWriter(str(folder / "events"), suffix)
+        if first_step:
+            self._write(first_step, session_log=SessionLog(status=SessionLog.START))
+        else:
+            self._file.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends scalars by tag; they are on disk when this returns."""
+        scalars = [self._summary.Value(tag=tag, simple_value=values[tag]) for tag in values]
+        self._write(step, summary=self._summary(value=scalars))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._file.write_event(self._event(wall_time=time.time(), step=step, **content))
+        self._file.flush()
+
+
+def _plain(value: float) -> float | str:
+    """JSON has no NaN and no infinity: they become words."""
+    return float(value) if np.isfinite(value) else str(value)
+
+
+def _drop_later_lines(path: pathlib.Path, last_step: int) -> None:
+    if not path.exists():
+        return
+    kept, is_changed = [], False
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            is_kept = line.endswith("\n") and json.loads(line)["step"] <= last_step
+        except (ValueError, KeyError, TypeError):
+            is_kept = False  # a killed run's last line may be cut short
+        kept += [line] if is_kept else []
+        is_changed |= not is_kept
+    if is_changed:
+        with atomic_files.replacing(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+
+class Averages:
+    """Means over the steps since they were last taken, as numbers on the host."""
+
+    def __init__(self) -> None:
+        """Starts with no step."""
+        self._sums: dict[str, float] = collections.defaultdict(float)
+        self._count = 0
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Adds a step, whose arrays are on the host."""
+        self._count += 1
+        for name, value in scalars(metrics).items():
+            self._sums[name] += value
+
+    def take(self) -> dict[str, float]:
+        """Returns the means by name and starts anew; empty without a step."""
+        means = {name: total / self._count for name, total in self._sums.items()}
+        self.__init__()
+        return means
+
+
+def scalars(metrics: StepMetrics) -> dict[str, float]:
+    """Names the numbers of a step: `loss` is the total, `loss/NAME` its terms."""
+    named = {"loss": float(metrics.total)}
+    named |= {f"loss/{name}": float(value) for name, value in sorted(metrics.losses.items())}
+    named["gradient_norm"] = float(metrics.gradient_norm)
+    named["learning_rate"] = float(metrics.learning_rate)
+    return named
+
+
+class Speed:
+    """Images a second since it was last asked."""
+
+    def __init__(self) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+        self._images = 0
+
+    def add(self, images: int) -> None:
+        """Counts images whose step has ended."""
+        self._images += images
+
+    def take(self) -> float:
+        """Returns images a second and starts anew."""
+        now = time.perf_counter()
+        rate = self._images / max(now - self._start, 1e-9)
+        self._start, self._images = now, 0
+        return rate
+
+
+class Progress:
+    """The line on stderr: steps, losses, images a second and the time that is left."""
+
+    def __init__(self, first_step: int, total_steps: int, is_shown: bool = True):
+        """Starts the line; `is_shown` False keeps silent."""
+        is_terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            disable=not is_shown,
+            dynamic_ncols=is_terminal,
+            # A log file gets a line now and then, not ten a second.
+            mininterval=0.5 if is_terminal else 30,
+        )
+
+    def advance(self) -> None:
+        """Counts a step."""
+        self._bar.update()
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """Shows the losses, without their prefix, and the speed."""
+        shown = {
+            name.removeprefix("loss/"): f"{value:.3g}"
+            for name, value in values.items()
+            if name.startswith("loss") or name == "images_per_second"
+        }
+        self._bar.set_postfix(shown, refresh=False)
+
+    def say(self, text: str) -> None:
+        """Prints a line above."""
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Ends the line."""
+        self._bar.close()

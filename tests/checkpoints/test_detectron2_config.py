@@ -1,0 +1,51 @@
+"""detectron2 configurations as ours, and a clear word on what we do not have."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from ktn_jax.checkpoints.detectron2_config import from_detectron2
+
+
+@pytest.fixture
+def tree(golden_dir):
+    return json.loads(str(np.load(golden_dir / "ktnv2_r50_tiny.npz")["config"]))
+
+
+def test_values_arrive(tree):
+    model = from_detectron2(tree).model
+    assert model.backbone.res2_channels == 16
+    assert model.rpn.post_nms_top_k_train == 60
+    assert model.box_head.max_detections == 5
+    assert model.decoder.name == "multi_instance" and model.decoder.is_multi_scale
+    assert model.densepose_head.name == "ktn" and model.densepose_head.norm == "GN"
+    assert model.predictor.name == "ktn" and model.predictor.mask_threshold == 0.3
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("MODEL.RESNETS", "NUM_GROUPS", 32),
+        ("MODEL.RESNETS", "DEPTH", 18),
+        ("MODEL.ROI_HEADS", "NUM_CLASSES", 80),
+        ("MODEL.ROI_HEADS", "IN_FEATURES", ["p3", "p4", "p5"]),
+        ("MODEL.RPN", "IN_FEATURES", ["p2", "p3"]),
+        ("MODEL.ROI_BOX_HEAD", "POOLER_TYPE", "ROIPool"),
+        ("MODEL.ROI_DENSEPOSE_HEAD", "PREDICTOR", "DensePoseEmbeddingPredictor"),
+        ("MODEL.ROI_DENSEPOSE_HEAD", "DECODER_COMMON_STRIDE", 8),
+        ("MODEL.BACKBONE", "NAME", "build_vit_backbone"),
+        ("INPUT", "FORMAT", "RGB"),
+    ],
+)
+def test_what_we_do_not_have_is_named(tree, section, key, value):
+    node = tree
+    for part in section.split("."):
+        node = node[part]
+    node[key] = value
+    with pytest.raises(ValueError, match=re.escape(f"{section}.{key}")):
+        from_detectron2(tree)
+    del node[key]
+    with pytest.raises(ValueError, match=key):
+        from_detectron2(tree)

@@ -1,0 +1,156 @@
+"""The ktn command: what a user types, and what comes of it."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ktn_jax import cli
+from ktn_jax.checkpoints import files, torch_names, weights
+from ktn_jax.results import records
+from ktn_jax.runtime import host_memory
+from ktn_jax.runtime.configuration import ConfigurationError, load_config
+
+CONFIG = "configs/ktn.py:tiny"
+FAST = [
+    "--set=test.short_side=96",
+    "--set=test.max_side=128",
+    "--set=test.size_buckets=((96,128),)",
+    "--set=model.box_head.max_detections=3",
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # What the command sets for JAX must not reach the other tests.
+    monkeypatch.setattr(cli, "prepare_jax", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    config = load_config(CONFIG)
+    variables = {**weights.initialise(config, 0), "constants": weights.constants(config.model)}
+    weights.write_variables(path, variables)
+    return path
+
+
+def test_predict_writes_every_picture_and_goes_on_after_a_bad_file(tmp_path, weights_file, capsys):
+    rng = np.random.default_rng(0)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8)).save(photos / "000000000785.jpg")
+    Image.fromarray(rng.integers(0, 256, (90, 120), np.uint8)).save(photos / "12.png")
+    (photos / "3.jpg").write_bytes(b"no photo")
+    out = tmp_path / "out"
+    arguments = ["predict", str(photos), "--config", CONFIG, *FAST, "--output", str(out)]
+    code = cli.main([*arguments, "--weights", str(weights_file), "--min-score", "0"])
+    assert code == 1
+    captured = capsys.readouterr()
+    assert "3.jpg" in captured.err
+    assert "6 people in 2 photos" in captured.out
+    for name in ("000000000785", "12"):
+        with Image.open(out / f"{name}_iuv.png") as iuv:
+            assert iuv.mode == "RGB" and iuv.size == (120, 90)
+            assert np.asarray(iuv)[..., 0].max() <= 24
+        with Image.open(out / f"{name}_instances.png") as instances:
+            assert np.asarray(instances).max() <= 3
+        with Image.open(out / f"{name}_overlay.jpg") as overlay:
+            assert overlay.size == (120, 90)
+    found = records.read_results(out / "results.json")
+    assert len(found) == 6
+    people = records.records_to_people(found)
+    assert set(people) == {785, 12}
+
+
+def test_convert_goes_both_ways_and_comes_back_to_the_same_bytes(tmp_path, weights_file):
+    steps = [weights_file, tmp_path / "a.pkl", tmp_path / "orbax", tmp_path / "b.safetensors"]
+    for source, target in zip(steps, steps[1:], strict=False):
+        assert cli.main(["convert", str(source), str(target)]) == 0
+    assert steps[-1].read_bytes() == weights_file.read_bytes()
+
+
+def test_convert_names_keys_that_it_does_not_know(tmp_path, weights_file, capsys):
+    state = files.read_state_dict(weights_file)
+    state["roi_heads.mask_head.deconv.bias"] = np.zeros(3, np.float32)
+    files.write_state_dict(tmp_path / "w.safetensors", state)
+    assert cli.main(["convert", str(tmp_path / "w.safetensors"), str(tmp_path / "new")]) == 1
+    assert "roi_heads.mask_head.deconv.bias" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_verify_tells_by_its_exit_code(golden_dir, tmp_path, capsys, monkeypatch):
+    from ktn_jax.verification import dump, verify
+
+    good = dump.Row("a", (1,), 0.0, 0.0, 1.0)
+    for rows, code in (([good], 0), ([good, dump.Row("b", (1,), 2.0, 0.0, 1.0)], 1), ([], 1)):
+        monkeypatch.setattr(verify, "verify", lambda path, rows=rows: iter(rows))
+        assert cli.main(["verify", "x.npz"]) == code
+    assert "b " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [None, *cli.COMMANDS])
+def test_help_has_examples(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*([command] if command else []), "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"ktn {command}" in text if command else all(name in text for name in cli.COMMANDS)
+
+
+def test_wrong_arguments_are_said_in_one_line(tmp_path, capsys):
+    common = ["--output", str(tmp_path), "--random-weights"]
+    photo = tmp_path / "p.png"
+    Image.new("RGB", (32, 32)).save(photo)
+    for arguments, text in (
+        (["predict", str(photo), "--config", "none.py:r50", *common], "no configuration 'none.py'"),
+        (["predict", str(photo), "--config", "ktn.py:r51", *common], "unknown variant 'r51'"),
+        (["predict", str(tmp_path / "none"), "--config", CONFIG, *common], "none"),
+        (["convert", str(tmp_path / "none.pth"), str(tmp_path / "x.pkl")], "none.pth"),
+        (["verify", str(tmp_path / "none.npz")], "none.npz"),
+    ):
+        assert cli.main(arguments) == 1
+        error = capsys.readouterr().err
+        assert text in error and "Traceback" not in error
+
+
+def test_configuration_changes():
+    config = load_config(CONFIG, ["model.rpn.nms_threshold=0.6", "model.decoder.name=none"])
+    assert config.model.rpn.nms_threshold == 0.6
+    assert config.model.decoder.name == "none"
+    for change, text in (
+        ("model.rpn.nms_treshold=0.6", "no key 'model.rpn.nms_treshold'"),
+        ("model.nothing.at_all=1", "no key"),
+        ("model.rpn.nms_threshold", "no key=value"),
+        ("model.rpn.nms_threshold=high", "nms_threshold=high"),
+    ):
+        with pytest.raises(ConfigurationError, match=text):
+            load_config(CONFIG, [change])
+
+
+def test_random_weights_are_those_of_the_original_by_name(weights_file):
+    state = files.read_state_dict(weights_file)
+    assert "roi_heads.densepose_predictor.kpt_crgk_matrix" in state
+    assert torch_names.to_torch(torch_names.to_flax(state)).keys() == state.keys()
+    assert json.dumps(sorted(state))  # names are text
+
+
+def test_the_command_line_starts_anew_once_for_huge_pages(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, arguments: started.append(arguments))
+    monkeypatch.setattr(host_memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "ktn_jax.cli", "predict"])
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    host_memory.restart_with_huge_pages()
+    host_memory.restart_with_huge_pages()  # what was started finds the variable
+    assert started == [[sys.executable, "-m", "ktn_jax.cli", "predict"]]
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    for other in (("glibc", "2.31"), ("", ""), ("glibc", "x")):
+        monkeypatch.setattr(host_memory.platform, "libc_ver", lambda other=other: other)
+        host_memory.restart_with_huge_pages()
+    assert len(started) == 1

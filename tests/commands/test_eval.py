@@ -1,0 +1,316 @@
+"""ktn eval from the command line: a model, a file of any system, and what is said when it fails."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from ktn_jax.data_pipelines.synthetic.scene import PRESETS
+from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
+
+from ktn_jax import cli
+from ktn_jax.checkpoints import weights
+from ktn_jax.commands import eval as eval_command
+from ktn_jax.commands.train import EXIT_INTERRUPTED
+from ktn_jax.modeling.detector import build_model
+from ktn_jax.results.records import PersonResult, encode_iuv
+from ktn_jax.runtime.configuration import load_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RANDOM = "--random-weights"
+MODEL = [
+    "--config=configs/ktn.py:tiny",
+    RANDOM,
+    "--set=test.short_side=96",
+    "--set=test.max_side=96",
+    "--set=test.size_buckets=((96,96),)",
+    "--set=test.batch_size=2",
+    "--set=model.box_head.max_detections=3",
+    "--set=model.neck.channels=32",
+    "--set=model.decoder.channels=32",
+    "--set=model.decoder.out_channels=32",
+    "--set=model.densepose_head.channels=32",
+    "--set=data.synthetic.image_size_hw=(96,96)",
+]
+NUM_IMAGES = 3
+SYNTHETIC = ["--data=synthetic", f"--num-images={NUM_IMAGES}", "--scene=easy"]
+
+
+def _draw_weights(config, seed):
+    """Draws weights without compiling the model's initialisation."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        values = rng.normal(scale=0.02, size=leaf.shape).astype(leaf.dtype)
+        return np.ones_like(values) if path[-1].key in ("var", "scale") else values
+
+    shapes = weights.abstract_variables(build_model(config.model))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch):
+    # What the command sets for JAX must not reach the other tests.
+    monkeypatch.setattr(cli, "prepare_jax", lambda: None)
+    monkeypatch.setattr(weights, "initialise", _draw_weights)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """The output folder of a run over synthetic people, and what it printed."""
+    output = tmp_path_factory.mktemp("eval") / "out"
+    with pytest.MonkeyPatch.context() as patch, _Printed(patch) as printed:
+        patch.setattr(cli, "prepare_jax", lambda: None)
+        patch.setattr(weights, "initialise", _draw_weights)
+        code = cli.main(["eval", *MODEL, *SYNTHETIC, "--output", str(output)])
+    assert code == 0
+    return output, printed.text
+
+
+class _StandIn:
+    """Finds one small person in the corner of each photo."""
+
+    def __init__(self, arguments, config, variables, symmetry):
+        self.config = config
+
+    def __call__(self, photos):
+        iuv = np.full((3, 20, 10), 9, np.uint8)
+        return [[PersonResult(np.float32([0, 0, 10, 20]), 0.5, iuv)] for _ in photos]
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Spares what follows from compiling the network again."""
+    monkeypatch.setattr(eval_command, "_make_predictor", _StandIn)
+
+
+class _Printed:
+    """What is written to standard output, where capsys is not at hand."""
+
+    def __init__(self, patch):
+        self._patch, self.text = patch, ""
+
+    def __enter__(self):
+        self._patch.setattr(sys, "stdout", self)
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def test_a_model_on_synthetic_people(evaluated):
+    output, text = evaluated
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert lines["AP"][:3] == ["AP", "AP50", "AP75"] and float(lines["GPS"][1]) < 5
+    assert "torso_back" in lines and "not comparable" in text and str(output) in text
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert 0 <= metrics["GPSm"]["AP"] < 5 and metrics["meta"]["images"] == NUM_IMAGES
+    assert metrics["people"]["annotated"] >= NUM_IMAGES
+    page = (output / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and "Error on the body" in page
+    found = json.loads((output / "results.json").read_text())
+    assert {entry["image_id"] for entry in found} <= set(range(1, NUM_IMAGES + 1))
+    assert len(found) == 3 * NUM_IMAGES
+    assert len(list((output / "people" / "images").iterdir())) == NUM_IMAGES
+
+
+def test_the_same_command_again_predicts_nothing(evaluated, monkeypatch, capsys):
+    output, text = evaluated
+    monkeypatch.setattr(_StandIn, "__call__", None)
+    monkeypatch.setattr(eval_command, "_make_predictor", _StandIn)
+    before = (output / "results.json").read_bytes()
+    assert cli.main(["eval", *MODEL, *SYNTHETIC, "--output", str(output)]) == 0
+    assert capsys.readouterr().out == text
+    assert (output / "results.json").read_bytes() == before
+
+
+def test_a_folder_is_evaluated_as_its_files_are(evaluated, stand_in, tmp_path, monkeypatch, capsys):
+    people, template = evaluated[0] / "people", evaluated[0] / "template"
+    common = [*MODEL, "--template", str(template), "--output", str(tmp_path)]
+    files = ["--annotations", str(people / "annotations.json"), "--images", str(people / "images")]
+    assert cli.main(["eval", *common, "--data", str(people)]) == 0
+    table = capsys.readouterr().out
+    assert len(json.loads((tmp_path / "results.json").read_text())) == NUM_IMAGES
+    monkeypatch.setattr(_StandIn, "__call__", None)
+    assert cli.main(["eval", *common, *files]) == 0
+    assert capsys.readouterr().out == table
+    scored = ["--results", str(tmp_path / "results.json"), "--template", str(template)]
+    assert cli.main(["eval", *scored, *files[:2]]) == 0
+    alone = capsys.readouterr().out
+    assert alone.startswith("  ") and table.startswith(alone.rstrip())
+
+
+def test_another_run_is_refused_and_stopping_can_go_on(evaluated, stand_in, monkeypatch, capsys):
+    output, _ = evaluated
+    command = ["eval", *MODEL, *SYNTHETIC, "--output", str(output)]
+    assert cli.main([*command, "--set=model.predictor.mask_threshold=0.4"]) == 1
+    assert "another run" in capsys.readouterr().err
+    assert cli.main([*command[:-3], "--scene=hard", *command[-2:]]) == 1
+    assert "other settings" in capsys.readouterr().err
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ktn_jax.inference.dataset.predict_dataset", interrupt)
+    assert cli.main(command) == EXIT_INTERRUPTED
+    assert "goes on" in capsys.readouterr().err
+
+
+def test_a_run_finds_its_own_folder_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(
+        eval_command, "_prepare_files", lambda arguments, config, output, _: seen.append(output)
+    )
+
+    def fail(*_):
+        raise ValueError("nothing was made")
+
+    monkeypatch.setattr(eval_command, "_rendered_files", fail)
+    model = [f"--config={ROOT / 'configs/ktn.py:tiny'}", *MODEL[1:]]
+    for more in ([], [], ["--seed=3"], ["--tta", "--set=test.augmentation.flip=False"]):
+        assert cli.main(["eval", *model, *SYNTHETIC, *more]) == 1
+    assert seen[0] == seen[1] and len(set(seen)) == 3
+    assert all(folder.parent == pathlib.Path("ktn_eval") for folder in seen)
+
+
+def test_augmented_views_from_the_command(evaluated, monkeypatch):
+    output, _ = evaluated
+    made, tables = [], (np.zeros((24, 256, 256)),) * 2
+    monkeypatch.setattr("ktn_jax.inference.augmentation.load_symmetry", lambda data: tables)
+
+    def predict(predictor, truth, images, folder, run, processes):
+        made.append((predictor, run))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("ktn_jax.inference.dataset.predict_dataset", predict)
+    assert cli.main(["eval", *MODEL, *SYNTHETIC, "--output", str(output), "--tta"]) == 1
+    ((predictor, run),) = made
+    assert type(predictor).__name__ == "AugmentedPredictor" and run["augmented"]
+
+
+def _rendered_truth(folder):
+    """People rendered as the command does, written as results of a perfect system."""
+    scene = dataclasses.replace(PRESETS["easy"], image_size_hw=(96, 96))
+    source = SyntheticSource(NUM_IMAGES, eval_command.HELD_OUT_SEED, scene)
+    entries = []
+    for index in range(NUM_IMAGES):
+        picture = source.picture(index)
+        truth, example = picture.truth, source.example(index, picture)
+        people = np.flatnonzero(~picture.is_crowd)
+        for person, record in zip(people, example.annotations, strict=False):
+            x, y, width, height = (int(number) for number in record["bbox"])
+            window = np.s_[y : y + height, x : x + width]
+            colours = np.rint(np.stack([truth.u[window], truth.v[window]]) * 255)
+            iuv = np.concatenate([truth.patch[window][None], colours]).astype(np.uint8)
+            iuv = np.ascontiguousarray(iuv * (truth.instance[window] == person + 1))
+            entries.append(
+                {
+                    "image_id": record["image_id"],
+                    "category_id": 1,
+                    "score": 0.9,
+                    "bbox": record["bbox"],
+                    "uv_shape": list(iuv.shape),
+                    "uv_data": encode_iuv(iuv),
+                    "keypoints": record["keypoints"],
+                }
+            )
+    path = folder / "truth_as_results.json"
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def test_rendered_truth_as_results_scores_100(evaluated, tmp_path, capsys):
+    output, _ = evaluated
+    results = _rendered_truth(tmp_path)
+    command = ["eval", "--results", str(results), "--data", str(output / "people")]
+    command += ["--template", str(output / "template"), "--output", str(tmp_path / "scores")]
+    for mode in ("upstream", "ktn"):
+        assert cli.main([*command, "--mode", mode]) == 0
+        metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+        assert metrics["meta"]["mode"] == mode
+        for name in ("GPS", "bbox", "keypoints"):
+            assert metrics[name]["AP"] == pytest.approx(100), name
+    assert any(
+        line.split()[:2] == ["GPS", "100.00"] for line in capsys.readouterr().out.splitlines()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "give --results FILE to score a file, or --config and --weights"),
+        (MODEL[:1], "give --results FILE to score a file, or --config and --weights"),
+        (MODEL, "give --data DIR, --data synthetic, or --annotations and --images"),
+        ([*MODEL, "--annotations=a.json"], "--annotations and --images"),
+        ([*MODEL, "--data=here"], "ktn data template --output"),
+        ([*MODEL, "--data=here", "--template=t"], "--data here: no such folder"),
+        ([*MODEL, "--data=.", "--template=t"], "it has no images/; name them with --images"),
+        ([*MODEL, "--data=synthetic", "--images=i"], "makes its own annotations"),
+        ([*MODEL, "--data=synthetic", "--scene=odd"], "--scene 'odd': one of ['busy', 'default'"),
+        ([*MODEL, "--data=synthetic", "--min-iou=2"], "lowest threshold"),
+        ([*MODEL, "--data=synthetic", "--process-id=1"], "need --coordinator"),
+        (["--results=r.json"], "--results needs the --annotations"),
+        (["--results=r.json", "--annotations=a.json"], "--template is needed"),
+        (["--results=r.json", *MODEL], "leave out --config"),
+        (["--results=r.json", "--annotations=a.json", "--template=t"], "a.json"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(arguments, text, tmp_path, capsys):
+    assert cli.main(["eval", *arguments, "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert text in error and "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(evaluated, tmp_path):
+    output, _ = evaluated
+    config = load_config("configs/ktn.py:tiny", [c.partition("=")[2] for c in MODEL[2:]])
+    variables = {**_draw_weights(config, 0), "constants": weights.constants(config.model)}
+    weights.write_variables(tmp_path / "w.safetensors", variables)
+    model = [f"--weights={tmp_path / 'w.safetensors'}" if m == RANDOM else m for m in MODEL]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "ktn_jax.cli", "eval", *model, *SYNTHETIC]
+    command += ["--output", str(tmp_path / "out"), f"--coordinator=127.0.0.1:{port}"]
+    started = [
+        subprocess.Popen(
+            [*command, "--num-processes=2", f"--process-id={index}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        texts = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], texts
+    assert "GPSm" in texts[0] and "GPSm" not in texts[1]
+    assert len(list((tmp_path / "out" / "shards").iterdir())) == 2
+    ours, theirs = (
+        json.loads((folder / "results.json").read_text()) for folder in (output, tmp_path / "out")
+    )
+    assert [entry["image_id"] for entry in ours] == [entry["image_id"] for entry in theirs]
+    np.testing.assert_allclose(
+        [entry["score"] for entry in ours], [entry["score"] for entry in theirs], atol=1e-4
+    )
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["meta"]["images"] == 3

@@ -1,0 +1,209 @@
+"""The TFDS builder: its own test case, lossless reading back, and what it does with bad records."""
+
+import dataclasses
+import json
+import pathlib
+import pickle
+import shutil
+import socket
+import tempfile
+
+import numpy as np
+import pytest
+from ktn_jax.data_pipelines.coco import annotations
+from ktn_jax.data_pipelines.coco.checks import DatasetError
+from ktn_jax.data_pipelines.densepose_coco import builder, densepose_coco_dataset_builder, layout
+from ktn_jax.data_pipelines.loading import pipeline
+from ktn_jax.data_pipelines.loading.plan import Augmentation
+from ktn_jax.data_pipelines.loading.sources import FolderSource, SourceError
+from PIL import Image
+from tensorflow_datasets import testing
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Any attempt to reach another machine fails the test."""
+
+    def refuse(*arguments):
+        raise AssertionError(f"tried to connect to {arguments[1:]}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="class")
+def manual_folder(request, dataset_writer):
+    """Writes a dataset in the layout that the class asks for, and points the class at it."""
+    with tempfile.TemporaryDirectory() as name:
+        for annotation_file, image_folder, ids in request.cls.FILES:
+            dataset_writer(pathlib.Path(name), annotation_file, image_folder, ids)
+        request.cls.EXAMPLE_DIR = name
+        yield
+
+
+@pytest.mark.usefixtures("manual_folder")
+class TestCoco(testing.DatasetBuilderTestCase):
+    DATASET_CLASS = densepose_coco_dataset_builder.Builder
+    BUILDER_CONFIG_NAMES_TO_TEST = ["densepose_coco_2014"]
+    SPLITS = {"train": 4, "valminusminival": 2, "minival": 2}
+    FILES = (
+        ("annotations/densepose_train2014.json", "train2014", range(100, 104)),
+        ("annotations/densepose_coco_2014_valminusminival.json", "val2014", range(104, 106)),
+        ("annotations/densepose_minival2014.json", "val2014", range(106, 108)),
+    )
+
+
+@pytest.mark.usefixtures("manual_folder")
+class TestUltraPose(testing.DatasetBuilderTestCase):
+    DATASET_CLASS = densepose_coco_dataset_builder.Builder
+    BUILDER_CONFIG_NAMES_TO_TEST = ["ultrapose"]
+    SPLITS = {"train": 5, "valminusminival": 3}
+    FILES = (
+        ("annotations/densepose_train2014.json", "train2014", range(100, 105)),
+        ("annotations/densepose_valminusminival2014.json", "val2014", range(105, 108)),
+    )
+
+
+@pytest.mark.usefixtures("manual_folder")
+class TestCustom(testing.DatasetBuilderTestCase):
+    DATASET_CLASS = densepose_coco_dataset_builder.Builder
+    BUILDER_CONFIG_NAMES_TO_TEST = ["custom"]
+    SPLITS = {"mine": 3, "yours": 5}
+    FILES = (
+        ("annotations/mine.json", "images", range(100, 103)),
+        ("annotations/yours.json", "images/yours", range(103, 108)),
+    )
+
+
+def _assert_same_record(one, other):
+    """Equal in value, shape and dtype, to the last bit."""
+    if dataclasses.is_dataclass(one):
+        for field in dataclasses.fields(one):
+            _assert_same_record(getattr(one, field.name), getattr(other, field.name))
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    elif isinstance(one, tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            _assert_same_record(a, b)
+    else:
+        assert type(one) is type(other) and one == other
+
+
+def test_built_dataset_reads_back_as_the_folder(folder, tmp_path):
+    built = builder.build("custom", folder, tmp_path / "built")
+    assert built == {"train": {"images": 8, "skipped": {"images": 0, "people": 0, "densepose": 0}}}
+    source = builder.TfdsSource("custom", "train", tmp_path / "built")
+    dataset = annotations.parse_dataset(folder / "annotations.json")
+    expected = FolderSource(dataset, folder / "images")
+    assert len(source) == len(expected) == 8
+    _assert_same_record(source.facts(), expected.facts())
+    for index in range(8):
+        (image, record), (other_image, other_record) = source[index], expected[index]
+        np.testing.assert_array_equal(image, other_image)
+        _assert_same_record(record, other_record)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source))[3][0], source[3][0])  # noqa: S301
+
+
+def test_image_bytes_are_kept(folder, tmp_path):
+    builder.build("custom", folder, tmp_path / "built")
+    source = builder.TfdsSource("custom", "train", tmp_path / "built")
+    for index in range(8):
+        assert source._rows[index]["image"] == (folder / f"images/{100 + index}.jpg").read_bytes()
+
+
+def test_built_dataset_makes_the_same_batches_as_the_folder(folder, tmp_path):
+    builder.build("custom", folder, tmp_path / "built")
+    settings = pipeline.DataSettings(
+        batch_size=3,
+        max_people=3,
+        max_points=20,
+        workers=2,
+        augmentation=Augmentation(short_sides=(64,), max_long_side=120, flip_probability=0.0),
+    )
+    folder_source = FolderSource(
+        annotations.parse_dataset(folder / "annotations.json"), folder / "images"
+    )
+    tfds_source = builder.TfdsSource("custom", "train", tmp_path / "built")
+    one = pipeline.make_datasets(settings, folder_source).train(0)
+    other = pipeline.make_datasets(settings, tfds_source).train(0)
+    for _ in range(4):
+        expected, actual = next(one), next(other)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(actual[name], array, err_msg=name)
+
+
+def test_missing_files_are_all_named(tmp_path, dataset_writer):
+    with pytest.raises(layout.MissingFilesError) as caught:
+        builder.build("densepose_coco_2014", tmp_path, tmp_path / "built")
+    message = str(caught.value)
+    for name in (
+        "densepose_train2014.json",
+        "densepose_minival2014.json",
+        "train2014/",
+        "val2014/",
+    ):
+        assert f"{tmp_path}/" in message and name in message
+    dataset_writer(tmp_path, "annotations/densepose_train2014.json", "train2014", [100])
+    with pytest.raises(layout.MissingFilesError) as caught:
+        builder.build("densepose_coco_2014", tmp_path, tmp_path / "built")
+    listed = str(caught.value).split("densepose_coco_2014 needs")[0]
+    assert "train2014" not in listed and "val2014/" in listed
+
+
+def test_custom_folder_without_annotations_says_what_it_needs(tmp_path):
+    with pytest.raises(layout.MissingFilesError, match=r"annotations\.json or annotations/SPLIT"):
+        builder.build("custom", tmp_path, tmp_path / "built")
+
+
+def _damage(folder):
+    """One damage of each sort: an image that is cut short, a person, somebody's DensePose."""
+    raw = json.loads((folder / "annotations.json").read_text())
+    path = folder / "images/107.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    Image.new("RGB", (5, 5)).save(folder / "images/106.jpg")
+    raw["annotations"][0]["bbox"] = [0, 0, 0, 0]
+    raw["annotations"][5]["dp_I"][0] = 99
+    (folder / "annotations.json").write_text(json.dumps(raw))
+    return raw
+
+
+def test_bad_records_stop_the_build_or_are_skipped_and_counted(folder, tmp_path):
+    _damage(folder)
+    with pytest.raises(DatasetError, match="box_empty"):
+        builder.build("custom", folder, tmp_path / "built")
+    with pytest.raises(DatasetError, match=r"3 of 25 records are bad, above 10\.00%"):
+        builder.build("custom", folder, tmp_path / "built", "skip", max_skipped_fraction=0.1)
+    built = builder.build("custom", folder, tmp_path / "built", "skip", max_skipped_fraction=0.2)
+    assert built["train"] == {"images": 6, "skipped": {"images": 2, "people": 1, "densepose": 1}}
+    source = builder.TfdsSource("custom", "train", tmp_path / "built")
+    ids = [source[index][1].image_id for index in range(len(source))]
+    assert ids == [100, 101, 102, 103, 104, 105]
+    assert source.facts().sizes_hw.shape == (6, 2)
+
+
+def test_bad_image_stops_the_build_by_name(folder, tmp_path):
+    (folder / "images/105.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"image 105: file_name: error \[image_missing\]"):
+        builder.build("custom", folder, tmp_path / "built")
+
+
+def test_source_says_what_is_not_there(folder, tmp_path):
+    with pytest.raises(ValueError, match="ktn data build"):
+        builder.TfdsSource("custom", "train", tmp_path / "built")
+    builder.build("custom", folder, tmp_path / "built")
+    with pytest.raises(ValueError, match="split must be one of"):
+        builder.TfdsSource("custom", "minival", tmp_path / "built")
+    with pytest.raises(ValueError, match="config must be one of"):
+        builder.build("coco", folder, tmp_path / "built")
+
+
+def test_metadata_of_another_build_are_noticed(folder, tmp_path):
+    builder.build("custom", folder, tmp_path / "built")
+    metadata = next((tmp_path / "built").rglob("metadata.json"))
+    content = json.loads(metadata.read_text())
+    content["train"]["image_ids"].reverse()
+    metadata.write_text(json.dumps(content))
+    with pytest.raises(SourceError, match="build the dataset again"):
+        builder.TfdsSource("custom", "train", tmp_path / "built")[0]
+    shutil.rmtree(tmp_path / "built")

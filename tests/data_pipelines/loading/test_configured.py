@@ -1,0 +1,63 @@
+"""A configuration's `data` section opens the sources that it names."""
+
+import itertools
+
+import numpy as np
+import pytest
+from ktn_jax.configs import base
+from ktn_jax.data_pipelines.loading import configured
+from ktn_jax.data_pipelines.loading.sources import ConcatenatedSource
+
+
+def _config(**changes):
+    config = base.get_config()
+    config.batch_size = 2
+    config.seed = 0
+    config.data.update(
+        {"short_sides": (64,), "max_long_side": 120, "workers": 2, "flip_probability": 0.0}
+    )
+    config.data.update(changes)
+    return config
+
+
+def test_synthetic_people_need_no_files():
+    config = _config(source="synthetic", flip_probability=0.5)
+    config.data.synthetic.update({"num_images": 3, "image_size_hw": (64, 64), "keep": True})
+    batches = configured.make_training_data(config).train(0)
+    first, *_ = list(itertools.islice(batches, 3))
+    batches.close()
+    assert first["image"].shape == (2, 64, 64, 3) and first["is_valid"].any()
+
+
+def test_folders_are_joined(folder):
+    files = (str(folder / "annotations.json"),) * 2
+    config = _config(annotations=files, images=(str(folder / "images"),) * 2)
+    source = configured.make_source(config.data)
+    assert isinstance(source, ConcatenatedSource) and len(source) == 16
+    assert configured.make_training_data(config).steps_per_epoch == 8
+
+
+def test_built_datasets_give_the_same_people_as_their_folder(folder, tmp_path):
+    builder = pytest.importorskip(
+        "ktn_jax.data_pipelines.densepose_coco.builder", reason="TensorFlow Datasets builds"
+    )
+    builder.build("custom", folder, tmp_path)
+    config = _config(source="tfds")
+    config.data.tfds.update({"config": "custom", "dir": str(tmp_path), "splits": ("train",)})
+    built = configured.make_source(config.data)
+    files = (str(folder / "annotations.json"),)
+    plain = configured.make_source(
+        _config(annotations=files, images=(str(folder / "images"),)).data
+    )
+    assert len(built) == len(plain) == 8
+    by_id = {record.image_id: image for image, record in (plain[i] for i in range(8))}
+    for index in range(8):
+        image, record = built[index]
+        np.testing.assert_array_equal(image, by_id[record.image_id])
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="data.source 'web'"):
+        configured.make_source(_config(source="web").data)
+    with pytest.raises(ValueError, match="one folder for each file"):
+        configured.make_source(_config(images=("one",)).data)

@@ -1,0 +1,434 @@
+"""Batches are a function of seed and step: whatever makes them, wherever a run resumes."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from ktn_jax.data_pipelines.coco import annotations
+from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord
+from ktn_jax.data_pipelines.loading import pipeline
+from ktn_jax.data_pipelines.loading.examples import most_telling
+from ktn_jax.data_pipelines.loading.plan import NO_IMAGE, Augmentation, EvaluationPlan, TrainingPlan
+from ktn_jax.data_pipelines.loading.sources import ConcatenatedSource, FolderSource, MemorySource
+from ktn_jax.data_pipelines.loading.transforms import PersonLabels
+
+from ktn_jax.body.symmetry import UVSymmetry
+
+AUGMENTATION = Augmentation(
+    short_sides=(64, 80, 96),
+    max_long_side=160,
+    max_rotation_degrees=15,
+    zoom_range=(0.8, 1.25),
+)
+
+
+def _settings(**changes):
+    defaults = {
+        "batch_size": 4,
+        "eval_batch_size": 4,
+        "eval_short_side": 96,
+        "max_people": 3,
+        "max_points": 24,
+        "loader": "threads",
+        "workers": 0,
+        "augmentation": AUGMENTATION,
+    }
+    return pipeline.DataSettings(**(defaults | changes))
+
+
+@pytest.fixture(scope="module")
+def symmetry():
+    rng = np.random.default_rng(0)
+    return UVSymmetry(*rng.random((2, 24, 256, 256)))
+
+
+@pytest.fixture
+def source(folder):
+    return FolderSource(annotations.parse_dataset(folder / "annotations.json"), folder / "images")
+
+
+def _take(batches, count):
+    taken = list(itertools.islice(batches, count))
+    batches.close()
+    return taken
+
+
+def _assert_same(actual, expected):
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, array in one.items():
+            assert array.dtype == other[name].dtype, name
+            np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "loader,workers",
+    [("threads", 1), ("threads", 4), ("tf_data", 0), ("tf_data", 1), ("tf_data", 4)],
+)
+def test_batches_do_not_depend_on_loader_or_workers(source, symmetry, loader, workers):
+    expected = pipeline.make_datasets(_settings(), source, source, symmetry)
+    actual = pipeline.make_datasets(
+        _settings(loader=loader, workers=workers), source, source, symmetry
+    )
+    _assert_same(_take(actual.train(0), 7), _take(expected.train(0), 7))
+    _assert_same(list(actual.evaluate()), list(expected.evaluate()))
+
+
+class _Slow:
+    """Takes long for every other image, so that workers overtake each other."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        time.sleep(0.1 if index % 2 else 0)
+        return self._source[index]
+
+    def facts(self):
+        return self._source.facts()
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf_data"])
+def test_workers_that_overtake_each_other_change_nothing(source, symmetry, loader):
+    expected = _take(pipeline.make_datasets(_settings(), source, None, symmetry).train(0), 6)
+    changed = _settings(loader=loader, workers=4)
+    actual = _take(pipeline.make_datasets(changed, _Slow(source), None, symmetry).train(0), 6)
+    _assert_same(actual, expected)
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_batches(source, symmetry):
+    expected = _take(pipeline.make_datasets(_settings(), source, None, symmetry).train(2), 3)
+    changed = _settings(loader="processes", workers=2)
+    actual = _take(pipeline.make_datasets(changed, source, None, symmetry).train(2), 3)
+    _assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf_data"])
+@pytest.mark.parametrize("step", [1, 2, 5, 17])
+def test_resuming_at_a_step_gives_what_would_have_come(source, symmetry, loader, step):
+    whole = pipeline.make_datasets(_settings(), source, None, symmetry)
+    again = pipeline.make_datasets(_settings(loader=loader, workers=2), source, None, symmetry)
+    expected = _take(whole.train(0), step + 2)[step:]
+    _assert_same(_take(again.train(step), 2), expected)
+
+
+def test_resuming_costs_no_replay():
+    sizes = np.tile([[48, 64], [64, 48], [40, 40]], (300, 1))
+    plan = TrainingPlan(sizes, AUGMENTATION, 16, seed=3)
+    far = plan[10**9]  # would take hours if steps were counted off
+    assert (far.examples >= 0).all()
+    again = TrainingPlan(sizes, AUGMENTATION, 16, seed=3)
+    np.testing.assert_array_equal(again[10**9].examples, far.examples)
+
+
+def test_epochs_differ_in_order_and_draws():
+    sizes = np.tile([[48, 64], [64, 48]], (40, 1))
+    plan = TrainingPlan(sizes, AUGMENTATION, 8, seed=0)
+    steps = plan.steps_per_epoch
+    first, second = ([plan[e * steps + step] for step in range(steps)] for e in (0, 1))
+    for field in ("examples", "is_flipped", "rotation_degrees", "zoom"):
+        one, other = (np.concatenate([getattr(b, field) for b in e]) for e in (first, second))
+        assert not np.array_equal(one, other), field
+
+
+def test_seed_decides_the_batches(source, symmetry):
+    one, other = (
+        _take(pipeline.make_datasets(_settings(seed=s), source, None, symmetry).train(0), 4)
+        for s in (0, 1)
+    )
+    pairs = zip(one, other, strict=True)
+    assert any(not np.array_equal(a["image_id"], b["image_id"]) for a, b in pairs)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_shards_are_the_rows_of_the_whole_batch(source, symmetry, processes):
+    whole = pipeline.make_datasets(_settings(), source, source, symmetry)
+    shards = [
+        pipeline.make_datasets(_settings(), source, source, symmetry, index, processes)
+        for index in range(processes)
+    ]
+    for batches, parts_of in (
+        (_take(whole.train(3), 4), [_take(shard.train(3), 4) for shard in shards]),
+        (list(whole.evaluate()), [list(shard.evaluate()) for shard in shards]),
+    ):
+        joined = [
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for parts in zip(*parts_of, strict=True)
+        ]
+        _assert_same(joined, batches)
+
+
+def test_batch_that_processes_cannot_share_is_refused(source, symmetry):
+    with pytest.raises(ValueError, match="batch_size 4 cannot be shared by 3"):
+        pipeline.make_datasets(_settings(), source, source, symmetry, 0, 3)
+
+
+_SIZES = st.lists(st.tuples(st.integers(20, 90), st.integers(20, 90)), min_size=1, max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(_SIZES, st.integers(1, 9), st.integers(0, 2**40), st.integers(0, 5))
+# Both orientations in the last batch, and a square canvas that would shrink them all a little.
+@example([(20, 20), (20, 24), (21, 20), (25, 20), (21, 20), (28, 20)], 5, 0, 0)
+@example([(20, 27), (27, 20)], 2, 0, 0)
+def test_every_image_comes_once_an_epoch(sizes, batch_size, seed, epoch):
+    plan = TrainingPlan(np.array(sizes), AUGMENTATION, batch_size, seed)
+    steps = plan.steps_per_epoch
+    batches = [plan[step] for step in range(epoch * steps, (epoch + 1) * steps)]
+    counts = np.bincount(np.concatenate([b.examples for b in batches]), minlength=len(sizes))
+    assert counts.min() == 1 or len(sizes) < batch_size
+    assert counts.min() >= 1 and counts.sum() == steps * batch_size
+    assert counts.sum() - len(sizes) < batch_size
+    for batch in batches:
+        assert batch.canvas_hw in plan.canvases
+        assert (batch.resized_hw <= batch.canvas_hw).all() and (batch.resized_hw >= 1).all()
+    # Only the batch that mixes what is left of both orientations shrinks images.
+    allowed = np.array(AUGMENTATION.short_sides)
+    shrunk = 0
+    for batch in batches:
+        for number, (height, width) in zip(batch.examples, batch.resized_hw, strict=True):
+            full = [_expected_size(sizes[number], side) for side in allowed]
+            shrunk += (height, width) not in full
+    assert shrunk < batch_size
+
+
+def _expected_size(size_hw, short_side):
+    scale = short_side / min(size_hw)
+    scale = min(scale, AUGMENTATION.max_long_side / max(size_hw))
+    return tuple(int(np.floor(side * scale + 0.5 + 1e-9)) for side in size_hw)
+
+
+def test_draws_cover_what_the_settings_allow():
+    sizes = np.tile([[48, 64], [64, 48]], (400, 1))
+    plan = TrainingPlan(sizes, AUGMENTATION, 8, seed=0)
+    batches = [plan[step] for step in range(plan.steps_per_epoch)]
+    flips = np.concatenate([batch.is_flipped for batch in batches])
+    rotation = np.concatenate([batch.rotation_degrees for batch in batches])
+    zoom = np.concatenate([batch.zoom for batch in batches])
+    short = np.concatenate([batch.resized_hw.min(axis=1) for batch in batches])
+    # 800 draws: 4 standard deviations of a fair coin are 0.07, of three sizes 53.
+    assert abs(flips.mean() - 0.5) < 0.07
+    assert set(short) == {64, 80, 96} and np.bincount(short)[[64, 80, 96]].min() > 800 / 3 - 54
+    assert -15 <= rotation.min() < -14 and 14 < rotation.max() <= 15
+    assert 0.8 <= zoom.min() < 0.81 and 1.24 < zoom.max() <= 1.25
+
+
+def test_evaluation_shows_every_image_once_and_pads_the_rest(source):
+    datasets = pipeline.make_datasets(_settings(), None, source)
+    batches = list(datasets.evaluate())
+    assert len(batches) == datasets.eval_batches and datasets.train is None
+    ids = np.concatenate([batch["image_id"] for batch in batches])
+    assert sorted(ids[ids >= 0]) == list(range(100, 108))
+    padding = 0
+    for batch in batches:
+        assert batch["image"].shape[0] == 4
+        empty = batch["image_id"] < 0
+        padding += empty.sum()
+        assert not batch["is_valid"][empty].any() and not batch["image"][empty].any()
+        assert (batch["image_size_hw"][empty] == 1).all()
+        sizes = batch["image_size_hw"][~empty]
+        assert ((sizes.min(axis=1) == 96) | (sizes.max(axis=1) == 160)).all()
+    assert padding > 0
+
+
+def test_batches_have_one_of_the_announced_specs(source, symmetry):
+    datasets = pipeline.make_datasets(_settings(), source, source, symmetry)
+    for batches, specs in (
+        (_take(datasets.train(0), 6), datasets.train_specs),
+        (list(datasets.evaluate()), datasets.eval_specs),
+    ):
+        known = {spec["image"].shape: spec for spec in specs}
+        for batch in batches:
+            spec = known[batch["image"].shape]
+            assert batch.keys() == spec.keys()
+            for name, array in batch.items():
+                assert array.shape == spec[name].shape and array.dtype == spec[name].dtype
+
+
+def test_row_holds_what_the_annotations_say(source):
+    plain = Augmentation(short_sides=(96,), max_long_side=160, flip_probability=0.0)
+    datasets = pipeline.make_datasets(_settings(augmentation=plain), source)
+    records = {record.image_id: record for record in (source[i][1] for i in range(len(source)))}
+    seen = set()
+    for batch in _take(datasets.train(0), datasets.steps_per_epoch):
+        for row, image_id in enumerate(batch["image_id"]):
+            record = records[image_id]
+            seen.add(image_id)
+            height, width = batch["image_size_hw"][row]
+            assert tuple(batch["original_size_hw"][row]) == (record.height, record.width)
+            assert not batch["image"][row, height:].any()
+            assert not batch["image"][row, :, width:].any()
+            assert batch["image"][row, :height, :width].any(axis=-1).mean() > 0.9
+            people = [person for person in record.people if not person.is_crowd]
+            assert batch["is_valid"][row].sum() == len(people)
+            scale = np.array([width / record.width, height / record.height])
+            for slot, person in enumerate(people):
+                box = person.box_xywh.copy()
+                box[2:] += box[:2]
+                expected = box * np.tile(scale, 2)
+                np.testing.assert_allclose(batch["boxes"][row, slot], expected, rtol=1e-6)
+                on = person.keypoints[:, 2] > 0
+                expected = (person.keypoints[on, :2] + 0.5) * scale
+                actual = batch["keypoints"][row, slot]
+                np.testing.assert_allclose(actual[on, :2], expected, rtol=1e-5)
+                np.testing.assert_array_equal(actual[:, 2], person.keypoints[:, 2])
+                _assert_densepose(batch, row, slot, person.densepose)
+    assert seen == set(records)
+
+
+def _assert_densepose(batch, row, slot, dense):
+    assert batch["has_densepose"][row, slot] == (dense is not None)
+    if dense is None:
+        assert not batch["point_is_valid"][row, slot].any()
+        assert not batch["part_mask"][row, slot].any()
+        return
+    count = len(dense.x)
+    assert batch["point_is_valid"][row, slot].sum() == count
+    for name in "xyiuv":
+        stored = batch[f"point_{name}"][row, slot]
+        np.testing.assert_array_equal(stored[:count], getattr(dense, name))
+        assert not stored[count:].any()
+    np.testing.assert_array_equal(batch["part_mask"][row, slot], dense.part_mask)
+
+
+def _person(side, has_densepose):
+    box = np.array([0.0, 0.0, side, side])
+    dense = DensePoseRecord(*np.zeros((5, 1), np.float32), np.zeros((256, 256), np.uint8))
+    keypoints = np.zeros((17, 3), np.float32)
+    return PersonLabels(box, keypoints, dense if has_densepose else None, np.zeros((1, 2)))
+
+
+def test_too_many_people_keep_those_with_densepose_then_the_largest():
+    people = [_person(9, False), _person(2, True), _person(5, False), _person(3, True)]
+    sides = [
+        [person.box_xyxy[2] for person in most_telling(tuple(people), count)]
+        for count in (1, 2, 3, 4, 9)
+    ]
+    assert sides == [[3], [2, 3], [9, 2, 3], [9, 2, 5, 3], [9, 2, 5, 3]]
+
+
+def test_batch_holds_no_more_people_than_it_has_room_for(source, symmetry):
+    datasets = pipeline.make_datasets(_settings(max_people=1), source, None, symmetry)
+    for batch in _take(datasets.train(0), 4):
+        assert batch["is_valid"].shape == (4, 1) and batch["boxes"].shape == (4, 1, 4)
+
+
+def test_more_points_than_room_are_refused_before_the_first_batch(source, symmetry):
+    with pytest.raises(ValueError, match="raise max_points"):
+        pipeline.make_datasets(_settings(max_points=4), source, None, symmetry)
+
+
+def test_flips_without_symmetry_are_refused(source):
+    with pytest.raises(ValueError, match="UV symmetry"):
+        pipeline.make_datasets(_settings(), source)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"loader": "torch"}, {"batch_size": 0}, {"loader": "processes"}, {"workers": -1}]
+)
+def test_settings_are_checked(changes):
+    with pytest.raises(ValueError, match=next(iter(changes)) if len(changes) else ""):
+        _settings(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"short_sides": ()},
+        {"max_long_side": 90},
+        {"flip_probability": 1.5},
+        {"zoom_range": (0.0, 1.0)},
+        {"aspect_limits": (0.5,)},
+        {"canvas_levels": 0},
+    ],
+)
+def test_augmentation_is_checked(changes):
+    defaults = {"short_sides": (96,), "max_long_side": 160}
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        Augmentation(**(defaults | changes))
+
+
+def test_images_without_people_are_left_out_of_training(raw):
+    raw["annotations"] = [a for a in raw["annotations"] if a["image_id"] != 103]
+    dataset = annotations.parse_dataset(raw)
+    records = list(dataset.images)
+    images = [np.zeros((r.height, r.width, 3), np.uint8) for r in records]
+    source = MemorySource(images, records)
+    plain = Augmentation(short_sides=(96,), max_long_side=160, flip_probability=0.0)
+    datasets = pipeline.make_datasets(_settings(augmentation=plain, batch_size=1), source, source)
+    trained = [int(b["image_id"][0]) for b in _take(datasets.train(0), datasets.steps_per_epoch)]
+    assert sorted(trained) == [100, 101, 102, 104, 105, 106, 107]
+    evaluated = np.concatenate([batch["image_id"] for batch in datasets.evaluate()])
+    assert 103 in evaluated
+
+
+def test_sources_in_a_row_are_one(source):
+    both = ConcatenatedSource([source, source])
+    assert len(both) == 16 and both.facts().sizes_hw.shape == (16, 2)
+    for index in (0, 7, 8, 15):
+        np.testing.assert_array_equal(both[index][0], source[index % 8][0])
+        assert both[index][1].image_id == source[index % 8][1].image_id
+    with pytest.raises(IndexError):
+        both[16]
+
+
+def test_broken_image_stops_the_loader_by_name(folder, source, symmetry):
+    (folder / "images" / "103.jpg").write_bytes(b"no image")
+    datasets = pipeline.make_datasets(_settings(workers=2), source, None, symmetry)
+    with pytest.raises(ValueError, match=r"103\.jpg"):
+        _take(datasets.train(0), datasets.steps_per_epoch)
+
+
+def test_prefetch_keeps_order_and_raises_what_went_wrong():
+    def batches():
+        for number in range(5):
+            yield {"number": np.array(number)}
+        raise OSError("disk gone")
+
+    ahead = pipeline.prefetch(batches(), lambda batch: int(batch["number"]) * 10)
+    assert [next(ahead) for _ in range(5)] == [0, 10, 20, 30, 40]
+    with pytest.raises(OSError, match="disk gone"):
+        next(ahead)
+
+
+def test_prefetch_stops_when_it_is_closed():
+    made = []
+
+    def batches():
+        for number in itertools.count():
+            made.append(number)
+            yield {"number": np.array(number)}
+
+    ahead = pipeline.prefetch(batches(), lambda batch: batch, ahead=2)
+    next(ahead)
+    ahead.close()
+    assert len(made) <= 5
+
+
+def test_evaluation_plan_needs_no_more_canvases_than_it_lists():
+    sizes = np.array([(48, 64)] * 5 + [(64, 48)] * 2 + [(30, 90)])
+    plan = EvaluationPlan(sizes, AUGMENTATION.for_evaluation(96), 2)
+    batches = [plan[index] for index in range(len(plan))]
+    shown = np.concatenate([batch.examples for batch in batches])
+    assert sorted(shown[shown != NO_IMAGE]) == list(range(8))
+    assert {batch.canvas_hw for batch in batches} == {(96, 160), (160, 96)}
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf_data"])
+def test_person_masks_come_when_they_are_wanted(source, symmetry, loader):
+    wanted = _settings(with_person_masks=True, loader=loader)
+    datasets = pipeline.make_datasets(wanted, source, None, symmetry)
+    (batch,) = _take(datasets.train(0), 1)
+    assert batch.keys() == datasets.train_specs[0].keys() and "person_mask" in batch
+    np.testing.assert_array_equal(batch["has_person_mask"], batch["is_valid"])
+    filled = batch["person_mask"].mean(axis=(2, 3))
+    # The polygons are the boxes, which only the image's border and turning cut.
+    assert (filled[batch["is_valid"]] > 0.6).all() and not filled[~batch["is_valid"]].any()

@@ -1,0 +1,282 @@
+"""Test-time augmentation: mirrored charts to the original's numbers, and what must not change."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ktn_jax.body import parts
+from ktn_jax.body.loading import load_uv_symmetry
+from ktn_jax.body.symmetry import UVSymmetry
+from ktn_jax.checkpoints import weights
+from ktn_jax.inference import augmentation
+from ktn_jax.inference.augmentation import AugmentedPredictor
+from ktn_jax.inference.predictor import Predictor
+from ktn_jax.modeling.detector import build_model
+from ktn_jax.runtime.configuration import load_config
+from ktn_jax.structures import DensePoseOutputs, Detections
+
+FAST = [
+    "test.short_side=128",
+    "test.max_side=192",
+    "test.size_buckets=((160, 160),)",
+    "model.box_head.max_detections=5",
+    "model.densepose_head.channels=32",
+    "model.neck.channels=32",
+    "model.decoder.channels=32",
+    "model.decoder.out_channels=32",
+]
+# Cells of a table are 1/255 wide; averaging with one mirrored view halves what is rounded.
+CELL = 1 / 255
+
+
+def _identity_symmetry():
+    """Tables that leave U and V as they are, to within a cell: the mirror is its own inverse."""
+    centres = np.minimum((np.arange(256) + 0.5) / 255, 1)
+    v, u = np.meshgrid(centres, centres, indexing="ij")
+    return UVSymmetry(np.tile(u, (24, 1, 1)), np.tile(v, (24, 1, 1)))
+
+
+def _config(*changes):
+    return load_config("configs/ktn.py:tiny", [*FAST, *changes])
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Weights drawn without compiling the model's own initialisation."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("scale", "var"):
+            return np.ones(leaf.shape, np.float32)
+        if name in ("u_bias", "v_bias"):
+            return np.full(leaf.shape, 0.5, np.float32)
+        if name.endswith(("bias", "mean")) or not leaf.shape:
+            return np.zeros(leaf.shape, leaf.dtype)
+        values = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+        # Boxes of some size, scores that differ, U and V in [0, 1]: these need small numbers.
+        factors = {"class_kernel": 0.05, "delta_kernel": 0.05, "u_kernel": 0.3, "v_kernel": 0.3}
+        factor = 0.05 if path[1].key == "rpn_head" else factors.get(name, 1.0)
+        return (factor * values).astype(np.float32)
+
+    shapes = weights.abstract_variables(build_model(_config().model))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def photo():
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (15, 20, 3), np.uint8)
+    return np.kron(coarse, np.ones((8, 8, 1), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def mirrored(variables):
+    """One scale, and its mirror."""
+    config = _config("test.augmentation.short_sides=(128,)", "test.augmentation.max_side=192")
+    return AugmentedPredictor(config, variables, _identity_symmetry())
+
+
+def _outputs(coarse, fine, u, v, keypoints=None):
+    """Maps [N, C, S, S] of the reference in our layout."""
+    maps = (np.moveaxis(x, 1, -1) for x in (coarse, fine, u, v))
+    return DensePoseOutputs(*maps, keypoints=keypoints)
+
+
+@pytest.mark.parametrize("case", ["coarse2", "coarse15", "ops"])
+def test_mirrored_charts_are_the_originals(golden_dir, case):
+    symmetry = load_uv_symmetry(golden_dir / "uv_symmetry_synthetic.mat")
+    if case == "ops":
+        with np.load(golden_dir / "ops.npz") as stored:
+            given_ = [stored[n] for n in ("hflip/output_S_in", "chart/I", "chart/U", "chart/V")]
+            expected = [stored[f"hflip/output_{name}"] for name in "SIUV"]
+    else:
+        with np.load(golden_dir / "ops_upstream_chart.npz") as stored:
+            given_ = [stored[f"{case}/{name}"] for name in "SIUV"]
+            expected = [stored[f"{case}/hflip_{name}"] for name in "SIUV"]
+    actual = augmentation.mirror_outputs(_outputs(*given_), symmetry)
+    wanted = _outputs(*expected)
+    for name in ("coarse_segm", "fine_segm", "u", "v"):
+        left, right = getattr(actual, name), getattr(wanted, name)
+        assert left.dtype == np.float32
+        np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+def test_mirrored_keypoints_change_sides_and_other_outputs_go():
+    rng = np.random.default_rng(1)
+    maps = {name: rng.random((1, 4, 4, 25), np.float32) for name in ("fine_segm", "u", "v")}
+    outputs = DensePoseOutputs(
+        coarse_segm=rng.random((1, 4, 4, 2), np.float32),
+        keypoints=rng.random((1, 4, 4, 17), np.float32),
+        sigma=np.ones((1, 4, 4, 25), np.float32),
+        **maps,
+    )
+    actual = augmentation.mirror_outputs(outputs, _identity_symmetry())
+    left, right = (parts.KEYPOINT_NAMES.index(f"{side}_wrist") for side in ("left", "right"))
+    np.testing.assert_array_equal(
+        actual.keypoints[0, :, 0, left], outputs.keypoints[0, :, 3, right]
+    )
+    nose = parts.KEYPOINT_NAMES.index("nose")
+    np.testing.assert_array_equal(actual.keypoints[0, :, 1, nose], outputs.keypoints[0, :, 2, nose])
+    assert actual.sigma is None
+
+
+def test_one_view_as_it_is_equals_plain_inference(variables, photo):
+    predictor = AugmentedPredictor(
+        _config(
+            "test.augmentation.short_sides=(128,)",
+            "test.augmentation.max_side=192",
+            "test.augmentation.flip=False",
+        ),
+        variables,
+        None,
+    )
+    (plain,) = Predictor.__call__(predictor, [photo])
+    (augmented,) = predictor([photo])
+    assert len(plain) == len(augmented) == 5
+    assert len({person.score for person in plain}) == 5
+    for one, other in zip(plain, augmented, strict=True):
+        np.testing.assert_array_equal(one.box_xyxy, other.box_xyxy)
+        np.testing.assert_array_equal(one.iuv, other.iuv)
+        np.testing.assert_array_equal(one.keypoints, other.keypoints)
+        assert one.score == other.score
+
+
+def test_a_mirrored_photo_gives_the_mirrored_people(mirrored, photo):
+    here = list(mirrored.find_augmented(photo))
+    there = list(mirrored.find_augmented(np.ascontiguousarray(photo[:, ::-1])))
+    assert len(here) == len(there) == 5
+    width = mirrored.frame_size(photo.shape[:2])[1]
+    for one, other in zip(here, there, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+        back = augmentation.mirror_boxes(other.box_xyxy, width)
+        np.testing.assert_allclose(one.box_xyxy, back, atol=1e-2)
+        lifted = DensePoseOutputs(
+            **{
+                name: getattr(other.charts, name)[None]
+                for name in ("coarse_segm", "fine_segm", "u", "v", "keypoints")
+            }
+        )
+        turned = augmentation.mirror_outputs(lifted, _identity_symmetry())
+        for name in ("coarse_segm", "fine_segm", "keypoints"):
+            expected = getattr(turned, name)[0]
+            scale = max(float(expected.std()), 1e-6)
+            np.testing.assert_allclose(getattr(one.charts, name), expected, atol=2e-3 * scale)
+        for name in ("u", "v"):
+            expected = getattr(turned, name)[0][..., 1:]
+            values = getattr(one.charts, name)[..., 1:]
+            assert 0.1 < values.min() < 0.4 < 0.6 < values.max() < 0.9
+            np.testing.assert_allclose(values, expected, atol=1.01 * CELL)
+
+
+def _fake_network(predictor, monkeypatch, found):
+    """Replaces both stages: `found(width)` [rows] of (boxes, scores); charts tell their boxes."""
+    drawn = []
+
+    def detect(_, inputs, sizes):
+        boxes, scores = (np.float32(x) for x in found(int(sizes[0, 1])))
+        assert len(boxes) == len(inputs)
+        return inputs.shape, Detections(boxes, scores, scores > 0)
+
+    def charts(decoded, boxes, rows):
+        drawn.append((decoded, boxes, rows))
+        maps = np.broadcast_to(boxes[:, :1, None, None], (len(boxes), 2, 2, 25))
+        return DensePoseOutputs(maps[..., :2], maps, maps, maps)
+
+    monkeypatch.setattr(predictor, "_detect", detect)
+    monkeypatch.setattr(predictor, "_charts", charts)
+    return drawn
+
+
+def test_boxes_of_all_views_are_merged_and_drawn_in_each(mirrored, monkeypatch):
+    monkeypatch.setattr(
+        mirrored,
+        "config",
+        _config("test.augmentation.short_sides=(64, 256)", "test.augmentation.max_side=400"),
+    )
+
+    def found(width):  # of an image of 160 x 320, seen as 64 x 128 and, limited, 200 x 400
+        if width == 128:
+            plain, mirror = [12, 16, 40, 48], [88, 16, 116, 48]  # the same person
+            return [[plain, [0] * 4], [mirror, [0] * 4]], [[0.6, 0], [0.9, 0]]
+        assert width == 400
+        other = [300, 50, 400, 150]
+        return [[[0] * 4] * 2, [other, [0] * 4]], [[0, 0], [0.7, 0]]
+
+    drawn = _fake_network(mirrored, monkeypatch, found)
+    photo = np.zeros((160, 320, 3), np.uint8)
+    assert mirrored.frame_size((160, 320)) == (96, 192)
+    people = list(mirrored.find_augmented(photo))
+    # The best of both views of the first person stays; the mirror turns the other's box around.
+    np.testing.assert_allclose([p.score for p in people], [0.9, 0.7])
+    np.testing.assert_allclose(people[0].box_xyxy, [18, 24, 60, 72])
+    np.testing.assert_allclose(people[1].box_xyxy, [0, 24, 48, 72])
+    (small, boxes, rows), (large, large_boxes, _) = drawn
+    assert small == (2, 64, 128, 3) and large == (2, 256, 448, 3)
+    np.testing.assert_array_equal(rows, [0, 0, 1, 1])
+    np.testing.assert_allclose(boxes[0], [12, 16, 40, 48])
+    np.testing.assert_allclose(boxes[2], [88, 16, 116, 48])
+    np.testing.assert_allclose(large_boxes[3], [300, 50, 400, 150])
+    # Logits are averaged over the four views: here each is the left edge of its box.
+    np.testing.assert_allclose(people[0].charts.fine_segm, (12 + 88 + 37.5 + 275) / 4, rtol=1e-6)
+
+
+def test_many_people_are_drawn_a_few_at_a_time(mirrored, monkeypatch):
+    monkeypatch.setattr(augmentation, "_PEOPLE_AT_A_TIME", 2)
+    places = [[[30 * i, 10, 30 * i + 20, 90] for i in range(5)], [[0] * 4] * 5]
+    scores = [[0.9, 0.8, 0.7, 0.6, 0.5], [0] * 5]
+    drawn = _fake_network(mirrored, monkeypatch, lambda width: (places, scores))
+    people = list(mirrored.find_augmented(np.zeros((128, 170, 3), np.uint8)))
+    assert [len(boxes) for _, boxes, _ in drawn] == [4, 4, 2]
+    np.testing.assert_allclose([p.box_xyxy for p in people], places[0])
+    np.testing.assert_allclose([p.score for p in people], scores[0])
+
+
+def test_nobody_found(mirrored, photo, monkeypatch):
+    _fake_network(mirrored, monkeypatch, lambda width: (np.zeros((2, 5, 4)), np.zeros((2, 5))))
+    assert mirrored([photo, photo]) == [[], []]
+
+
+boxes = st.lists(st.tuples(*[st.floats(0, 500, width=32)] * 4), min_size=1, max_size=4).map(
+    lambda rows: np.float32(rows)
+)
+
+
+@given(boxes, st.integers(1, 1200), st.integers(1, 1200), st.integers(1, 1200))
+def test_boxes_come_back(corners, height, width, new_width):
+    there = augmentation.move_boxes(corners, (height, width), (2 * height, new_width))
+    # Pixels: numbers next to zero may underflow on the way.
+    np.testing.assert_allclose(there[:, 1], 2 * corners[:, 1], rtol=1e-6, atol=1e-6)
+    back = augmentation.move_boxes(there, (2 * height, new_width), (height, width))
+    np.testing.assert_allclose(back, corners, rtol=1e-6, atol=1e-6)
+    twice = augmentation.mirror_boxes(augmentation.mirror_boxes(corners, width), width)
+    np.testing.assert_allclose(twice, corners, atol=1e-3)
+
+
+def test_a_mirrored_box_by_hand():
+    box = np.float32([[10, 20, 30, 60]])
+    np.testing.assert_array_equal(augmentation.mirror_boxes(box, 100), [[70, 20, 90, 60]])
+
+
+def test_what_is_missing_is_said(variables, tmp_path):
+    with pytest.raises(ValueError, match="symmetry tables"):
+        AugmentedPredictor(_config(), variables, None)
+    with pytest.raises(ValueError, match="short_sides is empty"):
+        AugmentedPredictor(
+            _config("test.augmentation.short_sides=()"), variables, _identity_symmetry()
+        )
+    data = load_config("configs/ktn.py:r50", [f"data.symmetry={tmp_path / 'none.mat'}"]).data
+    with pytest.raises(ValueError, match="none.mat.*flip=False"):
+        augmentation.load_symmetry(data)
+
+
+def test_synthetic_people_are_mirrored_by_their_own_body(golden_dir):
+    own = augmentation.load_symmetry(load_config("configs/ktn.py:tiny").data)
+    # The back lies on itself; a hand's counterpart is the other hand.
+    assert own.u.shape == own.v.shape == (24, 256, 256)
+    assert ((own.u >= 0) & (own.u <= 1)).all()
+    path = golden_dir / "uv_symmetry_synthetic.mat"
+    data = load_config("configs/ktn.py:r50", [f"data.symmetry={path}"]).data
+    np.testing.assert_array_equal(augmentation.load_symmetry(data).u, load_uv_symmetry(path).u)

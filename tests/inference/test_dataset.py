@@ -1,0 +1,267 @@
+"""Predicting a dataset: stopped, gone on with, shared between processes, and described."""
+
+import dataclasses
+import json
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ktn_jax.evaluation import evaluator, scorer, sharing, template_files
+from ktn_jax.evaluation.errors import EvaluationError
+from ktn_jax.evaluation.ground_truth import read_ground_truth
+from ktn_jax.evaluation.result_files import index_results
+from ktn_jax.inference import dataset as dataset_inference
+from ktn_jax.inference.dataset import predict_dataset
+from ktn_jax.results import records
+from ktn_jax.results.records import PersonResult
+from ktn_jax.runtime.configuration import load_config
+from ktn_jax.runtime.processes import Processes
+
+SIZES = [(40, 60), (60, 40), (40, 60), (50, 50), (60, 40), (40, 60), (40, 60)]
+RUN = {"name": "run"}
+CONFIG = load_config("configs/ktn.py:tiny", ["test.batch_size=2"])
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Images of one colour each, two people annotated in all, ids that are not in order."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    images, annotations = [], []
+    for number, (height, width) in enumerate(SIZES):
+        name = f"{number}.png"
+        Image.new("RGB", (width, height), (10 * number, 0, 0)).save(folder / name)
+        images.append({"id": 70 - number, "file_name": name, "height": height, "width": width})
+        annotations.append(
+            {
+                "id": number + 1,
+                "image_id": 70 - number,
+                "category_id": 7,
+                "bbox": [5, 5, 20, 30],
+                "area": 600,
+                "iscrowd": 0,
+                "dp_x": [100.0, 200.0],
+                "dp_y": [100.0, 50.0],
+                "dp_I": [2.0, 2.0],
+                "dp_U": [0.2, 0.4],
+                "dp_V": [0.1, 0.9],
+                "dp_masks": [],
+            }
+        )
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 7, "name": "person"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+class _Predictor:
+    """Finds as many people as the colour of the image says, and remembers what it saw."""
+
+    config = CONFIG
+
+    def __init__(self, fails_at=None, fault=RuntimeError):
+        self.seen, self._fails_at, self._fault = [], fails_at, fault
+
+    def __call__(self, photos):
+        if len(self.seen) == self._fails_at:
+            raise self._fault("stopped")
+        self.seen.append([photo.shape[:2] for photo in photos])
+        return [self._people(photo) for photo in photos]
+
+    @staticmethod
+    def _people(photo):
+        number = photo[0, 0, 0] // 10
+        iuv = np.full((3, 30, 20), number, np.uint8)
+        box = np.float32([5, 5, 25, 35])
+        return [PersonResult(box, 0.9 - 0.1 * i, iuv) for i in range(number % 3)]
+
+
+def _predict(dataset, output, predictor, processes=None):
+    truth = read_ground_truth(dataset / "annotations.json")
+    return predict_dataset(predictor, truth, dataset / "images", output, RUN, processes)
+
+
+def test_every_image_is_written_with_its_people_and_the_category_of_the_file(dataset):
+    found_records = records.read_results(_predict(dataset, dataset / "out", _Predictor()))
+    counts = {70 - number: number % 3 for number in range(len(SIZES))}
+    found = [record["image_id"] for record in found_records]
+    assert {i: found.count(i) for i in counts} == counts
+    assert found == sorted(found)
+    assert {record["category_id"] for record in found_records} == {7}
+    iuv = records.decode_iuv(next(r for r in found_records if r["image_id"] == 66)["uv_data"])
+    assert iuv.shape == (3, 30, 20) and (iuv == 4).all()
+
+
+def test_batches_hold_images_that_are_padded_alike(dataset):
+    predictor = _Predictor()
+    _predict(dataset, dataset / "out", predictor)
+    assert sum(map(len, predictor.seen)) == len(SIZES)
+    assert all(len(set(batch)) == 1 for batch in predictor.seen)
+    assert sorted(map(len, predictor.seen)) == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
+def test_a_stopped_run_goes_on_without_doing_anything_twice(dataset, fault):
+    whole = _predict(dataset, dataset / "whole", _Predictor()).read_bytes()
+    first, second, third = _Predictor(2, fault), _Predictor(), _Predictor()
+    with pytest.raises(fault):
+        _predict(dataset, dataset / "out", first)
+    assert not (dataset / "out" / "results.json").exists()
+    assert _predict(dataset, dataset / "out", second).read_bytes() == whole
+    assert sum(map(len, first.seen)) + sum(map(len, second.seen)) == len(SIZES)
+    assert _predict(dataset, dataset / "out", third).read_bytes() == whole
+    assert third.seen == []
+
+
+def _in_processes(count, work):
+    """Runs work(processes) in threads that wait for each other as processes would."""
+    barrier = threading.Barrier(count, timeout=60)
+    outcomes = [None] * count
+
+    def start(index):
+        outcomes[index] = work(Processes(index, count, lambda name: barrier.wait()))
+
+    threads = [threading.Thread(target=start, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+def test_processes_share_the_images_and_the_file_is_the_same(dataset):
+    whole = _predict(dataset, dataset / "whole", _Predictor()).read_bytes()
+    predictors = [_Predictor() for _ in range(3)]
+    paths = _in_processes(3, lambda p: _predict(dataset, dataset / "out", predictors[p.index], p))
+    assert [path.read_bytes() for path in paths] == [whole] * 3
+    assert [sum(map(len, predictor.seen)) for predictor in predictors] == [3, 2, 2]
+
+
+def test_another_number_of_processes_goes_on(dataset):
+    whole = _predict(dataset, dataset / "whole", _Predictor()).read_bytes()
+    stopped, predictors = _Predictor(2), [_Predictor() for _ in range(2)]
+    with pytest.raises(RuntimeError):
+        _predict(dataset, dataset / "out", stopped)
+    paths = _in_processes(2, lambda p: _predict(dataset, dataset / "out", predictors[p.index], p))
+    assert paths[0].read_bytes() == whole
+    assert sum(sum(map(len, p.seen)) for p in [stopped, *predictors]) == len(SIZES)
+
+
+def test_files_that_do_not_fit_are_named_before_the_work(dataset):
+    predictor = _Predictor()
+    (dataset / "images" / "3.png").unlink()
+    with pytest.raises(EvaluationError, match="1 of 7 image files are missing, such as '3.png'"):
+        _predict(dataset, dataset / "out", predictor)
+    Image.new("RGB", (40, 60)).save(dataset / "images" / "3.png")
+    with pytest.raises(EvaluationError, match="3.png: the image is 60 x 40.*50 x 50"):
+        _predict(dataset, dataset / "out", predictor)
+    truth = read_ground_truth(dataset / "annotations.json")
+    with pytest.raises(EvaluationError, match="no such folder of images"):
+        predict_dataset(predictor, truth, dataset / "none", dataset / "out", RUN)
+
+
+@pytest.mark.parametrize("fails_at", [0, 3])
+def test_a_full_disk_stops_the_run(dataset, monkeypatch, fails_at):
+    written = []
+
+    def write(writer, image_id, entries):
+        written.append(image_id)
+        if len(written) > 2 * fails_at:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(dataset_inference.ResultsWriter, "add", write)
+    with pytest.raises(OSError, match="no space left"):
+        _predict(dataset, dataset / "out", _Predictor())
+
+
+def test_a_run_that_lacks_images_is_not_scored(dataset):
+    """As when each process sees a disk of its own."""
+    alone = Processes(0, 2)
+    with pytest.raises(EvaluationError, match="holds 4 images, the dataset 7"):
+        _predict(dataset, dataset / "out", _Predictor(), alone)
+
+
+def test_a_run_is_described_by_what_decides_its_results(golden_dir):
+    variables = {"params": {"a": np.ones(3, np.float32)}, "batch_stats": {}}
+    other = {"params": {"a": np.float32([1, 1, 1.5])}, "batch_stats": {}}
+
+    def describe(*changes, variables=variables, data=b"data", augmented=False, symmetry=None):
+        config = load_config("configs/ktn.py:tiny", changes)
+        return dataset_inference.describe_run(config, variables, data, augmented, symmetry)
+
+    tables = (np.zeros((1, 2, 2)), np.ones((1, 2, 2)))
+    base = describe()
+    assert json.loads(json.dumps(base)) == base
+    assert base == describe("test.batch_size=8", "test.size_buckets=()", "batch_size=99")
+    assert base == describe("test.augmentation.flip=False")
+    assert describe(augmented=True) != describe("test.augmentation.flip=False", augmented=True)
+    changed = [
+        describe("model.predictor.mask_threshold=0.5"),
+        describe("test.short_side=100"),
+        describe(variables=other),
+        describe(data=b"other"),
+        describe(augmented=True),
+        describe(augmented=True, symmetry=tables),
+        describe(augmented=True, symmetry=tables[::-1]),
+    ]
+    assert len({json.dumps(run) for run in [base, *changed]}) == 1 + len(changed)
+
+
+@pytest.fixture
+def template_dir(tmp_path):
+    """Three points on each patch, any two of them some distance apart."""
+    count = 3 * 24
+    template_files.write_template(
+        tmp_path / "template",
+        u=np.tile([0.0, 0.5, 1.0], 24),
+        v=np.tile([0.0, 0.5, 1.0], 24),
+        part=np.repeat(np.arange(1, 25), 3),
+        row=np.arange(count),
+        geodesics=[np.random.default_rng(0).uniform(0.05, 0.5, count * (count - 1) // 2)],
+        num_distances=count * (count - 1) // 2,
+        origin="points",
+    )
+    return tmp_path / "template"
+
+
+def test_processes_that_score_their_share_get_the_scores_of_one(dataset, template_dir):
+    path = _predict(dataset, dataset / "out", _Predictor())
+    annotations = dataset / "annotations.json"
+    alone = evaluator.evaluate_files(path, annotations, template_dir)
+    outcomes = _in_processes(
+        3,
+        lambda p: sharing.evaluate_shared(
+            path, annotations, template_dir, p, output_dir=dataset / "out"
+        ),
+    )
+    assert outcomes[1:] == [None, None]
+    assert outcomes[0].to_json() == alone.to_json()
+    assert (dataset / "out" / "metrics.json").read_text() == alone.to_json()
+    assert not list((dataset / "out").glob("scores-*"))
+
+
+def test_scores_come_through_json_unchanged(dataset, template_dir):
+    path = _predict(dataset, dataset / "out", _Predictor())
+    truth = read_ground_truth(dataset / "annotations.json")
+    all_scores = list(scorer.score_images(truth, index_results(path, truth), template_dir))
+    assert {len(image.scores) for image in all_scores} == {0, 1, 2}
+    for image in all_scores:
+        text = json.dumps(sharing.to_json(image))
+        again = sharing.from_json(json.loads(text))
+        for field in dataclasses.fields(image):
+            before, after = getattr(image, field.name), getattr(again, field.name)
+            if isinstance(before, np.ndarray):
+                assert before.dtype == after.dtype, field.name
+                np.testing.assert_array_equal(before, after, field.name, strict=True)
+        for field in dataclasses.fields(image.patches):
+            name = field.name
+            np.testing.assert_array_equal(
+                getattr(image.patches, name), getattr(again.patches, name), name
+            )
+        assert image.people == again.people
+        assert image.segmentations.keys() == again.segmentations.keys()

@@ -1,0 +1,274 @@
+"""Reading, finding and resizing images."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ktn_jax.runtime import images
+from ktn_jax.runtime.images import ImageError, find_images, read_image
+
+RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)
+# Two rows, three columns, no symmetry: every rotation and flip shows.
+SCENE = np.array([[RED, GREEN, BLUE], [GREY, RED, (255, 255, 255)]], np.uint8)
+
+
+def _save(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+# The tag says how the stored rows and columns lie; the inverse is what a writer would store.
+ORIENTATIONS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),  # camera turned: a viewer turns it 90 degrees clockwise
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_exif_orientation_is_applied(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(ORIENTATIONS[orientation](SCENE))
+    path = _save(tmp_path / "photo.png", Image.fromarray(stored), exif=exif)
+    np.testing.assert_array_equal(read_image(path), SCENE)
+
+
+def test_jpeg_is_rgb_and_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.zeros((32, 64, 3), np.uint8)
+    stored[:, :32] = RED  # the left half, which becomes the top
+    path = _save(tmp_path / "photo.JPG", Image.fromarray(stored), exif=exif, quality=95)
+    pixels = read_image(path)
+    assert pixels.shape == (64, 32, 3) and pixels.dtype == np.uint8
+    np.testing.assert_allclose(pixels[:24].reshape(-1, 3).mean(0), RED, atol=3)
+    assert pixels[40:].max() < 10
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.ppm", "big_endian.tif"])
+def test_16_bit_grey_is_scaled_not_clipped(name, tmp_path):
+    grey = np.array([[0, 128, 129, 257], [32768, 65406, 65407, 65535]], np.uint16)
+    if name.startswith("big"):
+        path = tmp_path / name
+        _write_big_endian_tiff(path, grey)
+    else:
+        path = _save(tmp_path / name, Image.fromarray(grey))
+    expected = np.array([[0, 0, 1, 1], [128, 254, 255, 255]])  # v / 257, rounded
+    np.testing.assert_array_equal(read_image(path), expected[..., None].repeat(3, -1))
+
+
+def _write_big_endian_tiff(path, grey):
+    height, width = grey.shape
+    tags = [(256, width), (257, height), (258, 16), (259, 1), (262, 1), (273, 200), (277, 1)]
+    tags += [(278, height), (279, grey.nbytes)]
+    entries = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags)
+    content = b"MM\0*" + struct.pack(">IH", 8, len(tags)) + entries + bytes(4)
+    path.write_bytes(content.ljust(200, b"\0") + grey.astype(">u2").tobytes())
+
+
+def test_16_bit_grey_turns_with_its_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    grey = np.array([[0, 257], [514, 65535]], np.uint16)
+    path = _save(tmp_path / "grey.png", Image.fromarray(grey), exif=exif)
+    np.testing.assert_array_equal(read_image(path)[..., 0], [[255, 2], [1, 0]])
+
+
+def test_16_bit_colour(tmp_path):
+    # Pillow cannot write this: a PNG by hand, colour type 2, depth 16, one pixel.
+    def chunk(kind, data):
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    pixel = b"\0" + struct.pack(">HHH", 0xFFFF, 0x8000, 0x0100)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(pixel)), chunk(b"IEND", b""))
+    path = tmp_path / "deep.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    np.testing.assert_array_equal(read_image(path), [[[255, 128, 1]]])
+
+
+def test_other_modes_become_rgb(tmp_path):
+    grey = Image.fromarray(SCENE).convert("L")
+    as_rgb = np.asarray(grey)[..., None].repeat(3, -1)
+    np.testing.assert_array_equal(read_image(_save(tmp_path / "l.png", grey)), as_rgb)
+    with_alpha = grey.convert("LA")
+    with_alpha.putalpha(10)
+    np.testing.assert_array_equal(read_image(_save(tmp_path / "la.png", with_alpha)), as_rgb)
+    one_bit = Image.fromarray(np.array([[True, False]]))
+    expected = [[[255] * 3, [0] * 3]]
+    np.testing.assert_array_equal(read_image(_save(tmp_path / "1.png", one_bit)), expected)
+    # CMYK (0, 255, 255, 0) is no cyan, all magenta and yellow: red.
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    for name in ("cmyk.tif", "cmyk.jpg"):
+        pixels = read_image(_save(tmp_path / name, cmyk))
+        np.testing.assert_allclose(pixels, np.broadcast_to(RED, (16, 16, 3)), atol=3)
+
+
+def test_alpha_is_dropped_not_composited(tmp_path):
+    colours = np.dstack([SCENE, np.array([[0, 255, 3], [128, 0, 0]], np.uint8)])
+    path = _save(tmp_path / "rgba.png", Image.fromarray(colours))
+    np.testing.assert_array_equal(read_image(path), SCENE)
+
+
+@pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128, 255])])
+def test_palette(transparency, tmp_path):
+    image = Image.new("P", (3, 1))
+    image.putpalette([*RED, *GREEN, *BLUE])
+    image.putdata([0, 1, 2])
+    options = {} if transparency is None else {"transparency": transparency}
+    path = _save(tmp_path / "palette.png", image, **options)
+    np.testing.assert_array_equal(read_image(path), [[RED, GREEN, BLUE]])
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (GREEN, RED)]
+    path = _save(tmp_path / "moving.gif", frames[0], save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read_image(path), np.broadcast_to(GREEN, (4, 4, 3)))
+
+
+def test_bad_files_are_named(tmp_path, monkeypatch):
+    whole = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(whole, "jpeg")
+    png = io.BytesIO()
+    Image.fromarray(noise).save(png, "png")
+    contents = {
+        "empty.jpg": b"",
+        "text.jpg": b"this is no image",
+        "cut.jpg": whole.getvalue()[: len(whole.getvalue()) // 2],
+        "cut.png": png.getvalue()[: len(png.getvalue()) // 2],
+        "header_only.png": png.getvalue()[:20],
+        "garbled.png": png.getvalue()[:60] + bytes(50) + png.getvalue()[110:],
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError, match=f"{name}: not an image, or a damaged one: .+"):
+            read_image(tmp_path / name)
+    with pytest.raises(ImageError, match=r"absent\.jpg: there is no such file"):
+        read_image(tmp_path / "absent.jpg")
+    with pytest.raises(ImageError, match="not an image"):
+        read_image(tmp_path)
+    (tmp_path / "bomb.png").write_bytes(png.getvalue())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)
+    with pytest.raises(ImageError, match=r"bomb\.png: too large to be a photo"):
+        read_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_32_bit_samples_are_refused(mode, tmp_path):
+    path = _save(tmp_path / "depth.tif", Image.new(mode, (2, 2), 300))
+    with pytest.raises(ImageError, match=r"depth\.tif: its samples are 32-bit"):
+        read_image(path)
+
+
+def test_file_without_pixels(tmp_path):
+    path = tmp_path / "zero.ppm"
+    path.write_bytes(b"P6 0 4 255\n")
+    with pytest.raises(ImageError, match=r"zero\.ppm"):
+        read_image(path)
+
+
+def _touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def test_find_images(tmp_path, monkeypatch):
+    _touch(tmp_path, "b.jpg", "a.PNG", "c.txt", ".hidden.jpg", "sub/d.jpeg", "x [1].jpg", "odd.dat")
+    (tmp_path / "folder.jpg").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def names(*inputs):
+        return [path.name for path in find_images(inputs)]
+
+    assert names(str(tmp_path)) == ["a.PNG", "b.jpg", "x [1].jpg"]
+    assert names("*.jpg") == ["b.jpg", "x [1].jpg"]
+    assert names("**/*") == ["a.PNG", "b.jpg", "d.jpeg", "x [1].jpg"]
+    assert names("x [1].jpg", "odd.dat") == ["x [1].jpg", "odd.dat"]  # named files: any suffix
+    assert names("b.jpg", tmp_path, "./b.jpg", "sub/../a.PNG") == ["b.jpg", "a.PNG", "x [1].jpg"]
+    assert find_images([]) == []
+    _touch(tmp_path, "none/readme.txt")
+    with pytest.raises(ImageError, match=r"no image found at \*\.webp, none, gone\.jpg: .*\.jpeg"):
+        find_images(["*.webp", "b.jpg", "none", "gone.jpg"])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("short_side,max_side", [(96, 200), (200, 230), (133, 1000)])
+def test_resize_matches_detectron2(golden_dir, short_side, max_side):
+    with np.load(golden_dir / "ops.npz") as golden:
+        image = golden["resize/image"]
+        expected = golden[f"resize/short{short_side}_max{max_side}"]
+    resized = images.resize_short_side(image, short_side, max_side)
+    np.testing.assert_array_equal(resized, expected)
+
+
+@pytest.mark.parametrize(
+    "size_hw,short_side,max_side,expected",
+    [
+        ((480, 640), 800, 1333, (800, 1067)),  # COCO's usual size; 1066.67
+        ((640, 480), 800, 1333, (1067, 800)),
+        ((427, 640), 800, 1333, (800, 1199)),  # 1199.06
+        ((400, 1000), 800, 1333, (533, 1333)),  # the long side wins: 533.2
+        ((500, 500), 800, 1333, (800, 800)),
+        ((2, 5), 1, 9, (1, 3)),  # 2.5 rounds up
+        ((1, 4000), 800, 1333, (1, 1333)),  # 0.33 would round to nothing
+    ],
+)
+def test_shortest_edge_size(size_hw, short_side, max_side, expected):
+    assert images.shortest_edge_size(size_hw, short_side, max_side) == expected
+
+
+@given(
+    st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
+    st.integers(1, 1500),
+    st.integers(1, 3000),
+)
+def test_shortest_edge_size_keeps_its_promises(size_hw, short_side, max_side):
+    height, width = images.shortest_edge_size(size_hw, short_side, max_side)
+    assert 1 <= min(height, width) <= max(short_side, 1) and max(height, width) <= max_side
+    assert min(height, width) == short_side or max(height, width) == max_side
+    assert images.shortest_edge_size(size_hw[::-1], short_side, max_side) == (width, height)
+    # The aspect ratio is right to half a pixel of either side.
+    scale = max(height, width) / max(size_hw)
+    if min(height, width) > 1:
+        assert (
+            abs(min(size_hw) * scale - min(height, width))
+            <= 0.5 + 0.5 * min(size_hw) / max(size_hw) + 1e-6
+        )
+
+
+def test_sizes_and_images_are_checked():
+    with pytest.raises(ValueError, match="sizes must be positive, got image 0 x 5"):
+        images.shortest_edge_size((0, 5), 800, 1333)
+    for bad in (np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)):
+        with pytest.raises(ValueError, match=r"expected an image \[H, W, 3\] uint8"):
+            images.resize_short_side(bad, 8, 8)
+        with pytest.raises(ValueError, match="expected an image"):
+            images.pad_to(bad, (8, 8))
+
+
+def test_pad_to():
+    padded = images.pad_to(SCENE, (4, 5))
+    assert padded.shape == (4, 5, 3) and padded.dtype == np.uint8
+    np.testing.assert_array_equal(padded[:2, :3], SCENE)
+    assert padded.sum() == SCENE.astype(int).sum()
+    same = images.pad_to(SCENE, (2, 3))
+    same[:] = 0
+    assert SCENE.any()
+    with pytest.raises(ValueError, match="2 x 3 does not fit"):
+        images.pad_to(SCENE, (4, 2))

@@ -1,0 +1,148 @@
+"""Checkpoints: which are kept, on which devices they are restored, and what is refused."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from ktn_jax.checkpoints import runs
+from ktn_jax.training import distributed, optimizer
+from ktn_jax.training.state import create_state
+
+
+@pytest.fixture
+def make(stand_in):
+    """Makes a state on some devices, its shapes and its shardings."""
+
+    def make_state(num_devices=1, is_split=False, features=None):
+        config = stand_in.make_config()
+        variables = stand_in.initialise()
+        if features:
+            kernel = np.zeros((12, features), np.float32)
+            variables["params"]["backbone"]["conv"]["kernel"] = kernel
+        transformation = optimizer.make_optimizer(
+            config, variables["params"], variables["batch_stats"]
+        )
+
+        def create():
+            return create_state(variables, transformation, 3, has_ema=False)
+
+        shapes = jax.eval_shape(create)
+        mesh = distributed.make_mesh(num_devices)
+        shardings = distributed.state_shardings(shapes, mesh, is_split)
+        return jax.jit(create, out_shardings=shardings)(), shapes, shardings
+
+    return make_state
+
+
+RECORD = runs.RunRecord(config={"model": {"name": "x"}}, data_position=5)
+
+
+def test_the_last_and_the_best_are_kept(make, tmp_path):
+    state, _, _ = make()
+    with runs.Checkpoints(tmp_path, keep_last=2) as checkpoints:
+        for step, loss in [(1, 5.0), (2, 0.5), (3, 4.0), (4, None), (5, 3.0)]:
+            checkpoints.save(state, step, RECORD, loss)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 4, 5]
+        assert checkpoints.best_step() == 2
+    # A later run knows the losses of the earlier one.
+    with runs.Checkpoints(tmp_path, keep_last=2) as checkpoints:
+        assert (checkpoints.best_step(), checkpoints.latest_step()) == (2, 5)
+        checkpoints.save(state, 6, RECORD, 2.0)
+        checkpoints.save(state, 7, RECORD, 0.25)
+        checkpoints.wait()
+        assert checkpoints.steps() == [6, 7]
+
+
+@pytest.mark.parametrize(("before", "after"), [((4, True), (1, False)), ((1, False), (2, True))])
+def test_a_state_is_restored_on_other_devices_bit_for_bit(make, tmp_path, before, after):
+    state, _, _ = make(*before)
+    with runs.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, 5, RECORD, 1.0)
+        checkpoints.wait()
+        _, shapes, shardings = make(*after)
+        restored = checkpoints.restore(5, shapes, shardings)
+        assert checkpoints.read_run(5) == RECORD
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    kernel = restored.params["predictor"]["transfer"]["fc2"]["kernel"]
+    assert len(kernel.sharding.device_set) == after[0]
+
+
+def test_saving_takes_a_copy(make, tmp_path):
+    """The step reuses the memory of the state while the checkpoint is still being written."""
+    state, shapes, shardings = make()
+    expected = jax.device_get(state)
+    spoil = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)
+    with runs.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, 1, RECORD, 1.0)
+        for _ in range(5):
+            state = spoil(state)
+        checkpoints.wait()
+        restored = checkpoints.restore(1, shapes, shardings)
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_another_model_is_refused(make, tmp_path):
+    state, _, _ = make()
+    with runs.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, 5, RECORD, 1.0)
+        checkpoints.wait()
+        _, shapes, shardings = make(features=9)
+        with pytest.raises(runs.CheckpointError, match="does not fit") as caught:
+            checkpoints.restore(5, shapes, shardings)
+    assert "--weights" in str(caught.value)
+
+
+def test_half_written_checkpoints_are_not_seen(make, tmp_path):
+    state, _, _ = make()
+    with runs.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, 5, RECORD, 1.0)
+    folder = tmp_path / runs.FOLDER
+    half = folder / "7.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "5", half)
+    (half / "commit_success.txt").unlink()
+    shutil.rmtree(half / "state" / "d")
+    assert runs.find_checkpoint(tmp_path) == folder / "5"
+    with runs.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [5]
+        checkpoints.save(state, 6, RECORD, 1.0)
+        checkpoints.wait()
+    assert sorted(path.name for path in folder.iterdir()) == ["5", "6"]
+
+
+def test_the_model_in_a_checkpoint_is_read_from_any_of_its_folders(make, tmp_path):
+    state, _, _ = make(4, True)
+    with runs.Checkpoints(tmp_path) as checkpoints:
+        for step in (5, 10):
+            checkpoints.save(state.replace(step=state.step + step), step, RECORD, 1.0)
+    newest = tmp_path / runs.FOLDER / "10"
+    for path in (tmp_path, tmp_path / runs.FOLDER, newest):
+        assert runs.find_checkpoint(path) == newest
+    assert runs.find_checkpoint(tmp_path / "elsewhere") is None
+    variables, config = runs.read_checkpoint(newest)
+    assert config == {"model": {"name": "x"}}
+    for name in ("params", "batch_stats"):
+        expected = jax.tree.leaves(jax.device_get(getattr(state, name)))
+        for ours, theirs in zip(jax.tree.leaves(variables[name]), expected, strict=True):
+            assert isinstance(ours, np.ndarray)
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_damage_is_named(make, tmp_path):
+    state, shapes, shardings = make()
+    with runs.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, 5, RECORD, 1.0)
+    broken = tmp_path / runs.FOLDER / "5" / "state"
+    for path in broken.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(runs.CheckpointError, match="checkpoints/5"):
+        runs.read_checkpoint(broken.parent)
+    with runs.Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(runs.CheckpointError, match="checkpoints/5"):
+            checkpoints.restore(5, shapes, shardings)
