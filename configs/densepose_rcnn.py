@@ -4,8 +4,9 @@ Variants: r50_legacy (no decoder, 15 coarse channels), r50, r101, r50_dl, r101_d
 Training starts from ImageNet: `--weights R-50.pkl`.
 """
 
-from ktn_jax.configs import base
 from ml_collections import ConfigDict
+
+from ktn_jax.configs import base
 
 DEPTHS = {"r50_legacy": 50, "r50": 50, "r101": 101, "r50_dl": 50, "r101_dl": 101}
 

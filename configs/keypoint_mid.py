@@ -9,8 +9,9 @@ goes from ImageNet over keypoints to surfaces. Everybody with keypoints trains, 
 surface points, and the surface outputs and the transfer keep their initial values.
 """
 
-from ktn_jax.configs import ktn
 from ml_collections import ConfigDict
+
+from ktn_jax.configs import ktn
 
 VARIANTS = ("r50", "hrnet_w32", "tiny")
 

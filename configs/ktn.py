@@ -14,8 +14,9 @@ The surface classifier's knowledge transfer, which pre-training does not train, 
 initial value, and the body graph from `training.graph`.
 """
 
-from ktn_jax.configs import base
 from ml_collections import ConfigDict
+
+from ktn_jax.configs import base
 
 VARIANTS = ("r50", "hrnet_w32", "mid_only", "ktm_only", "tiny", "demo", "demo_gpu")
 

@@ -13,9 +13,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from PIL import Image, ImageOps, UnidentifiedImageError
+
 from ktn_jax.data_pipelines.coco import record_checks
 from ktn_jax.data_pipelines.coco.record_checks import Collector, Finding
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 SECTIONS = ("images", "annotations", "categories")
 

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
-from ktn_jax.data_pipelines.coco.annotations import ImageRecord, PersonRecord
-from ktn_jax.data_pipelines.coco.record_checks import PART_GRID
-from ktn_jax.data_pipelines.loading.sources import Source
 from PIL import Image
 
 from ktn_jax.body import parts
+from ktn_jax.data_pipelines.coco.annotations import ImageRecord, PersonRecord
+from ktn_jax.data_pipelines.coco.record_checks import PART_GRID
+from ktn_jax.data_pipelines.loading.sources import Source
 from ktn_jax.results.drawing import PATCH_COLOURS, side_by_side
 
 PANELS = ("boxes", "keypoints", "parts", "patches", "u", "v")

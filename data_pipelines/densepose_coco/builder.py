@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
+
 from ktn_jax.data_pipelines.coco.annotations import (
     DensePoseRecord,
     ImageFacts,
@@ -18,7 +19,6 @@ from ktn_jax.data_pipelines.coco.annotations import (
 )
 from ktn_jax.data_pipelines.densepose_coco.densepose_coco_dataset_builder import Builder
 from ktn_jax.data_pipelines.loading.sources import SourceError
-
 from ktn_jax.runtime.images import decode_image
 
 # The format whose examples can be read in any order, which the plan of a batch needs.

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any
 
+from ktn_jax.body.loading import load_uv_symmetry
+from ktn_jax.body.procedural import assembly
+from ktn_jax.body.symmetry import UVSymmetry, uv_symmetry_tables
 from ktn_jax.data_pipelines.coco.annotations import parse_dataset
 from ktn_jax.data_pipelines.loading.pipeline import Datasets, DataSettings, make_datasets
 from ktn_jax.data_pipelines.loading.plan import Augmentation
@@ -14,10 +17,6 @@ from ktn_jax.data_pipelines.loading.sources import (
 )
 from ktn_jax.data_pipelines.synthetic.scene import PRESETS, Scene
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
-
-from ktn_jax.body.loading import load_uv_symmetry
-from ktn_jax.body.procedural import assembly
-from ktn_jax.body.symmetry import UVSymmetry, uv_symmetry_tables
 
 
 def make_training_data(config: Any, process_index: int = 0, process_count: int = 1) -> Datasets:

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+
+from ktn_jax.body import parts
+from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco.record_checks import PART_GRID
 from ktn_jax.data_pipelines.loading import transforms
 from ktn_jax.data_pipelines.loading.plan import NO_IMAGE, PlannedBatch
 from ktn_jax.data_pipelines.loading.sources import Source
 from ktn_jax.data_pipelines.loading.transforms import PersonLabels
-
-from ktn_jax.body import parts
-from ktn_jax.body.symmetry import UVSymmetry
 
 Batch = dict[str, np.ndarray]
 

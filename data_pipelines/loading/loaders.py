@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
+
 from ktn_jax.data_pipelines.loading.examples import Batch, ExampleMaker, Task, tasks_of
 from ktn_jax.data_pipelines.loading.plan import PlannedBatch
 

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
+
+from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco.annotations import ImageFacts
 from ktn_jax.data_pipelines.loading import loaders
 from ktn_jax.data_pipelines.loading.examples import ArraySpec, Batch, ExampleMaker, batch_spec
 from ktn_jax.data_pipelines.loading.loaders import Request, prefetch
 from ktn_jax.data_pipelines.loading.plan import Augmentation, EvaluationPlan, TrainingPlan
 from ktn_jax.data_pipelines.loading.sources import Source
-
-from ktn_jax.body.symmetry import UVSymmetry
 
 __all__ = [
     "ArraySpec",

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from ktn_jax.data_pipelines.coco.annotations import Dataset, ImageFacts, ImageRecord, parse_person
-from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 
 from ktn_jax.body import parts
+from ktn_jax.data_pipelines.coco.annotations import Dataset, ImageFacts, ImageRecord, parse_person
+from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 from ktn_jax.runtime.images import decode_image
 
 

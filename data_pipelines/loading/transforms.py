@@ -9,6 +9,11 @@ import dataclasses
 
 import cv2
 import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ktn_jax.body import parts
+from ktn_jax.body.symmetry import UVSymmetry, mirror_by_tables
 from ktn_jax.data_pipelines.coco import rle
 from ktn_jax.data_pipelines.coco.annotations import (
     DensePoseRecord,
@@ -17,11 +22,6 @@ from ktn_jax.data_pipelines.coco.annotations import (
     Segmentation,
 )
 from ktn_jax.data_pipelines.coco.record_checks import PART_GRID
-from PIL import Image
-from pycocotools import mask as coco_mask
-
-from ktn_jax.body import parts
-from ktn_jax.body.symmetry import UVSymmetry, mirror_by_tables
 
 # A person of whom a zoom or a rotation leaves less than this many pixels each way is dropped.
 _MIN_BOX_SIDE = 2.0

@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import tqdm
+
 from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource, dataset_header
 

@@ -5,11 +5,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pycocotools.mask
+
+from ktn_jax.body import parts
 from ktn_jax.data_pipelines.synthetic.render import DenseTruth
 from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.data_pipelines.synthetic.scene_picture import Picture
-
-from ktn_jax.body import parts
 
 PERSON_CATEGORY = 1
 _GRID = 256  # side of the grid over a person's box that part masks and points refer to

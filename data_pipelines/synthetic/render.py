@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+
+from ktn_jax.body import parts
 from ktn_jax.data_pipelines.synthetic import render_meshes, render_raster
 from ktn_jax.data_pipelines.synthetic.render_meshes import JoinedMeshes, Mesh
 from ktn_jax.data_pipelines.synthetic.render_raster import Camera, Fragments
-
-from ktn_jax.body import parts
 
 # How far a surface may lie in front of a keypoint that it does not hide, in metres for a person of
 # 1.7 m: joints lie inside the body, those of the face on its skin. COCO's annotators call a

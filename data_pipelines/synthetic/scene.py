@@ -4,11 +4,11 @@ import dataclasses
 from typing import Any, Protocol
 
 import numpy as np
+
+from ktn_jax.body import parts
 from ktn_jax.data_pipelines.synthetic import scene_clothes, scene_lighting, scene_objects
 from ktn_jax.data_pipelines.synthetic.render import ChartTemplate, Person
 from ktn_jax.data_pipelines.synthetic.render_raster import Camera
-
-from ktn_jax.body import parts
 
 _NEAREST = 0.35  # metres; nothing comes nearer to the camera
 _PLACEMENT_TRIALS = 8

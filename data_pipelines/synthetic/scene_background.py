@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+
 from ktn_jax.data_pipelines.synthetic import textures
 
 

@@ -3,10 +3,10 @@
 import dataclasses
 
 import numpy as np
-from ktn_jax.data_pipelines.synthetic import textures
-from ktn_jax.data_pipelines.synthetic.textures import Landmarks, Material
 
 from ktn_jax.body import parts
+from ktn_jax.data_pipelines.synthetic import textures
+from ktn_jax.data_pipelines.synthetic.textures import Landmarks, Material
 
 _SKIN, _TOP, _BOTTOM, _SHOES, _SOCKS, _HAIR, _HAT, _GLOVES = range(8)
 _EYE_WHITE = np.array([0.85, 0.84, 0.82], np.float32)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+
 from ktn_jax.data_pipelines.synthetic import render_meshes, textures
 from ktn_jax.data_pipelines.synthetic.render_meshes import Mesh
 from ktn_jax.data_pipelines.synthetic.textures import Material

@@ -4,6 +4,7 @@ import dataclasses
 
 import cv2
 import numpy as np
+
 from ktn_jax.data_pipelines.synthetic import render, scene_background, scene_clothes, textures
 from ktn_jax.data_pipelines.synthetic.render import DenseTruth, Surfaces
 from ktn_jax.data_pipelines.synthetic.scene import Layout, PosableBody, Scene, sample_layout

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from ktn_jax.data_pipelines.synthetic import labels, scene_picture, textures
-from ktn_jax.data_pipelines.synthetic.scene import Scene
-from ktn_jax.data_pipelines.synthetic.scene_picture import Picture
 
 from ktn_jax.body import parts
 from ktn_jax.body.procedural import assembly, posing
+from ktn_jax.data_pipelines.synthetic import labels, scene_picture, textures
+from ktn_jax.data_pipelines.synthetic.scene import Scene
+from ktn_jax.data_pipelines.synthetic.scene_picture import Picture
 
 
 @dataclasses.dataclass(frozen=True)

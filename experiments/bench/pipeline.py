@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator
 
 import common
 import numpy as np
+from PIL import Image
+
+from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco import annotations
 from ktn_jax.data_pipelines.loading import transforms
 from ktn_jax.data_pipelines.loading.pipeline import DataSettings, make_datasets
 from ktn_jax.data_pipelines.loading.plan import Augmentation
 from ktn_jax.data_pipelines.loading.sources import FolderSource
-from PIL import Image
-
-from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.runtime.images import decode_image
 
 _HEIGHT, _WIDTH = 480, 640

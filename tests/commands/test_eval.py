@@ -11,13 +11,13 @@ import sys
 import jax
 import numpy as np
 import pytest
-from ktn_jax.data_pipelines.synthetic.scene import PRESETS
-from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 
 from ktn_jax import cli
 from ktn_jax.checkpoints import weights
 from ktn_jax.commands import eval as eval_command
 from ktn_jax.commands.train import EXIT_INTERRUPTED
+from ktn_jax.data_pipelines.synthetic.scene import PRESETS
+from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 from ktn_jax.modeling.detector import build_model
 from ktn_jax.results.records import PersonResult, encode_iuv
 from ktn_jax.runtime.configuration import load_config

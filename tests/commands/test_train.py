@@ -4,11 +4,11 @@ import types
 
 import numpy as np
 import pytest
-from ktn_jax.configs import base, densepose_rcnn, keypoint_mid, ktn
 
 from ktn_jax import cli
 from ktn_jax.checkpoints import files
 from ktn_jax.commands import train
+from ktn_jax.configs import base, densepose_rcnn, keypoint_mid, ktn
 from ktn_jax.training import checks, distributed, loop
 
 CONFIG = "--config=configs/ktn.py:tiny"

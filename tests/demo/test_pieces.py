@@ -6,11 +6,11 @@ import os
 
 import numpy as np
 import pytest
+
+from ktn_jax import cli
 from ktn_jax.data_pipelines.loading import configured
 from ktn_jax.data_pipelines.synthetic.scene import EASY, FRONTAL, HARD
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
-
-from ktn_jax import cli
 from ktn_jax.demo import pictures, run
 from ktn_jax.results import maps, records
 

@@ -12,9 +12,9 @@ import time
 import jax
 import numpy as np
 import pytest
-from ktn_jax.data_pipelines.loading.configured import make_training_data
 
 from ktn_jax.checkpoints import runs
+from ktn_jax.data_pipelines.loading.configured import make_training_data
 from ktn_jax.ops.interpolate import read_points
 from ktn_jax.runtime.configuration import load_config
 from ktn_jax.training import initialisation

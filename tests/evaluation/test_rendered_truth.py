@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from ktn_jax.data_pipelines.synthetic.source import SyntheticSource, coco_dataset
 
 from ktn_jax.body.parts import PATCH_NAMES
+from ktn_jax.data_pipelines.synthetic.source import SyntheticSource, coco_dataset
 from ktn_jax.evaluation import evaluator, template_files
 from ktn_jax.results.records import encode_iuv
 

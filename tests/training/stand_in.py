@@ -10,6 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from ktn_jax.configs import base
 
 FEATURES = 8

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ktn_jax.configs import base
 
+from ktn_jax.configs import base
 from ktn_jax.training import optimizer
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ktn_jax.configs import ktn
 
+from ktn_jax.configs import ktn
 from ktn_jax.modeling.detector import Detector, build_model
 from ktn_jax.training import forward
 

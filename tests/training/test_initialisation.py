@@ -5,10 +5,10 @@ import re
 import jax
 import numpy as np
 import pytest
-from ktn_jax.configs import keypoint_mid, ktn
 
 from ktn_jax.body.graph import body_graph
 from ktn_jax.checkpoints import files, imagenet, torch_names, weights
+from ktn_jax.configs import keypoint_mid, ktn
 from ktn_jax.modeling.detector import build_model
 from ktn_jax.training import initialisation
 

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 from flax import traverse_util
-from ktn_jax.configs import base, keypoint_mid, ktn
 
 from ktn_jax.checkpoints import weights
+from ktn_jax.configs import base, keypoint_mid, ktn
 from ktn_jax.modeling.detector import build_model
 from ktn_jax.training import optimizer
 

@@ -5,12 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from ktn_jax.configs import ktn
 from PIL import Image
 
 from ktn_jax.body import parts
 from ktn_jax.body.graph import body_graph, co_occurrence, word_similarity
 from ktn_jax.body.graph.word_similarity import Name
+from ktn_jax.configs import ktn
 from ktn_jax.modeling.detector import build_model
 
 # Patches that each keypoint touches, KTN's table, by the numbers of the annotations.

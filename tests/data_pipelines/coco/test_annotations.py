@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
 from ktn_jax.data_pipelines.coco import annotations, rle
 from ktn_jax.data_pipelines.coco.checks import DatasetError
-from pycocotools import mask as coco_mask
 
 
 @settings(max_examples=60, deadline=None)

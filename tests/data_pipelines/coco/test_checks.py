@@ -5,8 +5,9 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ktn_jax.data_pipelines.coco import annotations, checks, record_checks
 from PIL import Image
+
+from ktn_jax.data_pipelines.coco import annotations, checks, record_checks
 
 BAD_RLE = {"size": [256, 256], "counts": "0000"}
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from ktn_jax.data_pipelines.coco import annotations, show
-from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord, PersonRecord
-from ktn_jax.data_pipelines.loading.sources import FolderSource, MemorySource
 from PIL import Image
 
 from ktn_jax.body import parts
+from ktn_jax.data_pipelines.coco import annotations, show
+from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord, PersonRecord
+from ktn_jax.data_pipelines.loading.sources import FolderSource, MemorySource
 from ktn_jax.results.drawing import PATCH_COLOURS
 
 HEIGHT, WIDTH = 60, 100

@@ -10,14 +10,15 @@ import tempfile
 
 import numpy as np
 import pytest
+from PIL import Image
+from tensorflow_datasets import testing
+
 from ktn_jax.data_pipelines.coco import annotations
 from ktn_jax.data_pipelines.coco.checks import DatasetError
 from ktn_jax.data_pipelines.densepose_coco import builder, densepose_coco_dataset_builder, layout
 from ktn_jax.data_pipelines.loading import pipeline
 from ktn_jax.data_pipelines.loading.plan import Augmentation
 from ktn_jax.data_pipelines.loading.sources import FolderSource, SourceError
-from PIL import Image
-from tensorflow_datasets import testing
 
 
 @pytest.fixture(autouse=True)

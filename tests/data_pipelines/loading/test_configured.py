@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from ktn_jax.configs import base
 from ktn_jax.data_pipelines.loading import configured
 from ktn_jax.data_pipelines.loading.sources import ConcatenatedSource

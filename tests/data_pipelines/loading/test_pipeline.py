@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco import annotations
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord
 from ktn_jax.data_pipelines.loading import pipeline
@@ -14,8 +16,6 @@ from ktn_jax.data_pipelines.loading.examples import most_telling
 from ktn_jax.data_pipelines.loading.plan import NO_IMAGE, Augmentation, EvaluationPlan, TrainingPlan
 from ktn_jax.data_pipelines.loading.sources import ConcatenatedSource, FolderSource, MemorySource
 from ktn_jax.data_pipelines.loading.transforms import PersonLabels
-
-from ktn_jax.body.symmetry import UVSymmetry
 
 AUGMENTATION = Augmentation(
     short_sides=(64, 80, 96),

@@ -8,16 +8,16 @@ import pytest
 import scipy.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ktn_jax.data_pipelines.coco import annotations
-from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord, PersonRecord
-from ktn_jax.data_pipelines.loading import transforms
-from ktn_jax.data_pipelines.loading.transforms import LabelledImage, PersonLabels
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ktn_jax.body import parts
 from ktn_jax.body.procedural import assembly
 from ktn_jax.body.symmetry import UVSymmetry
+from ktn_jax.data_pipelines.coco import annotations
+from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord, PersonRecord
+from ktn_jax.data_pipelines.loading import transforms
+from ktn_jax.data_pipelines.loading.transforms import LabelledImage, PersonLabels
 from ktn_jax.runtime.images import shortest_edge_size
 
 

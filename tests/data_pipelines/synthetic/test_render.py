@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from ktn_jax.data_pipelines.synthetic import render, render_meshes
-from ktn_jax.data_pipelines.synthetic.render import Person
-from ktn_jax.data_pipelines.synthetic.render_raster import Camera
 
 from ktn_jax.body import parts
 from ktn_jax.body.procedural import assembly, posing
+from ktn_jax.data_pipelines.synthetic import render, render_meshes
+from ktn_jax.data_pipelines.synthetic.render import Person
+from ktn_jax.data_pipelines.synthetic.render_raster import Camera
 
 CAMERA = Camera(focal=200.0, centre_x=80.0, centre_y=96.0, width=160, height=192)
 UPRIGHT = np.diag([1.0, -1.0, -1.0])  # from y up, facing +z to the camera's frame

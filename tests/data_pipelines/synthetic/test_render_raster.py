@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ktn_jax.data_pipelines.synthetic import render_meshes, render_raster
 from ktn_jax.data_pipelines.synthetic.render_raster import Camera
 

@@ -4,6 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+
+from ktn_jax.body import parts
+from ktn_jax.body.procedural import assembly, posing
 from ktn_jax.data_pipelines.synthetic import (
     render_meshes,
     scene,
@@ -15,9 +18,6 @@ from ktn_jax.data_pipelines.synthetic import (
     textures,
 )
 from ktn_jax.data_pipelines.synthetic.scene import Scene
-
-from ktn_jax.body import parts
-from ktn_jax.body.procedural import assembly, posing
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from ktn_jax.data_pipelines.synthetic import scene
-from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 
 from ktn_jax.body import parts
 from ktn_jax.body.procedural import assembly, posing
+from ktn_jax.data_pipelines.synthetic import scene
+from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 
 
 def _trunk(left_shoulder, right_shoulder):

@@ -11,13 +11,13 @@ import pycocotools.mask
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools.coco import COCO
+
+from ktn_jax.body import parts
 from ktn_jax.data_pipelines.coco import annotations
 from ktn_jax.data_pipelines.synthetic import dataset_files, labels
 from ktn_jax.data_pipelines.synthetic import source as synthetic
 from ktn_jax.data_pipelines.synthetic.scene import EASY, Scene
-from pycocotools.coco import COCO
-
-from ktn_jax.body import parts
 
 # pycocotools' decoder on current NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
