@@ -100,12 +100,21 @@ def make_source(data: Any) -> Source:
     return ConcatenatedSource(sources) if len(sources) > 1 else sources[0]
 
 
-def make_scene(synthetic: Any) -> Scene:
+def make_scene(synthetic: Any, preset: str | None = None) -> Scene:
     """Makes the scene that a `data.synthetic` section describes.
+
+    Args:
+        synthetic: the section.
+        preset: a scene by name, of which only the image size is the section's; None for the
+            section's own.
 
     Raises:
         ValueError: an unknown preset.
     """
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ValueError(f"scene {preset!r}: one of {sorted(PRESETS)}")
+        return dataclasses.replace(PRESETS[preset], image_size_hw=tuple(synthetic.image_size_hw))
     if synthetic.preset not in PRESETS:
         raise ValueError(f"data.synthetic.preset {synthetic.preset!r}: one of {sorted(PRESETS)}")
     return dataclasses.replace(

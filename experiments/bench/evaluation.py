@@ -24,8 +24,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ktn_jax.body.parts import FINE_TO_COARSE
-from ktn_jax.evaluation import boxes_keypoints, evaluator, precision_recall, scorer, template_files
+from ktn_jax.evaluation import boxes_keypoints, evaluator, scorer, template_files
 from ktn_jax.evaluation.ground_truth import read_ground_truth
+from ktn_jax.evaluation.options import ScoringOptions
 from ktn_jax.evaluation.result_files import index_results, read_payload
 from ktn_jax.results.records import encode_iuv
 
@@ -203,11 +204,11 @@ def _run(folder: pathlib.Path, processes: int) -> dict[str, float]:
     lap("read annotations")
     results = index_results(folder / "results.json", truth)
     lap("index results")
-    scores = list(scorer.score_images(truth, results, folder, processes=processes))
+    scores = list(scorer.score_images(truth, results, folder, ScoringOptions(workers=processes)))
     lap(f"score images ({processes} processes)")
     boxes_keypoints.evaluate_coco(truth, results, scores)
     lap("COCO boxes, masks, keypoints")
-    evaluator.summarise_scores(scores, precision_recall.similarity_thresholds())
+    evaluator.summarise_scores(scores)
     lap("match and accumulate")
     return stages
 

@@ -5,6 +5,10 @@ A module here has a one-line docstring (the help), `EXAMPLES`, `add_arguments(pa
 """
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ktn_jax.runtime.processes import Processes
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -36,20 +40,26 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def join_processes(arguments: argparse.Namespace) -> bool:
+def join_processes(arguments: argparse.Namespace) -> "Processes":
     """Joins the processes that the arguments name, before anything else touches JAX.
 
     Returns:
-        Whether there are any; False for a run of one process.
+        The processes of the run; one where no argument names any.
 
     Raises:
         ValueError: arguments are missing, or the processes cannot be joined.
     """
+    from ktn_jax.runtime.processes import Processes
+
     if arguments.cluster or arguments.coordinator is not None:
         from ktn_jax.training import distributed
 
         distributed.initialise(arguments.coordinator, arguments.num_processes, arguments.process_id)
-        return True
+        import jax
+        from jax.experimental import multihost_utils
+
+        wait = multihost_utils.sync_global_devices
+        return Processes(jax.process_index(), jax.process_count(), wait)
     if arguments.num_processes is not None or arguments.process_id is not None:
         raise ValueError("--num-processes and --process-id need --coordinator")
-    return False
+    return Processes()

@@ -10,14 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from ktn_jax.body.symmetry import UVSymmetry
-    from ktn_jax.data_pipelines.synthetic.scene import Scene
+    from ktn_jax.data_pipelines.synthetic.held_out import HeldOutPeople
     from ktn_jax.evaluation.metrics import Metrics
-    from ktn_jax.inference.predictor import Predictor
-    from ktn_jax.runtime.processes import Processes
-
-# Beyond the seeds that people train with: other images than any of theirs.
-HELD_OUT_SEED = 1_000_000
+    from ktn_jax.evaluation.options import ScoringOptions
 
 EXAMPLES = """
   ktn eval --results results.json --annotations densepose_minival2014.json --template eval_data/
@@ -65,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("--data synthetic")
     group.add_argument("--num-images", type=int, default=100, metavar="N", help="default 100")
     group.add_argument(
-        "--seed", type=int, default=HELD_OUT_SEED, help=f"decides them (default {HELD_OUT_SEED})"
+        "--seed", type=int, metavar="N", help="decides them; if not given, one nobody trains on"
     )
     group.add_argument(
         "--scene",
@@ -136,6 +131,12 @@ def _locate(arguments: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path |
     return annotations, images
 
 
+def _options(arguments: argparse.Namespace) -> "ScoringOptions":
+    from ktn_jax.evaluation.options import ScoringOptions
+
+    return ScoringOptions(arguments.mode, arguments.min_iou, arguments.workers)
+
+
 def _score_file(arguments: argparse.Namespace) -> int:
     from ktn_jax.evaluation import evaluator
 
@@ -145,184 +146,64 @@ def _score_file(arguments: argparse.Namespace) -> int:
             arguments.results,
             annotations,
             arguments.template,
-            arguments.mode,
-            arguments.output,
-            arguments.min_iou,
-            arguments.workers,
-            images,
-            progress,
+            _options(arguments),
+            output_dir=arguments.output,
+            images_dir=images,
+            progress=progress,
         )
     _show(metrics, arguments.output)
     return 0
 
 
 def _evaluate_model(arguments: argparse.Namespace) -> int:
-    from ktn_jax.checkpoints import weights
-    from ktn_jax.evaluation import sharing
-    from ktn_jax.evaluation.ground_truth import read_ground_truth
-    from ktn_jax.evaluation.precision_recall import similarity_thresholds
-    from ktn_jax.inference import dataset
+    from ktn_jax import commands
+    from ktn_jax.inference import model_evaluation
     from ktn_jax.runtime import configuration
 
-    similarity_thresholds(arguments.min_iou)  # a wrong one is found out before hours of work
+    options = _options(arguments)
     config = configuration.load_config(arguments.config, arguments.changes)
-    processes = _join_processes(arguments)
-    if arguments.random_weights:
-        variables = weights.initialise(config, seed=0)
-    else:
-        variables = weights.load(config, arguments.weights)
-    data = _describe_data(arguments, config)
-    symmetry = _load_symmetry(arguments, config)
-    run = dataset.describe_run(config, variables, data, arguments.tta, symmetry)
-    output = arguments.output or _default_output(run)
-    template = arguments.template or output / _own_template_name(arguments)
-    if processes.is_first:
-        _prepare_files(arguments, config, output, template)
-    processes.wait("prepared")
+    processes = commands.join_processes(arguments)
     if arguments.data == "synthetic":
-        annotations, images = _rendered_files(output)
+        data = _held_out_people(arguments, config)
     else:
-        annotations, images = _locate(arguments)
-    predictor = _make_predictor(arguments, config, variables, symmetry)
-    del variables  # the predictor keeps those that it needs
-    results = dataset.predict_dataset(
-        predictor, read_ground_truth(annotations), images, output, run, processes
-    )
+        data = model_evaluation.AnnotatedFiles(*_locate(arguments))
     with _progress(processes.is_first) as progress:
-        metrics = sharing.evaluate_shared(
-            results,
-            annotations,
-            template,
-            processes,
-            arguments.mode,
-            output,
-            arguments.min_iou,
-            arguments.workers,
-            images,
-            progress,
+        output, metrics = model_evaluation.evaluate_weights(
+            config,
+            _variables(arguments, config),  # not kept here: the predictor keeps what it needs
+            data,
+            arguments.template,
+            options,
+            output_dir=arguments.output,
+            augmented=arguments.tta,
+            fine_template=arguments.fine_template,
+            processes=processes,
+            progress=progress,
         )
     if metrics is not None:
         _show(metrics, output)
     return 0
 
 
-def _join_processes(arguments: argparse.Namespace) -> "Processes":
-    """Joins the processes of the run; without any of their arguments there is one."""
-    from ktn_jax import commands
-    from ktn_jax.runtime.processes import Processes
+def _variables(arguments: argparse.Namespace, config: "ConfigDict") -> Mapping[str, Any]:
+    from ktn_jax.checkpoints import weights
 
-    if not commands.join_processes(arguments):
-        return Processes()
-    import jax
-    from jax.experimental import multihost_utils
-
-    return Processes(jax.process_index(), jax.process_count(), multihost_utils.sync_global_devices)
+    if arguments.random_weights:
+        return weights.initialise(config, seed=0)
+    return weights.load(config, arguments.weights)
 
 
-def _describe_data(arguments: argparse.Namespace, config: "ConfigDict") -> bytes:
-    """What decides the images and their annotations; errors in naming them come here."""
-    import json
-
-    from ktn_jax.evaluation.ground_truth import read_ground_truth
-
-    if arguments.data != "synthetic":
-        annotations, _ = _locate(arguments)
-        read_ground_truth(annotations)
-        return annotations.read_bytes()
-    from ktn_jax.data_pipelines.synthetic.source import dataset_header
-
-    header = dataset_header(_scene(arguments, config), arguments.num_images, arguments.seed)
-    return json.dumps(header["info"], sort_keys=True).encode()
-
-
-def _scene(arguments: argparse.Namespace, config: "ConfigDict") -> "Scene":
-    import dataclasses
-
+def _held_out_people(arguments: argparse.Namespace, config: "ConfigDict") -> "HeldOutPeople":
     from ktn_jax.data_pipelines.loading.configured import make_scene
-    from ktn_jax.data_pipelines.synthetic.scene import PRESETS
+    from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED, HeldOutPeople
 
-    synthetic = config.data.synthetic
-    if arguments.scene is None:
-        return make_scene(synthetic)
-    if arguments.scene not in PRESETS:
-        raise ValueError(f"--scene {arguments.scene!r}: one of {sorted(PRESETS)}")
-    size = tuple(synthetic.image_size_hw)
-    return dataclasses.replace(PRESETS[arguments.scene], image_size_hw=size)
-
-
-def _load_symmetry(arguments: argparse.Namespace, config: "ConfigDict") -> "UVSymmetry | None":
-    from ktn_jax.inference.augmentation import load_symmetry
-
-    if not arguments.tta or not config.test.augmentation.flip:
-        return None
-    return load_symmetry(config.data)
-
-
-def _make_predictor(
-    arguments: argparse.Namespace,
-    config: "ConfigDict",
-    variables: Mapping[str, Any],
-    symmetry: "UVSymmetry | None",
-) -> "Predictor":
-    import jax
-
-    from ktn_jax.inference.augmentation import AugmentedPredictor
-    from ktn_jax.inference.predictor import Predictor
-
-    variables = jax.device_put(variables)  # once, not with every batch
-    if arguments.tta:
-        return AugmentedPredictor(config, variables, symmetry)
-    return Predictor(config, variables)
-
-
-def _default_output(run: Mapping[str, Any]) -> pathlib.Path:
-    """A folder of this run alone, so that the same command finds it again."""
-    import hashlib
-    import json
-
-    digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
-    return pathlib.Path("ktn_eval") / f"{run['name']}-{digest[:8]}"
-
-
-def _own_template_name(arguments: argparse.Namespace) -> str:
-    return "template-fine" if arguments.fine_template else "template"
-
-
-def _rendered_files(output: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Annotations and images of the people rendered for this run."""
-    from ktn_jax.data_pipelines.synthetic import dataset_files
-
-    folder = output / "people"
-    return folder / dataset_files.ANNOTATION_FILE, folder / dataset_files.IMAGE_FOLDER
-
-
-def _prepare_files(
-    arguments: argparse.Namespace,
-    config: "ConfigDict",
-    output: pathlib.Path,
-    template: pathlib.Path,
-) -> None:
-    """Makes what is missing: the output folder, and for synthetic people these and the template."""
-    from ktn_jax.evaluation import template_files
-
-    output.mkdir(parents=True, exist_ok=True)
-    if arguments.data == "synthetic":
-        from ktn_jax.body.procedural import assembly
-        from ktn_jax.data_pipelines.synthetic import dataset_files
-
-        if arguments.seed == config.data.synthetic.seed and config.data.source == "synthetic":
-            _note(f"--seed {arguments.seed} is the configuration's: people that it trains on")
-        annotations, _ = _rendered_files(output)
-        scene = _scene(arguments, config)
-        dataset_files.write_dataset(annotations.parent, arguments.num_images, arguments.seed, scene)
-        if not arguments.template and not (template / template_files.SURFACE_FILE).is_file():
-            template_files.write_body_template(
-                template,
-                assembly.make_body().template,
-                "the project's procedural body",
-                subdivided=arguments.fine_template,
-            )
-    template_files.load_template(template)  # converts official files now, once
+    seed = HELD_OUT_SEED if arguments.seed is None else arguments.seed
+    if seed == config.data.synthetic.seed and config.data.source == "synthetic":
+        print(  # noqa: T201
+            f"note: --seed {seed} is the configuration's: people that it trains on", file=sys.stderr
+        )
+    scene = make_scene(config.data.synthetic, arguments.scene)
+    return HeldOutPeople(scene, arguments.num_images, seed)
 
 
 @contextlib.contextmanager
@@ -343,7 +224,3 @@ def _show(metrics: "Metrics", output: pathlib.Path | None) -> None:
     print(metrics.table())  # noqa: T201
     if output is not None:
         print(f"metrics.json and report.html written to {output}")  # noqa: T201
-
-
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)  # noqa: T201

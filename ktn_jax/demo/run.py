@@ -17,24 +17,20 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ktn_jax.body.procedural import assembly
 from ktn_jax.checkpoints import weights
 from ktn_jax.configs import base
 from ktn_jax.data_pipelines.loading.configured import make_scene, make_training_data
 from ktn_jax.data_pipelines.synthetic import dataset_files
+from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 from ktn_jax.demo import page, pictures
-from ktn_jax.evaluation import evaluator, template_files
-from ktn_jax.evaluation.ground_truth import read_ground_truth
+from ktn_jax.evaluation import template_files
 from ktn_jax.evaluation.metrics import Metrics
-from ktn_jax.inference import dataset
-from ktn_jax.inference.predictor import Predictor
+from ktn_jax.inference import dataset, model_evaluation
 from ktn_jax.runtime import atomic_files, configuration
 from ktn_jax.training import checks, loop
 from ktn_jax.training.tracking import JSON_LINES
 
-# Test people take the seeds from here on: nobody trains on those.
-HELD_OUT_SEED = 1_000_000
 WEIGHTS_FILE, REPORT_FILE, RECORD_FILE = "weights.safetensors", "report.html", "demo.json"
 TRAINING_PEOPLE, TEST_PEOPLE, TEMPLATE, WORKDIR = "people", "test_people", "template", "training"
 RESULTS = "evaluation"
@@ -252,28 +248,17 @@ def _evaluate(request: Request, config: ConfigDict, say: Say) -> Metrics:
     output = request.output
     say("Finding the people of the test images.")
     weights.write_variables(output / WEIGHTS_FILE, weights.read_variables(output / WORKDIR))
-    # From the file, so that the scores are those of what the commands on the page load.
-    variables = weights.load(config, output / WEIGHTS_FILE)
-    folder = request.data / TEST_PEOPLE
-    annotations = folder / dataset_files.ANNOTATION_FILE
-    run = dataset.describe_run(config, variables, annotations.read_bytes())
-    images_dir = folder / dataset_files.IMAGE_FOLDER
-    results = dataset.predict_dataset(
-        Predictor(config, variables),
-        read_ground_truth(annotations),
-        images_dir,
-        output / RESULTS,
-        run,
-    )
     template = request.data / TEMPLATE
-    if not (template / template_files.SURFACE_FILE).is_file():
-        body = assembly.make_body().template
-        template_files.write_body_template(
-            template, body, "the project's procedural body", subdivided=False
-        )
-    return evaluator.evaluate_files(
-        results, annotations, template, output_dir=output / RESULTS, images_dir=images_dir
+    template_files.ensure_own_template(template)
+    _, metrics = model_evaluation.evaluate_weights(
+        config,
+        # From the file, so that the scores are those of what the commands on the page load.
+        weights.load(config, output / WEIGHTS_FILE),
+        model_evaluation.AnnotatedFiles.in_folder(request.data / TEST_PEOPLE),
+        template,
+        output_dir=output / RESULTS,
     )
+    return metrics
 
 
 def _commands(request: Request, config_name: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ import numpy as np
 from ktn_jax.evaluation import assignment, boxes_keypoints, metrics, patch_errors, precision_recall
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
+from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
 from ktn_jax.evaluation.result_files import ResultIndex, index_results
 from ktn_jax.evaluation.scorer import ImageScores, score_images
 from ktn_jax.evaluation.template_files import load_template
@@ -19,10 +20,9 @@ def evaluate_files(
     results_path: str | pathlib.Path,
     annotations_path: str | pathlib.Path,
     template_dir: str | pathlib.Path,
-    mode: str = "upstream",
+    options: ScoringOptions = DEFAULT_OPTIONS,
+    *,
     output_dir: str | pathlib.Path | None = None,
-    min_iou: float = 0.5,
-    processes: int | None = None,
     images_dir: str | pathlib.Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> metrics.Metrics:
@@ -32,11 +32,8 @@ def evaluate_files(
         results_path: detections in the DensePose-COCO results format.
         annotations_path: DensePose-COCO annotations.
         template_dir: evaluation template, see `template_files.load_template`.
-        mode: "upstream" scores as today's detectron2, "ktn" as the KTNv2 code, which published
-            KTN numbers come from.
+        options: how to score.
         output_dir: where `metrics.json` and `report.html` go; None writes nothing.
-        min_iou: lowest threshold of the averages over GPS, GPSm and IoU.
-        processes: None takes one per available core.
         images_dir: pictures for the report's best and worst people.
         progress: called with (images done, images in all) now and then.
 
@@ -45,15 +42,34 @@ def evaluate_files(
 
     Raises:
         EvaluationError: a file cannot be scored; the message says which entry and why.
-        ValueError: an argument is out of range.
     """
-    precision_recall.similarity_thresholds(min_iou)  # a wrong one is found out before the work
-    truth = read_ground_truth(annotations_path)
+    return evaluate_results(
+        results_path,
+        read_ground_truth(annotations_path),
+        template_dir,
+        options,
+        output_dir=output_dir,
+        images_dir=images_dir,
+        progress=progress,
+    )
+
+
+def evaluate_results(
+    results_path: str | pathlib.Path,
+    truth: GroundTruth,
+    template_dir: str | pathlib.Path,
+    options: ScoringOptions = DEFAULT_OPTIONS,
+    *,
+    output_dir: str | pathlib.Path | None = None,
+    images_dir: str | pathlib.Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> metrics.Metrics:
+    """Does what `evaluate_files` does, with annotations that are already read."""
     results = index_results(results_path, truth)
     load_template(template_dir)  # converts official files once, before processes open them
-    scores = list(score_images(truth, results, template_dir, mode, processes, progress))
+    scores = list(score_images(truth, results, template_dir, options, progress))
     return evaluate_scores(
-        scores, truth, results, template_dir, mode, output_dir, min_iou, images_dir
+        scores, truth, results, template_dir, options, output_dir=output_dir, images_dir=images_dir
     )
 
 
@@ -62,9 +78,9 @@ def evaluate_scores(
     truth: GroundTruth,
     results: ResultIndex,
     template_dir: str | pathlib.Path,
-    mode: str = "upstream",
+    options: ScoringOptions = DEFAULT_OPTIONS,
+    *,
     output_dir: str | pathlib.Path | None = None,
-    min_iou: float = 0.5,
     images_dir: str | pathlib.Path | None = None,
 ) -> metrics.Metrics:
     """Does the rest of `evaluate_files` when images are scored, here or by several processes.
@@ -74,15 +90,13 @@ def evaluate_scores(
         truth: the annotations.
         results: index of the results file.
         template_dir: the template that the images were scored with.
-        mode: the one that they were scored in.
+        options: those that they were scored with.
         output_dir: see `evaluate_files`.
-        min_iou: see `evaluate_files`.
         images_dir: see `evaluate_files`.
 
     Returns:
         All scores.
     """
-    thresholds = precision_recall.similarity_thresholds(min_iou)
     template = load_template(template_dir)
     extra, extra_notes = boxes_keypoints.evaluate_coco(truth, results, scores)
     found = sum(1 for image in truth.images if image.image_id in results.by_image)
@@ -91,7 +105,7 @@ def evaluate_scores(
         notes.append(f"{len(truth.images) - found} of {len(truth.images)} images have no detection")
     if not template.is_official:
         notes.append(f"template: {template.origin}; not comparable with published numbers")
-    result = summarise_scores(scores, thresholds, mode, extra, notes)
+    result = summarise_scores(scores, options, extra, notes)
     result.meta.update(
         {
             "template": template.origin,
@@ -154,8 +168,7 @@ def accumulate_scores(
 
 def summarise_scores(
     scores: Sequence[ImageScores],
-    thresholds: np.ndarray,
-    mode: str = "upstream",
+    options: ScoringOptions = DEFAULT_OPTIONS,
     extra: dict[str, dict[str, float | None]] | None = None,
     notes: Sequence[str] = (),
 ) -> metrics.Metrics:
@@ -163,25 +176,28 @@ def summarise_scores(
 
     Args:
         scores: of all images, ascending ids.
-        thresholds: of the averages.
-        mode: the one that the scores were made with.
+        options: those that they were scored with.
         extra: further measures (boxes, masks, keypoints) by name.
         notes: what the reader should know.
 
     Returns:
         The metrics.
     """
-    curves = accumulate_scores(scores, thresholds)
+    curves = accumulate_scores(scores, options.thresholds)
     summaries = {}
     for row, name in enumerate(MEASURES):
-        values = precision_recall.summarise(curves, row, exact_thresholds=mode == "ktn")
+        values = precision_recall.summarise(curves, row, exact_thresholds=options.mode == "ktn")
         summaries[name] = {key: metrics.percent(value) for key, value in values.items()}
     return metrics.Metrics(
         summaries={**summaries, **(extra or {})},
         patches=patch_errors.add_up(image.patches for image in scores),
         people=tuple(person for image in scores for person in image.people),
         curves=curves,
-        meta={"mode": mode, "images": len(scores), "thresholds": thresholds.tolist()},
+        meta={
+            "mode": options.mode,
+            "images": len(scores),
+            "thresholds": options.thresholds.tolist(),
+        },
         notes=tuple(notes),
     )
 

@@ -21,11 +21,11 @@ from ktn_jax.evaluation import ignore_regions, masks
 from ktn_jax.evaluation.assignment import MAX_DETECTIONS
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth, PersonTruth
+from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
 from ktn_jax.evaluation.patch_errors import PatchErrors, PersonScore, measure_patches
 from ktn_jax.evaluation.result_files import Detection, ResultIndex, read_payload
 from ktn_jax.evaluation.template_files import load_template
 
-MODES = ("upstream", "ktn")
 COCO_MAX_DETECTIONS = 100
 _IMAGES_PER_TASK = 8
 _MIN_IMAGES_FOR_PROCESSES = 64  # below, starting processes takes longer than scoring
@@ -299,8 +299,7 @@ def score_images(
     truth: GroundTruth,
     results: ResultIndex,
     template: geodesic.EvaluationTemplate | str | pathlib.Path,
-    mode: str = "upstream",
-    processes: int | None = None,
+    options: ScoringOptions = DEFAULT_OPTIONS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[ImageScores]:
     """Scores all images, in the order of their ids.
@@ -309,9 +308,7 @@ def score_images(
         truth: the annotations.
         results: index of the results file.
         template: a template, or the folder that holds it (each process maps it by itself).
-        mode: "upstream" for today's detectron2, "ktn" for the KTNv2 evaluator.
-        processes: how many to start; None takes one per available core, and none at all for a
-            few images.
+        options: how to score, and with how many processes.
         progress: called with (images done, images in all) now and then.
 
     Yields:
@@ -320,22 +317,21 @@ def score_images(
     Raises:
         EvaluationError: a detection's picture cannot be used.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
     if isinstance(template, str):
         template = pathlib.Path(template)
     pairs = [(image, results.by_image.get(image.image_id, ())) for image in truth.images]
     tasks = [pairs[i : i + _IMAGES_PER_TASK] for i in range(0, len(pairs), _IMAGES_PER_TASK)]
-    if processes is None:
-        processes = _available_cores() if len(pairs) >= _MIN_IMAGES_FOR_PROCESSES else 1
-    arguments = (template, results.path, mode)
+    workers = options.workers
+    if workers is None:
+        workers = _available_cores() if len(pairs) >= _MIN_IMAGES_FOR_PROCESSES else 1
+    arguments = (template, results.path, options.mode)
     done = 0
     with contextlib.ExitStack() as stack:
-        if processes > 1:
+        if workers > 1:
             # Not forked: the caller may hold threads (JAX does), and a fork copies their locks.
             context = multiprocessing.get_context("spawn")
             pool = concurrent.futures.ProcessPoolExecutor(
-                processes, context, _start_process, arguments
+                workers, context, _start_process, arguments
             )
             stack.callback(pool.shutdown, cancel_futures=True)
             outcomes = pool.map(_work_in_process, tasks)
@@ -358,7 +354,7 @@ def _guarded(outcomes: Iterator) -> Iterator:
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a scoring process ended by itself: it ran out of memory, or this was called from a "
-            "script without `if __name__ == '__main__':`. processes=1 starts none"
+            "script without `if __name__ == '__main__':`. ScoringOptions(workers=1) starts none"
         ) from error
 
 

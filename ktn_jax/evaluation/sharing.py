@@ -14,8 +14,9 @@ import numpy as np
 
 from ktn_jax.evaluation import evaluator
 from ktn_jax.evaluation.errors import EvaluationError
-from ktn_jax.evaluation.ground_truth import read_ground_truth
+from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.evaluation.metrics import Metrics
+from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
 from ktn_jax.evaluation.patch_errors import PatchErrors, PersonScore
 from ktn_jax.evaluation.result_files import index_results
 from ktn_jax.evaluation.scorer import ImageScores, score_images
@@ -38,27 +39,24 @@ _ARRAYS = {
 
 def evaluate_shared(
     results_path: pathlib.Path,
-    annotations_path: pathlib.Path,
+    truth: GroundTruth,
     template_dir: pathlib.Path,
     processes: Processes,
-    mode: str = "upstream",
+    options: ScoringOptions = DEFAULT_OPTIONS,
+    *,
     output_dir: pathlib.Path | None = None,
-    min_iou: float = 0.5,
-    workers: int | None = None,
     images_dir: pathlib.Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Metrics | None:
-    """Scores a results file as `evaluator.evaluate_files` does, shared between processes.
+    """Scores a results file as `evaluator.evaluate_results` does, shared between processes.
 
     Args:
         results_path: detections, in a folder that all processes see.
-        annotations_path: DensePose-COCO annotations.
+        truth: the annotations.
         template_dir: evaluation template, already converted if it is of the official files.
         processes: those that share the images; each calls this.
-        mode: "upstream" or "ktn".
+        options: how to score; `workers` are the processes that each of these starts.
         output_dir: where `metrics.json` and `report.html` go.
-        min_iou: lowest threshold of the averages.
-        workers: processes that each of these starts; None takes one per available core.
         images_dir: pictures for the report.
         progress: called with (images done, images in all) of this process's share.
 
@@ -69,21 +67,18 @@ def evaluate_shared(
         EvaluationError: a file cannot be scored.
     """
     if processes.count == 1:
-        return evaluator.evaluate_files(
+        return evaluator.evaluate_results(
             results_path,
-            annotations_path,
+            truth,
             template_dir,
-            mode,
-            output_dir,
-            min_iou,
-            workers,
-            images_dir,
-            progress,
+            options,
+            output_dir=output_dir,
+            images_dir=images_dir,
+            progress=progress,
         )
-    truth = read_ground_truth(annotations_path)
     results = index_results(results_path, truth)
     share = dataclasses.replace(truth, images=truth.images[processes.index :: processes.count])
-    scores = score_images(share, results, template_dir, mode, workers, progress)
+    scores = score_images(share, results, template_dir, options, progress)
     folder = results_path.parent
     _write_scores(_scores_file(folder, processes.index), scores)
     processes.wait("scored")
@@ -98,7 +93,7 @@ def evaluate_shared(
             "processes see the same folder?"
         )
     metrics = evaluator.evaluate_scores(
-        joined, truth, results, template_dir, mode, output_dir, min_iou, images_dir
+        joined, truth, results, template_dir, options, output_dir=output_dir, images_dir=images_dir
     )
     for index in range(processes.count):
         _scores_file(folder, index).unlink()

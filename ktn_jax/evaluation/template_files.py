@@ -17,6 +17,7 @@ import scipy.io
 
 from ktn_jax.body.evaluation_mesh import make_evaluation_mesh
 from ktn_jax.body.geodesics import condensed_geodesics
+from ktn_jax.body.procedural import assembly
 from ktn_jax.body.surface import Template
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
@@ -154,6 +155,18 @@ def write_body_template(
         origin=origin,
         vertices=mesh.vertices[mesh.chart_to_vertex],
     )
+
+
+def ensure_own_template(folder: str | pathlib.Path, subdivided: bool = False) -> None:
+    """Makes the evaluation template of the project's procedural body, if it is not there yet.
+
+    Args:
+        folder: to write it into.
+        subdivided: see `write_body_template`.
+    """
+    if not (pathlib.Path(folder) / SURFACE_FILE).is_file():
+        body = assembly.make_body().template
+        write_body_template(folder, body, "the project's procedural body", subdivided)
 
 
 def write_template(

@@ -241,5 +241,11 @@ def describe_run(
     }
 
 
+def default_folder(run: Mapping[str, Any]) -> pathlib.Path:
+    """A folder for the results of a run alone, so that the same run finds it again."""
+    digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    return pathlib.Path("ktn_eval") / f"{run['name']}-{digest[:8]}"
+
+
 def _digest(digest: Any) -> str:
     return digest.hexdigest()[:_DIGEST_LENGTH]

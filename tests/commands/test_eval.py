@@ -14,10 +14,11 @@ import pytest
 
 from ktn_jax import cli
 from ktn_jax.checkpoints import weights
-from ktn_jax.commands import eval as eval_command
 from ktn_jax.commands.train import EXIT_INTERRUPTED
+from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED, HeldOutPeople
 from ktn_jax.data_pipelines.synthetic.scene import PRESETS
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
+from ktn_jax.inference import model_evaluation
 from ktn_jax.modeling.detector import build_model
 from ktn_jax.results.records import PersonResult, encode_iuv
 from ktn_jax.runtime.configuration import load_config
@@ -76,7 +77,7 @@ def evaluated(tmp_path_factory):
 class _StandIn:
     """Finds one small person in the corner of each photo."""
 
-    def __init__(self, arguments, config, variables, symmetry):
+    def __init__(self, config, variables):
         self.config = config
 
     def __call__(self, photos):
@@ -87,7 +88,7 @@ class _StandIn:
 @pytest.fixture
 def stand_in(monkeypatch):
     """Spares what follows from compiling the network again."""
-    monkeypatch.setattr(eval_command, "_make_predictor", _StandIn)
+    monkeypatch.setattr(model_evaluation, "Predictor", _StandIn)
 
 
 class _Printed:
@@ -129,7 +130,7 @@ def test_a_model_on_synthetic_people(evaluated):
 def test_the_same_command_again_predicts_nothing(evaluated, monkeypatch, capsys):
     output, text = evaluated
     monkeypatch.setattr(_StandIn, "__call__", None)
-    monkeypatch.setattr(eval_command, "_make_predictor", _StandIn)
+    monkeypatch.setattr(model_evaluation, "Predictor", _StandIn)
     before = (output / "results.json").read_bytes()
     assert cli.main(["eval", *MODEL, *SYNTHETIC, "--output", str(output)]) == 0
     assert capsys.readouterr().out == text
@@ -171,14 +172,12 @@ def test_another_run_is_refused_and_stopping_can_go_on(evaluated, stand_in, monk
 def test_a_run_finds_its_own_folder_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen = []
-    monkeypatch.setattr(
-        eval_command, "_prepare_files", lambda arguments, config, output, _: seen.append(output)
-    )
 
-    def fail(*_):
+    def write(people, folder):
+        seen.append(folder.parent)
         raise ValueError("nothing was made")
 
-    monkeypatch.setattr(eval_command, "_rendered_files", fail)
+    monkeypatch.setattr(HeldOutPeople, "write", write)
     model = [f"--config={ROOT / 'configs/ktn.py:tiny'}", *MODEL[1:]]
     for more in ([], [], ["--seed=3"], ["--tta", "--set=test.augmentation.flip=False"]):
         assert cli.main(["eval", *model, *SYNTHETIC, *more]) == 1
@@ -204,7 +203,7 @@ def test_augmented_views_from_the_command(evaluated, monkeypatch):
 def _rendered_truth(folder):
     """People rendered as the command does, written as results of a perfect system."""
     scene = dataclasses.replace(PRESETS["easy"], image_size_hw=(96, 96))
-    source = SyntheticSource(NUM_IMAGES, eval_command.HELD_OUT_SEED, scene)
+    source = SyntheticSource(NUM_IMAGES, HELD_OUT_SEED, scene)
     entries = []
     for index in range(NUM_IMAGES):
         picture = source.picture(index)
@@ -259,7 +258,7 @@ def test_rendered_truth_as_results_scores_100(evaluated, tmp_path, capsys):
         ([*MODEL, "--data=here", "--template=t"], "--data here: no such folder"),
         ([*MODEL, "--data=.", "--template=t"], "it has no images/; name them with --images"),
         ([*MODEL, "--data=synthetic", "--images=i"], "makes its own annotations"),
-        ([*MODEL, "--data=synthetic", "--scene=odd"], "--scene 'odd': one of ['busy', 'default'"),
+        ([*MODEL, "--data=synthetic", "--scene=odd"], "scene 'odd': one of ['busy', 'default'"),
         ([*MODEL, "--data=synthetic", "--min-iou=2"], "lowest threshold"),
         ([*MODEL, "--data=synthetic", "--process-id=1"], "need --coordinator"),
         (["--results=r.json"], "--results needs the --annotations"),

@@ -9,6 +9,7 @@ import pytest
 
 from ktn_jax import cli
 from ktn_jax.data_pipelines.loading import configured
+from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
 from ktn_jax.data_pipelines.synthetic.scene import EASY, FRONTAL, HARD
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 from ktn_jax.demo import pictures, run
@@ -46,7 +47,7 @@ def test_a_perfect_result_is_drawn_as_the_truth(people, tmp_path):
 
 
 def test_training_and_test_people_are_not_the_same():
-    training, test = (SyntheticSource(1, seed) for seed in (0, run.HELD_OUT_SEED))
+    training, test = (SyntheticSource(1, seed) for seed in (0, HELD_OUT_SEED))
     assert (training.picture(0).image != test.picture(0).image).mean() > 0.5
 
 

@@ -10,13 +10,16 @@ import pytest
 from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.evaluation import evaluator, geodesic_similarity
 from ktn_jax.evaluation.errors import EvaluationError
+from ktn_jax.evaluation.options import ScoringOptions
 
 SHIFT = 2  # pixels; one vertex for small people, half a vertex for large ones
 
 
-def _run(world, folder, entries=None, **options):
+def _run(world, folder, entries=None, output_dir=None, **scoring):
     results, truth = world.write(folder, entries)
-    return evaluator.evaluate_files(results, truth, world.template_dir, **options)
+    return evaluator.evaluate_files(
+        results, truth, world.template_dir, ScoringOptions(**scoring), output_dir=output_dir
+    )
 
 
 def _with_pictures(world, change):
@@ -146,29 +149,28 @@ def test_a_duplicate_is_a_false_positive_and_is_told(flat_world, tmp_path):
 
 
 def test_processes_do_not_change_a_digit(flat_world, tmp_path):
-    one = _run(flat_world, tmp_path, processes=1)
-    two = _run(flat_world, tmp_path, processes=2)
+    one = _run(flat_world, tmp_path, workers=1)
+    two = _run(flat_world, tmp_path, workers=2)
     assert one.to_json() == two.to_json()
 
 
 def test_errors_come_out_of_a_process_as_they_are(flat_world, tmp_path):
     entries = [{**e, "iuv": np.full_like(e["iuv"], 25)} for e in flat_world.entries[:1]]
-    for processes in (1, 2):
+    for workers in (1, 2):
         with pytest.raises(EvaluationError, match=r"detection 1 of image 7: .*25.*wanted 0\.\.24"):
-            _run(flat_world, tmp_path, entries, processes=processes)
+            _run(flat_world, tmp_path, entries, workers=workers)
 
 
 def test_parts_of_a_run_join_to_the_whole(flat_world, tmp_path):
     results, truth_path = flat_world.write(tmp_path)
     truth = evaluator.read_ground_truth(truth_path)
     index = evaluator.index_results(results, truth)
-    scores = list(evaluator.score_images(truth, index, flat_world.template_dir, processes=1))
-    thresholds = np.linspace(0.5, 0.95, 10)
+    scores = list(evaluator.score_images(truth, index, flat_world.template_dir))
     # The second process filled its last batch up with an image of the first.
     joined = evaluator.combine_scores([[scores[2]], [scores[0], scores[1], scores[2]]])
     assert [image.image_id for image in joined] == [3, 7, 12]
-    whole = evaluator.summarise_scores(scores, thresholds)
-    assert evaluator.summarise_scores(joined, thresholds).to_json() == whole.to_json()
+    whole = evaluator.summarise_scores(scores)
+    assert evaluator.summarise_scores(joined).to_json() == whole.to_json()
     wrong = scores[2].gps + 0.1
     with pytest.raises(EvaluationError, match="image 12 was scored twice"):
         evaluator.combine_scores([scores, [dataclasses.replace(scores[2], gps=wrong)]])
@@ -216,10 +218,19 @@ def test_masks_that_cannot_be_drawn_are_named(flat_world, tmp_path, change):
         evaluator.evaluate_files(results, truth, flat_world.template_dir)
 
 
-@pytest.mark.parametrize("mode", ["Upstream", "fork", ""])
-def test_unknown_mode_is_refused(flat_world, tmp_path, mode):
-    with pytest.raises(ValueError, match="mode must be one of"):
-        _run(flat_world, tmp_path, mode=mode)
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ({"mode": "Upstream"}, "mode must be one of"),
+        ({"mode": ""}, "mode must be one of"),
+        ({"min_iou": 0}, "lowest threshold"),
+        ({"min_iou": float("nan")}, "lowest threshold"),
+        ({"workers": 0}, "workers must be at least 1"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(option, text):
+    with pytest.raises(ValueError, match=text):
+        ScoringOptions(**option)
 
 
 def test_ktn_masks_are_larger(flat_world, tmp_path):
@@ -234,7 +245,9 @@ def test_ktn_masks_are_larger(flat_world, tmp_path):
         mode: np.concatenate(
             [
                 image.mask_iou.max(axis=0)
-                for image in evaluator.score_images(truth, index, flat_world.template_dir, mode)
+                for image in evaluator.score_images(
+                    truth, index, flat_world.template_dir, ScoringOptions(mode)
+                )
             ]
         )
         for mode in ("upstream", "ktn")

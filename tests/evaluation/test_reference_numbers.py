@@ -10,6 +10,7 @@ from ktn_jax.evaluation import (
     result_files,
     template_files,
 )
+from ktn_jax.evaluation.options import ScoringOptions
 
 FORK = {"upstream": "expected_upstream.npz", "ktn": "expected_ktnv2_fork.npz"}
 CASES = [
@@ -28,7 +29,7 @@ def scored(request, golden_dir, tmp_path_factory):
     truth = ground_truth.read_ground_truth(folder / "gt.json")
     results = result_files.index_results(folder / "predictions.json", truth)
     scores = list(
-        evaluator.score_images(truth, results, converted, mode=request.param, processes=1)
+        evaluator.score_images(truth, results, converted, ScoringOptions(request.param, workers=1))
     )
     with np.load(folder / FORK[request.param], allow_pickle=False) as expected:
         return request.param, scores, {name: expected[name] for name in expected.files}

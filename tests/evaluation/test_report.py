@@ -5,11 +5,13 @@ from PIL import Image
 
 from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.evaluation import evaluator, report_figures
+from ktn_jax.evaluation.options import ScoringOptions
 
 
 def _metrics(flat_world, folder, **options):
     results, truth = flat_world.write(folder)
-    return evaluator.evaluate_files(results, truth, flat_world.template_dir, **options)
+    options = ScoringOptions(**options)
+    return evaluator.evaluate_files(results, truth, flat_world.template_dir, options)
 
 
 def test_patches_without_points_are_grey_and_exact_ones_are_not(flat_world):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ktn_jax.evaluation import evaluator, scorer, sharing, template_files
+from ktn_jax.evaluation import evaluator, scorer, sharing
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import read_ground_truth
 from ktn_jax.evaluation.result_files import index_results
@@ -19,44 +19,9 @@ from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime.configuration import load_config
 from ktn_jax.runtime.processes import Processes
 
-SIZES = [(40, 60), (60, 40), (40, 60), (50, 50), (60, 40), (40, 60), (40, 60)]
+NUM_IMAGES = 7
 RUN = {"name": "run"}
 CONFIG = load_config("configs/ktn.py:tiny", ["test.batch_size=2"])
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    """Images of one colour each, two people annotated in all, ids that are not in order."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    images, annotations = [], []
-    for number, (height, width) in enumerate(SIZES):
-        name = f"{number}.png"
-        Image.new("RGB", (width, height), (10 * number, 0, 0)).save(folder / name)
-        images.append({"id": 70 - number, "file_name": name, "height": height, "width": width})
-        annotations.append(
-            {
-                "id": number + 1,
-                "image_id": 70 - number,
-                "category_id": 7,
-                "bbox": [5, 5, 20, 30],
-                "area": 600,
-                "iscrowd": 0,
-                "dp_x": [100.0, 200.0],
-                "dp_y": [100.0, 50.0],
-                "dp_I": [2.0, 2.0],
-                "dp_U": [0.2, 0.4],
-                "dp_V": [0.1, 0.9],
-                "dp_masks": [],
-            }
-        )
-    content = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": 7, "name": "person"}],
-    }
-    (tmp_path / "annotations.json").write_text(json.dumps(content))
-    return tmp_path
 
 
 class _Predictor:
@@ -88,7 +53,7 @@ def _predict(dataset, output, predictor, processes=None):
 
 def test_every_image_is_written_with_its_people_and_the_category_of_the_file(dataset):
     found_records = records.read_results(_predict(dataset, dataset / "out", _Predictor()))
-    counts = {70 - number: number % 3 for number in range(len(SIZES))}
+    counts = {70 - number: number % 3 for number in range(NUM_IMAGES)}
     found = [record["image_id"] for record in found_records]
     assert {i: found.count(i) for i in counts} == counts
     assert found == sorted(found)
@@ -100,7 +65,7 @@ def test_every_image_is_written_with_its_people_and_the_category_of_the_file(dat
 def test_batches_hold_images_that_are_padded_alike(dataset):
     predictor = _Predictor()
     _predict(dataset, dataset / "out", predictor)
-    assert sum(map(len, predictor.seen)) == len(SIZES)
+    assert sum(map(len, predictor.seen)) == NUM_IMAGES
     assert all(len(set(batch)) == 1 for batch in predictor.seen)
     assert sorted(map(len, predictor.seen)) == [1, 2, 2, 2]
 
@@ -113,7 +78,7 @@ def test_a_stopped_run_goes_on_without_doing_anything_twice(dataset, fault):
         _predict(dataset, dataset / "out", first)
     assert not (dataset / "out" / "results.json").exists()
     assert _predict(dataset, dataset / "out", second).read_bytes() == whole
-    assert sum(map(len, first.seen)) + sum(map(len, second.seen)) == len(SIZES)
+    assert sum(map(len, first.seen)) + sum(map(len, second.seen)) == NUM_IMAGES
     assert _predict(dataset, dataset / "out", third).read_bytes() == whole
     assert third.seen == []
 
@@ -149,7 +114,7 @@ def test_another_number_of_processes_goes_on(dataset):
         _predict(dataset, dataset / "out", stopped)
     paths = _in_processes(2, lambda p: _predict(dataset, dataset / "out", predictors[p.index], p))
     assert paths[0].read_bytes() == whole
-    assert sum(sum(map(len, p.seen)) for p in [stopped, *predictors]) == len(SIZES)
+    assert sum(sum(map(len, p.seen)) for p in [stopped, *predictors]) == NUM_IMAGES
 
 
 def test_files_that_do_not_fit_are_named_before_the_work(dataset):
@@ -212,23 +177,6 @@ def test_a_run_is_described_by_what_decides_its_results(golden_dir):
     assert len({json.dumps(run) for run in [base, *changed]}) == 1 + len(changed)
 
 
-@pytest.fixture
-def template_dir(tmp_path):
-    """Three points on each patch, any two of them some distance apart."""
-    count = 3 * 24
-    template_files.write_template(
-        tmp_path / "template",
-        u=np.tile([0.0, 0.5, 1.0], 24),
-        v=np.tile([0.0, 0.5, 1.0], 24),
-        part=np.repeat(np.arange(1, 25), 3),
-        row=np.arange(count),
-        geodesics=[np.random.default_rng(0).uniform(0.05, 0.5, count * (count - 1) // 2)],
-        num_distances=count * (count - 1) // 2,
-        origin="points",
-    )
-    return tmp_path / "template"
-
-
 def test_processes_that_score_their_share_get_the_scores_of_one(dataset, template_dir):
     path = _predict(dataset, dataset / "out", _Predictor())
     annotations = dataset / "annotations.json"
@@ -236,7 +184,7 @@ def test_processes_that_score_their_share_get_the_scores_of_one(dataset, templat
     outcomes = _in_processes(
         3,
         lambda p: sharing.evaluate_shared(
-            path, annotations, template_dir, p, output_dir=dataset / "out"
+            path, read_ground_truth(annotations), template_dir, p, output_dir=dataset / "out"
         ),
     )
     assert outcomes[1:] == [None, None]

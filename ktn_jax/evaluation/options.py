@@ -1,0 +1,47 @@
+"""What a caller decides about scoring."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from ktn_jax.evaluation.precision_recall import similarity_thresholds
+
+MODES = ("upstream", "ktn")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringOptions:
+    """How detections are scored.
+
+    Attributes:
+        mode: "upstream" scores as today's detectron2, "ktn" as the KTNv2 code, which published
+            KTN numbers come from.
+        min_iou: lowest threshold of the averages over GPS, GPSm and IoU, in (0, 0.95].
+        workers: processes that score; None takes one per available core, and none at all for a
+            few images.
+    """
+
+    mode: Literal["upstream", "ktn"] = "upstream"
+    min_iou: float = 0.5
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Finds a wrong option before hours of work.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {MODES}, got {self.mode!r}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+        similarity_thresholds(self.min_iou)
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        """[T] similarity thresholds from `min_iou` to 0.95."""
+        return similarity_thresholds(self.min_iou)
+
+
+DEFAULT_OPTIONS = ScoringOptions()

@@ -1,0 +1,212 @@
+"""From a model and annotated images to its scores."""
+
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ktn_jax.data_pipelines.synthetic import dataset_files
+from ktn_jax.data_pipelines.synthetic.held_out import HeldOutPeople
+from ktn_jax.evaluation import sharing, template_files
+from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
+from ktn_jax.evaluation.metrics import Metrics
+from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
+from ktn_jax.inference import dataset
+from ktn_jax.inference.augmentation import AugmentedPredictor, load_symmetry
+from ktn_jax.inference.predictor import Predictor
+from ktn_jax.runtime.processes import Processes
+
+PEOPLE_FOLDER, TEMPLATE_FOLDER = "people", "template"
+_FINE_TEMPLATE_FOLDER = "template-fine"
+# Of a run that is never resumed: its shards are removed before the next one.
+_UNNAMED_RUN = {"name": "not to be resumed"}
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotatedImages:
+    """Images to evaluate on.
+
+    Attributes:
+        truth: their annotations.
+        folder: that the annotations' file names are relative to.
+    """
+
+    truth: GroundTruth
+    folder: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotatedFiles:
+    """Where images to evaluate on lie.
+
+    Attributes:
+        annotations: DensePose-COCO annotations.
+        images: the folder of their images.
+    """
+
+    annotations: pathlib.Path
+    images: pathlib.Path
+
+    @classmethod
+    def in_folder(cls, folder: pathlib.Path) -> "AnnotatedFiles":
+        """Those of a folder with annotations.json and images/, as `ktn data synth` writes it."""
+        return cls(folder / dataset_files.ANNOTATION_FILE, folder / dataset_files.IMAGE_FOLDER)
+
+    def read(self) -> AnnotatedImages:
+        """Reads the annotations.
+
+        Raises:
+            EvaluationError: they are missing or cannot be scored.
+        """
+        return AnnotatedImages(read_ground_truth(self.annotations), self.images)
+
+
+def evaluate_model(
+    predictor: dataset.CallablePredictor,
+    data: AnnotatedImages,
+    template_dir: pathlib.Path,
+    options: ScoringOptions = DEFAULT_OPTIONS,
+    *,
+    output_dir: pathlib.Path | None = None,
+    run: Mapping[str, Any] | None = None,
+    processes: Processes | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Metrics | None:
+    """Finds the people of annotated images and scores them.
+
+    Without `run` everything is computed anew: the predictor's weights may have changed since the
+    last call. With it, detections that an earlier call left in `output_dir` are used.
+
+    Args:
+        predictor: with weights.
+        data: what to look at.
+        template_dir: evaluation template, see `template_files.load_template`.
+        options: how to score.
+        output_dir: gets `results.json`, `metrics.json`, `report.html` and the detections of a run
+            that was stopped; all processes must see it. None leaves nothing on disk.
+        run: what makes the detections, see `dataset.describe_run`.
+        processes: those that share the work; each calls this.
+        progress: called with (images scored, images in all) of this process's share.
+
+    Returns:
+        All scores in process 0, None in the others.
+
+    Raises:
+        ValueError: `run`, or several processes, without an `output_dir`.
+        EvaluationError: an image or the template is missing or does not fit.
+        ktn_jax.results.shards.ShardError: `output_dir` holds another run.
+        ktn_jax.runtime.images.ImageError: an image file cannot be read.
+    """
+    processes = processes or Processes()
+    if output_dir is None and (run is not None or processes.count > 1):
+        raise ValueError("a run to be resumed, or of several processes, needs an output_dir")
+    with _folder_for_results(output_dir, run is not None, processes) as folder:
+        results = dataset.predict_dataset(
+            predictor, data.truth, data.folder, folder, run or _UNNAMED_RUN, processes
+        )
+        return sharing.evaluate_shared(
+            results,
+            data.truth,
+            template_dir,
+            processes,
+            options,
+            output_dir=output_dir,
+            images_dir=data.folder,
+            progress=progress,
+        )
+
+
+@contextlib.contextmanager
+def _folder_for_results(
+    output_dir: pathlib.Path | None, is_resumed: bool, processes: Processes
+) -> Iterator[pathlib.Path]:
+    if output_dir is None:
+        with tempfile.TemporaryDirectory(prefix="ktn-evaluation-") as folder:
+            yield pathlib.Path(folder)
+        return
+    if not is_resumed:
+        if processes.is_first:
+            shutil.rmtree(output_dir / dataset.SHARD_FOLDER, ignore_errors=True)
+            (output_dir / dataset.RESULTS_FILE).unlink(missing_ok=True)
+        processes.wait("cleared")
+    yield output_dir
+
+
+def evaluate_weights(
+    config: ConfigDict,
+    variables: Mapping[str, Any],
+    data: AnnotatedFiles | HeldOutPeople,
+    template_dir: pathlib.Path | None = None,
+    options: ScoringOptions = DEFAULT_OPTIONS,
+    *,
+    output_dir: pathlib.Path | None = None,
+    augmented: bool = False,
+    fine_template: bool = False,
+    processes: Processes | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[pathlib.Path, Metrics | None]:
+    """Evaluates weights as `ktn eval` does: a run that was stopped is resumed by the same call.
+
+    Args:
+        config: a whole configuration.
+        variables: of its model.
+        data: what to look at; people are rendered into `output_dir` where they are not there yet.
+        template_dir: evaluation template; None makes that of the project's own body.
+        options: how to score.
+        output_dir: see `evaluate_model`; None takes a folder below the current one, named after
+            the run.
+        augmented: average over the views of `test.augmentation`.
+        fine_template: split the edges of the template that is made; takes minutes.
+        processes: those that share the work; each calls this.
+        progress: see `evaluate_model`.
+
+    Returns:
+        The output folder, and what `evaluate_model` returns.
+
+    Raises:
+        ValueError: a file is missing or does not fit; see `evaluate_model`.
+    """
+    processes = processes or Processes()
+    symmetry = load_symmetry(config.data) if augmented and config.test.augmentation.flip else None
+    if isinstance(data, HeldOutPeople):
+        images, description = None, data.describe()
+    else:
+        images, description = data.read(), data.annotations.read_bytes()
+    run = dataset.describe_run(config, variables, description, augmented, symmetry)
+    folder = output_dir or dataset.default_folder(run)
+    template = template_dir or folder / (
+        _FINE_TEMPLATE_FOLDER if fine_template else TEMPLATE_FOLDER
+    )
+    if processes.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(data, HeldOutPeople):
+            data.write(folder / PEOPLE_FOLDER)
+        if template_dir is None:
+            template_files.ensure_own_template(template, fine_template)
+        template_files.load_template(template)  # converts official files now, once
+    processes.wait("prepared")
+    if images is None:
+        images = AnnotatedFiles.in_folder(folder / PEOPLE_FOLDER).read()
+    on_device = jax.device_put(variables)  # once, not with every batch
+    if augmented:
+        predictor: dataset.CallablePredictor = AugmentedPredictor(config, on_device, symmetry)
+    else:
+        predictor = Predictor(config, on_device)
+    del variables, on_device  # the predictor keeps those that it needs
+    metrics = evaluate_model(
+        predictor,
+        images,
+        template,
+        options,
+        output_dir=folder,
+        run=run,
+        processes=processes,
+        progress=progress,
+    )
+    return folder, metrics
