@@ -55,11 +55,6 @@ class Augmentation:
         if self.canvas_levels < 1 or self.size_divisor < 1:
             raise ValueError("canvas_levels and size_divisor must be at least 1")
 
-    @property
-    def is_warping(self) -> bool:
-        """Whether images are turned or zoomed at all."""
-        return self.max_rotation_degrees > 0 or tuple(self.zoom_range) != (1.0, 1.0)
-
     def for_evaluation(self, short_side: int) -> "Augmentation":
         """The same shapes at one short side, with nothing varied."""
         return dataclasses.replace(

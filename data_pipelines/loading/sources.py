@@ -57,27 +57,6 @@ class FolderSource:
         return self._images.facts()
 
 
-class MemorySource:
-    """Images and records that are already in memory."""
-
-    def __init__(self, images: Sequence[np.ndarray], records: Sequence[ImageRecord]):
-        """Takes as many images [H, W, 3] uint8 RGB as records."""
-        if len(images) != len(records):
-            raise ValueError(f"got {len(images)} images and {len(records)} records")
-        self._images = images
-        self._records = records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
-        return self._images[index], self._records[index]
-
-    def facts(self) -> ImageFacts:
-        """Sizes and numbers of people, from the records."""
-        return facts_of(self._records)
-
-
 class RenderedSource:
     """Synthetic people, rendered when asked for and, where wanted, kept.
 

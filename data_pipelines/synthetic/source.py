@@ -6,7 +6,7 @@ share people, clothes or backgrounds, such as training and test sets, take diffe
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -140,13 +140,3 @@ def dataset_header(scene: Scene, num_images: int, seed: int) -> dict[str, Any]:
             }
         ],
     }
-
-
-def coco_dataset(source: SyntheticSource, examples: Iterable[SyntheticExample]) -> dict[str, Any]:
-    """Collects examples of a source as the dict that a DensePose-COCO JSON file holds."""
-    dataset = dataset_header(source.scene, len(source), source.seed)
-    dataset |= {"images": [], "annotations": []}
-    for example in examples:
-        dataset["images"].append(example.image_record)
-        dataset["annotations"] += example.annotations
-    return dataset

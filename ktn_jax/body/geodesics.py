@@ -29,24 +29,6 @@ def edge_graph(vertices: np.ndarray, faces: np.ndarray) -> scipy.sparse.csr_matr
     return scipy.sparse.csr_matrix((np.tile(length, 2), (rows, columns)), shape=size)
 
 
-def geodesic_distances(
-    vertices: np.ndarray, faces: np.ndarray, sources: np.ndarray | None = None
-) -> np.ndarray:
-    """Computes distances along edges from some vertices to all.
-
-    Args:
-        vertices: [V, 3].
-        faces: [F, 3].
-        sources: [S] vertices, or None for every one.
-
-    Returns:
-        [S, V] float64 in the unit of the vertices; infinite between parts that do not touch.
-    """
-    graph = edge_graph(vertices, faces)
-    # The graph holds both directions; told so, Dijkstra need not look for the other one.
-    return scipy.sparse.csgraph.dijkstra(graph, directed=True, indices=sources)
-
-
 def condensed_geodesics(
     vertices: np.ndarray, faces: np.ndarray, block_rows: int = 256
 ) -> Iterator[np.ndarray]:
@@ -64,12 +46,7 @@ def condensed_geodesics(
     graph = edge_graph(vertices, faces)
     for start in range(0, len(vertices), block_rows):
         sources = np.arange(start, min(start + block_rows, len(vertices)))
+        # The graph holds both directions; told so, Dijkstra need not look for the other one.
         rows = scipy.sparse.csgraph.dijkstra(graph, directed=True, indices=sources)
         below = np.arange(len(vertices))[None] < sources[:, None]
         yield rows[below].astype(np.float32)
-
-
-def condensed_index(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Place of a pair of different vertices in the condensed table."""
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    return high.astype(np.int64) * (high.astype(np.int64) - 1) // 2 + low

@@ -128,13 +128,6 @@ class Template:
         members = {p: np.flatnonzero(self.chart_patch == p) for p in range(1, 25)}
         return {p: (m, scipy.spatial.cKDTree(self.chart_uv[m])) for p, m in members.items()}
 
-    @functools.cached_property
-    def _copies(self) -> tuple[np.ndarray, np.ndarray]:
-        """Chart vertices sorted by vertex, and where each vertex's begin."""
-        order = np.argsort(self.chart_to_vertex, kind="stable")
-        begins = np.searchsorted(self.chart_to_vertex[order], np.arange(len(self.vertices) + 1))
-        return order.astype(np.int32), begins
-
     def iuv_to_surface(self, patch: np.ndarray, u: np.ndarray, v: np.ndarray) -> SurfacePoints:
         """Finds the surface point of chart coordinates, the nearest in UV where none is there.
 
@@ -179,29 +172,6 @@ class Template:
             asked = patch == label
             nearest[asked] = members[tree.query(uv[asked])[1]]
         return nearest
-
-    def nearest_vertex(self, patch: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Finds the [N] int32 vertex whose copy in the patch is nearest in UV."""
-        return self.chart_to_vertex[self.nearest_chart_vertex(patch, u, v)]
-
-    def vertex_to_iuv(self, vertex: np.ndarray) -> IUV:
-        """Chart coordinates of vertices; of a vertex with copies, the one with the lowest index.
-
-        Raises:
-            ValueError: a vertex that no chart holds.
-        """
-        order, begins = self._copies
-        vertex = np.asarray(vertex)
-        missing = begins[vertex] == begins[vertex + 1]
-        if missing.any():
-            raise ValueError(f"vertex {vertex[missing][0]} is in no chart")
-        chart = order[begins[vertex]]
-        return IUV(self.chart_patch[chart], self.chart_uv[chart, 0], self.chart_uv[chart, 1])
-
-    def vertex_copies(self, vertex: int) -> np.ndarray:
-        """All chart vertices of one vertex, in ascending order."""
-        order, begins = self._copies
-        return order[begins[vertex] : begins[vertex + 1]]
 
     def mirror_iuv(self, patch: np.ndarray, u: np.ndarray, v: np.ndarray) -> IUV:
         """Maps chart coordinates to those of the reflected surface point.

@@ -1,4 +1,4 @@
-"""Axis-aligned boxes: formats, areas, IoU, delta coding and anchor grids.
+"""Axis-aligned boxes: areas, IoU, delta coding and anchor grids.
 
 Boxes are xyxy float32 in continuous pixel coordinates of one frame: the box of a whole image is
 (0, 0, width, height), and a box's width is x1 - x0 (no "+1"). Padding rows are all zero.
@@ -71,20 +71,6 @@ def clip_boxes(boxes: Array, image_size_hw: Array) -> Array:
     upper = jnp.stack([width, height, width, height], axis=-1).astype(boxes.dtype)
     upper = jnp.broadcast_to(upper[..., None, :], boxes.shape)
     return jnp.clip(boxes, 0, upper)
-
-
-def xywh_to_xyxy(boxes_xywh: Array) -> Array:
-    """Converts (x0, y0, width, height) [..., 4] to (x0, y0, x1, y1) [..., 4]."""
-    _require_boxes(boxes_xywh=boxes_xywh)
-    top_left = boxes_xywh[..., :2]
-    return jnp.concatenate([top_left, top_left + boxes_xywh[..., 2:]], axis=-1)
-
-
-def xyxy_to_xywh(boxes_xyxy: Array) -> Array:
-    """Converts (x0, y0, x1, y1) [..., 4] to (x0, y0, width, height) [..., 4]."""
-    _require_boxes(boxes_xyxy=boxes_xyxy)
-    top_left = boxes_xyxy[..., :2]
-    return jnp.concatenate([top_left, boxes_xyxy[..., 2:] - top_left], axis=-1)
 
 
 def pairwise_iou(boxes_a: Array, boxes_b: Array) -> Array:

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-_BICUBIC_A = -0.75  # PyTorch's and OpenCV's; Keys' -0.5 is what jax.image.resize uses
-
 
 def _require_maps(x: Array) -> None:
     if x.ndim != 4:
@@ -107,28 +105,14 @@ def max_pool(x: Array, window: int, stride: int, padding: int) -> Array:
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), steps, pads)
 
 
-def _linear_kernel(distance: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - np.abs(distance), 0)
-
-
-def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
-    d, a = np.abs(distance), _BICUBIC_A
-    near = ((a + 2) * d - (a + 3)) * d * d + 1
-    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0))
-
-
-def _resize_matrix(size_in: int, size_out: int, kernel, reach: int) -> np.ndarray:
+def _bilinear_weights(size_in: int, size_out: int) -> np.ndarray:
     """Weights [size_out, size_in] of half-pixel resizing, positions beyond the edge clamped."""
-    position = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
-    if reach == 1:
-        position = np.maximum(position, 0)  # the same as clamping the neighbours, for a line
-    base = np.floor(position).astype(int)
+    position = np.maximum((np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5, 0)
+    before = np.floor(position).astype(int)
     matrix = np.zeros((size_out, size_in))
-    for step in range(1 - reach, reach + 1):
-        neighbour = np.clip(base + step, 0, size_in - 1)
-        weight = kernel(position - (base + step))
-        np.add.at(matrix, (np.arange(size_out), neighbour), weight)
+    for neighbour in (before, before + 1):
+        weight = 1 - np.abs(position - neighbour)
+        np.add.at(matrix, (np.arange(size_out), np.minimum(neighbour, size_in - 1)), weight)
     return matrix.astype(np.float32)
 
 
@@ -138,8 +122,15 @@ def _require_resizable(x: Array, size_hw: tuple[int, int]) -> None:
         raise ValueError(f"cannot resize {x.shape} to {size_hw}: sizes must be at least 1")
 
 
-def _resize(x: Array, size_hw: tuple[int, int], kernel, reach: int) -> Array:
-    """Multiplies rows, then columns, by static weights, in full float32 precision."""
+def resize_bilinear(x: Array, size_hw: tuple[int, int]) -> Array:
+    """Resizes maps [B, H, W, C] to [B, *size_hw, C] bilinearly, in full float32 precision.
+
+    Half-pixel centres, edge values repeated, no anti-aliasing: PyTorch's `align_corners=False`.
+    Rows, then columns, are multiplied by static weights.
+
+    Raises:
+        ValueError: `x` is not a map, or a size is below 1.
+    """
     _require_resizable(x, size_hw)
     for axis, size_out, formula in (
         (1, size_hw[0], "oh,bhwc->bowc"),
@@ -148,10 +139,10 @@ def _resize(x: Array, size_hw: tuple[int, int], kernel, reach: int) -> Array:
         size_in = x.shape[axis]
         if size_in == size_out:
             continue
-        if reach == 1 and size_out == 2 * size_in:
+        if size_out == 2 * size_in:
             x = _double_linear(x, axis)
             continue
-        matrix = jnp.asarray(_resize_matrix(size_in, size_out, kernel, reach), x.dtype)
+        matrix = jnp.asarray(_bilinear_weights(size_in, size_out), x.dtype)
         x = jnp.einsum(formula, matrix, x, precision=lax.Precision.HIGHEST)
     return x
 
@@ -165,22 +156,6 @@ def _double_linear(x: Array, axis: int) -> Array:
     after = jnp.concatenate([lax.slice_in_dim(x, 1, size, axis=axis), last], axis=axis)
     pair = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis=axis + 1)
     return pair.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
-
-
-def resize_bilinear(x: Array, size_hw: tuple[int, int]) -> Array:
-    """Resizes maps [B, H, W, C] to [B, *size_hw, C] bilinearly.
-
-    Half-pixel centres, edge values repeated, no anti-aliasing: PyTorch's `align_corners=False`.
-
-    Raises:
-        ValueError: `x` is not a map, or a size is below 1.
-    """
-    return _resize(x, size_hw, _linear_kernel, reach=1)
-
-
-def resize_bicubic(x: Array, size_hw: tuple[int, int]) -> Array:
-    """Resizes maps as `resize_bilinear` does, with the cubic kernel of a = -0.75."""
-    return _resize(x, size_hw, _cubic_kernel, reach=2)
 
 
 def resize_nearest(x: Array, size_hw: tuple[int, int]) -> Array:
@@ -366,7 +341,13 @@ def resample_chart_nearest(charts: Array, boxes_src: Array, boxes_dst: Array, si
     Raises:
         ValueError: shapes do not fit.
     """
-    _, height, width = _check_charts(charts, boxes_src, boxes_dst)
+    rois = charts.shape[0]
+    if charts.ndim != 3 or boxes_src.shape != (rois, 4) or boxes_dst.shape != (rois, 4):
+        raise ValueError(
+            "want charts [R, H, W] and boxes [R, 4], "
+            f"got {charts.shape}, {boxes_src.shape}, {boxes_dst.shape}"
+        )
+    height, width = charts.shape[1:]
     x = jnp.round(_chart_positions(width, size, boxes_src[:, 0::2], boxes_dst[:, 0::2]))
     y = jnp.round(_chart_positions(height, size, boxes_src[:, 1::2], boxes_dst[:, 1::2]))
     x_inside, y_inside = (x >= 0) & (x <= width - 1), (y >= 0) & (y <= height - 1)
@@ -376,32 +357,3 @@ def resample_chart_nearest(charts: Array, boxes_src: Array, boxes_dst: Array, si
     labels = jax.vmap(lambda chart, y, x: chart[y[:, None], x[None, :]])(charts, y, x)
     is_inside = y_inside[:, :, None] & x_inside[:, None, :]
     return jnp.where(is_inside, labels, jnp.zeros((), charts.dtype))
-
-
-def resample_chart_bilinear(charts: Array, boxes_src: Array, boxes_dst: Array, size: int) -> Array:
-    """Reads floating-point charts as `resample_chart_nearest` does labels, but bilinearly.
-
-    Outside the source box the value at its border is repeated.
-    """
-    rois, height, width = _check_charts(charts, boxes_src, boxes_dst)
-    roi = jnp.arange(rois, dtype=jnp.int32)[:, None, None]
-    reads = []
-    for axis, cells in ((1, height), (0, width)):
-        position = _chart_positions(cells, size, boxes_src[:, axis::2], boxes_dst[:, axis::2])
-        reads.append(_neighbours(jnp.clip(position, 0, cells - 1), cells))
-    resampled = jnp.zeros((rois, size, size), charts.dtype)
-    for y, weight_y in reads[0]:
-        for x, weight_x in reads[1]:
-            weight = (weight_y[:, :, None] * weight_x[:, None, :]).astype(charts.dtype)
-            resampled += weight * charts[roi, y[:, :, None], x[:, None, :]]
-    return resampled
-
-
-def _check_charts(charts: Array, boxes_src: Array, boxes_dst: Array) -> tuple[int, int, int]:
-    rois = charts.shape[0]
-    if charts.ndim != 3 or boxes_src.shape != (rois, 4) or boxes_dst.shape != (rois, 4):
-        raise ValueError(
-            "want charts [R, H, W] and boxes [R, 4], "
-            f"got {charts.shape}, {boxes_src.shape}, {boxes_dst.shape}"
-        )
-    return charts.shape

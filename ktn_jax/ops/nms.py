@@ -11,6 +11,8 @@ from ktn_jax.ops import boxes as box_ops
 _TILE = 256
 
 
+# Under its own jit, levels of one size are traced and lowered once.
+@functools.partial(jax.jit, static_argnums=(3, 4))
 def nms(
     boxes: Array, scores: Array, is_valid: Array, iou_threshold: float, max_outputs: int
 ) -> tuple[Array, Array]:
@@ -35,51 +37,6 @@ def nms(
     Raises:
         ValueError: shapes do not fit, or `max_outputs` is negative.
     """
-    return _nms(boxes, scores, None, is_valid, iou_threshold, max_outputs)
-
-
-def batched_nms(
-    boxes: Array,
-    scores: Array,
-    classes: Array,
-    is_valid: Array,
-    iou_threshold: float,
-    max_outputs: int,
-) -> tuple[Array, Array]:
-    """Applies `nms` within each class (or pyramid level, or whatever `classes` names).
-
-    Classes are compared as integers. Boxes are never moved apart by a coordinate offset per class,
-    the usual trick: it rounds coordinates, and lets boxes with negative ones meet across classes.
-
-    Args:
-        boxes: [N, 4] xyxy in pixels.
-        scores: [N] higher is better.
-        classes: int [N]; boxes of different classes never suppress one another.
-        is_valid: [N] bool; other rows neither survive nor suppress.
-        iou_threshold: As in `nms`.
-        max_outputs: How many boxes to return at most, over all classes together.
-
-    Returns:
-        indices int32 [max_outputs] and is_kept bool [max_outputs], as in `nms`.
-
-    Raises:
-        ValueError: shapes do not fit, or `max_outputs` is negative.
-    """
-    if classes.shape != scores.shape:
-        raise ValueError(f"classes must be {scores.shape}, got {classes.shape}")
-    return _nms(boxes, scores, classes, is_valid, iou_threshold, max_outputs)
-
-
-# Under its own jit, levels of one size are traced and lowered once.
-@functools.partial(jax.jit, static_argnums=(4, 5))
-def _nms(
-    boxes: Array,
-    scores: Array,
-    classes: Array | None,
-    is_valid: Array,
-    iou_threshold: float,
-    max_outputs: int,
-) -> tuple[Array, Array]:
     number = boxes.shape[0]
     if boxes.shape != (number, 4) or scores.shape != (number,) or is_valid.shape != (number,):
         raise ValueError(
@@ -94,18 +51,14 @@ def _nms(
     boxes, scores = lax.stop_gradient((boxes, scores))
     # Invalid rows are sorted along, wherever that puts them, and are never alive.
     order = jnp.argsort(scores, stable=True, descending=True)
-    is_kept = _keep_sorted(
-        boxes[order], None if classes is None else classes[order], is_valid[order], iou_threshold
-    )
+    is_kept = _keep_sorted(boxes[order], is_valid[order], iou_threshold)
     # The k-th kept box moves to slot k; what does not fit, or is not kept, is written nowhere.
     slot = jnp.where(is_kept, jnp.cumsum(is_kept) - 1, max_outputs)
     indices = jnp.zeros(max_outputs, jnp.int32).at[slot].set(order.astype(jnp.int32), mode="drop")
     return indices, jnp.arange(max_outputs) < jnp.sum(is_kept)
 
 
-def _keep_sorted(
-    boxes: Array, classes: Array | None, is_valid: Array, iou_threshold: float
-) -> Array:
+def _keep_sorted(boxes: Array, is_valid: Array, iou_threshold: float) -> Array:
     """Says which boxes [N, 4], best first, greedy suppression keeps: bool [N]."""
     number = boxes.shape[0]
     tile = min(_TILE, number)
@@ -113,18 +66,12 @@ def _keep_sorted(
     padding = num_tiles * tile - number
     boxes = jnp.pad(boxes, ((0, padding), (0, 0)))
     is_valid = jnp.pad(is_valid, (0, padding))
-    classes = None if classes is None else jnp.pad(classes, (0, padding))
     is_earlier = jnp.arange(tile)[:, None] < jnp.arange(tile)[None, :]
 
     def overlaps(start_a: Array, start_b: Array) -> Array:
         a = lax.dynamic_slice_in_dim(boxes, start_a, tile)
         b = lax.dynamic_slice_in_dim(boxes, start_b, tile)
-        overlap = box_ops.pairwise_iou(a, b) > iou_threshold
-        if classes is None:
-            return overlap
-        class_a = lax.dynamic_slice_in_dim(classes, start_a, tile)
-        class_b = lax.dynamic_slice_in_dim(classes, start_b, tile)
-        return overlap & (class_a[:, None] == class_b[None, :])
+        return box_ops.pairwise_iou(a, b) > iou_threshold
 
     def visit_tile(index: Array, is_kept: Array) -> Array:
         start = index * tile

@@ -51,52 +51,6 @@ def assign_levels(
     return jnp.clip(level, min_level, max_level).astype(jnp.int32) - min_level
 
 
-def roi_align(
-    features: Array,
-    boxes: Array,
-    batch_index: Array,
-    output_size: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    valid_hw: Array | None = None,
-    chunk_size: int | None = None,
-) -> Array:
-    """Pools boxes from one feature map.
-
-    Args:
-        features: [B, H, W, C].
-        boxes: [R, 4] xyxy in pixels of the network input.
-        batch_index: int [R], the image of each box.
-        output_size: P, bins per side.
-        spatial_scale: Map cells per input pixel: 1 / stride.
-        sampling_ratio: Reads per bin and axis, at least 1.
-        aligned: Whether cell centres lie at half-integers (ROIAlignV2). The original without the
-            half-pixel shift also widens boxes to at least one cell.
-        valid_hw: int [B, 2], rows and columns of each map that hold the image; None for all.
-            Reads clamp to this part, so padding a map changes nothing.
-        chunk_size: Boxes pooled at once; None takes a cache-sized chunk on CPU, all elsewhere.
-
-    Returns:
-        [R, P, P, C] in the dtype of `features`. Reads more than one cell outside the map count as
-        0. Gradients reach `features` only: the position of a box is not differentiated.
-
-    Raises:
-        ValueError: shapes do not fit, or `sampling_ratio` is below 1 (adaptive sampling).
-    """
-    return multilevel_roi_align(
-        [features],
-        [1 / spatial_scale],
-        boxes,
-        batch_index,
-        output_size,
-        sampling_ratio,
-        aligned,
-        valid_hw=None if valid_hw is None else [valid_hw],
-        chunk_size=chunk_size,
-    )
-
-
 def multilevel_roi_align(
     features: Sequence[Array],
     strides: Sequence[float],
@@ -108,7 +62,7 @@ def multilevel_roi_align(
     valid_hw: Sequence[Array] | None = None,
     chunk_size: int | None = None,
 ) -> Array:
-    """Pools every box from its own pyramid level, once.
+    """Pools every box from its own pyramid level, once; with one level, all from that map.
 
     Args:
         features: Per level [B, H_l, W_l, C], finest first, one dtype.
@@ -116,16 +70,20 @@ def multilevel_roi_align(
         boxes: [R, 4] xyxy in pixels of the network input.
         batch_index: int [R], the image of each box.
         output_size: P, bins per side.
-        sampling_ratio: As in `roi_align`.
-        aligned: As in `roi_align`.
-        valid_hw: Per level int [B, 2], as in `roi_align`.
-        chunk_size: As in `roi_align`.
+        sampling_ratio: Reads per bin and axis, at least 1.
+        aligned: Whether cell centres lie at half-integers (ROIAlignV2). The original without the
+            half-pixel shift also widens boxes to at least one cell.
+        valid_hw: Per level int [B, 2], rows and columns of each map that hold the image; None for
+            all. Reads clamp to this part, so padding a map changes nothing.
+        chunk_size: Boxes pooled at once; None takes a cache-sized chunk on CPU, all elsewhere.
 
     Returns:
-        [R, P, P, C], as `roi_align` gives.
+        [R, P, P, C] in the dtype of `features`. Reads more than one cell outside the map count as
+        0. Gradients reach `features` only: the position of a box is not differentiated.
 
     Raises:
-        ValueError: shapes or strides do not fit, or `sampling_ratio` is below 1.
+        ValueError: shapes or strides do not fit, or `sampling_ratio` is below 1 (adaptive
+            sampling).
     """
     _check_arguments(features, strides, boxes, batch_index, sampling_ratio, valid_hw)
     batch, channels, number = features[0].shape[0], features[0].shape[-1], boxes.shape[0]

@@ -201,28 +201,6 @@ def resize_short_side(image: np.ndarray, short_side: int, max_side: int) -> np.n
     return np.array(resized)
 
 
-def pad_to(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Pads an image with zeros at the right and the bottom, so that coordinates stay valid.
-
-    Args:
-        image: [H, W, 3] uint8.
-        size_hw: (height, width) of the result.
-
-    Returns:
-        [height, width, 3] uint8, a new array.
-
-    Raises:
-        ValueError: not an image in memory, or larger than `size_hw`.
-    """
-    _check_image(image)
-    height, width = image.shape[:2]
-    if height > size_hw[0] or width > size_hw[1]:
-        raise ValueError(f"an image of {height} x {width} does not fit into {size_hw}")
-    padded = np.zeros((*size_hw, 3), np.uint8)
-    padded[:height, :width] = image
-    return padded
-
-
 def _check_image(image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"expected an image [H, W, 3] uint8, got {image.shape} {image.dtype}")

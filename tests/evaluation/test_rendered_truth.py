@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ktn_jax.body.parts import PATCH_NAMES
-from ktn_jax.data_pipelines.synthetic.source import SyntheticSource, coco_dataset
+from ktn_jax.data_pipelines.synthetic.source import SyntheticSource, dataset_header
 from ktn_jax.evaluation import evaluator, template_files
 from ktn_jax.results.records import encode_iuv
 
@@ -32,7 +32,11 @@ def rendered(tmp_path_factory):
             colours = np.rint(np.stack([truth.u[window], truth.v[window]]) * 255)
             iuv = np.concatenate([truth.patch[window][None], colours]).astype(np.uint8)
             people.append((record, iuv * (truth.instance[window] == person + 1)))
-    (folder / "truth.json").write_text(json.dumps(coco_dataset(source, examples)))
+    dataset = dataset_header(source.scene, len(source), source.seed) | {
+        "images": [example.image_record for example in examples],
+        "annotations": [record for example in examples for record in example.annotations],
+    }
+    (folder / "truth.json").write_text(json.dumps(dataset))
     return folder, people
 
 

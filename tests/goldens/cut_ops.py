@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 # Left out: predictor outputs (chart), flipped annotations (hflip) and images (resize), which test
-# other parts, and adaptive sampling (sr0), which has no static shape and so is not supported.
+# other parts.
 GROUPS = (
     "roi_align",
     "pooler",
@@ -30,11 +30,13 @@ GROUPS = (
     "points",
     "resample",
 )
+# Adaptive sampling has no static shape; the model resizes and resamples in no cubic or linear way.
+UNSUPPORTED = ("sr0", "interp/bicubic", "resample/bilinear")
 
 
 def is_kept(name: str) -> bool:
     """Whether an array of the full file, named group/..., belongs in the cut."""
-    return name.split("/")[0] in GROUPS and "sr0" not in name
+    return name.split("/")[0] in GROUPS and not any(part in name for part in UNSUPPORTED)
 
 
 def main(arguments: list[str]) -> None:

@@ -130,18 +130,6 @@ def test_a_box_outside_the_image_becomes_empty():
 
 
 @FIXED
-@given(corner_grids)
-def test_formats_are_inverses(corners):
-    np.testing.assert_array_equal(boxes.xywh_to_xyxy(boxes.xyxy_to_xywh(corners)), corners)
-
-
-def test_xywh_holds_width_and_height():
-    np.testing.assert_array_equal(
-        boxes.xyxy_to_xywh(jnp.array([[1.0, 2.0, 4.0, 8.0]])), [[1, 2, 3, 6]]
-    )
-
-
-@FIXED
 @given(st.integers(0, 2**32 - 1), st.sampled_from(WEIGHTS))
 def test_decode_undoes_encode(seed, named_weights):
     rng = np.random.default_rng(seed)

@@ -6,13 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from ktn_jax.ops import boxes as box_ops
 from ktn_jax.ops import interpolate
 
 FIXED = settings(deadline=None, derandomize=True, max_examples=30)
 RESIZE = {
     "bilinear": jax.jit(interpolate.resize_bilinear, static_argnums=1),
-    "bicubic": jax.jit(interpolate.resize_bicubic, static_argnums=1),
     "nearest": jax.jit(interpolate.resize_nearest, static_argnums=1),
 }
 read_points = jax.jit(interpolate.read_points)
@@ -94,11 +92,10 @@ def test_explicit_padding_is_pytorch_s_convolution(
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(33, 51), (5, 9), (1, 1), (14, 100), (1, 37)])
-def test_resizing_matches_pytorch(golden, assert_rounding, kind, size):
-    actual = RESIZE[kind](nhwc(golden["interp/input"]), size)
-    assert_rounding(actual, nhwc(golden[f"interp/{kind}_{size[0]}x{size[1]}"]))
+def test_resizing_matches_pytorch(golden, assert_rounding, size):
+    actual = RESIZE["bilinear"](nhwc(golden["interp/input"]), size)
+    assert_rounding(actual, nhwc(golden[f"interp/bilinear_{size[0]}x{size[1]}"]))
 
 
 @pytest.mark.parity
@@ -117,7 +114,7 @@ def test_bilinear_equals_the_library(size):
     np.testing.assert_allclose(interpolate.resize_bilinear(x, size), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("kind", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("kind", ["bilinear", "nearest"])
 @pytest.mark.parametrize("size", [(10, 14), (3, 11), (1, 1)])
 def test_gradients_of_resizing_are_the_transposed_weights(kind, size):
     """The gradient of a sum counts how much each cell was used: for constants, out / in each."""
@@ -133,7 +130,7 @@ def test_nearest_floors(size, rows):
     np.testing.assert_array_equal(interpolate.resize_nearest(x, (size, 1))[0, :, 0, 0], rows)
 
 
-@pytest.mark.parametrize("kind", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("kind", ["bilinear", "nearest"])
 def test_impossible_sizes_are_named(kind):
     with pytest.raises(ValueError, match="at least 1"):
         RESIZE[kind](jnp.zeros((1, 4, 4, 1)), (0, 3))
@@ -204,10 +201,8 @@ class TestReadPoints:
 
     @staticmethod
     def boxes(golden):
-        return [
-            np.asarray(box_ops.xywh_to_xyxy(golden[f"points/bbox_xywh_{which}"]))
-            for which in ("gt", "est")
-        ]
+        both = [golden[f"points/bbox_xywh_{which}"] for which in ("gt", "est")]
+        return [np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1) for xywh in both]
 
     @pytest.mark.parity
     @pytest.mark.parametrize("fill", [0, 999])
@@ -279,7 +274,6 @@ class TestResampleChart:
     """Annotated 256 x 256 charts, read on a grid over an estimated box."""
 
     nearest = staticmethod(jax.jit(interpolate.resample_chart_nearest, static_argnums=3))
-    bilinear = staticmethod(jax.jit(interpolate.resample_chart_bilinear, static_argnums=3))
 
     @pytest.mark.parity
     @pytest.mark.parametrize("size", [56, 112])
@@ -289,13 +283,6 @@ class TestResampleChart:
         actual = self.nearest(charts, *TestReadPoints.boxes(golden), size)
         assert actual.dtype == dtype
         np.testing.assert_array_equal(actual, golden[f"resample/nearest_zeros_{size}"])
-
-    @pytest.mark.parity
-    def test_bilinear_matches_pytorch(self, golden, assert_rounding):
-        charts = golden["resample/segm"][:, 0]
-        actual = self.bilinear(charts, *TestReadPoints.boxes(golden), 56)
-        # A position among 256 cells is known to 1.5e-5 of a cell, where labels jump by 14.
-        assert_rounding(actual, golden["resample/bilinear_border_56"], tolerance=5e-5)
 
     @FIXED
     @given(st.integers(-100, 100), st.integers(-100, 100))
@@ -311,7 +298,6 @@ class TestResampleChart:
 
     def test_padding_is_finite_and_shapes_are_checked(self):
         charts, boxes = jnp.ones((2, 16, 16)), jnp.zeros((2, 4))
-        for resample in (self.nearest, self.bilinear):
-            assert np.isfinite(resample(charts, boxes, boxes, 8)).all()
-            with pytest.raises(ValueError, match="charts"):
-                resample(charts, boxes[:1], boxes, 8)
+        assert np.isfinite(self.nearest(charts, boxes, boxes, 8)).all()
+        with pytest.raises(ValueError, match="charts"):
+            self.nearest(charts, boxes[:1], boxes, 8)

@@ -13,19 +13,19 @@ FIXED = settings(deadline=None, derandomize=True, max_examples=30)
 STRIDES = (4, 8, 16, 32)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3), static_argnames=("chunk_size", "scale"))
-def pool(features, rois, output_size, aligned, valid_hw=None, chunk_size=None, scale=0.25):
+@functools.partial(jax.jit, static_argnums=(2, 3), static_argnames=("chunk_size", "stride"))
+def pool(features, rois, output_size, aligned, valid_hw=None, chunk_size=None, stride=4):
     """ROIAlign of rois [R, 5] (image, x0, y0, x1, y1) with two samples a bin and axis."""
     batch_index = rois[:, 0].astype(jnp.int32)
-    return roi_align.roi_align(
-        features,
+    return roi_align.multilevel_roi_align(
+        [features],
+        [stride],
         rois[:, 1:],
         batch_index,
         output_size,
-        scale,
         2,
         aligned,
-        valid_hw=valid_hw,
+        valid_hw=None if valid_hw is None else [valid_hw],
         chunk_size=chunk_size,
     )
 
@@ -107,7 +107,7 @@ def test_levels_at_their_borders():
 def test_a_ramp_is_read_at_the_bin_centres(x, y, width, height, aligned):
     """A mean of bilinear reads of a linear function is its value at the mean position."""
     box = np.array([[0, x, y, x + width, y + height]], np.float32)
-    pooled = pool(ramp(20, 20), box, 4, aligned, scale=1.0)[0]
+    pooled = pool(ramp(20, 20), box, 4, aligned, stride=1)[0]
     if not aligned:
         width, height = max(width, 1), max(height, 1)
     shift = 0.5 if aligned else 0
@@ -227,7 +227,7 @@ def test_no_boxes():
 def test_adaptive_sampling_is_refused():
     features, boxes, batch_index = jnp.zeros((1, 8, 8, 1)), jnp.zeros((2, 4)), jnp.zeros(2, int)
     with pytest.raises(ValueError, match="sampling_ratio 0 is not supported.*fixed"):
-        roi_align.roi_align(features, boxes, batch_index, 7, 0.25, 0, False)
+        roi_align.multilevel_roi_align([features], [4], boxes, batch_index, 7, 0, False)
 
 
 @pytest.mark.parametrize(

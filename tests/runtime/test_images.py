@@ -258,17 +258,3 @@ def test_sizes_and_images_are_checked():
     for bad in (np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)):
         with pytest.raises(ValueError, match=r"expected an image \[H, W, 3\] uint8"):
             images.resize_short_side(bad, 8, 8)
-        with pytest.raises(ValueError, match="expected an image"):
-            images.pad_to(bad, (8, 8))
-
-
-def test_pad_to():
-    padded = images.pad_to(SCENE, (4, 5))
-    assert padded.shape == (4, 5, 3) and padded.dtype == np.uint8
-    np.testing.assert_array_equal(padded[:2, :3], SCENE)
-    assert padded.sum() == SCENE.astype(int).sum()
-    same = images.pad_to(SCENE, (2, 3))
-    same[:] = 0
-    assert SCENE.any()
-    with pytest.raises(ValueError, match="2 x 3 does not fit"):
-        images.pad_to(SCENE, (4, 2))

@@ -5,7 +5,6 @@ a noun. Its vector is theirs in a row, so that the cosine of two names compares 
 """
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable
 
@@ -39,7 +38,7 @@ class Name:
 # are not GloVe's. Words that are not listed are 0.3 apart from each other, as nouns of the body are
 # at least; a word and itself are 1.
 _UNLISTED = 0.3
-_SIMILAR = {
+SIMILAR = {
     0.8: "left right;upper lower;elbow knee;wrist ankle;leg arm;eye nose;front back",
     0.7: "shoulder elbow;elbow wrist;hip knee;knee ankle;eye ear;nose ear;hand arm;foot leg",
     0.6: "arm shoulder;arm elbow;leg knee;foot ankle;hand wrist;head nose;head eye;head ear"
@@ -54,7 +53,7 @@ _SIMILAR = {
 
 def _read_table() -> dict[frozenset[str], float]:
     table = {}
-    for value, text in _SIMILAR.items():
+    for value, text in SIMILAR.items():
         for pair in text.split(";"):
             table[frozenset(pair.split())] = value
     return table
@@ -120,8 +119,3 @@ def _read_vectors(path: str | os.PathLike, wanted: set[str]) -> dict[str, np.nda
     if missing:
         raise ValueError(f"{path}: there are no vectors of {', '.join(missing)}")
     return vectors
-
-
-def listed_words() -> set[str]:
-    """Words that the project's table compares, for checking it."""
-    return set(itertools.chain.from_iterable(_TABLE))

@@ -7,7 +7,7 @@ from PIL import Image
 from ktn_jax.body import parts
 from ktn_jax.data_pipelines.coco import annotations, show
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord, PersonRecord
-from ktn_jax.data_pipelines.loading.sources import FolderSource, MemorySource
+from ktn_jax.data_pipelines.loading.sources import FolderSource
 from ktn_jax.results.drawing import PATCH_COLOURS
 
 HEIGHT, WIDTH = 60, 100
@@ -110,7 +110,7 @@ def test_what_is_not_known_is_refused(grey):
 
 
 def test_pictures_are_written_by_image_id(tmp_path, grey):
-    source = MemorySource([grey], [_record()])
+    source = [(grey, _record())]
     written = show.write_pictures(source, tmp_path / "pictures")
     assert [path.name for path in written] == ["000000000077.png"]
     with Image.open(written[0]) as picture:
