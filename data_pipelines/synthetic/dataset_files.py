@@ -14,6 +14,7 @@ import tqdm
 
 from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource, dataset_header
+from ktn_jax.runtime import atomic_files
 
 ANNOTATION_FILE = "annotations.json"
 IMAGE_FOLDER = "images"
@@ -22,15 +23,9 @@ _HEADER_FILE = "header.json"
 _JPEG_QUALITY = 95
 
 
-def _write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that, whenever it exists, is whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def _dump(content: Any) -> bytes:
-    return json.dumps(content, separators=(",", ":")).encode("ascii")
+def _write_json(path: pathlib.Path, content: Any) -> None:
+    with atomic_files.replacing(path) as temporary:
+        temporary.write_bytes(json.dumps(content, separators=(",", ":")).encode("ascii"))
 
 
 def _prepare(output_dir: pathlib.Path, header: dict[str, Any]) -> bool:
@@ -44,7 +39,7 @@ def _prepare(output_dir: pathlib.Path, header: dict[str, Any]) -> bool:
     if not output_dir.exists() or not any(output_dir.iterdir()):
         (output_dir / IMAGE_FOLDER).mkdir(parents=True)
         partial.parent.mkdir()
-        _write_atomically(partial, _dump(header))
+        _write_json(partial, header)
         return False
     present = finished if finished.is_file() else partial
     if not present.is_file():
@@ -69,10 +64,11 @@ def _write_image(source: SyntheticSource, output_dir: pathlib.Path, index: int) 
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     encoded = cv2.imencode(".jpg", example.image[..., ::-1], quality)[1]
     name = example.image_record["file_name"]
-    _write_atomically(output_dir / IMAGE_FOLDER / name, encoded.tobytes())
+    with atomic_files.replacing(output_dir / IMAGE_FOLDER / name) as temporary:
+        temporary.write_bytes(encoded.tobytes())
     # After the image, so that whatever has annotations has its image too.
     records = {"image": example.image_record, "annotations": example.annotations}
-    _write_atomically(_partial_file(output_dir, index), _dump(records))
+    _write_json(_partial_file(output_dir, index), records)
 
 
 _worker: dict[str, Any] = {}  # what a worker process keeps between images
@@ -159,6 +155,6 @@ def write_dataset(
         images.append(records["image"])
         annotations += records["annotations"]
     dataset |= {"images": images, "annotations": annotations}
-    _write_atomically(annotation_file, _dump(dataset))
+    _write_json(annotation_file, dataset)
     shutil.rmtree(output_dir / _PARTIAL_FOLDER)
     return annotation_file

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-import scipy.spatial.transform
+from scipy.spatial.transform import Rotation
 
 from ktn_jax.body.procedural import cage, skeleton
 
@@ -127,25 +127,6 @@ def within_limits(pose: Pose, slack: float = 1e-9) -> bool:
     return bool(((angles >= low - slack) & (angles <= high + slack)).all())
 
 
-def rotation_matrix(axis: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """Rodrigues' rotation: unit axes [..., 3] and radians [...] to matrices [..., 3, 3]."""
-    x, y, z = axis[..., 0], axis[..., 1], axis[..., 2]
-    cosine, sine = np.cos(angle), np.sin(angle)
-    rest = 1 - cosine
-    rows = [
-        [cosine + x * x * rest, x * y * rest - z * sine, x * z * rest + y * sine],
-        [y * x * rest + z * sine, cosine + y * y * rest, y * z * rest - x * sine],
-        [z * x * rest - y * sine, z * y * rest + x * sine, cosine + z * z * rest],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-
-
-def orientation_matrix(orientation: np.ndarray) -> np.ndarray:
-    """[3, 3] of an axis-angle vector [3]; the identity for zero."""
-    angle = float(np.linalg.norm(orientation))
-    return rotation_matrix(np.asarray(orientation) / max(angle, 1e-12), np.asarray(angle))
-
-
 def _bone_scales(shape: Shape) -> np.ndarray:
     """[J, 3, 3] how each bone's surroundings are stretched, in the rest frame."""
     s = shape
@@ -192,9 +173,10 @@ def skin_transforms(joints: np.ndarray, shape: Shape, pose: Pose) -> np.ndarray:
         [J, 3, 4] affine maps of rest points to posed metres.
     """
     scales = _bone_scales(shape)
-    turns = rotation_matrix(AXES, pose.angles)
+    vectors = (AXES * pose.angles[..., None]).reshape(-1, 3)
+    turns = Rotation.from_rotvec(vectors).as_matrix().reshape(NUM_JOINTS, 3, 3, 3)
     turns = turns[:, 0] @ turns[:, 1] @ turns[:, 2]
-    turns[0] = orientation_matrix(pose.orientation)
+    turns[0] = Rotation.from_rotvec(pose.orientation).as_matrix()
     world = np.empty((NUM_JOINTS, 3, 3))
     place = np.empty((NUM_JOINTS, 3))
     world[0], place[0] = turns[0], pose.translation
@@ -206,8 +188,3 @@ def skin_transforms(joints: np.ndarray, shape: Shape, pose: Pose) -> np.ndarray:
     linear = world @ scales
     shift = place - np.einsum("jab,jb->ja", linear, joints)
     return np.concatenate([linear, shift[:, :, None]], axis=-1)
-
-
-def axis_angle(matrix: np.ndarray) -> np.ndarray:
-    """[3] axis-angle vector of a rotation matrix [3, 3]."""
-    return scipy.spatial.transform.Rotation.from_matrix(matrix).as_rotvec()

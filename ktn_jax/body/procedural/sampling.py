@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from ktn_jax.body.procedural import posing, skeleton
 
@@ -248,13 +249,12 @@ def _sample_orientation(rng: np.random.Generator, posture: Callable) -> np.ndarr
     """Axis-angle: turned about the vertical, leaning little, and on the ground for `_lie`."""
     yaw = rng.uniform(-np.pi, np.pi) if rng.random() < 0.4 else rng.normal(0, 0.7)
     tilt = np.radians(4) * rng.normal(size=2)
-    matrix = posing.orientation_matrix(np.array([tilt[0], 0.0, tilt[1]]))
+    leaning = Rotation.from_rotvec([tilt[0], 0.0, tilt[1]])
     if posture is _lie:
         on_back = -np.pi / 2 if rng.random() < 0.6 else np.pi / 2
-        roll = posing.orientation_matrix(np.array([0.0, rng.normal(0, 0.5), 0.0]))
-        matrix = posing.orientation_matrix(np.array([on_back, 0.0, 0.0])) @ roll
-    turned = posing.orientation_matrix(np.array([0.0, yaw, 0.0])) @ matrix
-    return posing.axis_angle(turned)
+        roll = Rotation.from_rotvec([0.0, rng.normal(0, 0.5), 0.0])
+        leaning = Rotation.from_rotvec([on_back, 0.0, 0.0]) * roll
+    return (Rotation.from_rotvec([0.0, yaw, 0.0]) * leaning).as_rotvec()
 
 
 def limbs_collide(pose: posing.Pose) -> bool:
