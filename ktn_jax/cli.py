@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 
 import ktn_jax
+from ktn_jax import commands
 from ktn_jax.runtime import host_memory
 
-COMMANDS = ("predict", "convert", "verify", "train", "eval", "data", "demo")
+COMMANDS = ("predict", "convert", "verify", "train", "eval", "config", "data", "demo")
 
 # Where compiled programs are kept, so that the second run starts at once.
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -23,7 +24,7 @@ _CONVOLUTION_FLAG_VERSIONS = ((0, 10, 2), (0, 11, 2))
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of all subcommands, without importing anything heavy."""
-    parser = argparse.ArgumentParser(
+    parser = commands.CommandParser(
         prog="ktn", description=ktn_jax.__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"ktn_jax {ktn_jax.__version__}")
@@ -87,7 +88,3 @@ def _knows_convolution_flag() -> bool:
         return False  # a build of somebody's own
     first, last = _CONVOLUTION_FLAG_VERSIONS
     return first <= tuple(map(int, numbers)) <= last
-
-
-if __name__ == "__main__":
-    sys.exit(main())

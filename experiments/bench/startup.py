@@ -28,7 +28,7 @@ PEOPLE = ("--set", "model.box_head.max_detections=8")
 
 def run(*arguments, until=None):
     """Seconds of a `ktn` command, until it ends or its stderr says `until`."""
-    command = [sys.executable, "-m", "ktn_jax.cli", *map(os.fspath, arguments)]
+    command = [sys.executable, "-m", "ktn_jax", *map(os.fspath, arguments)]
     start = time.perf_counter()
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         said = []

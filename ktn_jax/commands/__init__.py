@@ -5,10 +5,46 @@ A module here has a one-line docstring (the help), `EXAMPLES`, `add_arguments(pa
 """
 
 import argparse
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ktn_jax.runtime.processes import Processes
+
+# As ml_collections' config_flags spell it.
+_CHANGE = "--config."
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser for which `--config.KEY=VALUE` and `--config.KEY VALUE` are `--set KEY=VALUE`."""
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parses as argparse does, after the changes have been rewritten.
+
+        Subparsers are called here too, each with the arguments that are its own.
+        """
+        if args is not None and self.get_default("changes") is not None:
+            args = list(self._with_changes_as_set(args))
+        return super().parse_known_args(args, namespace)
+
+    def _with_changes_as_set(self, args: Sequence[str]) -> Iterator[str]:
+        rest = iter(args)
+        for argument in rest:
+            if argument == "--":  # what follows are no options
+                yield argument
+                yield from rest
+                return
+            if not argument.startswith(_CHANGE):
+                yield argument
+                continue
+            key, separator, value = argument.removeprefix(_CHANGE).partition("=")
+            if not separator:
+                value = next(rest, None)
+                if value is None or value.startswith("--"):
+                    self.error(f"argument {argument}: expected one argument")
+            yield f"--set={key}={value}"
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -16,8 +52,9 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     parser.add_argument(
         "--config",
         required=required,
-        metavar="FILE.py:VARIANT",
-        help="such as configs/ktn.py:r50 or configs/densepose_rcnn.py:r50",
+        metavar="NAME[:VARIANT]",
+        help="such as ktn:r50 or densepose_rcnn:r50, or a Python file of your own, own.py:VARIANT, "
+        "which is run",
     )
     parser.add_argument(
         "--set",
@@ -25,7 +62,8 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change a value of the configuration; may be repeated",
+        help="change a value of the configuration; may be repeated, the last one of a key holds. "
+        "--config.KEY=VALUE is the same",
     )
 
 

@@ -9,9 +9,9 @@ EXAMPLES = """
   ktn demo --steps 300 --output quick/  # a first look
   ktn demo --seed 1 --output demo1/     # other people, other initial weights
 
-Renders training and test people, trains configs/ktn.py:demo from scratch (with a GPU
-configs/ktn.py:demo_gpu, a larger model), scores it on the test people and writes OUTPUT/report.html
-with losses, scores and pictures. The same command again goes on where it was stopped.
+Renders training and test people, trains ktn:demo from scratch (with a GPU ktn:demo_gpu, a
+larger model), scores it on the test people and writes OUTPUT/report.html with losses, scores and
+pictures. The same command again goes on where it was stopped.
 """
 
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
   ktn eval --results results.json --annotations densepose_minival2014.json --template eval_data/
-  ktn eval --config configs/ktn.py:r50 --weights R.pth --template eval_data/ --tta \\
+  ktn eval --config ktn:r50 --weights R.pth --template eval_data/ --tta \\
       --annotations densepose_minival2014.json --images val2014/ --output out/
-  ktn eval --config configs/ktn.py:demo --weights WORKDIR --data synthetic --num-images 200
+  ktn eval --config ktn:demo --weights WORKDIR --data synthetic --num-images 200
 
 Prints the table of scores and writes results.json, metrics.json and report.html to OUTPUT. A run
 that was stopped goes on when the same command is given again. `ktn data template` makes a template.

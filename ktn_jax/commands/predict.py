@@ -5,8 +5,8 @@ import pathlib
 import sys
 
 EXAMPLES = """
-  ktn predict photo.jpg --config configs/ktn.py:r50 --weights R.pth --output out/
-  ktn predict photos/ '2024/*.png' --config configs/densepose_rcnn.py:r50 --weights R.pkl \\
+  ktn predict photo.jpg --config ktn:r50 --weights R.pth --output out/
+  ktn predict photos/ '2024/*.png' --config densepose_rcnn:r50 --weights R.pkl \\
       --output out/
 
 For each photo: NAME_iuv.png (red I, green 255 U, blue 255 V), NAME_instances.png (people numbered

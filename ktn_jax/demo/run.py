@@ -18,7 +18,6 @@ import jax
 from ml_collections import ConfigDict
 
 from ktn_jax.checkpoints import weights
-from ktn_jax.configs import base
 from ktn_jax.data_pipelines.loading.configured import make_scene, make_training_data
 from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
@@ -28,7 +27,7 @@ from ktn_jax.evaluation import template_files
 from ktn_jax.evaluation.metrics import Metrics
 from ktn_jax.inference import dataset, model_evaluation
 from ktn_jax.runtime import atomic_files, configuration
-from ktn_jax.training import checks, loop
+from ktn_jax.training import loop
 from ktn_jax.training.tracking import JSON_LINES
 
 WEIGHTS_FILE, REPORT_FILE, RECORD_FILE = "weights.safetensors", "report.html", "demo.json"
@@ -141,27 +140,28 @@ def make_config(request: Request, say: Say) -> ConfigDict:
     name = request.config_name
     platform = jax.devices()[0].platform
     if not name:
-        name = "configs/ktn.py:demo" if platform == "cpu" else "configs/ktn.py:demo_gpu"
+        name = "ktn:demo" if platform == "cpu" else "ktn:demo_gpu"
         size = "the small model" if platform == "cpu" else "a larger model"
         say(f"Training {size}, {name}, on this machine's {platform.upper()}.")
-    config = configuration.load_config(name, request.changes).copy_and_resolve_references()
     folder = request.data / TRAINING_PEOPLE
-    with config.unlocked():
-        config.seed = config.data.synthetic.seed = request.seed
-        if request.steps is not None:
-            config.total_steps = request.steps
-        config.data.source = "densepose_coco"
-        config.data.annotations = (str(folder / dataset_files.ANNOTATION_FILE),)
-        config.data.images = (str(folder / dataset_files.IMAGE_FOLDER),)
-    checks.check_config(config, base.get_config())
-    return config
+    own = {
+        "seed": request.seed,
+        "data.synthetic.seed": request.seed,
+        "data.source": "densepose_coco",
+        "data.annotations": (str(folder / dataset_files.ANNOTATION_FILE),),
+        "data.images": (str(folder / dataset_files.IMAGE_FOLDER),),
+    }
+    if request.steps is not None:
+        own["total_steps"] = request.steps
+    changes = [f"{key}={value!r}" for key, value in own.items()]
+    return configuration.load_config(name, [*request.changes, *changes])
 
 
 class _Record:
     """What the output folder says of its demo: RECORD_FILE."""
 
     def __init__(self, request: Request, config: ConfigDict):
-        self.config_name = request.config_name or f"configs/ktn.py:{config.name.partition('_')[2]}"
+        self.config_name = request.config_name or config.name.replace("_", ":", 1)
         self._path = request.output / RECORD_FILE
         settings = {
             "config": self.config_name,

@@ -2,17 +2,19 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import ktn_jax
 from ktn_jax import cli
 from ktn_jax.checkpoints import files, torch_names, weights
 from ktn_jax.results import records
 from ktn_jax.runtime import host_memory
-from ktn_jax.runtime.configuration import ConfigurationError, load_config
+from ktn_jax.runtime.configuration import load_config
 
 CONFIG = "configs/ktn.py:tiny"
 FAST = [
@@ -118,18 +120,63 @@ def test_wrong_arguments_are_said_in_one_line(tmp_path, capsys):
         assert text in error and "Traceback" not in error
 
 
-def test_configuration_changes():
-    config = load_config(CONFIG, ["model.rpn.nms_threshold=0.6", "model.decoder.name=none"])
-    assert config.model.rpn.nms_threshold == 0.6
-    assert config.model.decoder.name == "none"
-    for change, text in (
-        ("model.rpn.nms_treshold=0.6", "no key 'model.rpn.nms_treshold'"),
-        ("model.nothing.at_all=1", "no key"),
-        ("model.rpn.nms_threshold", "no key=value"),
-        ("model.rpn.nms_threshold=high", "nms_threshold=high"),
-    ):
-        with pytest.raises(ConfigurationError, match=text):
-            load_config(CONFIG, [change])
+def test_changes_are_given_as_ml_collections_users_do(capsys):
+    changes = ["--set=seed=1", "--config.seed", "2", "--config.total_steps=12"]
+    assert cli.main(["config", "--config=ktn:tiny", *changes, "--diff"]) == 0
+    printed = capsys.readouterr().out
+    assert "    config.seed = 2  # base: 0\n" in printed
+    assert "    config.total_steps = 12  # base: 130000\n" in printed
+    assert "config.optimizer.momentum" not in printed
+    assert (
+        cli.main(["config", "--config", "ktn:tiny", "--config.seed", "2", "--set", "seed=3"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "    config.seed = 3  # base: 0\n" in printed
+    assert "    config.optimizer.momentum = 0.9\n" in printed
+
+
+@pytest.mark.parametrize("end", [["--config.seed"], ["--config.seed", "--diff"]])
+def test_a_change_without_a_value_is_a_usage_error(end, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["config", "--config=ktn:tiny", *end])
+    assert stop.value.code == 2
+    assert "argument --config.seed: expected one argument" in capsys.readouterr().err
+
+
+def test_commands_without_a_configuration_take_no_changes(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["verify", "x.npz", "--config.seed=1"])
+    assert stop.value.code == 2
+    assert "unrecognized arguments: --config.seed=1" in capsys.readouterr().err
+
+
+def test_packages_of_the_users_own_called_like_our_folders_do_no_harm(tmp_path):
+    """Importing every module, worker processes and commands, beside packages that must not load."""
+    for name in ("configs", "data_pipelines", "experiments", "tests"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('of the user')")
+    code = """
+import importlib, pkgutil, ktn_jax
+from ktn_jax import cli
+for module in pkgutil.walk_packages(ktn_jax.__path__, "ktn_jax."):
+    if "densepose_coco.densepose_coco" not in module.name and not module.name.endswith(".builder"):
+        importlib.import_module(module.name)  # but what loads TensorFlow
+if __name__ == "__main__":
+    synth = ["data", "synth", "--output=people", "--images=2", "--size", "64", "64"]
+    assert cli.main(synth + ["--processes=2"]) == 0
+    assert cli.main(["data", "check", "people/annotations.json", "--images=people/images"]) == 0
+    assert cli.main(["config", "--config=configs/ktn.py:tiny"]) == 0
+"""
+    (tmp_path / "main.py").write_text(code)
+    done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "of the user" not in done.stderr and "config.name = 'ktn_tiny'" in done.stdout
+
+
+def test_the_package_runs_as_a_module(tmp_path):
+    command = [sys.executable, "-m", "ktn_jax", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"ktn_jax {ktn_jax.__version__}\n"
 
 
 def test_random_weights_are_those_of_the_original_by_name(weights_file):
@@ -143,11 +190,11 @@ def test_the_command_line_starts_anew_once_for_huge_pages(monkeypatch):
     started = []
     monkeypatch.setattr(os, "execv", lambda program, arguments: started.append(arguments))
     monkeypatch.setattr(host_memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "ktn_jax.cli", "predict"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "ktn_jax", "predict"])
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
     host_memory.restart_with_huge_pages()
     host_memory.restart_with_huge_pages()  # what was started finds the variable
-    assert started == [[sys.executable, "-m", "ktn_jax.cli", "predict"]]
+    assert started == [[sys.executable, "-m", "ktn_jax", "predict"]]
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
     monkeypatch.delenv("GLIBC_TUNABLES")
     for other in (("glibc", "2.31"), ("", ""), ("glibc", "x")):

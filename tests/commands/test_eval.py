@@ -284,7 +284,7 @@ def test_two_processes_write_what_one_does(evaluated, tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "ktn_jax.cli", "eval", *model, *SYNTHETIC]
+    command = [sys.executable, "-m", "ktn_jax", "eval", *model, *SYNTHETIC]
     command += ["--output", str(tmp_path / "out"), f"--coordinator=127.0.0.1:{port}"]
     started = [
         subprocess.Popen(

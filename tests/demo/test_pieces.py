@@ -62,7 +62,7 @@ def test_on_a_cpu_the_small_model_is_chosen_and_said(tmp_path):
     said = []
     config = run.make_config(run.Request(tmp_path), said.append)
     assert config.name == "ktn_demo"
-    assert "configs/ktn.py:demo," in said[0] and "CPU" in said[0]
+    assert "ktn:demo," in said[0] and "CPU" in said[0]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -31,7 +31,7 @@ def _ktn(folder, *arguments):
     # One device, as a user has; optimised less, which compiles sooner and trains as fast.
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
     return subprocess.run(
-        [sys.executable, "-m", "ktn_jax.cli", *map(str, arguments)],
+        [sys.executable, "-m", "ktn_jax", *map(str, arguments)],
         cwd=folder,
         env=environment,
         capture_output=True,

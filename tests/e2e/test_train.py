@@ -56,7 +56,7 @@ def start(folder):
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
-        command = [sys.executable, "-m", "ktn_jax.cli", "train", "--config=configs/ktn.py:tiny"]
+        command = [sys.executable, "-m", "ktn_jax", "train", "--config=configs/ktn.py:tiny"]
         command += [f"--workdir={folder / name}", *arguments]
         command += [f"--set={key}={value!r}" for key, value in (SETTINGS | changes).items()]
         log = open(folder / f"{name}.{len(processes)}.log", "w+")  # noqa: SIM115
@@ -159,7 +159,7 @@ def test_a_killed_run_ends_in_the_same_bits_and_the_same_file(folder, start, str
     ):
         np.testing.assert_array_equal(ours, theirs, err_msg=str(path))
     for name in ("killed", "straight"):
-        convert = [sys.executable, "-m", "ktn_jax.cli", "convert"]
+        convert = [sys.executable, "-m", "ktn_jax", "convert"]
         convert += [str(folder / name), str(folder / f"{name}.safetensors")]
         subprocess.run(convert, cwd=ROOT, check=True, capture_output=True)
     exported = [(folder / f"{name}.safetensors").read_bytes() for name in ("killed", "straight")]
@@ -172,7 +172,7 @@ def test_four_images_are_learnt_by_heart(tmp_path):
     changes = ["data.synthetic.num_images=4", "total_steps=200", "checkpoint_every=1000"]
     changes += ["training.num_devices=1", "optimizer.decay_steps=(150,)"]
     # Optimised, unlike in the other tests: so many steps would take thrice as long.
-    command = [sys.executable, "-m", "ktn_jax.cli", "train", "--config=configs/ktn.py:tiny"]
+    command = [sys.executable, "-m", "ktn_jax", "train", "--config=configs/ktn.py:tiny"]
     command += [f"--workdir={tmp_path}", *(f"--set={change}" for change in changes)]
     subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, cwd=ROOT, check=True)
     lines = read_metrics(tmp_path)
