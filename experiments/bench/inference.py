@@ -76,7 +76,6 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        from ktn_jax.modeling.computing import computing
         from ktn_jax.modeling.detector import Detector, size_multiple
         from ktn_jax.structures import Proposals
 
@@ -89,8 +88,7 @@ class Ours:
             if name not in self._jitted:
 
                 def call(variables, *values):
-                    with computing(self.predictor.forms):
-                        return model.apply(variables, *values, method=method)
+                    return model.apply(variables, *values, method=method)
 
                 self._jitted[name] = jax.jit(call).lower(variables, *values).compile()
             start = time.perf_counter()

@@ -77,11 +77,14 @@ def to_nchw(array):
 
 def roi_align_pairs(rng):
     """Pooling for the box head and for the DensePose head."""
+    import jax
     import jax.numpy as jnp
     import torch
     import torch_ops
 
-    from ktn_jax.ops.roi_align import multilevel_roi_align
+    from ktn_jax.ops.roi_align import cache_sized_chunk, multilevel_roi_align
+
+    is_cpu = jax.default_backend() == "cpu"
 
     def pair(levels, boxes, bins, differentiate=None):
         strides = STRIDES[: len(levels)]
@@ -90,7 +93,16 @@ def roi_align_pairs(rng):
 
         def ours(*maps):
             index = jnp.zeros(len(boxes), jnp.int32)
-            return multilevel_roi_align(maps, strides, jnp.asarray(boxes), index, bins, 2, False)
+            return multilevel_roi_align(
+                maps,
+                strides,
+                jnp.asarray(boxes),
+                index,
+                output_size=bins,
+                sampling_ratio=2,
+                aligned=False,
+                chunk_size=cache_sized_chunk(bins, 2, maps[0].shape[-1]) if is_cpu else None,
+            )
 
         def theirs(*maps):
             return torch_ops.multilevel_roi_align(maps, strides, with_image, bins, 2, False)
@@ -129,16 +141,15 @@ def convolution_pairs(rng):
     """Convolutions as inference runs them, and with their gradients as training does."""
     import torch.nn.functional as F
 
-    from ktn_jax.modeling.computing import Forms, computing
+    from ktn_jax.modeling.compute import PLAIN, Compute
     from ktn_jax.modeling.layers import convolve
 
-    def pair(shape, features, size, dilation=1, forms=None, differentiate=None):
+    def pair(shape, features, size, dilation=1, compute=PLAIN, differentiate=None):
         x = rng.standard_normal(shape, np.float32)
         kernel = rng.standard_normal((size, size, shape[-1], features), np.float32)
 
         def ours(x, kernel):
-            with computing(forms or Forms()):
-                return convolve(x, kernel / 50, dilation=dilation)
+            return convolve(x, kernel / 50, dilation=dilation, compute=compute)
 
         def theirs(x, kernel):
             padding = dilation * (size // 2)
@@ -146,21 +157,21 @@ def convolution_pairs(rng):
 
         return Pair(ours, theirs, [x, kernel], differentiate)
 
-    fast = Forms(has_winograd=True)
+    fast = Compute(winograd=True)
     map_, rois = (1, 200, 336, 256), (8, 28, 28, 512)
     small = (2, 64, 64, 256)
     return {
         "3x3, 256, 200x336, plain": pair(map_, 256, 3),
-        "3x3, 256, 200x336, Winograd": pair(map_, 256, 3, forms=fast),
-        "3x3, 256, 200x336, dilation 3": pair(map_, 256, 3, 3, forms=fast),
-        "3x3, 512, 8 of 28x28, Winograd": pair(rois, 512, 3, forms=fast),
+        "3x3, 256, 200x336, Winograd": pair(map_, 256, 3, compute=fast),
+        "3x3, 256, 200x336, dilation 3": pair(map_, 256, 3, 3, compute=fast),
+        "3x3, 512, 8 of 28x28, Winograd": pair(rois, 512, 3, compute=fast),
         "1x1, 256, 200x336": pair(map_, 256, 1),
         "1x1, 256, 200x336, bfloat16 dots": pair(
-            map_, 256, 1, forms=Forms(matmul_dtype="bfloat16")
+            map_, 256, 1, compute=Compute(matmul_dtype="bfloat16")
         ),
         "3x3, 256, 2 of 64x64, gradients, plain": pair(small, 256, 3, differentiate=(0, 1)),
         "3x3, 256, 2 of 64x64, gradients, Winograd": pair(
-            small, 256, 3, forms=fast, differentiate=(0, 1)
+            small, 256, 3, compute=fast, differentiate=(0, 1)
         ),
     }
 

@@ -69,7 +69,6 @@ class Ours:
         import jax
 
         from ktn_jax.checkpoints import weights
-        from ktn_jax.modeling.computing import choose_forms
         from ktn_jax.training import distributed, forward, initialisation, optimizer, state, step
 
         self.config = config
@@ -90,9 +89,7 @@ class Ours:
         self.state = jax.jit(create, out_shardings=shardings)(variables)
         labels = optimizer.label_parameters(*parts, optimizer.frozen_patterns(config))
         schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
-        self.loss_fn = forward.make_loss_fn(
-            self.model, config.loss, choose_forms(config.training.winograd)
-        )
+        self.loss_fn = forward.make_loss_fn(self.model, config.loss)
         step_fn = step.make_train_step(self.loss_fn, rule, schedule, labels, mesh, shardings)
         sharding = distributed.over_batch(mesh)
         batch = make_batch(config, config.batch_size, size_hw, people)

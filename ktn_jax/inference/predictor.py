@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ktn_jax.inference import charts
 from ktn_jax.inference.folding import fold_norms
-from ktn_jax.modeling.computing import choose_forms, computing
+from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.detector import Detector, Features, build_model, size_multiple
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import host_memory, images
@@ -59,13 +59,19 @@ class Predictor:
         }
         self._surface_kernel = _surface_kernel(config.model, variables)
         model_config, variables = fold_norms(config.model, _without_transfer(variables))
-        self.model = build_model(model_config)
+        test = config.test
+        compute = Compute.choose(
+            model_config.dtype,
+            platform=jax.default_backend(),
+            winograd=test.winograd,
+            bands=True,
+            matmul_dtype=test.matmul_dtype,
+        )
+        self.model = build_model(model_config, compute=compute)
         # On the device once: arrays of the host would travel with every call.
         self.variables = jax.tree.map(_to_device, variables)
         del variables
         host_memory.return_freed()
-        test = config.test
-        self.forms = choose_forms(test.winograd, has_bands=True, matmul_dtype=test.matmul_dtype)
         self._run_detect = jax.jit(self._detect_stage, static_argnums=3)
         self._run_decode = jax.jit(self._decode_stage)
         self._dense = jax.jit(self._dense_stage)
@@ -164,14 +170,10 @@ class Predictor:
     def _detect_stage(
         self, variables: Mapping[str, Any], inputs: Array, image_size_hw: Array, is_full: bool
     ) -> tuple[Features, Detections]:
-        with computing(self.forms):
-            return self.model.apply(
-                variables, inputs, image_size_hw, is_full, method=Detector.detect
-            )
+        return self.model.apply(variables, inputs, image_size_hw, is_full, method=Detector.detect)
 
     def _decode_stage(self, variables: Mapping[str, Any], pyramid: Features) -> Features:
-        with computing(self.forms):
-            return self.model.apply(variables, pyramid, method=Detector.decode)
+        return self.model.apply(variables, pyramid, method=Detector.decode)
 
     def _dense_stage(
         self,
@@ -181,15 +183,14 @@ class Predictor:
         boxes: Array,
         batch_index: Array,
     ) -> DensePoseOutputs:
-        with computing(self.forms):
-            return self.model.apply(
-                variables,
-                decoded,
-                jnp.asarray(boxes),
-                batch_index,
-                surface_kernel,
-                method=Detector.dense,
-            )
+        return self.model.apply(
+            variables,
+            decoded,
+            jnp.asarray(boxes),
+            batch_index,
+            surface_kernel,
+            method=Detector.dense,
+        )
 
 
 class _LazilyDecoded:

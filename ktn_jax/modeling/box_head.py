@@ -1,12 +1,13 @@
 """Box head: pooled features -> two fully connected layers -> person or not, and deltas."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ktn_jax.modeling.computing import dot_general
+from ktn_jax.modeling.compute import PLAIN, Compute, dot_general
 from ktn_jax.modeling.layers import per_channel, xavier_init
 from ktn_jax.ops import boxes as box_ops
 from ktn_jax.ops.nms import nms
@@ -26,15 +27,15 @@ class BoxHead(nn.Module):
     in_features: int  # pooled side * side * C
     hidden_features: int = 1024
     num_layers: int = 2
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     def setup(self):
         self.hidden = [
             nn.Dense(
                 self.hidden_features,
                 kernel_init=xavier_init,
-                dtype=self.dtype,
-                dot_general=dot_general,
+                dtype=self.compute.dtype,
+                dot_general=functools.partial(dot_general, compute=self.compute),
                 name=f"fc{index + 1}",
             )
             for index in range(self.num_layers)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ktn_jax.modeling.computing import current_forms
+from ktn_jax.modeling.compute import PLAIN, Compute
 from ktn_jax.modeling.layers import Initializer, convolve, msra_init, per_channel
 
 Array = jax.Array
@@ -41,7 +41,7 @@ class BranchProjection(nn.Module):
 
     features: int
     kernel_init: Initializer = msra_init
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, branches: Sequence[Branch]) -> Array:
@@ -52,11 +52,11 @@ class BranchProjection(nn.Module):
 
         def project(*maps: Array) -> Array:
             parts = [branch.normalised(x) for branch, x in zip(branches, maps, strict=True)]
-            y = convolve(jnp.concatenate(parts, axis=-1), kernel, dtype=self.dtype)
+            y = convolve(jnp.concatenate(parts, axis=-1), kernel, compute=self.compute)
             return y + per_channel(bias, y)
 
         maps = [branch.x for branch in branches]
-        return by_bands(project, maps) if current_forms().has_bands else project(*maps)
+        return by_bands(project, maps) if self.compute.bands else project(*maps)
 
 
 def by_bands(function: Callable[..., Array], maps: Sequence[Array]) -> Array:

@@ -1,12 +1,13 @@
 """Predictors: from head features to the chart maps, by deconvolution and bilinear upsampling."""
 
+import functools
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ktn_jax.modeling.computing import matmul
+from ktn_jax.modeling.compute import PLAIN, Compute, matmul
 from ktn_jax.modeling.knowledge_transfer import NUM_SURFACE_NODES, KnowledgeTransfer
 from ktn_jax.modeling.layers import msra_init
 from ktn_jax.ops import interpolate
@@ -27,7 +28,7 @@ TRANSFER_SOURCES = {
 }
 
 
-class DensePosePredictor(nn.Module):
+class ChartPredictor(nn.Module):
     """Chart maps of pooled people; with knowledge transfer, the surface kernel is synthesised.
 
     kind "chart" is detectron2's predictor, "ktn" KTNv2's, "ktn_keypoints" takes knowledge from
@@ -45,7 +46,7 @@ class DensePosePredictor(nn.Module):
     has_segm_confidence: bool = False
     segm_confidence_epsilon: float = 0.01
     graph: Mapping[str, Array] | None = None
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     def setup(self):
         if self.kind not in TRANSFER_SOURCES:
@@ -126,13 +127,14 @@ class DensePosePredictor(nn.Module):
             kernels["fine"] = surface_kernel
             biases["fine"] = jnp.zeros((surface_kernel.shape[-1],))
         names = list(kernels)
+        dtype = self.compute.dtype
         joined = interpolate.conv_transpose(
-            features.astype(self.dtype),
-            jnp.concatenate([kernels[name] for name in names], axis=-1).astype(self.dtype),
+            features.astype(dtype),
+            jnp.concatenate([kernels[name] for name in names], axis=-1).astype(dtype),
             stride=2,
             padding=self.kernel_size // 2 - 1,
-            bias=jnp.concatenate([biases[name] for name in names]).astype(self.dtype),
-            matmul=matmul,
+            bias=jnp.concatenate([biases[name] for name in names]).astype(dtype),
+            matmul=functools.partial(matmul, compute=self.compute),
         )
         outputs, start = {}, 0
         for name in names:

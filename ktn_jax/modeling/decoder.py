@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ktn_jax.modeling.branches import Branch, BranchProjection
+from ktn_jax.modeling.compute import PLAIN, Compute
 from ktn_jax.modeling.layers import Conv, ConvNorm, GroupNorm, replicate_edge
 from ktn_jax.ops import interpolate
 
@@ -21,7 +21,7 @@ class PanopticDecoder(nn.Module):
     features: int = 256  # of every step
     out_features: int = 256
     norm: str = ""
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, levels: Mapping[str, Array], sizes: Mapping[str, Array | None]) -> Array:
@@ -31,7 +31,7 @@ class PanopticDecoder(nn.Module):
             valid_hw = sizes[level]
             for step in range(max(index, 1)):
                 conv = ConvNorm(
-                    self.features, 3, norm=self.norm, dtype=self.dtype, name=f"{level}_{step}"
+                    self.features, 3, norm=self.norm, compute=self.compute, name=f"{level}_{step}"
                 )
                 x = nn.relu(conv(x, valid_hw))
                 if index > 0:
@@ -39,7 +39,7 @@ class PanopticDecoder(nn.Module):
                     x = interpolate.resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
                     valid_hw = None if valid_hw is None else 2 * valid_hw
             total = x if total is None else total + x
-        return Conv(self.out_features, dtype=self.dtype, name="predictor")(total)
+        return Conv(self.out_features, compute=self.compute, name="predictor")(total)
 
 
 class MultiInstanceDecoder(nn.Module):
@@ -48,7 +48,7 @@ class MultiInstanceDecoder(nn.Module):
     features: int = 256
     out_features: int = 256
     is_multi_scale: bool = True
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, levels: Mapping[str, Array], sizes: Mapping[str, Array | None]) -> Array:
@@ -65,9 +65,9 @@ class MultiInstanceDecoder(nn.Module):
             refined = self._to_first_resolution(index, level, x, sizes[level])
             total = refined if total is None else total + refined
         if not self.is_multi_scale:
-            return Conv(self.out_features, dtype=self.dtype, name="predictor")(total)
+            return Conv(self.out_features, compute=self.compute, name="predictor")(total)
         branches = self._multi_scale(total, next(iter(sizes.values())))
-        return BranchProjection(self.out_features, dtype=self.dtype, name="predictor")(branches)
+        return BranchProjection(self.out_features, compute=self.compute, name="predictor")(branches)
 
     def _adapt(self, level: str, finer: Array, x: Array, valid_hw: Array | None) -> Array:
         """Brings the adapted `level` below x to its resolution, for the bottom-up path."""
@@ -78,7 +78,7 @@ class MultiInstanceDecoder(nn.Module):
                 "pad images to a multiple of the coarsest stride"
             )
         folded = interpolate.space_to_depth(finer)
-        conv = Conv(x.shape[-1], 3, dtype=self.dtype, name=f"adapt_{level}")
+        conv = Conv(x.shape[-1], 3, compute=self.compute, name=f"adapt_{level}")
         return nn.relu(conv(folded, valid_hw))
 
     def _to_first_resolution(
@@ -86,10 +86,12 @@ class MultiInstanceDecoder(nn.Module):
     ) -> Array:
         """Doubles the resolution of the `index`-th level until it is the first's."""
         for step in range(max(index, 1)):
-            conv = Conv(self.features, 3, dtype=self.dtype, name=f"{level}_{step}_conv")
+            conv = Conv(self.features, 3, compute=self.compute, name=f"{level}_{step}_conv")
             x = nn.relu(conv(x, valid_hw))
             if index > 0:
-                expand = Conv(4 * self.features, dtype=self.dtype, name=f"{level}_{step}_expand")
+                expand = Conv(
+                    4 * self.features, compute=self.compute, name=f"{level}_{step}_expand"
+                )
                 x = interpolate.pixel_shuffle(nn.relu(expand(x)), 2)
                 valid_hw = None if valid_hw is None else 2 * valid_hw
         return x
@@ -103,7 +105,7 @@ class MultiInstanceDecoder(nn.Module):
                 3 if dilation else 1,
                 dilation=max(dilation, 1),
                 use_bias=False,
-                dtype=self.dtype,
+                compute=self.compute,
                 name=f"trident{index}_conv",
             )
             norm = GroupNorm(name=f"trident{index}_norm")

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ktn_jax.modeling.compute import PLAIN, Compute
 from ktn_jax.modeling.layers import Conv, ConvNorm, GroupNorm, convolve, msra_init
 from ktn_jax.ops import interpolate
 
@@ -20,7 +21,7 @@ def _stack_convs(x: Array, head: nn.Module) -> Array:
             head.features,
             head.kernel_size,
             norm=head.norm,
-            dtype=head.dtype,
+            compute=head.compute,
             name=f"body_conv{index + 1}",
         )
         x = nn.relu(conv(x))
@@ -34,7 +35,7 @@ class ConvStackHead(nn.Module):
     num_convs: int = 8
     kernel_size: int = 3
     norm: str = ""
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -46,7 +47,7 @@ class AtrousPyramid(nn.Module):
     """Atrous spatial pyramid pooling (DeepLabv3): 1x1, three dilations, the mean of the map."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -58,7 +59,7 @@ class AtrousPyramid(nn.Module):
                 size,
                 dilation=dilation,
                 norm="GN",
-                dtype=self.dtype,
+                compute=self.compute,
                 name=f"branch{index}",
             )
             return nn.relu(conv(x))
@@ -68,13 +69,13 @@ class AtrousPyramid(nn.Module):
         mean = branch(x.mean((1, 2), keepdims=True), len(branches), 1)
         branches.append(jnp.broadcast_to(mean, branches[0].shape))
         x = jnp.concatenate(branches, axis=-1)
-        return nn.relu(Conv(self.features, use_bias=False, dtype=self.dtype, name="project")(x))
+        return nn.relu(Conv(self.features, use_bias=False, compute=self.compute, name="project")(x))
 
 
 class NonLocal(nn.Module):
     """Non-local block (Wang et al., CVPR 2018), embedded Gaussian, keys and values pooled by 2."""
 
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -83,7 +84,7 @@ class NonLocal(nn.Module):
         inner = max(channels // 2, 1)
 
         def embed(name: str) -> Array:
-            return Conv(inner, dtype=self.dtype, name=name)(x)
+            return Conv(inner, compute=self.compute, name=name)(x)
 
         def pool(x: Array) -> Array:
             return interpolate.max_pool(x, window=2, stride=2, padding=0).reshape(batch, -1, inner)
@@ -93,7 +94,7 @@ class NonLocal(nn.Module):
         attention = nn.softmax(jnp.einsum("nqc,nkc->nqk", queries, keys).astype(jnp.float32))
         y = jnp.einsum("nqk,nkc->nqc", attention.astype(x.dtype), values)
         y = y.reshape(batch, height, width, inner)
-        return x + ConvNorm(channels, norm="GN", use_bias=True, dtype=self.dtype, name="out")(y)
+        return x + ConvNorm(channels, norm="GN", use_bias=True, compute=self.compute, name="out")(y)
 
 
 class DeepLabHead(nn.Module):
@@ -104,21 +105,21 @@ class DeepLabHead(nn.Module):
     kernel_size: int = 3
     norm: str = "GN"
     use_non_local: bool = False
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps x [N, P, P, C] to [N, P, P, features]."""
-        x = AtrousPyramid(x.shape[-1], self.dtype, name="aspp")(x)
+        x = AtrousPyramid(x.shape[-1], compute=self.compute, name="aspp")(x)
         if self.use_non_local:
-            x = NonLocal(self.dtype, name="non_local")(x)
+            x = NonLocal(compute=self.compute, name="non_local")(x)
         return _stack_convs(x, self)
 
 
 class ScaleConvs(nn.Module):
     """One shared 3x3 kernel at three dilations beside a 1x1: scale without more weights."""
 
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -127,12 +128,12 @@ class ScaleConvs(nn.Module):
         kernel = self.param("kernel", msra_init, (3, 3, channels, channels))
         branches = []
         for index, dilation in enumerate(SCALE_DILATIONS):
-            y = convolve(x, kernel, dilation=dilation, dtype=self.dtype)
+            y = convolve(x, kernel, dilation=dilation, compute=self.compute)
             branches.append(nn.relu(GroupNorm(name=f"norm{index}")(y)))
-        pointwise = ConvNorm(channels, norm="GN", dtype=self.dtype, name="pointwise")(x)
+        pointwise = ConvNorm(channels, norm="GN", compute=self.compute, name="pointwise")(x)
         branches.append(nn.relu(pointwise))
         x = jnp.concatenate(branches, axis=-1)
-        return nn.relu(Conv(channels, use_bias=False, dtype=self.dtype, name="project")(x))
+        return nn.relu(Conv(channels, use_bias=False, compute=self.compute, name="project")(x))
 
 
 class KTNHead(nn.Module):
@@ -142,10 +143,10 @@ class KTNHead(nn.Module):
     num_convs: int = 8
     kernel_size: int = 3
     norm: str = "GN"
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps x [N, P, P, C] to [N, P, P, features]."""
-        x = ScaleConvs(self.dtype, name="scale_convs")(x)
+        x = ScaleConvs(compute=self.compute, name="scale_convs")(x)
         return _stack_convs(x, self)

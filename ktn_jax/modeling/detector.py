@@ -18,14 +18,15 @@ from ml_collections import ConfigDict
 from ktn_jax.modeling import decoder as decoders
 from ktn_jax.modeling import densepose_head as heads
 from ktn_jax.modeling.box_head import BoxHead, select_detections
-from ktn_jax.modeling.chart_predictor import DensePosePredictor
+from ktn_jax.modeling.chart_predictor import ChartPredictor
+from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.hrnet import HRNet
 from ktn_jax.modeling.layers import per_channel, zero_invalid
 from ktn_jax.modeling.neck import FPN, HRFPN
 from ktn_jax.modeling.resnet import BLOCKS_OF_DEPTH, ResNet
 from ktn_jax.modeling.rpn import RPNHead, anchor_boxes, select_proposals
 from ktn_jax.ops import boxes as box_ops
-from ktn_jax.ops.roi_align import multilevel_roi_align
+from ktn_jax.ops.roi_align import cache_sized_chunk, multilevel_roi_align
 from ktn_jax.structures import DensePoseOutputs, Detections, Proposals
 
 Array = jax.Array
@@ -45,34 +46,37 @@ class Detector(nn.Module):
     """DensePose R-CNN and KTN: which one is the configuration's choice."""
 
     config: ConfigDict  # the `model` part, frozen
+    compute: Compute
     graph: Mapping[str, Array] | None = None  # initial body graph of the transfer
 
     def setup(self):
-        config = self.config
-        dtype = jnp.dtype(config.dtype)
-        self.backbone, self.neck = _build_backbone(config, dtype)
+        config, compute = self.config, self.compute
+        self.backbone, self.neck = _build_backbone(config, compute)
         num_anchors = len(config.rpn.anchor_sizes[0]) * len(config.rpn.aspect_ratios)
-        self.rpn_head = RPNHead(num_anchors, dtype)
+        self.rpn_head = RPNHead(num_anchors, compute=compute)
         box, head = config.box_head, config.densepose_head
         self.box_head = BoxHead(
-            box.pooled_size**2 * config.neck.channels, box.hidden_features, box.num_layers, dtype
+            in_features=box.pooled_size**2 * config.neck.channels,
+            hidden_features=box.hidden_features,
+            num_layers=box.num_layers,
+            compute=compute,
         )
-        self.decoder = _build_decoder(config.decoder, dtype)
-        self.densepose_head = _build_head(head, dtype)
+        self.decoder = _build_decoder(config.decoder, compute)
+        self.densepose_head = _build_head(head, compute)
         predictor = config.predictor
-        self.predictor = DensePosePredictor(
-            predictor.name,
+        self.predictor = ChartPredictor(
+            kind=predictor.name,
             # Without convolutions the head passes on what it pools.
-            head.channels if head.num_convs else config.neck.channels,
-            predictor.num_coarse_channels,
-            predictor.num_patches,
-            predictor.kernel_size,
-            predictor.up_scale,
-            predictor.uv_confidence,
-            predictor.has_segm_confidence,
-            predictor.segm_confidence_epsilon,
-            self.graph,
-            dtype,
+            in_features=head.channels if head.num_convs else config.neck.channels,
+            num_coarse_channels=predictor.num_coarse_channels,
+            num_patches=predictor.num_patches,
+            kernel_size=predictor.kernel_size,
+            up_scale=predictor.up_scale,
+            uv_confidence=predictor.uv_confidence,
+            has_segm_confidence=predictor.has_segm_confidence,
+            segm_confidence_epsilon=predictor.segm_confidence_epsilon,
+            graph=self.graph,
+            compute=compute,
         )
 
     def __call__(self, images: Array, image_size_hw: Array) -> DensePoseOutputs:
@@ -282,6 +286,11 @@ class Detector(nn.Module):
         strides = [FIRST_STRIDE * 2**index for index in range(len(levels.maps))]
         maps, sizes = list(levels.maps.values()), list(levels.sizes.values())
         sizes = None if sizes[0] is None else sizes
+        chunk_size = None
+        if self.compute.chunks:
+            chunk_size = cache_sized_chunk(
+                pooler.pooled_size, pooler.sampling_ratio, maps[0].shape[-1]
+            )
 
         def pool(maps, sizes, boxes: Array, batch_index: Array) -> Array:
             return multilevel_roi_align(
@@ -293,6 +302,7 @@ class Detector(nn.Module):
                 sampling_ratio=pooler.sampling_ratio,
                 aligned=pooler.aligned,
                 valid_hw=sizes,
+                chunk_size=chunk_size,
             )
 
         if batch_index is not None:
@@ -311,66 +321,90 @@ def size_multiple(config: ConfigDict) -> int:
     return 1 if config.backbone.name == "hrnet" else 32
 
 
-def build_model(config: ConfigDict, graph: Mapping[str, Array] | None = None) -> Detector:
+def build_model(
+    config: ConfigDict,
+    *,
+    compute: Compute | None = None,
+    graph: Mapping[str, Array] | None = None,
+) -> Detector:
     """Builds the detector of a `model` configuration.
 
     Args:
         config: the `model` part of a configuration.
+        compute: how the model computes; None for the plain definition in the configuration's type.
         graph: initial body graph, {"keypoint": [25, 17], "box": [25, 6], "part": [25, 15]}.
 
     Returns:
         The module; `init` it, or give its methods converted weights.
     """
-    return Detector(config.copy_and_resolve_references(), graph)
+    return Detector(
+        config=config.copy_and_resolve_references(),
+        compute=Compute(dtype=config.dtype) if compute is None else compute,
+        graph=graph,
+    )
 
 
-def _build_backbone(config: ConfigDict, dtype: jnp.dtype) -> tuple[nn.Module, nn.Module]:
+def _build_backbone(config: ConfigDict, compute: Compute) -> tuple[nn.Module, nn.Module]:
     backbone, neck = config.backbone, config.neck
     if backbone.name == "resnet":
         if not backbone.num_blocks and backbone.depth not in BLOCKS_OF_DEPTH:
             raise ValueError(f"backbone.depth {backbone.depth}: one of {list(BLOCKS_OF_DEPTH)}")
         resnet = ResNet(
-            tuple(backbone.num_blocks) or BLOCKS_OF_DEPTH[backbone.depth],
-            backbone.stem_channels,
-            backbone.width,
-            backbone.res2_channels,
-            backbone.norm,
-            backbone.stride_in_1x1,
-            backbone.res5_dilation,
-            backbone.freeze_at,
-            dtype,
+            num_blocks=tuple(backbone.num_blocks) or BLOCKS_OF_DEPTH[backbone.depth],
+            stem_channels=backbone.stem_channels,
+            width=backbone.width,
+            res2_channels=backbone.res2_channels,
+            norm=backbone.norm,
+            stride_in_1x1=backbone.stride_in_1x1,
+            res5_dilation=backbone.res5_dilation,
+            freeze_at=backbone.freeze_at,
+            compute=compute,
         )
-        return resnet, FPN(neck.channels, neck.norm, dtype)
+        return resnet, FPN(neck.channels, norm=neck.norm, compute=compute)
     if backbone.name == "hrnet":
         hrnet = HRNet(
-            tuple(backbone.hrnet_channels),
-            tuple(backbone.hrnet_num_blocks),
-            tuple(backbone.hrnet_num_modules),
-            backbone.norm,
-            dtype,
+            channels=tuple(backbone.hrnet_channels),
+            num_blocks=tuple(backbone.hrnet_num_blocks),
+            num_modules=tuple(backbone.hrnet_num_modules),
+            norm=backbone.norm,
+            compute=compute,
         )
-        return hrnet, HRFPN(neck.channels, dtype=dtype)
+        return hrnet, HRFPN(neck.channels, compute=compute)
     raise ValueError(f"unknown backbone.name {backbone.name!r}: resnet or hrnet")
 
 
-def _build_decoder(config: ConfigDict, dtype: jnp.dtype) -> nn.Module | None:
+def _build_decoder(config: ConfigDict, compute: Compute) -> nn.Module | None:
     if config.name == "none":
         return None
     if config.name == "panoptic":
-        return decoders.PanopticDecoder(config.channels, config.out_channels, config.norm, dtype)
+        return decoders.PanopticDecoder(
+            features=config.channels,
+            out_features=config.out_channels,
+            norm=config.norm,
+            compute=compute,
+        )
     if config.name == "multi_instance":
         return decoders.MultiInstanceDecoder(
-            config.channels, config.out_channels, config.is_multi_scale, dtype
+            features=config.channels,
+            out_features=config.out_channels,
+            is_multi_scale=config.is_multi_scale,
+            compute=compute,
         )
     raise ValueError(f"unknown decoder.name {config.name!r}: none, panoptic or multi_instance")
 
 
-def _build_head(config: ConfigDict, dtype: jnp.dtype) -> nn.Module:
-    stack = (config.channels, config.num_convs, config.kernel_size, config.norm)
+def _build_head(config: ConfigDict, compute: Compute) -> nn.Module:
+    shared = {
+        "features": config.channels,
+        "num_convs": config.num_convs,
+        "kernel_size": config.kernel_size,
+        "norm": config.norm,
+        "compute": compute,
+    }
     if config.name == "conv_stack":
-        return heads.ConvStackHead(*stack, dtype)
+        return heads.ConvStackHead(**shared)
     if config.name == "deeplab":
-        return heads.DeepLabHead(*stack, config.use_non_local, dtype)
+        return heads.DeepLabHead(**shared, use_non_local=config.use_non_local)
     if config.name == "ktn":
-        return heads.KTNHead(*stack, dtype)
+        return heads.KTNHead(**shared)
     raise ValueError(f"unknown densepose_head.name {config.name!r}: conv_stack, deeplab or ktn")

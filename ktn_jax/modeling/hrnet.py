@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from ktn_jax.modeling.compute import PLAIN, Compute
 from ktn_jax.modeling.layers import ConvNorm, strided_size
 from ktn_jax.modeling.resnet import Bottleneck
 from ktn_jax.ops import interpolate
@@ -24,14 +24,14 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions and an identity shortcut; channels stay."""
 
     norm: str = "BN"
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Array, valid_hw: Array | None, train: bool) -> Array:
         """Maps x [B, H, W, C] to the same shape."""
         channels = x.shape[-1]
-        conv1 = ConvNorm(channels, 3, norm=self.norm, dtype=self.dtype, name="conv1")
-        conv2 = ConvNorm(channels, 3, norm=self.norm, dtype=self.dtype, name="conv2")
+        conv1 = ConvNorm(channels, 3, norm=self.norm, compute=self.compute, name="conv1")
+        conv2 = ConvNorm(channels, 3, norm=self.norm, compute=self.compute, name="conv2")
         y = nn.relu(conv1(x, valid_hw, train))
         return nn.relu(x + conv2(y, valid_hw, train))
 
@@ -40,7 +40,7 @@ class Fuse(nn.Module):
     """Exchanges what the branches know: each becomes the sum of all, brought to its resolution."""
 
     norm: str = "BN"
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(
@@ -56,7 +56,7 @@ class Fuse(nn.Module):
                         own.shape[-1],
                         1,
                         norm=self.norm,
-                        dtype=self.dtype,
+                        compute=self.compute,
                         name=f"up{target}_{source}",
                     )(x, sizes[source], train)
                     for _ in range(source - target):
@@ -80,7 +80,7 @@ class Fuse(nn.Module):
                 3,
                 2,
                 norm=self.norm,
-                dtype=self.dtype,
+                compute=self.compute,
                 name=f"down{target}_{source}_{step}",
             )(x, valid_hw, train)
             valid_hw = strided_size(valid_hw, 2)
@@ -95,7 +95,7 @@ class HRNet(nn.Module):
     num_blocks: tuple[tuple[int, ...], ...] = ((4, 4), (4, 4, 4), (4, 4, 4, 4))
     num_modules: tuple[int, ...] = (1, 4, 3)
     norm: str = "BN"
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(
@@ -113,7 +113,7 @@ class HRNet(nn.Module):
         """
         x = images
         for name in ("hr_stem_conv1", "hr_stem_conv2"):
-            conv = ConvNorm(STEM_CHANNELS, 3, 2, norm=self.norm, dtype=self.dtype, name=name)
+            conv = ConvNorm(STEM_CHANNELS, 3, 2, norm=self.norm, compute=self.compute, name=name)
             x, valid_hw = nn.relu(conv(x, valid_hw, train)), strided_size(valid_hw, 2)
         for block in range(LAYER1_BLOCKS):
             x = Bottleneck(
@@ -121,7 +121,7 @@ class HRNet(nn.Module):
                 width=STEM_CHANNELS,
                 has_projection=block == 0,
                 norm=self.norm,
-                dtype=self.dtype,
+                compute=self.compute,
                 name=f"layer1_{block}",
             )(x, valid_hw, train)
         branches, sizes = [x], [valid_hw]
@@ -132,10 +132,12 @@ class HRNet(nn.Module):
                 for index, blocks in enumerate(self.num_blocks[stage - 2]):
                     for block in range(blocks):
                         basic = BasicBlock(
-                            self.norm, self.dtype, name=f"{name}_branch{index}_{block}"
+                            norm=self.norm,
+                            compute=self.compute,
+                            name=f"{name}_branch{index}_{block}",
                         )
                         branches[index] = basic(branches[index], sizes[index], train)
-                fuse = Fuse(self.norm, self.dtype, name=f"{name}_fuse")
+                fuse = Fuse(norm=self.norm, compute=self.compute, name=f"{name}_fuse")
                 branches = fuse(branches, sizes, train)
         names = [f"branch{index}" for index in range(len(branches))]
         return dict(zip(names, branches, strict=True)), dict(zip(names, sizes, strict=True))
@@ -159,7 +161,7 @@ class HRNet(nn.Module):
                     3,
                     2 if is_new else 1,
                     norm=self.norm,
-                    dtype=self.dtype,
+                    compute=self.compute,
                     name=f"transition{number}_{index}",
                 )
                 x = nn.relu(conv(x, valid_hw, train))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ktn_jax.modeling.computing import current_forms, matmul
+from ktn_jax.modeling.compute import PLAIN, Compute, matmul
 from ktn_jax.ops import winograd
 
 Array = jax.Array
@@ -77,7 +77,7 @@ class Conv(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = msra_init
     bias_init: Initializer = nn.initializers.zeros_init()
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Array, valid_hw: Array | None = None) -> Array:
@@ -85,7 +85,14 @@ class Conv(nn.Module):
         size = self.kernel_size
         kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
         x = zero_invalid(x, valid_hw) if size > 1 else x
-        x = convolve(x, kernel, self.stride, self.dilation, self.padding, self.dtype)
+        x = convolve(
+            x,
+            kernel,
+            stride=self.stride,
+            dilation=self.dilation,
+            padding=self.padding,
+            compute=self.compute,
+        )
         if self.use_bias:
             x = x + per_channel(self.param("bias", self.bias_init, (self.features,)), x)
         return x
@@ -94,12 +101,13 @@ class Conv(nn.Module):
 def convolve(
     x: Array,
     kernel: Array,
+    *,
     stride: int = 1,
     dilation: int = 1,
     padding: int | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    compute: Compute = PLAIN,
 ) -> Array:
-    """Convolves x [B, H, W, C_in] with kernel [k, k, C_in, C_out] in `dtype`.
+    """Convolves x [B, H, W, C_in] with kernel [k, k, C_in, C_out].
 
     Args:
         x: the map.
@@ -107,7 +115,7 @@ def convolve(
         stride: of both axes.
         dilation: of both axes.
         padding: zeros on each side; None for dilation * (k - 1) / 2.
-        dtype: of the computation and the result.
+        compute: how; its dtype is that of the result.
 
     Returns:
         [B, H', W', C_out] with H' = floor((H + 2 padding - dilation (k - 1) - 1) / stride) + 1.
@@ -115,15 +123,15 @@ def convolve(
     size = kernel.shape[0]
     same = dilation * (size - 1) // 2
     padding = same if padding is None else padding
-    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    x, kernel = x.astype(compute.dtype), kernel.astype(compute.dtype)
     if size == 3 and padding == same and dilation >= max(x.shape[1:3]):
         # Every tap but the centre reads the zero padding.
         kernel, size, padding = kernel[1:2, 1:2], 1, 0
     if size == 1 and padding == 0:
         # A matrix product: XLA's CPU convolution is slower at it.
-        return matmul(x[:, ::stride, ::stride], kernel[0, 0])
+        return matmul(x[:, ::stride, ::stride], kernel[0, 0], compute)
     if (
-        current_forms().has_winograd
+        compute.winograd
         and (size, stride, padding, x.dtype) == (3, 1, dilation, jnp.float32)
         and winograd.is_worth_while(x.shape, kernel.shape[-1], dilation)
     ):
@@ -265,7 +273,7 @@ class ConvNorm(nn.Module):
     use_bias: bool | None = None
     kernel_init: Initializer = msra_init
     scale_init: Initializer = nn.initializers.ones_init()  # of the norm
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Array, valid_hw: Array | None = None, train: bool = False) -> Array:
@@ -278,11 +286,11 @@ class ConvNorm(nn.Module):
         x = Conv(
             self.features,
             self.kernel_size,
-            self.stride,
-            self.dilation,
+            stride=self.stride,
+            dilation=self.dilation,
             use_bias=use_bias,
             kernel_init=self.kernel_init,
-            dtype=self.dtype,
+            compute=self.compute,
             name="conv",
         )(x, valid_hw)
         if self.norm == "":

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ktn_jax.modeling.compute import PLAIN, Compute
 from ktn_jax.modeling.layers import (
     BatchNorm,
     Conv,
@@ -30,7 +31,7 @@ class FPN(nn.Module):
 
     features: int = 256
     norm: str = ""
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, stages: Pyramid, sizes: Sizes, train: bool = False) -> tuple[Pyramid, Sizes]:
@@ -45,7 +46,7 @@ class FPN(nn.Module):
                     size,
                     norm=self.norm,
                     kernel_init=xavier_init,
-                    dtype=self.dtype,
+                    compute=self.compute,
                     name=name,
                 )
 
@@ -70,7 +71,7 @@ class HRFPN(nn.Module):
 
     features: int = 256
     num_levels: int = 5
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(
@@ -83,7 +84,10 @@ class HRFPN(nn.Module):
             channels = x.shape[-1]
             kernel = self.param(f"interp{index}_kernel", xavier_init, (4, 4, channels, channels))
             x = interpolate.conv_transpose(
-                zero_invalid(x, valid_hw), kernel.astype(self.dtype), stride=2**index, padding=0
+                zero_invalid(x, valid_hw),
+                kernel.astype(self.compute.dtype),
+                stride=2**index,
+                padding=0,
             )
             valid_hw = None if valid_hw is None else (valid_hw - 1) * 2**index + 4
             maps.append(nn.relu(BatchNorm(name=f"interp{index}_norm")(x, train, valid_hw)))
@@ -100,7 +104,7 @@ class HRFPN(nn.Module):
                 size,
                 size,
                 padding=0,
-                dtype=self.dtype,
+                compute=self.compute,
                 name=f"reduction{index}_conv",
             )(fused, fused_hw)
             valid_hw = None if fused_hw is None else fused_hw // size
@@ -112,7 +116,7 @@ class HRFPN(nn.Module):
             factor = 2 ** (last - index)
             x = x[:, : levels[last].shape[1] * factor, : levels[last].shape[2] * factor]
             valid_hw = None if last_hw is None else last_hw * factor
-            conv = Conv(self.features, 3, dtype=self.dtype, name=f"fpn{index}_conv")
+            conv = Conv(self.features, 3, compute=self.compute, name=f"fpn{index}_conv")
             outputs[f"p{index + 1}"] = conv(x, valid_hw)
             output_sizes[f"p{index + 1}"] = valid_hw
         return outputs, output_sizes

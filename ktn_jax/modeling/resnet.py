@@ -5,9 +5,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax import lax
 
+from ktn_jax.modeling.compute import PLAIN, Compute
 from ktn_jax.modeling.layers import ConvNorm, strided_size, zero_invalid
 from ktn_jax.ops import interpolate
 
@@ -26,7 +26,7 @@ class Bottleneck(nn.Module):
     stride_in_1x1: bool = True
     has_projection: bool = False
     norm: str = "FrozenBN"
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(self, x: Array, valid_hw: Array | None, train: bool) -> Array:
@@ -35,7 +35,7 @@ class Bottleneck(nn.Module):
 
         def conv(name: str, features: int, size: int, stride: int, **options: Any) -> ConvNorm:
             return ConvNorm(
-                features, size, stride, norm=self.norm, dtype=self.dtype, name=name, **options
+                features, size, stride, norm=self.norm, compute=self.compute, name=name, **options
             )
 
         shortcut = x
@@ -70,7 +70,7 @@ class ResNet(nn.Module):
     stride_in_1x1: bool = True
     res5_dilation: int = 1
     freeze_at: int = 0  # 1 keeps the stem from training, 2 also res2, ...
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(
@@ -87,7 +87,7 @@ class ResNet(nn.Module):
             {"res2": [B, H/4, W/4, res2_channels], ...} and the valid sizes under the same names.
         """
         stem = ConvNorm(
-            self.stem_channels, 7, 2, norm=self._norm(1), dtype=self.dtype, name="stem_conv1"
+            self.stem_channels, 7, 2, norm=self._norm(1), compute=self.compute, name="stem_conv1"
         )
         x = stem(images, valid_hw, train)
         # After the ReLU nothing is negative, so zeros stand in for the pool's -inf padding.
@@ -109,7 +109,7 @@ class ResNet(nn.Module):
                     stride_in_1x1=self.stride_in_1x1,
                     has_projection=block == 0,
                     norm=self._norm(stage),
-                    dtype=self.dtype,
+                    compute=self.compute,
                     name=f"res{stage}_{block}",
                 )(x, valid_hw, train)
                 valid_hw = strided_size(valid_hw, stride if block == 0 else 1)

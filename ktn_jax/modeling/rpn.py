@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ktn_jax.modeling.compute import PLAIN, Compute
 from ktn_jax.modeling.layers import Conv, valid_mask
 from ktn_jax.ops import boxes as box_ops
 from ktn_jax.ops.nms import nms
@@ -21,7 +22,7 @@ class RPNHead(nn.Module):
     """One 3x3 convolution, shared by the levels, then objectness and deltas of A anchors a cell."""
 
     num_anchors: int
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = PLAIN
 
     @nn.compact
     def __call__(
@@ -37,9 +38,9 @@ class RPNHead(nn.Module):
             Per level: logits [B, H, W, A] and deltas [B, H, W, A * 4], float32.
         """
         features = next(iter(pyramid.values())).shape[-1]
-        conv = Conv(features, 3, kernel_init=_init, dtype=self.dtype, name="conv")
-        logits = Conv(self.num_anchors, kernel_init=_init, dtype=self.dtype, name="logits")
-        deltas = Conv(4 * self.num_anchors, kernel_init=_init, dtype=self.dtype, name="deltas")
+        conv = Conv(features, 3, kernel_init=_init, compute=self.compute, name="conv")
+        logits = Conv(self.num_anchors, kernel_init=_init, compute=self.compute, name="logits")
+        deltas = Conv(4 * self.num_anchors, kernel_init=_init, compute=self.compute, name="deltas")
         all_logits, all_deltas = {}, {}
         for level, x in pyramid.items():
             hidden = nn.relu(conv(x, sizes[level]))

@@ -1,8 +1,9 @@
 """ROIAlign over one map or a pyramid, and the pyramid level of a box.
 
 A bin averages sampling_ratio^2 bilinear reads. All corners of all reads of a bin are fetched by one
-gather and reduced by one weighted sum; boxes go through in chunks where memory traffic, not
-launches, is what costs (CPU). The backward pass adds into one accumulator, in place.
+gather and reduced by one weighted sum; boxes go through in chunks if the caller asks for it, which
+pays where memory traffic, not launches, is what costs (CPU). The backward pass adds into one
+accumulator, in place.
 """
 
 import functools
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-# Gathered corners held at once on CPU, in elements: about what stays in the caches.
+# Gathered corners held at once, in elements: about what stays in the caches of a CPU.
 _CHUNK_ELEMENTS = 2_000_000
 
 
@@ -110,11 +111,14 @@ def multilevel_roi_align(
         "boxes": boxes * jnp.asarray(1 / np.asarray(strides, np.float32))[level][:, None],
     }
     windows = lax.stop_gradient(windows)
-    if chunk_size is None:
-        corners = 4 * sampling_ratio**2 * output_size**2
-        on_cpu = jax.default_backend() == "cpu"
-        chunk_size = max(_CHUNK_ELEMENTS // (corners * channels), 1) if on_cpu else number
+    chunk_size = number if chunk_size is None else chunk_size
     return _pool((output_size, sampling_ratio, aligned, chunk_size), table, windows)
+
+
+def cache_sized_chunk(output_size: int, sampling_ratio: int, channels: int) -> int:
+    """How many boxes to pool at once on a CPU: their corners stay in its caches."""
+    corners = 4 * sampling_ratio**2 * output_size**2
+    return max(_CHUNK_ELEMENTS // (corners * channels), 1)
 
 
 def _check_arguments(features, strides, boxes, batch_index, sampling_ratio, valid_hw) -> None:

@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from ktn_jax.losses.densepose import DensePoseWeights, densepose_losses
 from ktn_jax.losses.detection import box_losses, rpn_losses
 from ktn_jax.modeling.chart_predictor import NUM_KEYPOINTS
-from ktn_jax.modeling.computing import PLAIN, Forms, computing
 from ktn_jax.modeling.detector import Detector, Features
 from ktn_jax.modeling.layers import valid_mask
 from ktn_jax.structures import DensePoseOutputs, Proposals
@@ -47,13 +46,12 @@ class TrainingOutputs:
     head_features: Array  # [N, P, P, C]
 
 
-def make_loss_fn(model: Detector, loss: ConfigDict, forms: Forms = PLAIN) -> LossFn:
+def make_loss_fn(model: Detector, loss: ConfigDict) -> LossFn:
     """Makes the function that a training step differentiates.
 
     Args:
         model: from `build_model`.
         loss: the `loss` part of a configuration.
-        forms: how products are computed.
 
     Returns:
         loss_fn(params, batch_stats, batch, key, samples=None) ->
@@ -69,8 +67,7 @@ def make_loss_fn(model: Detector, loss: ConfigDict, forms: Forms = PLAIN) -> Los
         key: Array,
         samples: Samples | None = None,
     ) -> tuple[Array, tuple[Losses, Mapping[str, Any]]]:
-        with computing(forms):
-            outputs, stats = apply(model, loss, params, batch_stats, batch, key, samples)
+        outputs, stats = apply(model, loss, params, batch_stats, batch, key, samples)
         losses = compute_losses(model.config, loss, outputs, batch)
         return sum(losses.values()), (losses, stats)
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ktn_jax.body.graph import body_graph
 from ktn_jax.checkpoints import files, imagenet, runs, torch_names, weights
 from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES
+from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.detector import Detector, build_model
 
 Variables = dict[str, Any]
@@ -63,8 +64,11 @@ def load_graph(config: ConfigDict) -> dict[str, np.ndarray] | None:
 
 
 def build_trained_model(config: ConfigDict) -> Detector:
-    """Builds the model of a whole configuration, its body graph included."""
-    return build_model(config.model, load_graph(config))
+    """Builds the model that a whole configuration trains here, its body graph included."""
+    compute = Compute.choose(
+        config.model.dtype, platform=jax.default_backend(), winograd=config.training.winograd
+    )
+    return build_model(config.model, compute=compute, graph=load_graph(config))
 
 
 def make_initial(config: ConfigDict, source: str | os.PathLike = "") -> Initial:
@@ -88,7 +92,7 @@ def make_initial(config: ConfigDict, source: str | os.PathLike = "") -> Initial:
     if not source:
         _check_from_scratch(config.model)
     stored, unused = _read(config, source) if source else ({}, [])
-    model = build_trained_model(config)
+    model = build_model(config.model, graph=load_graph(config))
     wanted = _flatten(weights.abstract_variables(model))
     if source:
         _check(stored, wanted, source)

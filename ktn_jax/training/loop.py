@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from ktn_jax.checkpoints import weights
 from ktn_jax.checkpoints.runs import Checkpoints, RunRecord
-from ktn_jax.modeling.computing import choose_forms
 from ktn_jax.training import distributed, initialisation
 from ktn_jax.training.distributed import Batch
 from ktn_jax.training.forward import make_loss_fn
@@ -159,7 +158,7 @@ def train_detector(
     return train(
         config,
         workdir,
-        make_loss_fn(model, config.loss, choose_forms(config.training.winograd)),
+        make_loss_fn(model, config.loss),
         weights.abstract_variables(model),
         initialise,
         batches_from,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.detector import Detector, Features, build_model
 from ktn_jax.ops import interpolate
 from ktn_jax.structures import Detections, Proposals
@@ -28,8 +29,8 @@ Array = jax.Array
 class Runner:
     """Runs methods of the detector on the dump's weights."""
 
-    def __init__(self, dump: Dump):
-        self.model = build_model(dump.config.model)
+    def __init__(self, dump: Dump, compute: Compute | None = None):
+        self.model = build_model(dump.config.model, compute=compute)
         self._variables = dump.variables
 
     def __call__(self, method: Callable, *args: Any) -> Any:
@@ -37,9 +38,17 @@ class Runner:
         return jax.device_get(run(self._variables, *args))
 
 
-def stages(dump: Dump) -> Iterator[Row]:
-    """Compares every stage of inference up to the chart maps."""
-    run = Runner(dump)
+def stages(dump: Dump, compute: Compute | None = None) -> Iterator[Row]:
+    """Compares every stage of inference up to the chart maps.
+
+    Args:
+        dump: of one of the originals.
+        compute: as `build_model` takes it.
+
+    Yields:
+        A row for everything that is compared.
+    """
+    run = Runner(dump, compute)
     yield _preprocessing(dump, run)
     yield from _backbone(dump, run)
     yield from _proposals(dump, run)

@@ -16,6 +16,7 @@ import numpy as np
 from ktn_jax.checkpoints import torch_names
 from ktn_jax.evaluation.masks import part_labels
 from ktn_jax.losses.detection import FOREGROUND, AnchorTargets, RoiTargets
+from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.detector import build_model, size_multiple
 from ktn_jax.training import forward, targets
 from ktn_jax.training.targets import People, Samples
@@ -71,12 +72,20 @@ class Step:
     batch_stats: Mapping[str, Any]
 
 
-def training(dump: Dump) -> Iterator[Row]:
-    """Compares one training step; a dump without one gives no rows."""
+def training(dump: Dump, compute: Compute | None = None) -> Iterator[Row]:
+    """Compares one training step; a dump without one gives no rows.
+
+    Args:
+        dump: of one of the originals.
+        compute: as `build_model` takes it.
+
+    Yields:
+        A row for everything that is compared.
+    """
     if not dump.under("train"):
         return
     batch, samples = read_batch(dump), read_samples(dump)
-    yield from compare_step(dump, batch, run_step(dump, batch, samples))
+    yield from compare_step(dump, batch, run_step(dump, batch, samples, compute))
 
 
 def compare_step(dump: Dump, batch: Batch, step: Step) -> Iterator[Row]:
@@ -225,9 +234,9 @@ def _pad(rows: Sequence[np.ndarray], fill: float = 0) -> np.ndarray:
     return padded
 
 
-def run_step(dump: Dump, batch: Batch, samples: Samples) -> Step:
+def run_step(dump: Dump, batch: Batch, samples: Samples, compute: Compute | None = None) -> Step:
     """Runs our forward and backward pass on the weights of a dump."""
-    model = build_model(dump.config.model)
+    model = build_model(dump.config.model, compute=compute)
     loss = dump.config.loss.copy_and_resolve_references()
     # The original's sums over these images are not divided.
     loss.images_per_device = len(batch["image"])

@@ -9,7 +9,7 @@ from ktn_jax.checkpoints import weights
 from ktn_jax.inference.folding import fold_norms
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.modeling import branches
-from ktn_jax.modeling.computing import Forms, computing
+from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.detector import Detector, build_model
 from ktn_jax.ops import winograd
 from ktn_jax.runtime.configuration import load_config
@@ -42,8 +42,7 @@ def test_every_stage_matches_the_original_with_all_rewrites(golden_dir, name, mo
     dump = Dump(golden_dir / f"{name}.npz")
     dump.config.model, dump.variables = fold_norms(dump.config.model, dump.variables)
     assert dump.config.model.backbone.norm == ""
-    with computing(Forms(has_winograd=True, has_bands=True)):
-        rows = list(stages.stages(dump))
+    rows = list(stages.stages(dump, Compute(winograd=True, bands=True, chunks=True)))
     assert len(rows) > 20
     assert [row.key for row in rows if not row.is_ok] == []
 
@@ -69,8 +68,8 @@ def test_people_of_a_photo_match_the_original_with_all_rewrites(golden_dir, name
 )
 def test_a_training_step_matches_the_original_through_winograd(golden_dir, name, monkeypatch):
     monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
-    with computing(Forms(has_winograd=True)):
-        rows = list(training.training(Dump(golden_dir / f"{name}.npz")))
+    compute = Compute(winograd=True, chunks=True)
+    rows = list(training.training(Dump(golden_dir / f"{name}.npz"), compute))
     assert len(rows) > 50
     assert [row.key for row in rows if not row.is_ok] == []
 
@@ -118,15 +117,15 @@ def test_rows_in_bands_are_those_of_the_whole_map(height, monkeypatch):
     rng = np.random.default_rng(height)
     shapes = [(2, height, 5, 3), (2, height, 5, 4)]
     maps = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
-    module = branches.BranchProjection(6)
+    whole = branches.BranchProjection(6)
+    banded = branches.BranchProjection(6, compute=Compute(bands=True))
     sides = [
         branches.Branch(x, *rng.normal(size=(2, 2, 1, 1, x.shape[-1])).astype(np.float32))
         for x in maps
     ]
-    variables = module.init(jax.random.key(0), sides)
-    expected = module.apply(variables, sides)
-    with computing(Forms(has_bands=True)):
-        actual = jax.jit(module.apply)(variables, sides)
+    variables = whole.init(jax.random.key(0), sides)
+    expected = whole.apply(variables, sides)
+    actual = jax.jit(banded.apply)(variables, sides)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
     kernel = np.asarray(variables["params"]["kernel"])[0, 0]
     parts = [np.maximum(side.x * side.factor + side.shift, 0) for side in sides]

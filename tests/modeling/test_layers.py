@@ -20,7 +20,9 @@ def test_convolve_matches_pytorch(golden, case, stride, dilation, padding):
     x = golden[f"conv/{case}/input"].transpose(0, 2, 3, 1)
     kernel = golden[f"conv/{case}/weight"].transpose(2, 3, 1, 0)
     expected = golden[f"conv/{case}/output"].transpose(0, 2, 3, 1)
-    actual = layers.convolve(jnp.asarray(x), jnp.asarray(kernel), stride, dilation, padding)
+    actual = layers.convolve(
+        jnp.asarray(x), jnp.asarray(kernel), stride=stride, dilation=dilation, padding=padding
+    )
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -49,7 +51,7 @@ def test_strided_pointwise_convolution_equals_the_general_one():
     expected = jax.lax.conv_general_dilated(
         x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    np.testing.assert_allclose(layers.convolve(x, kernel, 2), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layers.convolve(x, kernel, stride=2), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parity

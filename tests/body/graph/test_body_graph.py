@@ -252,7 +252,7 @@ def test_damaged_files_are_named(tmp_path):
 
 def test_the_model_takes_the_edges(tmp_path):
     edges = body_graph.build_graph().initial_edges()
-    model = build_model(ktn.get_config("tiny").model, edges)
+    model = build_model(ktn.get_config("tiny").model, graph=edges)
     images = np.zeros((1, 64, 64, 3), np.uint8)
     made = jax.eval_shape(lambda: model.init(jax.random.key(0), images, np.full((1, 2), 64)))
     transfer = made["params"]["predictor"]["transfer"]
