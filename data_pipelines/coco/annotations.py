@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ktn_jax.body import parts
+from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.coco import checks, record_checks, rle
 from ktn_jax.data_pipelines.coco.checks import DatasetError, Report
-from ktn_jax.data_pipelines.coco.record_checks import PART_GRID
 
 Segmentation = Sequence[Sequence[float]] | Mapping[str, Any] | None
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ktn_jax.body import parts
+from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.coco import rle
 
-PART_GRID = 256  # side of the grid over a person's box on which points and part masks live
 DENSEPOSE_POINT_KEYS = ("dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
 MAX_IMAGE_ID = 2**31 - 1  # image ids travel as int32
 

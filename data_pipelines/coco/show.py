@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ktn_jax.body import parts
+from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.coco.annotations import ImageRecord, PersonRecord
-from ktn_jax.data_pipelines.coco.record_checks import PART_GRID
 from ktn_jax.data_pipelines.loading.sources import Source
 from ktn_jax.results.drawing import PATCH_COLOURS, side_by_side
 

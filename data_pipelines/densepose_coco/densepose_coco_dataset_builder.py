@@ -15,9 +15,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ktn_jax.body import parts
+from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.coco import checks
 from ktn_jax.data_pipelines.coco.annotations import Dataset, ImageRecord, parse_dataset
-from ktn_jax.data_pipelines.coco.record_checks import PART_GRID
 from ktn_jax.data_pipelines.densepose_coco import layout
 
 _POINT_FIELDS = ("x", "y", "i", "u", "v")

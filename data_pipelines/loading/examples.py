@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ktn_jax.body import parts
+from ktn_jax.body.parts import PART_GRID
 from ktn_jax.body.symmetry import UVSymmetry
-from ktn_jax.data_pipelines.coco.record_checks import PART_GRID
 from ktn_jax.data_pipelines.loading import transforms
 from ktn_jax.data_pipelines.loading.plan import NO_IMAGE, PlannedBatch
 from ktn_jax.data_pipelines.loading.sources import Source

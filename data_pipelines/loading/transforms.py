@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ktn_jax.body import parts
+from ktn_jax.body.parts import PART_GRID
 from ktn_jax.body.symmetry import UVSymmetry, mirror_by_tables
 from ktn_jax.data_pipelines.coco import rle
 from ktn_jax.data_pipelines.coco.annotations import (
@@ -21,7 +22,6 @@ from ktn_jax.data_pipelines.coco.annotations import (
     PersonRecord,
     Segmentation,
 )
-from ktn_jax.data_pipelines.coco.record_checks import PART_GRID
 
 # A person of whom a zoom or a rotation leaves less than this many pixels each way is dropped.
 _MIN_BOX_SIDE = 2.0

@@ -7,12 +7,12 @@ import numpy as np
 import pycocotools.mask
 
 from ktn_jax.body import parts
+from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.synthetic.render import DenseTruth
 from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.data_pipelines.synthetic.scene_picture import Picture
 
 PERSON_CATEGORY = 1
-_GRID = 256  # side of the grid over a person's box that part masks and points refer to
 _MAX_GRID_POSITION = 255.0  # the original tool's points do not reach the last grid line
 _PIXELS_PER_POINT = 4  # on a part of few pixels, points this dense tell nothing more
 # Parts of at least 52 x 52 on the grid get the most points and a hand of 22 x 22 gets six, about
@@ -68,8 +68,9 @@ def _mask_to_runs(mask: np.ndarray) -> dict[str, Any]:
 def resample_part_labels(coarse: np.ndarray) -> np.ndarray:
     """Resamples the part labels within a box [h, w] to [256, 256]: the nearest pixel of each."""
     height, width = coarse.shape
-    centres = np.arange(_GRID) + 0.5
-    column, row = (centres * width / _GRID).astype(int), (centres * height / _GRID).astype(int)
+    centres = np.arange(PART_GRID) + 0.5
+    column = (centres * width / PART_GRID).astype(int)
+    row = (centres * height / PART_GRID).astype(int)
     # Column by column in memory, as masks are encoded.
     return np.ascontiguousarray(coarse.T)[column[:, None], row].T
 
@@ -83,7 +84,7 @@ def _encode_part_masks(labels: np.ndarray) -> list[Any]:
             masks.append([])
             continue
         encoded = pycocotools.mask.encode(np.asfortranarray(labels == part).view(np.uint8))
-        masks.append({"counts": encoded["counts"].decode("ascii"), "size": [_GRID, _GRID]})
+        masks.append({"counts": encoded["counts"].decode("ascii"), "size": [PART_GRID, PART_GRID]})
     return masks
 
 
@@ -127,7 +128,7 @@ def _squared_distances(x: np.ndarray, y: np.ndarray, to_x: np.ndarray, to_y: np.
 
 def _count_points(num_pixels: int, box_area: int, points_per_part: int) -> int:
     """Decides how many points a part of so many pixels gets: from 1 to points_per_part."""
-    side = np.sqrt(num_pixels / box_area) * _GRID
+    side = np.sqrt(num_pixels / box_area) * PART_GRID
     count = round(points_per_part * min(side / _FULL_PART_SIDE, 1.0))
     return max(1, min(count, num_pixels // _PIXELS_PER_POINT))
 
@@ -144,7 +145,7 @@ def _annotate_surface(
     box = np.s_[y : y + height, x : x + width]
     coarse = np.where(mask[box], _COARSE_OF_PATCH[truth.patch[box]], 0)
     rows, columns = np.nonzero(coarse)
-    grid_x, grid_y = (columns + 0.5) * _GRID / width, (rows + 0.5) * _GRID / height
+    grid_x, grid_y = (columns + 0.5) * PART_GRID / width, (rows + 0.5) * PART_GRID / height
     part = coarse[rows, columns]
     is_in_reach = (grid_x <= _MAX_GRID_POSITION) & (grid_y <= _MAX_GRID_POSITION)
     chosen = []

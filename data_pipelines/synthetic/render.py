@@ -263,6 +263,6 @@ def _dense_truth(
         depth=depth,
         face=_image(face, pixel, camera, np.int32, -1),
         barycentric=_image(barycentric, pixel, camera, np.float32),
-        keypoints=np.stack(keypoints) if kept else np.zeros((0, 17, 3), np.float32),
+        keypoints=np.float32(keypoints).reshape(-1, parts.NUM_KEYPOINTS, 3),
         visible_fraction=seen.visible_fraction[seen.is_kept],
     )

@@ -165,7 +165,12 @@ class Ours:
         @jax.jit
         def draw(params, stats):
             outputs, _ = forward.apply(
-                self.model, config.loss, params, stats, batch, jax.random.key(0)
+                self.model,
+                config.loss,
+                params=params,
+                batch_stats=stats,
+                batch=batch,
+                key=jax.random.key(0),
             )
             losses = forward.compute_losses(config.model, config.loss, outputs, batch)
             people = targets.densepose_targets(outputs.samples.people, batch)

@@ -12,8 +12,13 @@ import numpy as np
 NUM_PATCHES = 24  # without background
 NUM_COARSE = 14  # without background
 NUM_KEYPOINTS = 17
+NUM_PATCH_CHANNELS = NUM_PATCHES + 1  # with background, as maps and tables have them
+NUM_COARSE_CHANNELS = NUM_COARSE + 1
 
 BACKGROUND = 0
+
+PART_GRID = 256
+"""Side of the grid over a person's box on which annotated points and part masks lie."""
 
 PATCH_NAMES: tuple[str, ...] = (
     "background",

@@ -125,7 +125,9 @@ class Template:
 
     @functools.cached_property
     def _chart_trees(self) -> dict[int, tuple[np.ndarray, scipy.spatial.cKDTree]]:
-        members = {p: np.flatnonzero(self.chart_patch == p) for p in range(1, 25)}
+        members = {
+            p: np.flatnonzero(self.chart_patch == p) for p in range(1, parts.NUM_PATCHES + 1)
+        }
         return {p: (m, scipy.spatial.cKDTree(self.chart_uv[m])) for p, m in members.items()}
 
     def iuv_to_surface(self, patch: np.ndarray, u: np.ndarray, v: np.ndarray) -> SurfacePoints:

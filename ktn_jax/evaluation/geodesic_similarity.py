@@ -13,9 +13,9 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+from ktn_jax.body.parts import NUM_PATCH_CHANNELS, NUM_PATCHES
 from ktn_jax.evaluation.errors import EvaluationError
 
-NUM_PARTS = 24
 # Mean geodesic distance in metres between two points of a body segment, by patch 0..24: torso,
 # hands, feet, upper legs, lower legs, upper arms, lower arms, head.
 PATCH_MEAN_DISTANCE = np.array(
@@ -70,7 +70,7 @@ class EvaluationTemplate:
             )
         if not (np.isfinite(self.u).all() and np.isfinite(self.v).all()):
             raise EvaluationError(f"template {self.origin}: U or V is not finite")
-        missing = sorted(set(range(1, NUM_PARTS + 1)) - set(np.unique(self.part).tolist()))
+        missing = sorted(set(range(1, NUM_PATCH_CHANNELS)) - set(np.unique(self.part).tolist()))
         if missing:
             raise EvaluationError(f"template {self.origin}: no vertex in patches {missing}")
         rows = int(self.row.max()) + 1
@@ -104,7 +104,7 @@ class EvaluationTemplate:
 
 def is_patch(part: np.ndarray) -> np.ndarray:
     """Tells which annotated or predicted labels are patches 1..24, and not background or others."""
-    return (part > 0) & (part <= NUM_PARTS) & (part == np.floor(part))
+    return (part > 0) & (part <= NUM_PATCHES) & (part == np.floor(part))
 
 
 class VertexFinder:
@@ -118,11 +118,13 @@ class VertexFinder:
     def __init__(self, template: EvaluationTemplate) -> None:
         self._points = np.stack([template.u, template.v], axis=1)
         self._part = template.part
-        self._vertices = [np.flatnonzero(template.part == part) for part in range(NUM_PARTS + 1)]
+        self._vertices = [
+            np.flatnonzero(template.part == part) for part in range(NUM_PATCH_CHANNELS)
+        ]
         # One tree for all patches, held apart by a third coordinate: one search an image.
         self._tree = cKDTree(np.column_stack([self._points, template.part * _PATCH_GAP]))
         # Predictions are 8-bit: each (I, U, V) is searched for at most once. -1 is "not yet".
-        self._known = np.full((NUM_PARTS + 1) * _LEVELS * _LEVELS, -1, np.int32)
+        self._known = np.full(NUM_PATCH_CHANNELS * _LEVELS * _LEVELS, -1, np.int32)
 
     def find(self, part: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Returns [P] int64 vertices nearest to the chart points, -1 where part is not 1..24."""

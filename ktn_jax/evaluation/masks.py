@@ -8,10 +8,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from scipy.ndimage import zoom
 
+from ktn_jax.body.parts import NUM_COARSE, PART_GRID
 from ktn_jax.evaluation.errors import EvaluationError
-
-_MASK_PARTS = 14
-_GRID = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +78,7 @@ def person_mask(
     """
     if dp_masks is not None:
         labels = part_labels(dp_masks) if zoom_labels else _part_union(dp_masks)
-        scale = (float(max(box_xywh[3], 1)) / _GRID, float(max(box_xywh[2], 1)) / _GRID)
+        scale = (float(max(box_xywh[3], 1)) / PART_GRID, float(max(box_xywh[2], 1)) / PART_GRID)
         resized = zoom(labels, scale, order=1, prefilter=False)
         return place(resized > 0.5, box_xywh, image_size_hw)
     if isinstance(segmentation, list) and segmentation:
@@ -94,7 +92,7 @@ def person_mask(
 
 def part_labels(dp_masks: Sequence) -> np.ndarray:
     """Decodes coarse masks to labels [256, 256] float64 in 0..14; later parts lie on top."""
-    labels = np.zeros((_GRID, _GRID))
+    labels = np.zeros((PART_GRID, PART_GRID))
     present = _present_parts(dp_masks)
     if present:
         decoded = decode([rle for _, rle in present])
@@ -106,14 +104,14 @@ def part_labels(dp_masks: Sequence) -> np.ndarray:
 def _part_union(dp_masks: Sequence) -> np.ndarray:
     present = [rle for _, rle in _present_parts(dp_masks)]
     if not present:
-        return np.zeros((_GRID, _GRID))
+        return np.zeros((PART_GRID, PART_GRID))
     return decode([coco_mask.merge(present)])[..., 0].astype(np.float64)
 
 
 def _present_parts(dp_masks: Sequence) -> list[tuple[int, Mapping]]:
-    present = [(part, rle) for part, rle in enumerate(dp_masks[:_MASK_PARTS], start=1) if rle]
+    present = [(part, rle) for part, rle in enumerate(dp_masks[:NUM_COARSE], start=1) if rle]
     for index, (part, rle) in enumerate(present):
-        if not isinstance(rle, Mapping) or list(rle.get("size", ())) != [_GRID, _GRID]:
+        if not isinstance(rle, Mapping) or list(rle.get("size", ())) != [PART_GRID, PART_GRID]:
             raise EvaluationError(f"dp_masks must be RLEs of size [256, 256], got {rle!r:.60}")
         present[index] = part, _compress(rle)
     return present

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ktn_jax.evaluation.geodesic_similarity import NUM_PARTS, is_patch
+from ktn_jax.body.parts import NUM_PATCH_CHANNELS
+from ktn_jax.evaluation.geodesic_similarity import is_patch
 
 WITHIN_CM = (5, 10, 20)
 _MIN_BOX_IOU = 0.5
@@ -85,9 +86,9 @@ def add_up(errors: Iterable[PatchErrors]) -> PatchErrors:
 
 
 def _zeros() -> PatchErrors:
-    rows = NUM_PARTS + 1
-    whole = [np.zeros(rows, np.int64) for _ in range(2)]
-    return PatchErrors(*whole, np.zeros(rows), np.zeros((len(WITHIN_CM), rows), np.int64))
+    whole = [np.zeros(NUM_PATCH_CHANNELS, np.int64) for _ in range(2)]
+    within = np.zeros((len(WITHIN_CM), NUM_PATCH_CHANNELS), np.int64)
+    return PatchErrors(*whole, np.zeros(NUM_PATCH_CHANNELS), within)
 
 
 def measure_patches(

@@ -8,8 +8,8 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
-from ktn_jax.body.parts import PATCH_NAMES
-from ktn_jax.evaluation.geodesic_similarity import NUM_PARTS, EvaluationTemplate
+from ktn_jax.body.parts import NUM_PATCHES, PATCH_NAMES
+from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
 from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.evaluation.metrics import MEASURES
 from ktn_jax.evaluation.patch_errors import WITHIN_CM, PersonScore
@@ -23,10 +23,10 @@ _MARGIN = 0.08
 
 def patch_colours() -> np.ndarray:
     """Returns [25, 3] RGB in [0, 1], neighbouring patch numbers far apart; 0 is black."""
-    order = np.arange(NUM_PARTS)
-    hue = order * 7 % NUM_PARTS / NUM_PARTS
+    order = np.arange(NUM_PATCHES)
+    hue = order * 7 % NUM_PATCHES / NUM_PATCHES
     value = np.where(order % 2, 1.0, 0.75)
-    colours = hsv_to_rgb(np.stack([hue, np.full(NUM_PARTS, 0.85), value], axis=1))
+    colours = hsv_to_rgb(np.stack([hue, np.full(NUM_PATCHES, 0.85), value], axis=1))
     return np.concatenate([np.zeros((1, 3)), colours])
 
 
@@ -138,7 +138,7 @@ def _draw_person(panel, image, person, detection, iuv, images_dir) -> None:
     picture[y, x] = 0.35 * picture[y, x] + 0.65 * 255 * colours[labels]
     panel.imshow(picture.astype(np.uint8), interpolation="nearest")
     px, py, width, height = person.box_xywh
-    patch = np.clip(person.points[2].astype(int), 0, NUM_PARTS)
+    patch = np.clip(person.points[2].astype(int), 0, NUM_PATCHES)
     panel.scatter(
         px + person.points[0] * width / 255,
         py + person.points[1] * height / 255,

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ktn_jax.body.parts import NUM_KEYPOINTS
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, is_box
 from ktn_jax.results.records import ResultsError, decode_iuv
@@ -22,7 +23,6 @@ from ktn_jax.results.records import ResultsError, decode_iuv
 _CHUNK_BYTES = 1 << 22
 _ENTRY_LIMIT_BYTES = 1 << 28  # a detection is some tens of kilobytes
 _SEPARATORS = " \t\r\n,"
-_NUM_KEYPOINT_VALUES = 51
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,10 +248,10 @@ def _read_keypoints(where: str, values: Any) -> np.ndarray:
         keypoints = np.array(values, np.float64).ravel()
     except (TypeError, ValueError) as error:
         raise EvaluationError(f"{where}: keypoints must be numbers") from error
-    if keypoints.shape != (_NUM_KEYPOINT_VALUES,) or not np.isfinite(keypoints).all():
+    if keypoints.shape != (3 * NUM_KEYPOINTS,) or not np.isfinite(keypoints).all():
         raise EvaluationError(
-            f"{where}: keypoints must be 51 finite numbers (x, y, score of 17 points), got "
-            f"{keypoints.size} values"
+            f"{where}: keypoints must be {3 * NUM_KEYPOINTS} finite numbers (x, y, score of "
+            f"{NUM_KEYPOINTS} points), got {keypoints.size} values"
         )
     return keypoints
 

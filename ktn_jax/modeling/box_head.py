@@ -16,6 +16,7 @@ from ktn_jax.structures import Detections, Proposals
 Array = jax.Array
 
 NUM_CLASSES = 1  # person; background comes last in the logits
+NUM_CLASS_AND_DELTA_ROWS = (NUM_CLASSES + 1) + 4 * NUM_CLASSES
 
 
 class BoxHead(nn.Module):
@@ -105,7 +106,9 @@ def select_detections(
     is_valid = proposals.is_valid & is_finite & (scores > score_threshold)
 
     def suppress(boxes: Array, scores: Array, is_valid: Array) -> Detections:
-        index, is_kept = nms(boxes, scores, is_valid, nms_threshold, max_detections)
+        index, is_kept = nms(
+            boxes, scores, is_valid, iou_threshold=nms_threshold, max_outputs=max_detections
+        )
         return Detections(
             boxes=jnp.where(is_kept[:, None], boxes[index], 0),
             scores=jnp.where(is_kept, scores[index], 0),

@@ -1,4 +1,4 @@
-"""Predictors: from head features to the chart maps, by deconvolution and bilinear upsampling."""
+"""From head features to the chart maps, by deconvolution and bilinear upsampling."""
 
 import functools
 from collections.abc import Mapping
@@ -7,19 +7,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ktn_jax.body import parts
 from ktn_jax.modeling.compute import PLAIN, Compute, matmul
-from ktn_jax.modeling.knowledge_transfer import NUM_SURFACE_NODES, KnowledgeTransfer
+from ktn_jax.modeling.knowledge_transfer import KnowledgeTransfer
 from ktn_jax.modeling.layers import msra_init
 from ktn_jax.ops import interpolate
 from ktn_jax.structures import DensePoseOutputs
 
 Array = jax.Array
 
-NUM_KEYPOINTS = 17
-NUM_COARSE_PARTS = 15  # background and 14 parts
-
-# Sources of knowledge, by what a predictor is called in a config. The chart predictor, which learns
-# its own surface classifier, has none.
+# Sources of knowledge, by the kind of predictor that a config names. "chart", which learns its own
+# surface classifier, has none.
 TRANSFER_SOURCES = {
     "chart": (),
     "ktn": ("keypoint", "box", "part"),
@@ -39,7 +37,7 @@ class ChartPredictor(nn.Module):
     kind: str
     in_features: int
     num_coarse_channels: int = 2
-    num_patches: int = 24
+    num_patches: int = parts.NUM_PATCHES
     kernel_size: int = 4
     up_scale: int = 2
     uv_confidence: str = ""  # "", "iid_iso" or "indep_aniso"
@@ -61,7 +59,9 @@ class ChartPredictor(nn.Module):
         }
         if self.sources:
             self.transfer = KnowledgeTransfer(
-                self.in_features * self.kernel_size**2, self.sources, self.graph
+                out_features=self.in_features * self.kernel_size**2,
+                sources=self.sources,
+                graph=self.graph,
             )
 
     @property
@@ -77,7 +77,11 @@ class ChartPredictor(nn.Module):
         patches = self.num_patches + 1
         outputs = {"u": patches, "v": patches}
         if self.sources:
-            outputs |= {"mask": 2, "coarse": NUM_COARSE_PARTS, "keypoint": NUM_KEYPOINTS}
+            outputs |= {
+                "mask": 2,
+                "coarse": parts.NUM_COARSE_CHANNELS,
+                "keypoint": parts.NUM_KEYPOINTS,
+            }
         else:
             outputs |= {"coarse": self.num_coarse_channels, "fine": patches}
         if self.kind == "ktn_auxiliary":
@@ -114,7 +118,7 @@ class ChartPredictor(nn.Module):
         }
         kernel = self.transfer({source: classifiers[source] for source in self.sources})
         size = self.kernel_size
-        kernel = kernel.reshape(NUM_SURFACE_NODES, self.in_features, size, size)
+        kernel = kernel.reshape(parts.NUM_PATCH_CHANNELS, self.in_features, size, size)
         return kernel.transpose(2, 3, 1, 0)
 
     def low_resolution(self, features: Array, surface_kernel: Array | None) -> dict[str, Array]:

@@ -43,7 +43,7 @@ class PanopticDecoder(nn.Module):
 
 
 class MultiInstanceDecoder(nn.Module):
-    """KTN's refined pyramid (MID): resolution kept, background suppressed. SPEC section 3."""
+    """KTN's refined pyramid (MID): resolution kept, background suppressed."""
 
     features: int = 256
     out_features: int = 256

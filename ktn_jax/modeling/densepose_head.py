@@ -137,7 +137,7 @@ class ScaleConvs(nn.Module):
 
 
 class KTNHead(nn.Module):
-    """KTN's head: scale convolutions, then the stack with group norm. SPEC section 4."""
+    """KTN's head: scale convolutions, then the stack with group norm."""
 
     features: int = 512
     num_convs: int = 8

@@ -119,7 +119,7 @@ class Detector(nn.Module):
     def propose(self, pyramid: Features, image_size_hw: Array, train: bool = False) -> Proposals:
         """Finds regions that may hold a person; boxes are clipped to `image_size_hw` [B, 2]."""
         logits, deltas = self.rpn_head(pyramid.maps, pyramid.sizes)
-        return self.proposals_from(logits, deltas, pyramid.sizes, image_size_hw, train)
+        return self.proposals_from(logits, deltas, pyramid.sizes, image_size_hw, train=train)
 
     def proposals_from(
         self,
@@ -147,11 +147,11 @@ class Detector(nn.Module):
         """Anchors of every level of `maps` ([B, H, W, ...] by level), [H * W * A, 4] each."""
         rpn = self.config.rpn
         return anchor_boxes(
-            [x.shape[1:3] for x in maps.values()],
-            [FIRST_STRIDE * 2**index for index in range(len(maps))],
-            rpn.anchor_sizes,
-            rpn.aspect_ratios,
-            rpn.anchor_offset,
+            level_sizes=[x.shape[1:3] for x in maps.values()],
+            strides=[FIRST_STRIDE * 2**index for index in range(len(maps))],
+            anchor_sizes=rpn.anchor_sizes,
+            aspect_ratios=rpn.aspect_ratios,
+            offset=rpn.anchor_offset,
         )
 
     def pool_boxes(

@@ -63,13 +63,27 @@ class Fuse(nn.Module):
                         x = interpolate.upsample_nearest_x2(x)
                     x = x[:, : own.shape[1], : own.shape[2]]
                 elif source < target:
-                    x = self._down(x, sizes[source], source, target, own.shape[-1], train)
+                    x = self._down(
+                        x,
+                        sizes[source],
+                        source=source,
+                        target=target,
+                        features=own.shape[-1],
+                        train=train,
+                    )
                 total = x if total is None else total + x
             fused.append(nn.relu(total))
         return fused
 
     def _down(
-        self, x: Array, valid_hw: Array | None, source: int, target: int, features: int, train: bool
+        self,
+        x: Array,
+        valid_hw: Array | None,
+        *,
+        source: int,
+        target: int,
+        features: int,
+        train: bool,
     ) -> Array:
         """Strides x down from branch `source` to `target`, by two a step."""
         steps = target - source

@@ -6,10 +6,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ktn_jax.body import parts
+from ktn_jax.modeling.box_head import NUM_CLASS_AND_DELTA_ROWS
+
 Array = jax.Array
 
-NUM_SOURCE_NODES = {"keypoint": 17, "box": 6, "part": 15}
-NUM_SURFACE_NODES = 25  # background and 24 patches
+NUM_SOURCE_NODES = {
+    "keypoint": parts.NUM_KEYPOINTS,
+    "box": NUM_CLASS_AND_DELTA_ROWS,
+    "part": parts.NUM_COARSE_CHANNELS,
+}
 
 
 class KnowledgeTransfer(nn.Module):
@@ -28,7 +34,7 @@ class KnowledgeTransfer(nn.Module):
         """Maps classifiers[s] [K_s, D_s] to surface classifiers [25, out_features]."""
         messages = []
         for source in self.sources:
-            shape = (NUM_SURFACE_NODES, NUM_SOURCE_NODES[source])
+            shape = (parts.NUM_PATCH_CHANNELS, NUM_SOURCE_NODES[source])
             edges = self.param(f"edges_{source}", self._initial_edges(source), shape)
             messages.append(edges @ classifiers[source])
         hidden = nn.Dense(self.out_features, name="fc1")(jnp.concatenate(messages, axis=-1))

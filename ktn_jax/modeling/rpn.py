@@ -111,7 +111,9 @@ def select_proposals(
         limit = min(post_nms_top_k, boxes.shape[1])
 
         def suppress(boxes: Array, scores: Array, is_valid: Array, limit: int = limit):
-            index, is_kept = nms(boxes, scores, is_valid, nms_threshold, limit)
+            index, is_kept = nms(
+                boxes, scores, is_valid, iou_threshold=nms_threshold, max_outputs=limit
+            )
             return boxes[index], jnp.where(is_kept, scores[index], -jnp.inf)
 
         boxes, scores = jax.vmap(suppress)(boxes, top_scores, is_valid)

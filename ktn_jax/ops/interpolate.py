@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ktn_jax.body.parts import PART_GRID
+
 
 def _require_maps(x: Array) -> None:
     if x.ndim != 4:
@@ -294,7 +296,7 @@ def _point_reads(
     """Cells and weights [R, P] that points read along one axis, and whether they are inside."""
     start_gt, extent_gt = range_gt[:, :1], range_gt[:, 1:] - range_gt[:, :1]
     start_est, extent_est = range_est[:, :1], range_est[:, 1:] - range_est[:, :1]
-    offset = start_gt + point * extent_gt / 256 - start_est
+    offset = start_gt + point * extent_gt / PART_GRID - start_est
     is_inside = (offset >= 0) & (offset < extent_est)
     extent_est = jnp.where(extent_est > 0, extent_est, 1)
     position = jnp.where(is_inside, offset, 0) * size / extent_est

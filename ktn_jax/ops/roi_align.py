@@ -76,7 +76,7 @@ def multilevel_roi_align(
             half-pixel shift also widens boxes to at least one cell.
         valid_hw: Per level int [B, 2], rows and columns of each map that hold the image; None for
             all. Reads clamp to this part, so padding a map changes nothing.
-        chunk_size: Boxes pooled at once; None takes a cache-sized chunk on CPU, all elsewhere.
+        chunk_size: Boxes pooled at once, see `cache_sized_chunk`; None for all.
 
     Returns:
         [R, P, P, C] in the dtype of `features`. Reads more than one cell outside the map count as

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from ml_collections import ConfigDict
 
+from ktn_jax.body.parts import NUM_KEYPOINTS
 from ktn_jax.losses.densepose import DensePoseWeights, densepose_losses
 from ktn_jax.losses.detection import box_losses, rpn_losses
-from ktn_jax.modeling.chart_predictor import NUM_KEYPOINTS
 from ktn_jax.modeling.detector import Detector, Features
 from ktn_jax.modeling.layers import valid_mask
 from ktn_jax.structures import DensePoseOutputs, Proposals
@@ -67,7 +67,15 @@ def make_loss_fn(model: Detector, loss: ConfigDict) -> LossFn:
         key: Array,
         samples: Samples | None = None,
     ) -> tuple[Array, tuple[Losses, Mapping[str, Any]]]:
-        outputs, stats = apply(model, loss, params, batch_stats, batch, key, samples)
+        outputs, stats = apply(
+            model,
+            loss,
+            params=params,
+            batch_stats=batch_stats,
+            batch=batch,
+            key=key,
+            samples=samples,
+        )
         losses = compute_losses(model.config, loss, outputs, batch)
         return sum(losses.values()), (losses, stats)
 
@@ -77,6 +85,7 @@ def make_loss_fn(model: Detector, loss: ConfigDict) -> LossFn:
 def apply(
     model: Detector,
     loss: ConfigDict,
+    *,
     params: Mapping[str, Any],
     batch_stats: Mapping[str, Any],
     batch: Batch,
@@ -121,7 +130,15 @@ def _forward(
     anchors = jnp.concatenate([jnp.asarray(level) for level in anchors])
     if samples is None:
         is_usable = _usable_anchors(logits, pyramid) if loss.ignore_padding else None
-        samples = draw_samples(key, detector.config, loss, anchors, proposals, batch, is_usable)
+        samples = draw_samples(
+            key,
+            config=detector.config,
+            loss=loss,
+            anchors=anchors,
+            proposals=proposals,
+            batch=batch,
+            is_usable=is_usable,
+        )
     batch_size = image_size_hw.shape[0]
     pooled = detector.pool_boxes(pyramid, samples.rois.boxes)
     _, class_logits, box_deltas = detector.classify(pooled)
@@ -158,6 +175,7 @@ def _usable_anchors(logits: Mapping[str, Array], pyramid: Features) -> Array:
 
 def draw_samples(
     key: Array,
+    *,
     config: ConfigDict,
     loss: ConfigDict,
     anchors: Array,
@@ -210,7 +228,7 @@ def draw_samples(
         iou_threshold=loss.densepose_iou_threshold,
         number=loss.densepose_rois_per_image,
     )
-    return Samples(labelled, rois, people)
+    return Samples(anchors=labelled, rois=rois, people=people)
 
 
 def compute_losses(

@@ -107,7 +107,13 @@ def make_initial(config: ConfigDict, source: str | os.PathLike = "") -> Initial:
     unused += [path for path in stored if path not in drawn and not path.endswith("/count")]
     variables = {name: {} for name in _COLLECTIONS}
     variables |= traverse_util.unflatten_dict(merged, sep="/")
-    return Initial(variables, source, tuple(loaded), tuple(new), tuple(unused))
+    return Initial(
+        variables=variables,
+        source=source,
+        loaded=tuple(loaded),
+        new=tuple(new),
+        unused=tuple(unused),
+    )
 
 
 def _check_from_scratch(config: ConfigDict) -> None:

@@ -73,7 +73,9 @@ def label_anchors(
         matches, labels = match_anchors(anchors, boxes, is_valid, iou_thresholds)
         if is_usable is not None:
             labels = jnp.where(is_usable, labels, -1)
-        labels = subsample(key, labels, num_samples, positive_fraction)
+        labels = subsample(
+            key, labels, num_samples=num_samples, positive_fraction=positive_fraction
+        )
         return AnchorTargets(labels=labels, boxes=boxes[matches])
 
     keys = jax.random.split(key, batch["boxes"].shape[0])
@@ -85,7 +87,13 @@ def match_anchors(
 ) -> tuple[Array, Array]:
     """Matches the anchors [A, 4] of one image with people [G, 4]; see `matching.match`."""
     iou = box_ops.pairwise_iou(gt_boxes, anchors)
-    return match(iou, is_valid, iou_thresholds, (0, -1, 1), allow_low_quality_matches=True)
+    return match(
+        iou,
+        is_valid,
+        thresholds=iou_thresholds,
+        labels=(0, -1, 1),
+        allow_low_quality_matches=True,
+    )
 
 
 def sample_rois(
@@ -115,9 +123,19 @@ def sample_rois(
         boxes = jnp.concatenate([boxes, people])
         is_valid = jnp.concatenate([is_valid, is_person])
         iou = box_ops.pairwise_iou(people, boxes)
-        matches, labels = match(iou, is_person, (iou_threshold,), (0, 1), False)
+        matches, labels = match(
+            iou,
+            is_person,
+            thresholds=(iou_threshold,),
+            labels=(0, 1),
+            allow_low_quality_matches=False,
+        )
         index, is_foreground, is_valid = sample_proposals(
-            key, labels == 1, is_valid, num_samples, positive_fraction
+            key,
+            labels == 1,
+            is_valid,
+            num_samples=num_samples,
+            positive_fraction=positive_fraction,
         )
         gt_index = jnp.where(is_foreground, matches[index], 0)
         return RoiTargets(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ktn_jax.body import parts
 from ktn_jax.inference import charts
 from ktn_jax.inference.predictor import Person, Predictor, to_result
 from ktn_jax.modeling.detector import size_multiple
@@ -85,7 +86,8 @@ def _compare_people(dump: Dump, people: list[Person], note: str) -> Iterator[Row
 
 
 def _compare_keypoints(dump: Dump, key: str, keypoints: list[np.ndarray]) -> list[Row]:
-    expected, actual = dump[key], np.stack(keypoints) if keypoints else np.zeros((0, 17, 3))
+    expected = dump[key]
+    actual = np.reshape(keypoints, (-1, parts.NUM_KEYPOINTS, 3))
     if actual.shape != expected.shape:
         return [compare(dump, key, actual)]
     score = float(np.abs(actual[..., 2] - expected[..., 2]).max(initial=0))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ktn_jax.body import parts
 from ktn_jax.checkpoints import torch_names
 from ktn_jax.evaluation.masks import part_labels
 from ktn_jax.losses.detection import FOREGROUND, AnchorTargets, RoiTargets
@@ -134,9 +135,9 @@ def _empty_people(shape: tuple[int, int], max_points: int) -> Batch:
     return {
         "is_valid": np.zeros(shape, bool),
         "boxes": np.zeros((*shape, 4), np.float32),
-        "keypoints": np.zeros((*shape, 17, 3), np.float32),
+        "keypoints": np.zeros((*shape, parts.NUM_KEYPOINTS, 3), np.float32),
         "has_densepose": np.zeros(shape, bool),
-        "part_mask": np.zeros((*shape, 256, 256), np.uint8),
+        "part_mask": np.zeros((*shape, parts.PART_GRID, parts.PART_GRID), np.uint8),
         "point_is_valid": np.zeros(points, bool),
         "point_i": np.zeros(points, np.int32),
         **{f"point_{name}": np.zeros(points, np.float32) for name in "xyuv"},
@@ -159,7 +160,7 @@ def _read_people(
             "people in train/annotations_json"
         )
     key = f"train/gt/{index}/keypoints"
-    keypoints = dump[key] if key in dump.keys else np.zeros((len(boxes), 17, 3))
+    keypoints = dump[key] if key in dump.keys else np.zeros((len(boxes), parts.NUM_KEYPOINTS, 3))
     people = []
     for record, box, points in zip(records, boxes, keypoints, strict=True):
         person = {"is_valid": True, "boxes": box, "keypoints": points}
@@ -244,7 +245,13 @@ def run_step(dump: Dump, batch: Batch, samples: Samples, compute: Compute | None
     def step(params, batch_stats, batch, samples):
         def total_loss(params):
             outputs, stats = forward.apply(
-                model, loss, params, batch_stats, batch, jax.random.key(0), samples
+                model,
+                loss,
+                params=params,
+                batch_stats=batch_stats,
+                batch=batch,
+                key=jax.random.key(0),
+                samples=samples,
             )
             losses = forward.compute_losses(model.config, loss, outputs, batch)
             return sum(losses.values()), (losses, stats, outputs)
@@ -256,11 +263,11 @@ def run_step(dump: Dump, batch: Batch, samples: Samples, compute: Compute | None
         jax.jit(step, compiler_options=_PLAIN_ROUNDING)(params, stats, batch, samples)
     )
     return Step(
-        float(total),
-        {name: float(value) for name, value in losses.items()},
-        torch_names.to_torch({"params": gradients}),
-        outputs,
-        stats,
+        total=float(total),
+        losses={name: float(value) for name, value in losses.items()},
+        gradients=torch_names.to_torch({"params": gradients}),
+        outputs=outputs,
+        batch_stats=stats,
     )
 
 

@@ -145,8 +145,15 @@ def _evaluate(variables, batch, samples, norm="FrozenBN", ignore_padding=False):
     config = _config(norm)
     config.loss.ignore_padding = ignore_padding
     model = build_model(config.model)
-    state = (variables["params"], variables["batch_stats"])
-    outputs, stats = forward.apply(model, config.loss, *state, batch, jax.random.key(3), samples)
+    outputs, stats = forward.apply(
+        model,
+        config.loss,
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        batch=batch,
+        key=jax.random.key(3),
+        samples=samples,
+    )
     losses = forward.compute_losses(config.model, config.loss, outputs, batch)
     return losses, stats, outputs.samples, outputs.anchors
 

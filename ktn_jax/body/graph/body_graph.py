@@ -131,7 +131,11 @@ def build_graph(
         "box": [Name("person")],
     }
     counts = None if relationships is None else _count(relationships)
-    structure = {"keypoint": _keypoint_touches(), "part": _part_touches(), "box": np.ones((1, 24))}
+    structure = {
+        "keypoint": _keypoint_touches(),
+        "part": _part_touches(),
+        "box": np.ones((1, parts.NUM_PATCHES)),
+    }
     matrices = {}
     for source, names in rows.items():
         matrix = structure[source] + _similarities(names, surfaces, similarity)
