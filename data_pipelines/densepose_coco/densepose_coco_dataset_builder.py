@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
 from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
@@ -38,6 +39,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         max_skipped_fraction: share of bad records above which skipping stops too.
     """
 
+    # TFDS would look beside the first package of this module's name, where the folder is not.
+    pkg_dir_path = epath.Path(__file__).parent
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = layout.INSTRUCTIONS

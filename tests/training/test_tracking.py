@@ -40,9 +40,9 @@ def test_tensorboard_drops_what_a_killed_run_wrote_after_its_last_checkpoint(tmp
 def test_writing_for_tensorboard_loads_neither_pytorch_nor_tensorflow(tmp_path):
     code = """
 import sys
-from ktn_jax.training import metrics
+from ktn_jax.training import tracking
 before = set(sys.modules)
-metrics.MetricsWriter(sys.argv[1], 0).write(1, {"loss": 1.0})
+tracking.MetricsWriter(sys.argv[1], 0).write(1, {"loss": 1.0})
 assert "torch" not in before and "tensorboardX" in sys.modules
 assert not {"torch", "tensorflow", "tensorboard"} & set(sys.modules)
 """
