@@ -14,7 +14,7 @@ ASPP_DILATIONS = (6, 12, 56)  # of the DeepLab head
 SCALE_DILATIONS = (1, 6, 12)  # of the KTN head
 
 
-def _stack_convs(x: Array, head: nn.Module) -> Array:
+def _stack_convs(x: Array, head: "ConvStackHead | DeepLabHead | KTNHead") -> Array:
     """Applies a head's equal convolutions with ReLU, as submodules of it."""
     for index in range(head.num_convs):
         conv = ConvNorm(

@@ -8,6 +8,7 @@ the costly second one runs on the people found and not on every row of a padded 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -394,7 +395,7 @@ def _build_decoder(config: ConfigDict, compute: Compute) -> nn.Module | None:
 
 
 def _build_head(config: ConfigDict, compute: Compute) -> nn.Module:
-    shared = {
+    shared: dict[str, Any] = {
         "features": config.channels,
         "num_convs": config.num_convs,
         "kernel_size": config.kernel_size,
