@@ -23,7 +23,7 @@ $(STAMP): requirements.txt pyproject.toml
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable '.[$(EXTRAS)]'
 	@touch $(STAMP)
 
 demo: setup

@@ -9,7 +9,15 @@ import pathlib
 from typing import Any, Literal
 
 import numpy as np
-import tensorflow_datasets as tfds
+
+try:
+    import tensorflow_datasets as tfds
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"TFDS datasets need TensorFlow Datasets ({error}): `pip install 'ktn_jax[tfds]'`, or read "
+        "annotation files as they are, data.source=densepose_coco",
+        name=error.name,
+    ) from error
 
 from ktn_jax.data_pipelines.coco.annotations import (
     DensePoseRecord,

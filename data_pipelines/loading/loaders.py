@@ -125,8 +125,19 @@ def load_with_tf_data(request: Request, workers: int, ahead: int = 2) -> Iterato
 
 
 def make_tf_dataset(request: Request, workers: int, ahead: int = 2) -> Any:
-    """The pipeline of `load_with_tf_data` as a tf.data.Dataset of dicts of tensors."""
-    import tensorflow as tf  # heavy, and only this loader needs it
+    """The pipeline of `load_with_tf_data` as a tf.data.Dataset of dicts of tensors.
+
+    Raises:
+        ModuleNotFoundError: TensorFlow is not installed; the message says how to.
+    """
+    try:
+        import tensorflow as tf  # heavy, and only this loader needs it
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"data.loader=tf_data needs TensorFlow ({error}): `pip install 'ktn_jax[tfds]'`, or "
+            "take data.loader=threads, which makes the same batches",
+            name=error.name,
+        ) from error
 
     tf.config.set_visible_devices([], "GPU")  # TensorFlow would reserve the memory JAX needs
     spec = request.maker.spec(1, (1, 1))
