@@ -179,7 +179,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each training (default: of the size)")
     parser.add_argument("--seeds", type=int, help="runs of each model (default: of the size)")
     arguments = parser.parse_args()
-    sys.path.insert(0, os.fspath(pathlib.Path(__file__).resolve().parents[1]))
     from ktn_jax import cli
     from ktn_jax.runtime import host_memory
 

@@ -224,11 +224,10 @@ def peak_memory() -> int | None:
 
 
 def prepare(tunes_memory: bool = True) -> None:
-    """Makes the project importable and sets JAX and malloc up as the `ktn` command does.
+    """Sets JAX and malloc up as the `ktn` command does.
 
     To be called first: it starts the program anew where that gives it huge pages.
     """
-    sys.path.insert(0, os.fspath(pathlib.Path(__file__).resolve().parents[2]))
     if not tunes_memory:
         return
     from ktn_jax import cli
