@@ -1,4 +1,4 @@
-"""DensePose R-CNN as detectron2 ships it: `--config configs/densepose_rcnn.py:r50`.
+"""DensePose R-CNN as detectron2 ships it: `--config densepose_rcnn:r50`.
 
 Variants: r50_legacy (no decoder, 15 coarse channels), r50, r101, r50_dl, r101_dl (DeepLab head).
 Training starts from ImageNet: `--weights R-50.pkl`.

@@ -1,9 +1,9 @@
-"""Keypoints with the multi-instance decoder, what KTN starts from: `configs/keypoint_mid.py:r50`.
+"""Keypoints with the multi-instance decoder, what KTN starts from: `keypoint_mid:r50`.
 
 Variants: r50, hrnet_w32, tiny: those of `configs/ktn.py`, and of the same parameters, so that
 
-    ktn train --config configs/keypoint_mid.py:r50 --workdir K --weights R-50.pkl
-    ktn train --config configs/ktn.py:r50 --workdir W --weights K
+    ktn train --config keypoint_mid:r50 --workdir K --weights R-50.pkl
+    ktn train --config ktn:r50 --workdir W --weights K
 
 goes from ImageNet over keypoints to surfaces. Everybody with keypoints trains, not only people with
 surface points, and the surface outputs and the transfer keep their initial values.

@@ -1,4 +1,4 @@
-"""Knowledge Transfer Networks: `--config configs/ktn.py:r50`.
+"""Knowledge Transfer Networks: `--config ktn:r50`.
 
 Variants: r50 and hrnet_w32 (KTNv2 with MID and KTM), mid_only (MID, a surface classifier of its
 own), ktm_only (KTM on the plain pyramid), tiny (small enough for tests), demo (learns rendered
@@ -7,8 +7,8 @@ people in minutes on a CPU) and demo_gpu (the same people, a larger model).
 KTN starts from a model trained on COCO's keypoints with the same decoder, which starts from
 ImageNet:
 
-    ktn train --config configs/keypoint_mid.py:r50 --workdir K --weights R-50.pkl
-    ktn train --config configs/ktn.py:r50 --workdir W --weights K
+    ktn train --config keypoint_mid:r50 --workdir K --weights R-50.pkl
+    ktn train --config ktn:r50 --workdir W --weights K
 
 The surface classifier's knowledge transfer, which pre-training does not train, starts at its
 initial value, and the body graph from `training.graph`.
