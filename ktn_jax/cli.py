@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = importlib.import_module(f"ktn_jax.commands.{name}")
-        summary = module.__doc__.splitlines()[0]
+        summary = str(module.__doc__).splitlines()[0]
         subparser = subparsers.add_parser(
             name,
             help=summary,
@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         host_memory.restart_with_huge_pages()
     prepare_jax()
     try:
-        return arguments.run(arguments)
+        code: int = arguments.run(arguments)
+        return code
     # What a user can mend is a message; anything else is a bug and keeps its traceback.
     except (ValueError, OSError, KeyError, ImportError) as error:
         if os.environ.get("KTN_TRACEBACK"):

@@ -6,7 +6,7 @@ A module here has a one-line docstring (the help), `EXAMPLES`, `add_arguments(pa
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ktn_jax.runtime.processes import Processes
@@ -19,8 +19,8 @@ class CommandParser(argparse.ArgumentParser):
     """A parser for which `--config.KEY=VALUE` and `--config.KEY VALUE` are `--set KEY=VALUE`."""
 
     def parse_known_args(
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
         """Parses as argparse does, after the changes have been rewritten.
 
         Subparsers are called here too, each with the arguments that are its own.
@@ -39,12 +39,13 @@ class CommandParser(argparse.ArgumentParser):
             if not argument.startswith(_CHANGE):
                 yield argument
                 continue
-            key, separator, value = argument.removeprefix(_CHANGE).partition("=")
-            if not separator:
-                value = next(rest, None)
-                if value is None or value.startswith("--"):
+            change = argument.removeprefix(_CHANGE)
+            if "=" not in change:
+                value = next(rest, "--")
+                if value.startswith("--"):
                     self.error(f"argument {argument}: expected one argument")
-            yield f"--set={key}={value}"
+                change = f"{change}={value}"
+            yield f"--set={change}"
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
