@@ -6,6 +6,8 @@ EXTRAS ?= test
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+# For mypy: our packages under the names that they are installed by.
+TYPES := build/types
 
 .PHONY: help setup demo test test-extended test-fast lint format bench clean
 
@@ -13,7 +15,7 @@ help:
 	@echo "make demo       set up and run the main job"
 	@echo "make test       set up and run the tests (make test-fast: without the slow ones;"
 	@echo "                make test-extended: trainings and killed processes, minutes)"
-	@echo "make lint       check the style (make format: mend it)"
+	@echo "make lint       check style and types (make format: mend the style)"
 	@echo "make bench      measure speed"
 
 setup: $(STAMP)
@@ -41,6 +43,10 @@ test-fast: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf $(TYPES) && mkdir -p $(TYPES)/ktn_jax
+	ln -s "$(CURDIR)"/ktn_jax/* "$(CURDIR)"/configs "$(CURDIR)"/data_pipelines $(TYPES)/ktn_jax
+	cd $(TYPES) && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml \
+		--cache-dir ../mypy -p ktn_jax
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -137,8 +137,9 @@ def _to_record(row: dict[str, Any]) -> ImageRecord:
         densepose = None
         if people["has_densepose"][number]:
             own = np.asarray(points["person"]) == number
-            columns = (np.asarray(points[name], np.float32)[own] for name in "xyiuv")
-            densepose = DensePoseRecord(*columns, np.asarray(people["part_mask"][number]))
+            columns = {name: np.asarray(points[name], np.float32)[own] for name in "xyiuv"}
+            part_mask = np.asarray(people["part_mask"][number])
+            densepose = DensePoseRecord(**columns, part_mask=part_mask)
         records.append(
             PersonRecord(
                 annotation_id=int(people["id"][number]),

@@ -9,7 +9,7 @@ import io
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,6 +19,7 @@ from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.coco import checks
 from ktn_jax.data_pipelines.coco.annotations import Dataset, ImageRecord, parse_dataset
+from ktn_jax.data_pipelines.coco.record_checks import Finding
 from ktn_jax.data_pipelines.densepose_coco import layout
 
 _POINT_FIELDS = ("x", "y", "i", "u", "v")
@@ -57,7 +58,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         ),
         DensePoseConfig(name="custom", description="Any folder in the DensePose-COCO format."),
     ]
-    on_bad = "raise"
+    on_bad: Literal["raise", "skip"] = "raise"
     max_skipped_fraction = 0.01
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -133,7 +134,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _read(
         self, images: pathlib.Path, record: ImageRecord, annotations: pathlib.Path
-    ) -> tuple[bytes, checks.Finding | None]:
+    ) -> tuple[bytes, Finding | None]:
         path = images / record.file_name
         content = path.read_bytes() if path.is_file() else b""
         wrong = checks.check_image_bytes(content, record.height, record.width)
@@ -143,11 +144,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             return content, None
         name = f"image {record.image_id}"
         message = f"{record.file_name}: {wrong[1]}"
-        return content, checks.Finding(wrong[0], str(annotations), name, "file_name", message)
+        return content, Finding(wrong[0], str(annotations), name, "file_name", message)
 
-    def _refuse_if_too_many(
-        self, dataset: Dataset, bad_images: int, finding: checks.Finding
-    ) -> None:
+    def _refuse_if_too_many(self, dataset: Dataset, bad_images: int, finding: Finding) -> None:
         """Raises where a bad image may not be skipped, or one too many was."""
         report = dataclasses.replace(dataset.report, findings=(*dataset.report.findings, finding))
         if self.on_bad == "raise":

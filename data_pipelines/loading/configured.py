@@ -1,6 +1,7 @@
 """Datasets as a configuration's `data` section describes them."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ktn_jax.body.loading import load_uv_symmetry
@@ -84,8 +85,9 @@ def make_source(data: Any) -> Source:
             TfdsSource,  # TensorFlow Datasets is heavy
         )
 
-        sources = [TfdsSource(data.tfds.config, split, data.tfds.dir) for split in data.tfds.splits]
-        return ConcatenatedSource(sources) if len(sources) > 1 else sources[0]
+        return _as_one(
+            [TfdsSource(data.tfds.config, split, data.tfds.dir) for split in data.tfds.splits]
+        )
     if data.source != "densepose_coco":
         raise ValueError(f"data.source {data.source!r}: densepose_coco, tfds or synthetic")
     if len(data.annotations) != len(data.images) or not data.annotations:
@@ -93,10 +95,17 @@ def make_source(data: Any) -> Source:
             f"data.annotations names {len(data.annotations)} files, data.images "
             f"{len(data.images)} folders: give one folder for each file"
         )
-    sources = [
-        FolderSource(parse_dataset(file, data.on_bad_annotation, data.max_skipped_fraction), folder)
-        for file, folder in zip(data.annotations, data.images, strict=True)
-    ]
+    return _as_one(
+        [
+            FolderSource(
+                parse_dataset(file, data.on_bad_annotation, data.max_skipped_fraction), folder
+            )
+            for file, folder in zip(data.annotations, data.images, strict=True)
+        ]
+    )
+
+
+def _as_one(sources: Sequence[Source]) -> Source:
     return ConcatenatedSource(sources) if len(sources) > 1 else sources[0]
 
 

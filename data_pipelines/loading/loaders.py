@@ -66,7 +66,7 @@ def load_in_threads(request: Request, workers: int, ahead: int = 2) -> Iterator[
         return
     with concurrent.futures.ThreadPoolExecutor(workers, "loader") as pool:
 
-        def begin(step: int) -> tuple[Batch, list[concurrent.futures.Future]]:
+        def begin(step: int) -> tuple[Batch, list[concurrent.futures.Future[None]]]:
             tasks = request.tasks(step)
             batch = request.maker.allocate(len(tasks), tasks[0].canvas_hw)
             writes = [
@@ -75,7 +75,7 @@ def load_in_threads(request: Request, workers: int, ahead: int = 2) -> Iterator[
             ]
             return batch, writes
 
-        def finish(begun: tuple[Batch, list[concurrent.futures.Future]]) -> Batch:
+        def finish(begun: tuple[Batch, list[concurrent.futures.Future[None]]]) -> Batch:
             for write in begun[1]:
                 write.result()
             return begun[0]
@@ -99,10 +99,10 @@ def load_in_processes(request: Request, workers: int, ahead: int = 2) -> Iterato
         workers, context, _remember_maker, (request.maker,)
     ) as pool:
 
-        def begin(step: int) -> list[concurrent.futures.Future]:
+        def begin(step: int) -> list[concurrent.futures.Future[Batch]]:
             return [pool.submit(_make_remembered, task) for task in request.tasks(step)]
 
-        def finish(begun: list[concurrent.futures.Future]) -> Batch:
+        def finish(begun: list[concurrent.futures.Future[Batch]]) -> Batch:
             rows = [row.result() for row in begun]
             return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -183,7 +183,7 @@ def prefetch(
     Yields:
         What `transfer` returned, in order. An error of either side is raised here.
     """
-    waiting: queue.Queue = queue.Queue(maxsize=ahead)
+    waiting: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
     is_closed = threading.Event()
 
     def put(item: tuple[str, Any]) -> bool:
@@ -227,7 +227,7 @@ def _keep_ahead(
     ahead: int,
 ) -> Iterator[Batch]:
     """Begins batches up to `ahead` steps before they are finished; cancels them when closed."""
-    begun: collections.deque = collections.deque()
+    begun: collections.deque[Any] = collections.deque()
     try:
         for step in request.steps():
             begun.append(begin(step))

@@ -116,7 +116,8 @@ def make_datasets(
             )
     train = evaluate = None
     steps_per_epoch = eval_batches = 0
-    train_specs = eval_specs = ()
+    train_specs: tuple[dict[str, ArraySpec], ...] = ()
+    eval_specs: tuple[dict[str, ArraySpec], ...] = ()
     if train_source is not None:
         plan, maker = _plan_training(settings, train_source, symmetry)
         steps_per_epoch = plan.steps_per_epoch

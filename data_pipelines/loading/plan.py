@@ -277,14 +277,15 @@ def _smallest_canvas(canvases: Sequence[tuple[int, int]], sizes_hw: np.ndarray) 
         if needed[0] <= canvas[0] and needed[1] <= canvas[1]:
             return canvas
     shrinkage = np.array([_shrinkage(sizes_hw, canvas) for canvas in canvases])
-    return canvases[np.lexsort((-shrinkage.mean(axis=1), (shrinkage < 1).sum(axis=1)))[0]]
+    return canvases[int(np.lexsort((-shrinkage.mean(axis=1), (shrinkage < 1).sum(axis=1)))[0])]
 
 
 def _shrinkage(sizes_hw: np.ndarray, canvas_hw: tuple[int, int]) -> np.ndarray:
     """[B] the factor, at most 1, by which each image must shrink to fit."""
-    return np.minimum(1, (np.asarray(canvas_hw) / sizes_hw).min(axis=-1))
+    factor: np.ndarray = (np.asarray(canvas_hw) / sizes_hw).min(axis=-1)
+    return factor.clip(max=1)
 
 
 def _shrink_to(sizes_hw: np.ndarray, canvas_hw: tuple[int, int]) -> np.ndarray:
-    factor = _shrinkage(sizes_hw, canvas_hw)[:, None]
-    return np.maximum((sizes_hw * factor).astype(np.int64), 1)
+    shrunk: np.ndarray = sizes_hw * _shrinkage(sizes_hw, canvas_hw)[:, None]
+    return shrunk.astype(np.int64).clip(min=1)

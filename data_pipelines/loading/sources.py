@@ -101,7 +101,7 @@ class RenderedSource:
         scene = self._people.scene
         count = len(self._people)
         return ImageFacts(
-            sizes_hw=np.tile(np.int32(scene.image_size_hw), (count, 1)),
+            sizes_hw=np.tile(np.array(scene.image_size_hw, np.int32), (count, 1)),
             people=np.full(count, scene.people_range[1], np.int32),
             max_points=scene.points_per_part * parts.NUM_COARSE,
         )

@@ -6,6 +6,7 @@ moves it too.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -105,14 +106,15 @@ def grid_mask(segmentation: Segmentation, box_xywh: np.ndarray) -> np.ndarray | 
     if not segmentation:
         return None
     cell = box_xywh[2:] / PART_GRID
-    if isinstance(segmentation, list):
+    if not isinstance(segmentation, Mapping):
         rings = [
             ((np.reshape(ring, (-1, 2)) - box_xywh[:2]) / cell).ravel().tolist()
             for ring in segmentation
         ]
         runs = coco_mask.frPyObjects(rings, PART_GRID, PART_GRID)
         # pycocotools' own decode warns under NumPy 2.
-        return np.any([rle.decode_rle(ring) for ring in runs], axis=0).astype(np.uint8)
+        inside: np.ndarray = np.any([rle.decode_rle(ring) for ring in runs], axis=0)
+        return inside.astype(np.uint8)
     mask = rle.decode_rle(segmentation)
     middles = (np.arange(PART_GRID) + 0.5)[:, None] * cell + box_xywh[:2]
     columns, rows = np.clip(np.floor(middles).astype(int), 0, np.array(mask.shape)[::-1] - 1).T
@@ -237,7 +239,8 @@ def warp(labelled: LabelledImage, matrix: np.ndarray) -> LabelledImage:
 
 
 def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return points @ matrix[:, :2].T + matrix[:, 2]
+    moved: np.ndarray = points @ matrix[:, :2].T + matrix[:, 2]
+    return moved
 
 
 def _warp_person(
@@ -267,7 +270,9 @@ def _source_cells(old_box: np.ndarray, new_box: np.ndarray, matrix: np.ndarray) 
     centres = np.stack(np.meshgrid(middles, middles), axis=-1)
     centres = centres * (new_box[2:] - new_box[:2]) / PART_GRID + new_box[:2]
     old_cell = (old_box[2:] - old_box[:2]) / PART_GRID
-    return np.floor((_apply(inverse, centres) - old_box[:2]) / old_cell).astype(np.int64)
+    cells: np.ndarray = (_apply(inverse, centres) - old_box[:2]) / old_cell
+    floored: np.ndarray = np.floor(cells)
+    return floored.astype(np.int64)
 
 
 def _take_cells(mask: np.ndarray, cells: np.ndarray) -> np.ndarray:

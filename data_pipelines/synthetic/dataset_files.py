@@ -111,7 +111,7 @@ def _write_missing(
 
 
 def write_dataset(
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike[str],
     num_images: int,
     seed: int,
     scene: Scene | None = None,

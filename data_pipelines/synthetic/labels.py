@@ -1,5 +1,6 @@
 """Annotates pictures with exact truth as DensePose-COCO does: JSON-ready records."""
 
+import math
 from typing import Any
 
 import cv2
@@ -72,7 +73,8 @@ def resample_part_labels(coarse: np.ndarray) -> np.ndarray:
     column = (centres * width / PART_GRID).astype(int)
     row = (centres * height / PART_GRID).astype(int)
     # Column by column in memory, as masks are encoded.
-    return np.ascontiguousarray(coarse.T)[column[:, None], row].T
+    cells: np.ndarray = np.ascontiguousarray(coarse.T)[column[:, None], row].T
+    return cells
 
 
 def _encode_part_masks(labels: np.ndarray) -> list[Any]:
@@ -121,14 +123,17 @@ def spread_points(xy: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
     return np.unique(candidates[_squared_distances(centre_x, centre_y, x, y).argmin(axis=1)])
 
 
-def _squared_distances(x: np.ndarray, y: np.ndarray, to_x: np.ndarray, to_y: np.ndarray):
+def _squared_distances(
+    x: np.ndarray, y: np.ndarray, to_x: np.ndarray, to_y: np.ndarray
+) -> np.ndarray:
     """[N, M] squared distances of N points to M points."""
-    return (x[:, None] - to_x) ** 2 + (y[:, None] - to_y) ** 2
+    squared: np.ndarray = (x[:, None] - to_x) ** 2 + (y[:, None] - to_y) ** 2
+    return squared
 
 
 def _count_points(num_pixels: int, box_area: int, points_per_part: int) -> int:
     """Decides how many points a part of so many pixels gets: from 1 to points_per_part."""
-    side = np.sqrt(num_pixels / box_area) * PART_GRID
+    side = math.sqrt(num_pixels / box_area) * PART_GRID
     count = round(points_per_part * min(side / _FULL_PART_SIDE, 1.0))
     return max(1, min(count, num_pixels // _PIXELS_PER_POINT))
 
@@ -159,7 +164,8 @@ def _annotate_surface(
     row, column = rows[points] + y, columns[points] + x
 
     def numbers(values: np.ndarray, digits: int) -> list[float]:
-        return np.round(values.astype(np.float64), digits).tolist()
+        rounded: list[float] = np.round(values.astype(np.float64), digits).tolist()
+        return rounded
 
     return {
         "dp_I": numbers(truth.patch[row, column], 0),

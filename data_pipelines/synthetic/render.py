@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from ktn_jax.body import parts
+from ktn_jax.body.surface import Template
 from ktn_jax.data_pipelines.synthetic import render_meshes, render_raster
 from ktn_jax.data_pipelines.synthetic.render_meshes import JoinedMeshes, Mesh
 from ktn_jax.data_pipelines.synthetic.render_raster import Camera, Fragments
@@ -19,19 +20,6 @@ _JOINT_DEPTH |= {"wrist": 0.06, "hip": 0.19, "knee": 0.1, "ankle": 0.1}
 _KEYPOINT_DEPTH = np.array([_JOINT_DEPTH[name.split("_")[-1]] for name in parts.KEYPOINT_NAMES])
 
 VISIBILITY_OUTSIDE, VISIBILITY_OCCLUDED, VISIBILITY_VISIBLE = 0, 1, 2  # COCO's
-
-
-class ChartTemplate(Protocol):
-    """What the renderer reads of a body template: its rest pose, its charts and its topology."""
-
-    vertices: np.ndarray  # [V, 3] metres, y up
-    chart_uv: np.ndarray  # [C, 2] in [0, 1]
-    chart_faces: np.ndarray  # [F, 3] into the chart vertices
-    face_patch: np.ndarray  # [F] in 1..24
-
-    @property
-    def faces(self) -> np.ndarray:
-        """[F, 3] into the vertices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +159,9 @@ def _keypoints_in_image(
     return np.where(is_inside[:, None], keypoints, 0).astype(np.float32)
 
 
-def _image(values: np.ndarray, pixel: np.ndarray, camera: Camera, dtype, empty=0) -> np.ndarray:
+def _image(
+    values: np.ndarray, pixel: np.ndarray, camera: Camera, dtype: npt.DTypeLike, empty: float = 0
+) -> np.ndarray:
     """Spreads values [S, ...] of pixels over an image [H, W, ...]."""
     image = np.full((camera.height * camera.width, *values.shape[1:]), empty, dtype)
     image[pixel] = values
@@ -179,7 +169,7 @@ def _image(values: np.ndarray, pixel: np.ndarray, camera: Camera, dtype, empty=0
 
 
 def render(
-    template: ChartTemplate,
+    template: Template,
     people: Sequence[Person],
     objects: Sequence[Mesh],
     camera: Camera,
@@ -263,6 +253,6 @@ def _dense_truth(
         depth=depth,
         face=_image(face, pixel, camera, np.int32, -1),
         barycentric=_image(barycentric, pixel, camera, np.float32),
-        keypoints=np.float32(keypoints).reshape(-1, parts.NUM_KEYPOINTS, 3),
+        keypoints=np.array(keypoints, np.float32).reshape(-1, parts.NUM_KEYPOINTS, 3),
         visible_fraction=seen.visible_fraction[seen.is_kept],
     )

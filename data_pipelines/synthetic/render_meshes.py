@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,19 +91,22 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         component = first[after] * second[before] - first[before] * second[after]
         normals[axis] = np.bincount(index, np.tile(component, 3), minlength=len(vertices))
     length = np.sqrt((normals**2).sum(axis=0))
-    return (normals / np.maximum(length, 1e-12)).T
+    normals /= np.maximum(length, 1e-12)
+    return normals.T
 
 
-def box(size: Sequence[float]) -> Mesh:
+def box(size: npt.ArrayLike) -> Mesh:
     """Makes a box centred at the origin.
 
     Args:
-        size: Edge lengths along x, y and z in metres.
+        size: [3] edge lengths along x, y and z in metres.
 
     Returns:
         24 vertices, four to a side so that the edges are sharp, and 12 faces.
     """
-    corners, faces, normals = [], [], []
+    corners: list[np.ndarray] = []
+    faces: list[list[int]] = []
+    normals: list[np.ndarray] = []
     for axis in range(3):
         for sign in (-1.0, 1.0):
             normal = np.zeros(3)
@@ -151,8 +155,8 @@ def revolve(profile: np.ndarray, num_segments: int = 14) -> Mesh:
     return Mesh(vertices, all_faces, vertex_normals(vertices, all_faces), vertices)
 
 
-def ellipsoid(radii: Sequence[float], num_segments: int = 14) -> Mesh:
-    """Makes an ellipsoid of the given radii along x, y and z in metres around the origin."""
+def ellipsoid(radii: npt.ArrayLike, num_segments: int = 14) -> Mesh:
+    """Makes an ellipsoid of the given radii [3] along x, y and z in metres around the origin."""
     angle = np.linspace(0.06, np.pi - 0.06, max(num_segments // 2 + 2, 4))
     unit = revolve(np.stack([np.sin(angle), -np.cos(angle)], axis=-1), num_segments)
     scale = np.asarray(radii, float)

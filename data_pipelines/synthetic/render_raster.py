@@ -207,10 +207,11 @@ def barycentric_at_pixels(
     x, y = xy[:, 0][corners], xy[:, 1][corners]
     x -= (pixel % camera.width + 0.5)[:, None]
     y -= (pixel // camera.width + 0.5)[:, None]
-    weights = np.empty(x.shape)
+    areas = np.empty(x.shape)
     for corner in range(3):
         after, before = (corner + 1) % 3, (corner + 2) % 3
-        weights[:, corner] = x[:, before] * y[:, after] - x[:, after] * y[:, before]
+        areas[:, corner] = x[:, before] * y[:, after] - x[:, after] * y[:, before]
     # Front faces give positive weights here; a centre on an edge may round to just below zero.
-    weights = np.maximum(weights, 0) / vertices[:, 2][corners]
-    return weights / weights.sum(axis=1, keepdims=True)
+    weights: np.ndarray = np.maximum(areas, 0) / vertices[:, 2][corners]
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights

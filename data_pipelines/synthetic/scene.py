@@ -1,13 +1,14 @@
 """What stands where in a synthetic picture: people, things, light and camera, drawn at random."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ktn_jax.body import parts
+from ktn_jax.body.procedural.assembly import Body
 from ktn_jax.data_pipelines.synthetic import scene_clothes, scene_lighting, scene_objects
-from ktn_jax.data_pipelines.synthetic.render import ChartTemplate, Person
+from ktn_jax.data_pipelines.synthetic.render import Person
 from ktn_jax.data_pipelines.synthetic.render_raster import Camera
 
 _NEAREST = 0.35  # metres; nothing comes nearer to the camera
@@ -149,21 +150,6 @@ HARD = Scene(
 PRESETS = {"default": Scene(), "frontal": FRONTAL, "busy": BUSY, "easy": EASY, "hard": HARD}
 
 
-class PosableBody(Protocol):
-    """What scenes need of a body."""
-
-    template: ChartTemplate
-
-    def sample_shape(self, rng: np.random.Generator) -> Any:
-        """Draws the parameters of a person's build."""
-
-    def sample_pose(self, rng: np.random.Generator) -> Any:
-        """Draws joint angles and where the person faces."""
-
-    def pose(self, shape: Any, pose: Any) -> Any:
-        """Returns vertices [V, 3] and keypoints [17, 3] in metres, y up, +z to the camera."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """One scene, ready to render.
@@ -190,7 +176,8 @@ def measure_stature(keypoints: np.ndarray) -> float:
     named = dict(zip(parts.KEYPOINT_NAMES, keypoints, strict=True))
 
     def middle(joint: str) -> np.ndarray:
-        return (named["left_" + joint] + named["right_" + joint]) / 2
+        point: np.ndarray = (named["left_" + joint] + named["right_" + joint]) / 2
+        return point
 
     leg = np.linalg.norm(named["left_hip"] - named["left_knee"])
     leg += np.linalg.norm(named["left_knee"] - named["left_ankle"])
@@ -224,13 +211,14 @@ def _camera_rotation(pitch: float, roll: float) -> np.ndarray:
     nod = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
     cos, sin = np.cos(roll), np.sin(roll)
     lean = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
-    return lean @ nod @ np.diag([1.0, -1.0, -1.0])
+    rotation: np.ndarray = lean @ nod @ np.diag([1.0, -1.0, -1.0])
+    return rotation
 
 
 class _Placer:
     """Places people one after the other, none inside another."""
 
-    def __init__(self, body: PosableBody, scene: Scene, rng: np.random.Generator):
+    def __init__(self, body: Body, scene: Scene, rng: np.random.Generator):
         self._body, self._scene, self._rng = body, scene, rng
         height, width = scene.image_size_hw
         view = np.radians(rng.uniform(*scene.field_of_view_range))
@@ -356,7 +344,7 @@ def _sample_objects(
     return objects
 
 
-def sample_layout(body: PosableBody, scene: Scene, rng: np.random.Generator) -> Layout:
+def sample_layout(body: Body, scene: Scene, rng: np.random.Generator) -> Layout:
     """Draws a scene.
 
     Args:

@@ -137,7 +137,7 @@ def paint_background(
         horizon = int(rng.uniform(0.3, 0.9) * height)
         base[horizon:] = _gradient(rng, height, width)[horizon:]
     base += rng.uniform(0.02, 0.35) * _noise(rng, height, width)
-    image = (base.clip(0, 1) * 255).astype(np.uint8)
+    image: np.ndarray = (base.clip(0, 1) * 255).astype(np.uint8)
     count = int(rng.integers(clutter_range[0], clutter_range[1] + 1))
     for drawer in rng.choice(len(_DRAWERS), size=count, p=_DRAWER_ODDS):
         _DRAWERS[drawer](image, rng)

@@ -43,7 +43,8 @@ class Lighting:
         halfway = self.direction + [0, 0, -1]
         halfway = (halfway / max(np.linalg.norm(halfway), 1e-6)).astype(np.float32)
         highlight = shininess * np.maximum(np.einsum("nd,d->n", normals, halfway), 0) ** 16
-        return (albedo * light + highlight[:, None] * self.sun).astype(np.float32)
+        shaded: np.ndarray = albedo * light + highlight[:, None] * self.sun
+        return shaded.astype(np.float32)
 
 
 def sample_lighting(rng: np.random.Generator) -> Lighting:

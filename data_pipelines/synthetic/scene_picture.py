@@ -5,9 +5,10 @@ import dataclasses
 import cv2
 import numpy as np
 
+from ktn_jax.body.procedural.assembly import Body
 from ktn_jax.data_pipelines.synthetic import render, scene_background, scene_clothes, textures
 from ktn_jax.data_pipelines.synthetic.render import DenseTruth, Surfaces
-from ktn_jax.data_pipelines.synthetic.scene import Layout, PosableBody, Scene, sample_layout
+from ktn_jax.data_pipelines.synthetic.scene import Layout, Scene, sample_layout
 
 _LAYOUT_TRIALS = 6  # for a picture that shows somebody
 
@@ -70,7 +71,7 @@ def degrade(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.
     gain = exposure * np.exp(balance + strength * rng.normal(0, 0.1))
     contrast = np.exp(strength * rng.normal(0, 0.12))
     levels = (np.arange(256)[:, None] * gain - 127) * contrast + 127 + strength * rng.normal(0, 8)
-    result = cv2.LUT(image, levels[None].astype(np.float32))
+    result: np.ndarray = cv2.LUT(image, levels[None].astype(np.float32))
     if strength > 0:
         height, width = image.shape[:2]
         # Shifted copies of one draw: noise of three channels for the price of little more than one.
@@ -81,12 +82,13 @@ def degrade(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.
     image = np.clip(result, 0, 255, out=result).astype(np.uint8)
     if rng.random() < 0.5 * strength:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(45, 95))]
-        image = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+        decoded = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+        image = np.asarray(decoded)
     return image
 
 
 def make_picture(
-    body: PosableBody,
+    body: Body,
     landmarks: textures.Landmarks,
     scene: Scene,
     seed: np.random.SeedSequence,

@@ -31,7 +31,8 @@ _CLOTH_ODDS = (0.36, 0.18, 0.1, 0.08, 0.1, 0.13, 0.05)
 def sample_colour(rng: np.random.Generator) -> np.ndarray:
     """Draws a colour of cloth or paint: [3], often muted, sometimes loud, black or white too."""
     if rng.random() < 0.25:  # greys, blacks and whites are what most people wear
-        return np.full(3, rng.uniform(0.04, 0.95)) + rng.normal(0, 0.015, 3).clip(-0.04, 0.04)
+        grey: np.ndarray = rng.uniform(0.04, 0.95) + rng.normal(0, 0.015, 3).clip(-0.04, 0.04)
+        return grey
     hue, saturation, value = rng.random(), rng.beta(1.5, 2.4), rng.uniform(0.15, 0.95)
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value))
 
@@ -41,7 +42,8 @@ def sample_skin(rng: np.random.Generator) -> np.ndarray:
     position = rng.uniform(0, len(_SKIN_TONES) - 1)
     low = min(int(position), len(_SKIN_TONES) - 2)
     tone = _SKIN_TONES[low] + (position - low) * (_SKIN_TONES[low + 1] - _SKIN_TONES[low])
-    return (tone + rng.normal(0, 0.02, 3)).clip(0.05, 1.0)
+    colour: np.ndarray = tone + rng.normal(0, 0.02, 3)
+    return colour.clip(0.05, 1.0)
 
 
 def noise_tile(rng: np.random.Generator, cells: int = 8, channels: int = 1) -> np.ndarray:
@@ -115,8 +117,9 @@ class Material:
             ground = np.where(noise > 0.65, third, ground)
         else:
             share = np.abs(2 * ((repeats[:, :1] * 0.2) % 1) - 1)
-        albedo = ground + share.astype(np.float32) * (figure - ground)
-        return albedo * (1 + self.unevenness * (2 * noise - 1))
+        albedo: np.ndarray = ground + share.astype(np.float32) * (figure - ground)
+        albedo = albedo * (1 + self.unevenness * (2 * noise - 1))
+        return albedo
 
 
 def sample_material(
@@ -170,7 +173,8 @@ class Landmarks:
 
     def named(self, name: str) -> np.ndarray:
         """Returns the keypoint [3] of the given COCO name."""
-        return self.keypoints[parts.KEYPOINT_NAMES.index(name)]
+        point: np.ndarray = self.keypoints[parts.KEYPOINT_NAMES.index(name)]
+        return point
 
     def limb_position(self, points: np.ndarray, joints: tuple[str, str, str]) -> np.ndarray:
         """Returns how far down a limb points [N, 3] are: 0, 1, 2 at its joints of the left side.
@@ -183,7 +187,8 @@ class Landmarks:
         upper, lower = middle - start, end - middle
         first = np.einsum("nd,d->n", mirrored - start, upper / (upper @ upper))
         second = np.einsum("nd,d->n", mirrored - middle, lower / (lower @ lower))
-        return np.where(first < 1, np.minimum(first, 1), 1 + np.maximum(second, 0))
+        far: np.ndarray = np.where(first < 1, np.minimum(first, 1), 1 + np.maximum(second, 0))
+        return far
 
 
 def find_landmarks(

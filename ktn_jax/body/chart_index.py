@@ -36,7 +36,10 @@ class ChartIndex:
         self._cell_start, self._cell_faces = self._fill_grid(corners, face_patch, solid)
         self._outline = _outlines(chart_faces, face_patch)
 
-    def _fill_grid(self, corners, face_patch, solid):
+    @staticmethod
+    def _fill_grid(
+        corners: np.ndarray, face_patch: np.ndarray, solid: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         low = np.clip(np.floor((corners.min(axis=1) - 1e-9) * _CELLS), 0, _CELLS - 1).astype(int)
         high = np.clip(np.floor((corners.max(axis=1) + 1e-9) * _CELLS), 0, _CELLS - 1).astype(int)
         spans = np.where(solid[:, None], high - low + 1, 0)
@@ -101,7 +104,7 @@ class ChartIndex:
         second = offset[:, 0] * matrix[:, 0, 1] + offset[:, 1] * matrix[:, 1, 1]
         return np.stack([first, second, 1 - first - second], axis=-1)
 
-    def _nearest(self, label: int, uv: np.ndarray):
+    def _nearest(self, label: int, uv: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Projects points outside a chart onto its outline."""
         if label not in self._outline:
             raise ValueError(f"the template has no face of patch {label}")
@@ -128,7 +131,9 @@ class ChartIndex:
         return face, barycentric, distance
 
 
-def _outlines(chart_faces: np.ndarray, face_patch: np.ndarray) -> dict[int, tuple]:
+def _outlines(
+    chart_faces: np.ndarray, face_patch: np.ndarray
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Of each patch, the faces with an edge on the chart's outline and that edge's first corner."""
     sides = np.stack([chart_faces, np.roll(chart_faces, -1, axis=1)], axis=-1)
     _, edge, uses = np.unique(

@@ -20,9 +20,9 @@ _CHART_FIELDS = (
 
 
 def load_template(
-    uv_processed_mat: str | os.PathLike,
-    body_vertices: np.ndarray | str | os.PathLike,
-    uv_symmetry_mat: str | os.PathLike | None = None,
+    uv_processed_mat: str | os.PathLike[str],
+    body_vertices: np.ndarray | str | os.PathLike[str],
+    uv_symmetry_mat: str | os.PathLike[str] | None = None,
     *,
     metres_per_unit: float = 1.0,
     symmetry_tolerance: float | None = 0.01,
@@ -78,7 +78,7 @@ def load_template(
         )
 
 
-def load_uv_symmetry(path: str | os.PathLike) -> symmetry.UVSymmetry:
+def load_uv_symmetry(path: str | os.PathLike[str]) -> symmetry.UVSymmetry:
     """Reads `UV_symmetry_transforms.mat`: 24 tables of 256 x 256 of mirrored U, and 24 of V.
 
     Args:
@@ -108,7 +108,7 @@ def load_uv_symmetry(path: str | os.PathLike) -> symmetry.UVSymmetry:
     return symmetry.UVSymmetry(*tables)
 
 
-def _read_vertices(source: np.ndarray | str | os.PathLike) -> np.ndarray:
+def _read_vertices(source: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
     if isinstance(source, np.ndarray):
         vertices, name = source, "body_vertices"
     else:
@@ -124,7 +124,7 @@ def _read_vertices(source: np.ndarray | str | os.PathLike) -> np.ndarray:
     return vertices.astype(np.float64)
 
 
-def _read_mat(path: str | os.PathLike, fields: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _read_mat(path: str | os.PathLike[str], fields: tuple[str, ...]) -> dict[str, np.ndarray]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -138,7 +138,7 @@ def _read_mat(path: str | os.PathLike, fields: tuple[str, ...]) -> dict[str, np.
 
 
 @contextlib.contextmanager
-def _naming(path: str | os.PathLike) -> Iterator[None]:
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Puts the file's name before what is wrong with its content."""
     try:
         yield

@@ -61,7 +61,7 @@ class Template:
     uv_symmetry: symmetry.UVSymmetry | None = None
     mirrors_by_tables: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, dtype in _FIELD_DTYPES.items():
             array = np.asarray(getattr(self, name), dtype)
             object.__setattr__(self, name, array)
@@ -81,7 +81,8 @@ class Template:
     @functools.cached_property
     def faces(self) -> np.ndarray:
         """[F, 3] int32 into vertices, in the order of chart_faces."""
-        return self.chart_to_vertex[self.chart_faces]
+        corners: np.ndarray = self.chart_to_vertex[self.chart_faces]
+        return corners
 
     @functools.cached_property
     def chart_patch(self) -> np.ndarray:
@@ -151,7 +152,8 @@ class Template:
     ) -> np.ndarray:
         """Computes [N, 3] positions on the rest surface, or on `vertices` [V, 3] if given."""
         vertices = self.vertices if vertices is None else vertices
-        return np.einsum("nk,nkd->nd", barycentric, vertices[self.faces[face]])
+        points: np.ndarray = np.einsum("nk,nkd->nd", barycentric, vertices[self.faces[face]])
+        return points
 
     def surface_to_iuv(self, face: np.ndarray, barycentric: np.ndarray) -> IUV:
         """Computes the chart coordinates of surface points; the inverse of `iuv_to_surface`."""

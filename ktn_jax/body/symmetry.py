@@ -45,7 +45,7 @@ def find_vertex_mirror(
     """
     reflected = vertices * np.array([-1.0, 1.0, 1.0])
     distance, nearest = scipy.spatial.cKDTree(vertices).query(reflected)
-    opposite = {}
+    opposite: dict[tuple[int, int], int] = {}
     for face in faces.tolist():
         for k in range(3):
             opposite[face[k], face[(k + 1) % 3]] = face[(k + 2) % 3]
@@ -69,7 +69,12 @@ def find_vertex_mirror(
     return mirror
 
 
-def _walk(seed: list[int], nearest: np.ndarray, opposite: dict, pairs: dict[int, int]) -> None:
+def _walk(
+    seed: list[int],
+    nearest: np.ndarray,
+    opposite: dict[tuple[int, int], int],
+    pairs: dict[int, int],
+) -> None:
     """Adds to `pairs` the reflections of everything connected to the face `seed`."""
     pairs.update((vertex, int(nearest[vertex])) for vertex in seed)
     edges = [(seed[0], seed[1]), (seed[1], seed[2]), (seed[2], seed[0])]

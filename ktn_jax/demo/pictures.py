@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
+from ktn_jax.data_pipelines.synthetic.render import DenseTruth
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 from ktn_jax.results import drawing, maps, records
 from ktn_jax.results.records import PersonResult
@@ -17,7 +18,7 @@ _ENLARGED_SIDE = 240  # pixels: small pictures are shown at least so large
 
 
 def test_pictures(
-    people: SyntheticSource, results_path: str | os.PathLike, indices: Iterable[int]
+    people: SyntheticSource, results_path: str | os.PathLike[str], indices: Iterable[int]
 ) -> list[np.ndarray]:
     """Draws test images: input, truth and result, as parts over the image and as IUV.
 
@@ -48,7 +49,7 @@ def test_pictures(
     return rows
 
 
-def true_people(truth) -> list[PersonResult]:
+def true_people(truth: DenseTruth) -> list[PersonResult]:
     """Cuts a rendered picture's dense truth into people, as if they had been found."""
     people = []
     for number in range(1, len(truth.people) + 1):
@@ -60,7 +61,7 @@ def true_people(truth) -> list[PersonResult]:
         charts = [truth.patch[box], np.rint(255 * truth.u[box]), np.rint(255 * truth.v[box])]
         iuv = np.stack([np.where(mask[box], chart, 0) for chart in charts]).astype(np.uint8)
         corners = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-        people.append(PersonResult(np.float32(corners), 1.0, iuv))
+        people.append(PersonResult(np.array(corners, np.float32), 1.0, iuv))
     return people
 
 

@@ -1,6 +1,6 @@
 """One self-contained HTML page about a run: numbers, curves, errors by patch, best and worst."""
 
-import os
+import pathlib
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ def render(
     truth: GroundTruth,
     results: ResultIndex,
     template: EvaluationTemplate,
-    images_dir: str | os.PathLike[str] | None = None,
+    images_dir: str | pathlib.Path | None = None,
 ) -> str:
     """Renders the page.
 
@@ -101,7 +101,7 @@ def _people(
     metrics: Metrics,
     truth: GroundTruth,
     results: ResultIndex,
-    images_dir: str | os.PathLike[str] | None,
+    images_dir: str | pathlib.Path | None,
 ) -> Sequence[html_page.Block]:
     shown = [p for p in metrics.people if p.detection_id and p.num_points >= _MIN_POINTS]
     if not shown:

@@ -139,7 +139,7 @@ def point_losses(
         losses["v"] = weighted_sum(smooth_l1(v, targets.point_v, _UV_BETA), on_body)
         return losses
     residual = (u - targets.point_u, v - targets.point_v, read(outputs.sigma))
-    if outputs.kappa_u is None:
+    if outputs.kappa_u is None or outputs.kappa_v is None:
         likelihood = isotropic_gaussian_nll(*residual, min_variance)
     else:
         kappas = (read(outputs.kappa_u), read(outputs.kappa_v))

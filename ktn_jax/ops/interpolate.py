@@ -5,6 +5,8 @@ centres (`align_corners=False`) and no anti-aliasing. Weights of resizing are st
 are matrix products or shifts, never scatters.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 
 import jax
@@ -69,11 +71,12 @@ def conv_transpose(
     parts = matmul(x.reshape(-1, in_channels), taps).reshape(
         batch, height, width, taps_h, taps_w, -1
     )
-    full = sum(
+    moved = (
         jnp.pad(parts[:, :, :, i, j], ((0, 0), (i, taps_h - 1 - i), (j, taps_w - 1 - j), (0, 0)))
         for i in range(taps_h)
         for j in range(taps_w)
     )
+    full = functools.reduce(operator.add, moved)
     rows, columns = full.shape[1:3]
     full = full.reshape(batch, rows, columns, stride, stride, out_channels)
     full = full.transpose(0, 1, 3, 2, 4, 5)
@@ -104,7 +107,8 @@ def max_pool(x: Array, window: int, stride: int, padding: int) -> Array:
         return x[:, ::stride, ::stride]
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     steps = (1, stride, stride, 1)
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), steps, pads)
+    pooled: Array = lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), steps, pads)
+    return pooled
 
 
 def _bilinear_weights(size_in: int, size_out: int) -> np.ndarray:

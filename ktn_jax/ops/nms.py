@@ -86,7 +86,7 @@ def _keep_sorted(boxes: Array, is_valid: Array, iou_threshold: float) -> Array:
         alive = _keep_within_tile(overlaps(start, start) & is_earlier, alive)
         return lax.dynamic_update_slice_in_dim(is_kept, alive, start, axis=0)
 
-    is_kept = lax.fori_loop(0, num_tiles, visit_tile, jnp.zeros(num_tiles * tile, bool))
+    is_kept: Array = lax.fori_loop(0, num_tiles, visit_tile, jnp.zeros(num_tiles * tile, bool))
     return is_kept[:number]
 
 

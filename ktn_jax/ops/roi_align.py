@@ -13,10 +13,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import Array, lax
 
 # Gathered corners held at once, in elements: about what stays in the caches of a CPU.
 _CHUNK_ELEMENTS = 2_000_000
+
+_Settings = tuple[int, int, bool, int]  # output_size, sampling_ratio, aligned, chunk_size
+_Windows = dict[str, Array]
 
 
 def assign_levels(
@@ -121,7 +125,14 @@ def cache_sized_chunk(output_size: int, sampling_ratio: int, channels: int) -> i
     return max(_CHUNK_ELEMENTS // (corners * channels), 1)
 
 
-def _check_arguments(features, strides, boxes, batch_index, sampling_ratio, valid_hw) -> None:
+def _check_arguments(
+    features: Sequence[Array],
+    strides: Sequence[float],
+    boxes: Array,
+    batch_index: Array,
+    sampling_ratio: int,
+    valid_hw: Sequence[Array] | None,
+) -> None:
     if sampling_ratio < 1:
         raise ValueError(
             f"sampling_ratio {sampling_ratio} is not supported: an adaptive number of samples per "
@@ -150,18 +161,18 @@ def _check_arguments(features, strides, boxes, batch_index, sampling_ratio, vali
             raise ValueError(f"want strides that are consecutive powers of two, got {strides}")
 
 
-def _per_level(values: Sequence[int], level: Array) -> Array:
+def _per_level(values: npt.ArrayLike, level: Array) -> Array:
     return jnp.asarray(np.asarray(values, np.int32))[level]
 
 
-def _axis_reads(low, high, limit, settings) -> tuple[Array, Array]:
+def _axis_reads(low: Array, high: Array, limit: Array, settings: _Settings) -> tuple[Array, Array]:
     """Positions and weights of the reads along one axis.
 
     Args:
         low: [R] where the box starts, in cells.
         high: [R] where it ends.
         limit: int32 [R], the number of cells that count.
-        settings: (output_size, sampling_ratio, aligned, chunk_size).
+        settings: of the pooling.
 
     Returns:
         int32 and float32 [R, P, 2 * S]: the two neighbours of each of a bin's S reads, weighted so
@@ -190,7 +201,7 @@ def _axis_reads(low, high, limit, settings) -> tuple[Array, Array]:
     return cells.astype(jnp.int32), weights
 
 
-def _reads(windows: dict[str, Array], settings) -> tuple[Array, Array]:
+def _reads(windows: _Windows, settings: _Settings) -> tuple[Array, Array]:
     """Table rows int32 and weights float32 [R, P * P, K] of all K corner reads of every bin."""
     boxes, limit_hw = windows["boxes"], windows["limit_hw"]
     y, weight_y = _axis_reads(boxes[:, 1], boxes[:, 3], limit_hw[:, 0], settings)
@@ -209,7 +220,7 @@ def _chunked(values: Array, chunk_size: int) -> Array:
     return values.reshape(-1, chunk_size, *values.shape[1:])
 
 
-def _pool_chunk(table: Array, windows: dict[str, Array], settings) -> Array:
+def _pool_chunk(table: Array, windows: _Windows, settings: _Settings) -> Array:
     index, weight = _reads(windows, settings)
     corners = table.at[index].get(mode="promise_in_bounds")
     pooled = jnp.einsum(
@@ -219,7 +230,7 @@ def _pool_chunk(table: Array, windows: dict[str, Array], settings) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pool(settings, table: Array, windows: dict[str, Array]) -> Array:
+def _pool(settings: _Settings, table: Array, windows: _Windows) -> Array:
     """Pools windows into [R, P, P, C] from a table of cells [T, C]."""
     output_size, _, _, chunk_size = settings
     number, channels = windows["start"].shape[0], table.shape[-1]
@@ -242,18 +253,22 @@ def _pool(settings, table: Array, windows: dict[str, Array]) -> Array:
     return pooled.reshape(number, output_size, output_size, channels)
 
 
-def _pool_forward(settings, table, windows):
+def _pool_forward(
+    settings: _Settings, table: Array, windows: _Windows
+) -> tuple[Array, tuple[Array, _Windows]]:
     return _pool(settings, table, windows), (table, windows)
 
 
-def _pool_backward(settings, residuals, cotangent):
+def _pool_backward(
+    settings: _Settings, residuals: tuple[Array, _Windows], cotangent: Array
+) -> tuple[Array, dict[str, Array | np.ndarray]]:
     """Scatters into one carried accumulator; plain autodiff would make a full table per chunk."""
     table, windows = residuals
     chunk_size = settings[-1]
     number, channels = windows["start"].shape[0], table.shape[-1]
     cotangent = cotangent.reshape(number, -1, channels)
 
-    def add_chunk(total, chunk):
+    def add_chunk(total: Array, chunk: tuple[_Windows, Array]) -> tuple[Array, None]:
         chunk_windows, chunk_cotangent = chunk
         index, weight = _reads(chunk_windows, settings)
         updates = weight[..., None] * chunk_cotangent[:, :, None, :].astype(weight.dtype)

@@ -10,6 +10,7 @@ CPUs, whose convolutions are bound by products, it halves the time of wide layer
 import dataclasses
 import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ _READS = 6  # inputs of a tile: _TILE + 3 - 1
 _TILES_AT_ONCE = 400
 
 # The interpolation points are 0, 1, -1, 2, -2 and infinity.
-_FROM_INPUT = np.float32(
+_FROM_INPUT = np.array(
     [
         [4, 0, -5, 0, 1, 0],
         [0, -4, -4, 1, 1, 0],
@@ -31,15 +32,17 @@ _FROM_INPUT = np.float32(
         [0, -2, -1, 2, 1, 0],
         [0, 2, -1, -2, 1, 0],
         [0, 4, 0, -5, 0, 1],
-    ]
+    ],
+    np.float32,
 )
 _FROM_KERNEL = (
-    np.float64([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+    np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 )
 # [36, 9]: from taps by row and column to planes by column and row, as tiles have them.
 _TRANSFORM = np.einsum("ai,bj->abji", _FROM_KERNEL, _FROM_KERNEL).reshape(36, 9).astype(np.float32)
-_TO_OUTPUT = np.float32(
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+_TO_OUTPUT = np.array(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
+    np.float32,
 )
 
 
@@ -94,7 +97,7 @@ def _convolve(dilation: int, x: Array, kernel: Array) -> Array:
 
     # All of it is overwritten. A constant would be made, and kept, before it is needed.
     shape = (batch, bands.number * bands.height, bands.columns * bands.span, kernel.shape[-1])
-    out = lax.fori_loop(0, bands.number, write_band, jnp.full(shape, first))
+    out: Array = lax.fori_loop(0, bands.number, write_band, jnp.full(shape, first))
     return out[:, :height, :width]
 
 
@@ -168,7 +171,7 @@ class _Bands:
         """
         wanted, present = self.height + 2 * halo, x.shape[1]
         above, below = halo, self.number * self.height - present + halo
-        start = 0
+        start: Array | int = 0
         if present > wanted:
             first = index * self.height - halo
             start = jnp.clip(first, 0, present - wanted)
@@ -183,7 +186,8 @@ class _Bands:
         step = self.dilation
         x = x.reshape(x.shape[0], wanted // step, step, x.shape[2] // step, step, x.shape[3])
         x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, x.shape[1], x.shape[3], x.shape[5])
-        return lax.optimization_barrier(x)
+        x = lax.optimization_barrier(x)
+        return x
 
     def join(self, x: Array) -> Array:
         """Puts the phases [B * d * d, 4 rows, 4 columns, C] of a band back: [B, height, ..., C]."""
@@ -255,14 +259,16 @@ def _transformed(matrix: np.ndarray, parts: list[Array], axis: int = 0) -> Array
     As one broadcast product, XLA would fuse the passes along rows and columns into one that
     repeats the first for each of its reads, whatever barrier stands between them.
     """
-    return lax.optimization_barrier(jnp.stack([_sum(row, parts) for row in matrix], axis=axis))
+    stacked: Array = jnp.stack([_sum(row, parts) for row in matrix], axis=axis)
+    stacked = lax.optimization_barrier(stacked)
+    return stacked
 
 
 def _sum(weights: np.ndarray, parts: list[Array]) -> Array:
     """Sums parts, leaving out those without weight."""
-    total = None
-    for weight, part in zip(weights, parts, strict=True):
-        if weight:
-            term = part if weight == 1 else np.float32(weight) * part
-            total = term if total is None else total + term
-    return total
+    terms = [
+        part if weight == 1 else np.float32(weight) * part
+        for weight, part in zip(weights, parts, strict=True)
+        if weight
+    ]
+    return functools.reduce(operator.add, terms)

@@ -13,13 +13,13 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 # Booleans, integers, floats, complex numbers and fixed-size text: what holds no Python objects.
 _DTYPE_CODE = re.compile(r"[biufcSU]\d{1,9}")
-_BYTE_ORDERS = ("<", ">", "=", "|")
+_BYTE_ORDERS: tuple[Literal["<", ">", "=", "|"], ...] = ("<", ">", "=", "|")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
 # What a damaged stream makes the unpickler raise. It runs no code of the file's, so no other error
 # can come from it.
@@ -41,7 +41,7 @@ class UnsafePickleError(ValueError):
     """A pickle asks for something other than plain data and NumPy arrays of numbers or text."""
 
 
-def load_arrays(source: str | os.PathLike | BinaryIO) -> Any:
+def load_arrays(source: str | os.PathLike[str] | BinaryIO) -> Any:
     """Reads a pickle of plain data and NumPy arrays.
 
     Pickles of Python 2 (`str` as latin-1 bytes) and 3, of NumPy 1 and 2, and of protocols 0 to 5
@@ -61,6 +61,7 @@ def load_arrays(source: str | os.PathLike | BinaryIO) -> Any:
         ValueError: the file is no pickle, is cut short or is damaged.
         OSError: the file cannot be opened.
     """
+    opened: contextlib.AbstractContextManager[BinaryIO]
     if isinstance(source, (str, os.PathLike)):
         name, opened = os.fspath(source), open(source, "rb")  # noqa: SIM115 (closed below)
     else:
@@ -104,6 +105,8 @@ class _Constructor:
     """What a pickle gets when it asks for a listed name: callable, and nothing else."""
 
     __slots__ = ("_build", "_name")
+    _build: Callable[..., Any]
+    _name: str
 
     def __init__(self, name: str, build: Callable[..., Any]):
         object.__setattr__(self, "_name", name)
@@ -122,7 +125,7 @@ class _Constructor:
         raise UnsafePickleError(f"refused to change the state of {self._name}")
 
 
-class _Mapping(dict):
+class _Mapping(dict[Any, Any]):
     """An ordered dict of the pickle. PyTorch hangs `_metadata` on such dicts: it is left out."""
 
     def __setstate__(self, state: Any) -> None:
@@ -144,21 +147,22 @@ class _Dtype:
             raise UnsafePickleError("refused an array of records: only numbers and text are read")
         self.byte_order = state[1]
 
-    def resolve(self) -> np.dtype:
+    def resolve(self) -> np.dtype[Any]:
         if not isinstance(self.code, str) or not _DTYPE_CODE.fullmatch(self.code):
             raise UnsafePickleError(
                 f"refused an array of type {str(self.code)!r}: only numbers and text are read"
             )
-        if self.byte_order not in _BYTE_ORDERS:
-            raise ValueError(f"unknown byte order {self.byte_order!r} of an array")
-        return np.dtype(self.code).newbyteorder(self.byte_order)
+        for order in _BYTE_ORDERS:
+            if order == self.byte_order:
+                return np.dtype(self.code).newbyteorder(order)
+        raise ValueError(f"unknown byte order {self.byte_order!r} of an array")
 
 
 class _Array:
     """An array as the pickle describes it: a type, a shape and bytes."""
 
     def __init__(self, *unused_subtype_shape_code: Any):
-        self.parts: tuple | None = None
+        self.parts: tuple[Any, ...] | None = None
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) not in (4, 5):
@@ -166,7 +170,7 @@ class _Array:
         shape, dtype, is_fortran, data = state[-4:]  # a version number stands in front since 2006
         self.parts = (data, dtype, shape, "F" if is_fortran else "C", None)
 
-    def resolve(self) -> np.ndarray:
+    def resolve(self) -> Any:
         if self.parts is None:
             raise ValueError("an array without contents")
         data, dtype, shape, order, axis_order = self.parts
@@ -198,7 +202,7 @@ class _Scalar(_Array):
         super().__init__()
         self.parts = (data, dtype, (), "C", None)
 
-    def resolve(self) -> np.generic:
+    def resolve(self) -> Any:
         return super().resolve()[()]
 
 
@@ -264,7 +268,7 @@ _CONSTRUCTORS = _constructors()
 class _Resolver:
     """Turns what was unpickled into arrays and plain containers, each shared object once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         # By id: unique here, because what was unpickled stays alive until all is resolved.
         self._done: dict[int, Any] = {}
         self._open: set[int] = set()

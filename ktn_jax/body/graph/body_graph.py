@@ -21,7 +21,7 @@ import numpy as np
 
 from ktn_jax.body import parts
 from ktn_jax.body.graph import word_similarity
-from ktn_jax.body.graph.co_occurrence import count_pairs
+from ktn_jax.body.graph.co_occurrence import Synonyms, count_pairs
 from ktn_jax.body.graph.word_similarity import Name
 from ktn_jax.runtime import atomic_files
 
@@ -98,8 +98,8 @@ _ROW_FLIPS = {
 
 
 def build_graph(
-    relationships: str | os.PathLike | None = None,
-    word_vectors: str | os.PathLike | None = None,
+    relationships: str | os.PathLike[str] | None = None,
+    word_vectors: str | os.PathLike[str] | None = None,
     is_symmetric: bool = True,
 ) -> BodyGraph:
     """Builds the graph.
@@ -151,7 +151,8 @@ def build_graph(
 
 
 def _mirror(source: str, matrix: np.ndarray) -> np.ndarray:
-    return matrix[_ROW_FLIPS[source]][:, parts.PATCH_FLIP]
+    mirrored: np.ndarray = matrix[_ROW_FLIPS[source]][:, parts.PATCH_FLIP]
+    return mirrored
 
 
 def is_symmetric(graph: BodyGraph, tolerance: float = 1e-6) -> bool:
@@ -195,13 +196,14 @@ def _keypoint_touches() -> np.ndarray:
 def _part_touches() -> np.ndarray:
     """[14, 24] 1 where a patch belongs to a part."""
     part = np.arange(1, parts.NUM_COARSE + 1)[:, None]
-    return (part == parts.FINE_TO_COARSE[None, 1:]).astype(np.float64)
+    touches: np.ndarray = part == parts.FINE_TO_COARSE[None, 1:]
+    return touches.astype(np.float64)
 
 
-def _count(relationships: str | os.PathLike) -> dict[str, dict[tuple[str, str], int]]:
+def _count(relationships: str | os.PathLike[str]) -> dict[str, dict[tuple[str, str], int]]:
     """Counts word pairs for the three matrices in one reading of the file."""
     surfaces = {word: _SURFACE_SYNONYMS.get(word, ()) for word in SURFACE_WORDS}
-    sources = {
+    sources: dict[str, Synonyms] = {
         "keypoint": {word: _KEYPOINT_SYNONYMS.get(word, ()) for word in _KEYPOINT_WORDS},
         "part": surfaces,
         "box": _PERSON_SYNONYMS,
@@ -228,7 +230,7 @@ def _co_occurrence(
     return matrix / np.sqrt(np.where(totals > 0, totals, 1))
 
 
-def save_graph(path: str | os.PathLike, graph: BodyGraph) -> None:
+def save_graph(path: str | os.PathLike[str], graph: BodyGraph) -> None:
     """Writes a graph as .npz: the matrices, and the names of their rows and columns.
 
     Raises:
@@ -243,7 +245,7 @@ def save_graph(path: str | os.PathLike, graph: BodyGraph) -> None:
         np.savez(temporary, columns=np.array(parts.PATCH_NAMES), **arrays)
 
 
-def load_graph(path: str | os.PathLike) -> BodyGraph:
+def load_graph(path: str | os.PathLike[str]) -> BodyGraph:
     """Reads a graph that `save_graph` wrote.
 
     Raises:
@@ -272,7 +274,7 @@ def load_graph(path: str | os.PathLike) -> BodyGraph:
 
 
 def _check_names(
-    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], key: str, names: tuple[str, ...]
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], key: str, names: tuple[str, ...]
 ) -> None:
     found = tuple(str(name) for name in np.ravel(arrays.get(key, ())))
     if found != names:
@@ -281,7 +283,7 @@ def _check_names(
         raise BodyGraphError(f"{path}: {key} must be {', '.join(names)}; got {', '.join(found)}")
 
 
-def draw_graph(path: str | os.PathLike, graph: BodyGraph) -> None:
+def draw_graph(path: str | os.PathLike[str], graph: BodyGraph) -> None:
     """Draws the matrices as heat maps over one another, with the names of rows and columns.
 
     Args:

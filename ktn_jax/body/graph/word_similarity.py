@@ -70,7 +70,7 @@ def default_similarity(first: Name, second: Name) -> float:
     )
 
 
-def load_similarity(path: str | os.PathLike) -> Callable[[Name, Name], float]:
+def load_similarity(path: str | os.PathLike[str]) -> Callable[[Name, Name], float]:
     """Reads word vectors and returns the cosine of two names.
 
     Args:
@@ -92,7 +92,7 @@ def load_similarity(path: str | os.PathLike) -> Callable[[Name, Name], float]:
     return similarity
 
 
-def _read_vectors(path: str | os.PathLike, wanted: set[str]) -> dict[str, np.ndarray]:
+def _read_vectors(path: str | os.PathLike[str], wanted: set[str]) -> dict[str, np.ndarray]:
     vectors: dict[str, np.ndarray] = {}
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):

@@ -96,7 +96,8 @@ class Body:
             ],
             axis=1,
         )
-        return bulge * outward
+        displacement: np.ndarray = bulge * outward
+        return displacement
 
 
 @functools.lru_cache(maxsize=1)
@@ -137,7 +138,8 @@ def make_body() -> Body:
 
 def _symmetrise(vertices: np.ndarray, mirror: np.ndarray) -> np.ndarray:
     """Averages with the reflection: rounding left the halves different in the last bit."""
-    return (vertices + vertices[mirror] * np.array([-1.0, 1.0, 1.0])) / 2
+    averaged: np.ndarray = (vertices + vertices[mirror] * np.array([-1.0, 1.0, 1.0])) / 2
+    return averaged
 
 
 def _fine_mirror(control: cage.Cage, edges: np.ndarray) -> np.ndarray:
@@ -209,7 +211,14 @@ def _uv_symmetry() -> symmetry.UVSymmetry:
     return symmetry.UVSymmetry(uv[..., 0].copy(), uv[..., 1].copy())
 
 
-def _chart_uv(control, vertices, chart_faces, face_patch, chart_to_vertex, mirror) -> np.ndarray:
+def _chart_uv(
+    control: cage.Cage,
+    vertices: np.ndarray,
+    chart_faces: np.ndarray,
+    face_patch: np.ndarray,
+    chart_to_vertex: np.ndarray,
+    mirror: np.ndarray,
+) -> np.ndarray:
     """[C, 2] flattened charts: left and middle ones solved, right ones reflected."""
     chart_mirror = symmetry.mirror_chart_vertices(chart_to_vertex, chart_faces, face_patch, mirror)
     index = {key: vertex for vertex, key in enumerate(control.keys)}

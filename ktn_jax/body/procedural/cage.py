@@ -11,12 +11,14 @@ from row 1 on; each leg leaves through x in 1..4 of the bottom and walks down to
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from ktn_jax.body import parts
 
 Key = tuple[str, int, int, int]
+_Cell = tuple[int, int, int]
 
 CROWN = 14  # lattice height of the crown
 HIP, KNEE, ANKLE, SOLE = 0, -5, -10, -12  # lattice heights of the leg's rings
@@ -178,7 +180,9 @@ def _left_faces() -> list[tuple[list[Key], int]]:
     return faces
 
 
-def _boundary_faces(cells: set[tuple[int, int, int]]):
+def _boundary_faces(
+    cells: set[_Cell],
+) -> Iterator[tuple[_Cell, int, int, list[_Cell]]]:
     """Yields (cell, axis, side, corners) of every cell face with nothing behind it."""
     for cell in sorted(cells):
         for axis in range(3):
@@ -188,13 +192,13 @@ def _boundary_faces(cells: set[tuple[int, int, int]]):
                 if tuple(neighbour) in cells:
                     continue
                 first, second = (axis + 1) % 3, (axis + 2) % 3
-                corners = []
+                corners: list[_Cell] = []
                 for step_1, step_2 in ((0, 0), (1, 0), (1, 1), (0, 1))[::side]:
                     corner = list(cell)
                     corner[axis] += side > 0
                     corner[first] += step_1
                     corner[second] += step_2
-                    corners.append(tuple(corner))
+                    corners.append((corner[0], corner[1], corner[2]))
                 yield cell, axis, side, corners
 
 
@@ -313,13 +317,15 @@ def _arm_position(row: int, y: int, z: int) -> np.ndarray:
         root = (_arm_position(WRIST + 1, 0, 1) + _arm_position(WRIST + 2, 0, 1)) / 2
         tip = root + reach * (0.66 * depth + 0.72 * forward - 0.2 * up)
         sideways = forward * 0.66 - depth * 0.72
-        return tip + (row - WRIST - 1.5) * 0.042 * sideways + y * 0.019 * up
+        point: np.ndarray = tip + (row - WRIST - 1.5) * 0.042 * sideways + y * 0.019 * up
+        return point
     if y == 0 and z == 0:  # the middle of the fingertips' cap
         return centre
     angle = math.atan2(y, z)
     stretch = 4 / (3 + math.cos(math.pi / 4))
     offset = half_height * math.sin(angle) * up + half_depth * math.cos(angle) * depth
-    return centre + stretch * offset
+    on_ring: np.ndarray = centre + stretch * offset
+    return on_ring
 
 
 def _arm_frame(along: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

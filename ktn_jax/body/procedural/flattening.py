@@ -7,6 +7,8 @@ The weights are the mean value coordinates of M. S. Floater (2003), positive on 
 fair to lengths.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.sparse
 import scipy.sparse.csgraph
@@ -54,7 +56,7 @@ def split_at_seams(
 
 
 def flatten(
-    points: np.ndarray, triangles: np.ndarray, chart_to_vertex: np.ndarray, corners: np.ndarray
+    points: np.ndarray, triangles: np.ndarray, chart_to_vertex: np.ndarray, corners: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Flattens one patch onto the unit square.
 
@@ -103,7 +105,7 @@ def _rim(triangles: np.ndarray) -> np.ndarray:
     return np.asarray(loop)
 
 
-def _square_rim(points: np.ndarray, vertices: np.ndarray, corners: np.ndarray) -> np.ndarray:
+def _square_rim(points: np.ndarray, vertices: np.ndarray, corners: Sequence[int]) -> np.ndarray:
     """Lays a rim on the unit square, by arc length between the four corners."""
     for direction in (1, -1):
         order = np.arange(len(points))[::direction]
@@ -124,7 +126,7 @@ def _square_rim(points: np.ndarray, vertices: np.ndarray, corners: np.ndarray) -
     return uv
 
 
-def _match_corners(vertices: np.ndarray, corners: np.ndarray) -> list[int] | None:
+def _match_corners(vertices: np.ndarray, corners: Sequence[int]) -> list[int] | None:
     """Places of the corners around a rim, ascending from the first; None if out of order.
 
     The two copies of a slit vertex may be two corners: the copies are told apart by the order.

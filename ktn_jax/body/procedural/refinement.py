@@ -33,7 +33,9 @@ def catmull_clark(quads: np.ndarray, num_vertices: int) -> tuple[scipy.sparse.cs
     edge_of_side = edge_of_side.reshape(num_quads, 4)
     num_edges = len(edges)
 
-    def matrix(rows, columns, values, shape):
+    def matrix(
+        rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, int]
+    ) -> scipy.sparse.csr_matrix:
         return scipy.sparse.csr_matrix((values, (rows.ravel(), columns.ravel())), shape=shape)
 
     face_points = matrix(
@@ -51,7 +53,7 @@ def catmull_clark(quads: np.ndarray, num_vertices: int) -> tuple[scipy.sparse.cs
     edge_points = (midpoints + faces_of_edge @ face_points) / 2
     valence = np.bincount(edges.ravel(), minlength=num_vertices).astype(float)
 
-    def average_over(rows, columns, count):
+    def average_over(rows: np.ndarray, columns: np.ndarray, count: int) -> scipy.sparse.csr_matrix:
         ones = matrix(rows, columns, np.ones(rows.size), (num_vertices, count))
         return scipy.sparse.diags(1 / valence) @ ones
 
@@ -95,5 +97,6 @@ def split_quads(
     rim_corner = on_rim & np.roll(on_rim, 1, axis=1)
     even, odd = rim_corner[:, [0, 2]].any(axis=1), rim_corner[:, [1, 3]].any(axis=1)
     use_first = np.where(even, True, np.where(odd, False, use_first))
-    triangles = np.array([[[1, 2, 3], [1, 3, 0]], [[0, 1, 2], [0, 2, 3]]])
-    return triangles[use_first.astype(int)]
+    splits = np.array([[[1, 2, 3], [1, 3, 0]], [[0, 1, 2], [0, 2, 3]]])
+    triangles: np.ndarray = splits[use_first.astype(int)]
+    return triangles

@@ -67,7 +67,7 @@ _ARM = ("collar", "shoulder", "elbow", "wrist")
 class _Posture:
     """Joint angles in degrees, set by name."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.angles = np.zeros((posing.NUM_JOINTS, 3))
 
     def set(self, joint: str, *degrees: float) -> None:
@@ -217,7 +217,8 @@ def _crouch(rng: np.random.Generator) -> np.ndarray:
 def _anything(rng: np.random.Generator) -> np.ndarray:
     """Around the middle of what the joints allow."""
     low, high = posing.LIMITS[:, :, 0], posing.LIMITS[:, :, 1]
-    return low + rng.beta(2.5, 2.5, size=low.shape) * (high - low)
+    angles: np.ndarray = low + rng.beta(2.5, 2.5, size=low.shape) * (high - low)
+    return angles
 
 
 def _lie(rng: np.random.Generator) -> np.ndarray:
@@ -231,7 +232,8 @@ def _lie(rng: np.random.Generator) -> np.ndarray:
     return posture.angles
 
 
-_POSTURES: tuple[tuple[Callable[[np.random.Generator], np.ndarray], float], ...] = (
+_Posing = Callable[[np.random.Generator], np.ndarray]
+_POSTURES: tuple[tuple[_Posing, float], ...] = (
     (_stand, 0.26),
     (_walk, 0.18),
     (_run, 0.08),
@@ -245,7 +247,7 @@ _POSTURES: tuple[tuple[Callable[[np.random.Generator], np.ndarray], float], ...]
 )
 
 
-def _sample_orientation(rng: np.random.Generator, posture: Callable) -> np.ndarray:
+def _sample_orientation(rng: np.random.Generator, posture: _Posing) -> np.ndarray:
     """Axis-angle: turned about the vertical, leaning little, and on the ground for `_lie`."""
     yaw = rng.uniform(-np.pi, np.pi) if rng.random() < 0.4 else rng.normal(0, 0.7)
     tilt = np.radians(4) * rng.normal(size=2)
@@ -254,7 +256,8 @@ def _sample_orientation(rng: np.random.Generator, posture: Callable) -> np.ndarr
         on_back = -np.pi / 2 if rng.random() < 0.6 else np.pi / 2
         roll = Rotation.from_rotvec([0.0, rng.normal(0, 0.5), 0.0])
         leaning = Rotation.from_rotvec([on_back, 0.0, 0.0]) * roll
-    return (Rotation.from_rotvec([0.0, yaw, 0.0]) * leaning).as_rotvec()
+    turned: np.ndarray = (Rotation.from_rotvec([0.0, yaw, 0.0]) * leaning).as_rotvec()
+    return turned
 
 
 def limbs_collide(pose: posing.Pose) -> bool:
@@ -268,10 +271,12 @@ def limbs_collide(pose: posing.Pose) -> bool:
     def at(joint: str, point: np.ndarray | None = None) -> np.ndarray:
         index = _JOINT[joint]
         point = rest[index] if point is None else point
-        return posed[index, :, :3] @ point + posed[index, :, 3]
+        moved: np.ndarray = posed[index, :, :3] @ point + posed[index, :, 3]
+        return moved
 
     def between(start: np.ndarray, end: np.ndarray, count: int = 6) -> np.ndarray:
-        return start + np.linspace(0, 1, count)[:, None] * (end - start)
+        points: np.ndarray = start + np.linspace(0, 1, count)[:, None] * (end - start)
+        return points
 
     def clear(a: np.ndarray, b: np.ndarray, distance: float) -> bool:
         return bool(np.linalg.norm(a[:, None] - b[None], axis=-1).min() > distance)

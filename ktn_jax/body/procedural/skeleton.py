@@ -123,7 +123,8 @@ def cage_weights(keys: tuple[cage.Key, ...]) -> np.ndarray:
         right = key[0] == "rarm" or (key[0] == "body" and key[1] < 0)
         for name, weight in _left_weights(cage.mirror_key(key) if right else key).items():
             weights[row, JOINT[_mirror_name(name) if right else name]] += weight
-    return weights / weights.sum(axis=1, keepdims=True)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
 
 
 def _left_weights(key: cage.Key) -> dict[str, float]:
