@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# Of KTN, what one compiles soonest.
+# Small images, and the parts of a model that compile soonest.
 TINY = (
     "--config=ktn:tiny",
     "--config.data.synthetic.num_images=4",
@@ -15,7 +15,11 @@ TINY = (
     "--config.data.short_sides=96",
     "--config.data.max_long_side=96",
     "--config.batch_size=2",
+    "--config.model.decoder.name=none",
+    "--config.model.densepose_head.name=conv_stack",
+    "--config.model.densepose_head.norm=",
     "--config.model.densepose_head.num_convs=1",
+    "--config.model.predictor.name=chart",
     "--config.test.short_side=96",
     "--config.test.max_side=96",
     "--config.test.size_buckets=((96,96),)",
