@@ -133,16 +133,3 @@ class ConcatenatedSource:
             people=np.concatenate([facts.people for facts in every]),
             max_points=max(facts.max_points for facts in every),
         )
-
-
-def facts_of(records: Sequence[ImageRecord]) -> ImageFacts:
-    """Reads the facts off records."""
-    trainable = [[person for person in record.people if not person.is_crowd] for record in records]
-    points = [
-        len(person.densepose.x) for people in trainable for person in people if person.densepose
-    ]
-    return ImageFacts(
-        sizes_hw=np.array([(r.height, r.width) for r in records], np.int32).reshape(-1, 2),
-        people=np.array([len(people) for people in trainable], np.int32),
-        max_points=max(points, default=0),
-    )

@@ -5,7 +5,6 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-import scipy.spatial
 
 from ktn_jax.body import chart_index, parts, symmetry
 
@@ -124,13 +123,6 @@ class Template:
     def _chart_index(self) -> chart_index.ChartIndex:
         return chart_index.ChartIndex(self.chart_uv, self.chart_faces, self.face_patch)
 
-    @functools.cached_property
-    def _chart_trees(self) -> dict[int, tuple[np.ndarray, scipy.spatial.cKDTree]]:
-        members = {
-            p: np.flatnonzero(self.chart_patch == p) for p in range(1, parts.NUM_PATCHES + 1)
-        }
-        return {p: (m, scipy.spatial.cKDTree(self.chart_uv[m])) for p, m in members.items()}
-
     def iuv_to_surface(self, patch: np.ndarray, u: np.ndarray, v: np.ndarray) -> SurfacePoints:
         """Finds the surface point of chart coordinates, the nearest in UV where none is there.
 
@@ -159,23 +151,6 @@ class Template:
         """Computes the chart coordinates of surface points; the inverse of `iuv_to_surface`."""
         uv = np.einsum("nk,nkd->nd", barycentric, self.chart_uv[self.chart_faces[face]])
         return IUV(self.face_patch[face], uv[:, 0], uv[:, 1])
-
-    def nearest_chart_vertex(self, patch: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Finds the [N] int32 chart vertex of the same patch that is nearest in UV.
-
-        Raises:
-            ValueError: a patch outside 1..24.
-        """
-        patch = np.asarray(patch)
-        if patch.size:
-            _check_range("patch", patch, 1, parts.NUM_PATCHES)
-        uv = np.stack([u, v], axis=-1)
-        nearest = np.zeros(len(patch), np.int32)
-        for label in np.unique(patch):
-            members, tree = self._chart_trees[int(label)]
-            asked = patch == label
-            nearest[asked] = members[tree.query(uv[asked])[1]]
-        return nearest
 
     def mirror_iuv(self, patch: np.ndarray, u: np.ndarray, v: np.ndarray) -> IUV:
         """Maps chart coordinates to those of the reflected surface point.

@@ -71,24 +71,6 @@ def test_barycentric_weights_are_weights(template):
     np.testing.assert_allclose(found.barycentric.sum(axis=1), 1)
 
 
-def test_every_chart_vertex_finds_itself(template):
-    uv = template.chart_uv
-    nearest = template.nearest_chart_vertex(template.chart_patch, uv[:, 0], uv[:, 1])
-    np.testing.assert_array_equal(uv[nearest], uv)  # two copies may share a chart point
-    vertex = template.chart_to_vertex[nearest]
-    assert (vertex == template.chart_to_vertex).mean() > 0.999
-
-
-def test_nearest_chart_vertex_agrees_with_a_full_search(template):
-    rng = np.random.default_rng(3)
-    patch, uv = rng.integers(1, 25, 200), rng.random((200, 2))
-    nearest = template.nearest_chart_vertex(patch, uv[:, 0], uv[:, 1])
-    np.testing.assert_array_equal(template.chart_patch[nearest], patch)
-    for label, point, found in zip(patch, uv, nearest, strict=True):
-        gaps = np.linalg.norm(template.chart_uv[template.chart_patch == label] - point, axis=1)
-        assert np.linalg.norm(template.chart_uv[found] - point) == pytest.approx(gaps.min())
-
-
 def test_chart_vertices_lie_on_their_vertices(template):
     points = template.iuv_to_surface(template.chart_patch, *template.chart_uv.T)
     reached = template.surface_to_point(points.face, points.barycentric)
@@ -104,14 +86,11 @@ def test_surface_to_point_follows_a_posed_body(body):
     )
 
 
-def test_annotated_points_lie_near_the_published_charts(real_template, real_dir):
+def test_annotated_points_lie_on_the_published_charts(real_template, real_dir):
     with np.load(real_dir / "points" / "single_person_annotation.npz") as stored:
         patch, u, v = (stored[name].ravel() for name in "IUV")
     assert len(patch) == 125
-    chart = real_template.nearest_chart_vertex(patch.astype(int), u, v)
-    gap = np.linalg.norm(real_template.chart_uv[chart] - np.stack([u, v], axis=-1), axis=1)
-    assert gap.max() < 0.08
-    assert np.median(gap) == pytest.approx(0.023, abs=0.001)
+    np.testing.assert_array_equal(real_template.iuv_to_surface(patch, u, v).uv_distance, 0)
 
 
 def test_published_charts_have_the_published_counts(real_template):
@@ -154,7 +133,6 @@ def test_inconsistent_templates_are_refused(body, field, change, message):
 def test_nothing_in_nothing_out(body):
     none = np.zeros(0)
     assert body.template.iuv_to_surface(none.astype(int), none, none).face.shape == (0,)
-    assert body.template.nearest_chart_vertex(none.astype(int), none, none).shape == (0,)
     assert isinstance(body.template.mirror_iuv(none.astype(int), none, none), surface.IUV)
     assert parts.NUM_PATCHES == 24
 

@@ -13,18 +13,7 @@ JOINT_NAMES: tuple[str, ...] = (
     "head",
     "left_collar",
     "right_collar",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
+    *parts.KEYPOINT_NAMES[5:],  # shoulders to ankles
 )
 JOINT = {name: index for index, name in enumerate(JOINT_NAMES)}
 

@@ -14,7 +14,7 @@ from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord
 from ktn_jax.data_pipelines.loading import pipeline
 from ktn_jax.data_pipelines.loading.examples import most_telling
 from ktn_jax.data_pipelines.loading.plan import NO_IMAGE, Augmentation, EvaluationPlan, TrainingPlan
-from ktn_jax.data_pipelines.loading.sources import ConcatenatedSource, FolderSource, facts_of
+from ktn_jax.data_pipelines.loading.sources import ConcatenatedSource, FolderSource
 from ktn_jax.data_pipelines.loading.transforms import PersonLabels
 
 AUGMENTATION = Augmentation(
@@ -356,19 +356,9 @@ def test_augmentation_is_checked(changes):
         Augmentation(**(defaults | changes))
 
 
-class MemorySource(list):
-    """Pairs of image and record."""
-
-    def facts(self):
-        return facts_of([record for _, record in self])
-
-
-def test_images_without_people_are_left_out_of_training(raw):
+def test_images_without_people_are_left_out_of_training(raw, folder):
     raw["annotations"] = [a for a in raw["annotations"] if a["image_id"] != 103]
-    dataset = annotations.parse_dataset(raw)
-    records = list(dataset.images)
-    images = [np.zeros((r.height, r.width, 3), np.uint8) for r in records]
-    source = MemorySource(zip(images, records, strict=True))
+    source = FolderSource(annotations.parse_dataset(raw), folder / "images")
     plain = Augmentation(short_sides=(96,), max_long_side=160, flip_probability=0.0)
     datasets = pipeline.make_datasets(_settings(augmentation=plain, batch_size=1), source, source)
     trained = [int(b["image_id"][0]) for b in _take(datasets.train(0), datasets.steps_per_epoch)]
