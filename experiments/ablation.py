@@ -179,11 +179,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each training (default: of the size)")
     parser.add_argument("--seeds", type=int, help="runs of each model (default: of the size)")
     arguments = parser.parse_args()
-    from ktn_jax import cli
-    from ktn_jax.runtime import host_memory
+    from ktn_jax.runtime import host_memory, jax_setup
 
     host_memory.restart_with_huge_pages()
-    cli.prepare_jax()
+    jax_setup.prepare()
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of every save
     size = SIZES[arguments.size]
     size = dataclasses.replace(

@@ -2,24 +2,15 @@
 
 import argparse
 import importlib
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
 
 import ktn_jax
 from ktn_jax import commands
-from ktn_jax.runtime import host_memory
+from ktn_jax.runtime import host_memory, jax_setup
 
 COMMANDS = ("predict", "convert", "verify", "train", "eval", "config", "data", "demo")
-
-# Where compiled programs are kept, so that the second run starts at once.
-_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
-
-# On CPUs, these releases of jaxlib send single convolutions to a library that is slow at their
-# gradients; without it training is up to three times as fast. Other devices do not read the flag.
-_CONVOLUTION_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
-_CONVOLUTION_FLAG_VERSIONS = ((0, 10, 2), (0, 11, 2))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if argv is None:
         host_memory.restart_with_huge_pages()
-    prepare_jax()
+    jax_setup.prepare()
     try:
         code: int = arguments.run(arguments)
         return code
@@ -67,25 +58,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"ktn {arguments.command}: {message}", file=sys.stderr)  # noqa: T201
         return 1
-
-
-def prepare_jax() -> None:
-    """Sets what must be set before JAX starts."""
-    cache = os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ktn_jax", "compiled"
-    )
-    os.environ.setdefault(_CACHE_VARIABLE, cache)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _knows_convolution_flag() and _CONVOLUTION_FLAG.partition("=")[0] not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_CONVOLUTION_FLAG}".strip()
-    host_memory.divide_by_size()
-
-
-def _knows_convolution_flag() -> bool:
-    """Whether the jaxlib that is installed has the flag: an unknown one ends the process."""
-    numbers = importlib.metadata.version("jaxlib").split(".")[:3]
-    if not all(number.isdigit() for number in numbers):
-        return False  # a build of somebody's own
-    first, last = _CONVOLUTION_FLAG_VERSIONS
-    return first <= tuple(map(int, numbers)) <= last

@@ -230,8 +230,7 @@ def prepare(tunes_memory: bool = True) -> None:
     """
     if not tunes_memory:
         return
-    from ktn_jax import cli
-    from ktn_jax.runtime import host_memory
+    from ktn_jax.runtime import host_memory, jax_setup
 
     host_memory.restart_with_huge_pages()
-    cli.prepare_jax()
+    jax_setup.prepare()

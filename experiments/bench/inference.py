@@ -47,18 +47,15 @@ def make_boxes(size_hw, number):
 
 
 class Ours:
-    """The predictor of this project on one photo."""
+    """The stages of this project on one photo."""
 
     def __init__(self, config, variables, photos, boxes):
-        from ktn_jax.inference.predictor import Predictor, choose_bucket
+        from ktn_jax.inference import batching
+        from ktn_jax.inference.stages import Stages
 
-        self.predictor = Predictor(config, variables)
-        size_hw = photos[0].shape[:2]
-        self.bucket = choose_bucket(size_hw, config.test.size_buckets)
-        self.inputs = np.zeros((len(photos), *self.bucket, 3), np.uint8)
-        for row, photo in zip(self.inputs, photos, strict=True):
-            row[: size_hw[0], : size_hw[1]] = photo
-        self.sizes = np.int32([size_hw] * len(photos))
+        self.programs = Stages(config, variables)
+        bucket = batching.choose_bucket(photos[0].shape[:2], config.test.size_buckets)
+        self.inputs, self.sizes = batching.pad(photos, bucket, len(photos))
         self.boxes = np.tile(boxes, (len(photos), 1))
         self.index = np.repeat(np.arange(len(photos), dtype=np.int32), len(boxes))
 
@@ -66,20 +63,19 @@ class Ours:
         """The whole, as `Predictor` does it with the boxes given: chart maps on the host."""
         import jax
 
-        predictor = self.predictor
-        decoded, found = predictor._detect(predictor.variables, self.inputs, self.sizes)
+        pyramid, found = self.programs.detect(self.inputs, self.sizes)
         jax.device_get(found)
-        self.outputs = predictor._charts(decoded, self.boxes, self.index)
+        self.outputs = self.programs.charts(pyramid, self.boxes, self.index)
 
     def stages(self):
         """Seconds of each stage."""
         import jax
         import jax.numpy as jnp
 
-        from ktn_jax.modeling.detector import Detector, size_multiple
+        from ktn_jax.modeling.detector import Detector
         from ktn_jax.structures import Proposals
 
-        model, variables = self.predictor.model, self.predictor.variables
+        model, variables = self.programs.model, self.programs.variables
         if not hasattr(self, "_jitted"):
             self._jitted = {}
         seconds = dict.fromkeys(STAGES, 0.0)
@@ -103,9 +99,7 @@ class Ours:
             return detector.run_head(detector.pool_people(decoded, boxes, index))
 
         inputs = timed("rest", "normalise", Detector.normalise, self.inputs, self.sizes)
-        multiple = size_multiple(model.config)
-        is_full = (-(-self.sizes // multiple) * multiple == self.bucket).all()
-        sizes = () if is_full else (self.sizes,)
+        sizes = () if self.programs.is_full(self.inputs, self.sizes) else (self.sizes,)
         pyramid = timed("backbone + FPN", "extract", Detector.extract, inputs, *sizes)
         proposals = timed("RPN", "propose", Detector.propose, pyramid, self.sizes)
         batch, rows = proposals.logits.shape
@@ -118,7 +112,7 @@ class Ours:
         timed("rest", "detections", detect, logits, deltas, proposals, self.sizes)
         decoded = timed("decoder", "decode", Detector.decode, pyramid)
         features = timed("pool + head", "head", head, decoded, self.boxes, self.index)
-        kernel = self.predictor._surface_kernel
+        kernel = self.programs.surface_kernel
         timed("predictor", "predict", Detector.predict_charts, features, kernel)
         return seconds
 

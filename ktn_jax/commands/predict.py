@@ -36,21 +36,22 @@ def run(arguments: argparse.Namespace) -> int:
     from ktn_jax.checkpoints import weights
     from ktn_jax.inference.photos import predict_files
     from ktn_jax.inference.predictor import Predictor
+    from ktn_jax.inference.stages import Stages
     from ktn_jax.runtime import configuration, images
 
     config = configuration.load_config(arguments.config, arguments.changes)
     photos = images.find_images(arguments.photos)
     # Handed over without a name, so that what inference does not need is freed.
-    predictor = Predictor(
+    stages = Stages(
         config,
         weights.initialise(config, seed=0)
         if arguments.random_weights
         else weights.load(config, arguments.weights),
     )
-    report = predict_files(predictor, photos, arguments.output, arguments.min_score)
-    for path, reason in report.failures:
+    summary = predict_files(Predictor(stages), photos, arguments.output, arguments.min_score)
+    for path, reason in summary.failures:
         print(f"skipped {path}: {reason}", file=sys.stderr)  # noqa: T201
     print(  # noqa: T201
-        f"{report.num_people} people in {report.num_photos} photos, written to {arguments.output}"
+        f"{summary.num_people} people in {summary.num_photos} photos, written to {arguments.output}"
     )
-    return 1 if report.failures else 0
+    return 1 if summary.failures else 0

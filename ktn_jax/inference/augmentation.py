@@ -3,14 +3,14 @@
 As detectron2's DensePoseGeneralizedRCNNWithTTA: boxes of all views are pooled and suppressed
 together, and every view then draws the charts of the same boxes, which are averaged as logits and
 as U and V. Two things differ: views are resized from the photo itself (detectron2's evaluation
-resizes what the plain run had resized before), and key points, which it does not support, are
-averaged as heat maps.
+resizes what the plain run had resized before), and keypoints, which it does not support, are
+averaged as heatmaps.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
 
 import jax
 import numpy as np
@@ -19,8 +19,10 @@ from ml_collections import ConfigDict
 from ktn_jax.body import parts
 from ktn_jax.body.loading import load_uv_symmetry
 from ktn_jax.body.symmetry import UVSymmetry, mirror_by_tables
-from ktn_jax.inference.predictor import Person, Predictor, choose_bucket, to_result
-from ktn_jax.modeling.detector import Features
+from ktn_jax.inference import batching
+from ktn_jax.inference.inputs import Photo, Photos, map_photos
+from ktn_jax.inference.predictor import FoundPerson, to_result
+from ktn_jax.inference.stages import PEOPLE_BUCKETS, Pyramid, Stages, people_bucket
 from ktn_jax.ops.nms import nms
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import images
@@ -38,40 +40,39 @@ class _View:
     """One scale of a photo after the first stage: row 0 as it is, row 1 mirrored."""
 
     size_hw: tuple[int, int]  # of the resized photo, without padding
-    decoded: Features
+    pyramid: Pyramid
     boxes: np.ndarray  # [rows, R, 4] as found
     scores: np.ndarray  # [rows, R]
     is_valid: np.ndarray  # [rows, R]
 
 
-class AugmentedPredictor(Predictor):
+class AugmentedPredictor:
     """A predictor that looks at every photo at several scales, and mirrored.
 
-    It is called as `Predictor` is. Photos go through one by one; the decoder's maps of all views
-    of a photo stay on the device until its people are done (1.1 GB with the default scales).
+    It is called as `Predictor` is, and can be pickled. Photos go through one by one; the decoder's
+    maps of all views of a photo stay on the device until its people are done (1.1 GB with the
+    default scales).
     """
 
-    def __init__(
-        self, config: ConfigDict, variables: Mapping[str, Any], symmetry: UVSymmetry | None
-    ):
-        """Takes what `Predictor` takes, and where the mirror takes U and V.
+    def __init__(self, stages: Stages, symmetry: UVSymmetry | None):
+        """Takes the programs of a model, and where the mirror takes U and V.
 
         Args:
-            config: `test.augmentation` says which views.
-            variables: of the model.
+            stages: their configuration's `test.augmentation` says which views.
             symmetry: of the body whose charts the model predicts; None is allowed without flip.
 
         Raises:
             ValueError: flip without symmetry, or no scales.
         """
-        super().__init__(config, variables)
-        augmentation = config.test.augmentation
+        self.stages = stages
+        self.config = stages.config
+        augmentation = self.config.test.augmentation
         if augmentation.flip and symmetry is None:
             raise ValueError("mirrored views need the body's UV symmetry tables, got None")
         if not augmentation.short_sides:
             raise ValueError("test.augmentation.short_sides is empty: give at least one scale")
         self._symmetry = symmetry
-        box_head = config.model.box_head
+        box_head = self.config.model.box_head
         self._suppress = jax.jit(
             functools.partial(
                 nms,
@@ -80,29 +81,71 @@ class AugmentedPredictor(Predictor):
             )
         )
 
-    def __call__(self, photos: Sequence[np.ndarray]) -> list[list[PersonResult]]:
-        """Finds the people of photos (RGB uint8 [H, W, 3]); see `Predictor`."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AugmentedPredictor, (self.stages, self._symmetry)
+
+    @overload
+    def __call__(self, photos: Photo) -> list[PersonResult]: ...
+
+    @overload
+    def __call__(self, photos: Photos) -> list[list[PersonResult]]: ...
+
+    def __call__(self, photos: Photo | Photos) -> list[PersonResult] | list[list[PersonResult]]:
+        """Finds the people of a photo, or of each of several; see `Predictor`."""
+        return map_photos(
+            photos,
+            self.config.test,
+            prepare=lambda photo: photo,
+            find=lambda batch: [self._people(photo) for photo in batch],
+            finish=lambda _, people: people,
+        )
+
+    def _people(self, photo: np.ndarray) -> list[PersonResult]:
+        frame_hw, photo_hw = self.frame_size(photo.shape[:2]), photo.shape[:2]
         threshold = self.config.model.predictor.mask_threshold
-        results = []
-        for photo in photos:
-            frame_hw = self.frame_size(photo.shape[:2])
-            brought = (
-                to_result(person, frame_hw, photo.shape[:2], threshold)
-                for person in self.find_augmented(photo)
-            )
-            results.append([person for person in brought if person is not None])
-        return results
+        results = (
+            to_result(person, frame_hw, photo_hw, threshold)
+            for person in self.find_augmented(photo)
+        )
+        return [result for result in results if result is not None]
+
+    def warm_up(
+        self, sizes_hw: Iterable[tuple[int, int]], people: int | Iterable[int] = PEOPLE_BUCKETS[-1]
+    ) -> None:
+        """Compiles and runs what photos of some sizes need, so that no later call compiles.
+
+        Args:
+            sizes_hw: (height, width) of photos as they will come.
+            people: the most people of a photo, or the numbers of people that photos will show.
+        """
+        most = self.config.model.box_head.max_detections
+        if not isinstance(people, Iterable):
+            people = range(1, people + 1)
+        # As many at a time as `find_augmented` draws.
+        chunks = set()
+        for count in people:
+            whole, rest = divmod(min(count, most), _PEOPLE_AT_A_TIME)
+            chunks |= ({_PEOPLE_AT_A_TIME} if whole else set()) | ({rest} if rest else set())
+        for size_hw in dict.fromkeys(map(tuple, sizes_hw)):
+            photo, frame_hw = np.zeros((*size_hw, 3), np.uint8), self.frame_size(size_hw)
+            sides = self.config.test.augmentation.short_sides
+            views = [self._view(photo, side) for side in sides]
+            self._merge(views, frame_hw)
+            num_rows = len(views[0].boxes)
+            for count in {people_bucket(num_rows * c): c for c in sorted(chunks)}.values():
+                box = np.float32([0, 0, frame_hw[1], frame_hw[0]])
+                self._average(views, np.tile(box, (count, 1)), frame_hw)
 
     def frame_size(self, photo_hw: tuple[int, int]) -> tuple[int, int]:
         """Size of the image that views are brought to: the one a plain predictor would see.
 
-        In this frame boxes are merged and key points are read, so that a single view of that size
+        In this frame boxes are merged and keypoints are read, so that a single view of that size
         gives exactly the plain result.
         """
         test = self.config.test
         return images.shortest_edge_size(photo_hw, test.short_side, test.max_side)
 
-    def find_augmented(self, photo: np.ndarray) -> Iterator[Person]:
+    def find_augmented(self, photo: np.ndarray) -> Iterator[FoundPerson]:
         """Yields the people of a photo, best first, in pixels of `frame_size`."""
         frame_hw = self.frame_size(photo.shape[:2])
         sides = self.config.test.augmentation.short_sides
@@ -113,21 +156,18 @@ class AugmentedPredictor(Predictor):
             outputs = self._average(views, chunk, frame_hw)
             for index, box in enumerate(chunk):
                 maps = jax.tree.map(lambda x, i=index: x[i], outputs)
-                yield Person(box, float(scores[start + index]), maps)
+                yield FoundPerson(box, float(scores[start + index]), maps)
 
     def _view(self, photo: np.ndarray, short_side: int) -> _View:
         augmentation = self.config.test.augmentation
         small = images.resize_short_side(photo, short_side, augmentation.max_side)
         size = small.shape[:2]
         rows = [small, small[:, ::-1]] if augmentation.flip else [small]
-        bucket = choose_bucket(size, self._buckets(short_side))
-        inputs = np.zeros((len(rows), *bucket, 3), np.uint8)
-        for row, image in zip(inputs, rows, strict=True):
-            row[: size[0], : size[1]] = image
-        sizes = np.tile(np.int32(size), (len(rows), 1))
-        decoded, found = self._detect(self.variables, inputs, sizes)
+        bucket = batching.choose_bucket(size, self._buckets(short_side))
+        inputs, sizes = batching.pad(rows, bucket, len(rows))
+        pyramid, found = self.stages.detect(inputs, sizes)
         found = jax.device_get(found)
-        return _View(size, decoded, found.boxes, found.scores, found.is_valid)
+        return _View(size, pyramid, found.boxes, found.scores, found.is_valid)
 
     def _buckets(self, short_side: int) -> list[tuple[int, int]]:
         """The configured buckets, scaled as the images are, so that few programs are compiled."""
@@ -170,8 +210,8 @@ class AugmentedPredictor(Predictor):
             num_rows = len(view.boxes)
             moved = move_boxes(boxes, frame_hw, view.size_hw)
             stacked = [_mirror_if(row, moved, view.size_hw) for row in range(num_rows)]
-            outputs = self._charts(
-                view.decoded,
+            outputs = self.stages.charts(
+                view.pyramid,
                 np.concatenate(stacked),
                 np.repeat(np.arange(num_rows, dtype=np.int32), len(boxes)),
             )
@@ -225,8 +265,8 @@ def mirror_outputs(outputs: DensePoseOutputs, symmetry: UVSymmetry) -> DensePose
             its own patch were there.
 
     Returns:
-        The same, columns reversed, left and right swapped in coarse and fine parts, U, V and key
-        points. Two coarse channels, person and background, have no sides. Outputs that are not
+        The same, columns reversed, left and right swapped in coarse and fine parts, U, V and
+        keypoints. Two coarse channels, person and background, have no sides. Outputs that are not
         averaged by test-time augmentation become None.
     """
     maps = jax.tree.map(lambda x: x[:, :, ::-1], _keep_averaged(outputs))

@@ -105,7 +105,7 @@ def quantise(labels: np.ndarray, uv: np.ndarray) -> np.ndarray:
 
 
 def decode_keypoints(heatmaps: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Reads keypoints off heat maps (Mask R-CNN, section 5), as detectron2 does.
+    """Reads keypoints off heatmaps (Mask R-CNN, section 5), as detectron2 does.
 
     Args:
         heatmaps: [N, S, S, K] logits.

@@ -4,13 +4,11 @@ Memory does not grow with the dataset. A run that was stopped goes on where it w
 processes share the images; see `evaluation.results_writer` for the files.
 """
 
-import collections
-import concurrent.futures
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from flax import traverse_util
@@ -20,7 +18,8 @@ from tqdm import tqdm
 from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth
-from ktn_jax.inference.predictor import choose_bucket
+from ktn_jax.inference import batching
+from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.results.records import PersonResult, people_to_records
 from ktn_jax.results.shards import ResultsWriter, merge_results
 from ktn_jax.runtime import images
@@ -28,20 +27,10 @@ from ktn_jax.runtime.processes import Processes
 
 SHARD_FOLDER = "shards"
 RESULTS_FILE = "results.json"
-_BATCHES_AHEAD = 2  # read while the network runs
 _SHOWN = 3  # files named in a message
 _DIGEST_LENGTH = 16
 # Of `test`, what changes speed and not results: a run goes on with other values.
 _FREE_KEYS = ("batch_size", "size_buckets")
-
-
-class CallablePredictor(Protocol):
-    """`inference.Predictor`, or one with test-time augmentation."""
-
-    config: ConfigDict
-
-    def __call__(self, photos: Sequence[np.ndarray]) -> list[list[PersonResult]]:
-        """Finds the people of photos."""
 
 
 def predict_dataset(
@@ -109,79 +98,32 @@ def _predict_images(
     update: Callable[[int], Any],
 ) -> None:
     """Reads ahead, and encodes and writes behind, so that the network waits for neither."""
-    batches = batches_of_one_size(dataset, predictor.config.test)
-    writing: concurrent.futures.Future | None = None
-    with concurrent.futures.ThreadPoolExecutor(_BATCHES_AHEAD + 1) as pool:
-        for batch, photos in _read_ahead(pool, batches, images_dir):
-            found = predictor(photos)
-            if writing is not None:
-                writing.result()
-            writing = pool.submit(_write, writer, batch, found, category_id)
-            update(len(batch))
-        if writing is not None:
-            writing.result()
+
+    def write(
+        batch: Sequence[ImageTruth], _: object, found: Sequence[Sequence[PersonResult]]
+    ) -> None:
+        for image, people in zip(batch, found, strict=True):
+            records = people_to_records(image.image_id, people, category_id=category_id)
+            writer.add(image.image_id, records)
+        update(len(batch))
+
+    test = predictor.config.test
+    batches = batching.batches_of_one_size(
+        dataset, lambda image: batching.photo_bucket(image.image_size_hw, test), test.batch_size
+    )
+    batching.run(batches, lambda image: _read(image, images_dir), predictor, write)
 
 
-def _write(
-    writer: ResultsWriter,
-    batch: Sequence[ImageTruth],
-    found: list[list[PersonResult]],
-    category_id: int,
-) -> None:
-    for image, people in zip(batch, found, strict=True):
-        records = people_to_records(image.image_id, people, category_id=category_id)
-        writer.add(image.image_id, records)
-
-
-def batches_of_one_size(dataset: Iterable[ImageTruth], test: ConfigDict) -> list[list[ImageTruth]]:
-    """Groups images that are padded to the same size, `batch_size` of them at a time.
-
-    Args:
-        dataset: the images, in any order.
-        test: the `test` section of a configuration.
-
-    Returns:
-        The batches; only the last one of each size may hold fewer images.
-    """
-    groups: dict[tuple[int, int], list[ImageTruth]] = {}
-    for image in dataset:
-        size = images.shortest_edge_size(image.image_size_hw, test.short_side, test.max_side)
-        groups.setdefault(choose_bucket(size, test.size_buckets), []).append(image)
-    step = test.batch_size
-    return [
-        group[start : start + step]
-        for _, group in sorted(groups.items())
-        for start in range(0, len(group), step)
-    ]
-
-
-def _read_ahead(
-    pool: concurrent.futures.Executor, batches: Iterable[list[ImageTruth]], folder: pathlib.Path
-) -> Iterator[tuple[list[ImageTruth], list[np.ndarray]]]:
-    waiting = collections.deque()
-    for batch in batches:
-        waiting.append((batch, pool.submit(_read, batch, folder)))
-        if len(waiting) > _BATCHES_AHEAD:
-            first, photos = waiting.popleft()
-            yield first, photos.result()
-    while waiting:
-        first, photos = waiting.popleft()
-        yield first, photos.result()
-
-
-def _read(batch: Sequence[ImageTruth], folder: pathlib.Path) -> list[np.ndarray]:
-    photos = []
-    for image in batch:
-        path = folder / image.file_name
-        photo = images.read_image(path)
-        if photo.shape[:2] != image.image_size_hw:
-            height, width = image.image_size_hw
-            raise EvaluationError(
-                f"{path}: the image is {photo.shape[0]} x {photo.shape[1]} (height x width), the "
-                f"annotations say {height} x {width}: is it the right folder?"
-            )
-        photos.append(photo)
-    return photos
+def _read(image: ImageTruth, folder: pathlib.Path) -> np.ndarray:
+    path = folder / image.file_name
+    photo = images.read_image(path)
+    if photo.shape[:2] != image.image_size_hw:
+        height, width = image.image_size_hw
+        raise EvaluationError(
+            f"{path}: the image is {photo.shape[0]} x {photo.shape[1]} (height x width), the "
+            f"annotations say {height} x {width}: is it the right folder?"
+        )
+    return photo
 
 
 def _check_files(dataset: Sequence[ImageTruth], folder: pathlib.Path) -> None:

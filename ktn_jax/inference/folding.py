@@ -11,8 +11,24 @@ from ktn_jax.modeling.layers import FrozenBatchNorm
 
 Variables = dict[str, Any]
 
+_FOLDED = ("FrozenBN", "BN")
 
-def fold_norms(config: ConfigDict, variables: Mapping[str, Any]) -> tuple[ConfigDict, Variables]:
+
+def without_norms(config: ConfigDict) -> ConfigDict:
+    """Makes the `model` configuration of what `fold_norms` leaves.
+
+    Returns:
+        The same without norms in the backbone, or the same where those are not folded.
+    """
+    if config.backbone.norm not in _FOLDED:
+        return config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.backbone.norm = ""
+    return config
+
+
+def fold_norms(config: ConfigDict, variables: Mapping[str, Any]) -> Variables:
     """Makes the backbone's convolutions do what its batch norms do to their results.
 
     A norm with fixed statistics scales and shifts channels, and so can the convolution before it:
@@ -24,11 +40,10 @@ def fold_norms(config: ConfigDict, variables: Mapping[str, Any]) -> tuple[Config
         variables: its variables, arrays of any kind.
 
     Returns:
-        The configuration of the same model without norms in its backbone, and the variables of
-        that. A backbone with other norms is left as it is.
+        The variables of `without_norms(config)`. Those of a backbone with other norms stay.
     """
-    if config.backbone.norm not in ("FrozenBN", "BN"):
-        return config, dict(variables)
+    if config.backbone.norm not in _FOLDED:
+        return dict(variables)
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     folded = dict(flat)
     for path in flat:
@@ -46,7 +61,4 @@ def fold_norms(config: ConfigDict, variables: Mapping[str, Any]) -> tuple[Config
         folded[f"params/{layer}/conv/kernel"] = (kernel * scale).astype(kernel.dtype)
         bias = norm["bias"] - norm["mean"] * scale
         folded[f"params/{layer}/conv/bias"] = bias.astype(kernel.dtype)
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.backbone.norm = ""
-    return config, traverse_util.unflatten_dict(folded, sep="/")
+    return traverse_util.unflatten_dict(folded, sep="/")

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from ktn_jax.data_pipelines.synthetic import dataset_files
@@ -19,7 +18,9 @@ from ktn_jax.evaluation.metrics import Metrics
 from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
 from ktn_jax.inference import dataset
 from ktn_jax.inference.augmentation import AugmentedPredictor, load_symmetry
+from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.inference.predictor import Predictor
+from ktn_jax.inference.stages import Stages
 from ktn_jax.runtime.processes import Processes
 
 PEOPLE_FOLDER, TEMPLATE_FOLDER = "people", "template"
@@ -68,7 +69,7 @@ class AnnotatedFiles:
 
 
 def evaluate_model(
-    predictor: dataset.CallablePredictor,
+    predictor: CallablePredictor,
     data: AnnotatedImages,
     template_dir: pathlib.Path,
     options: ScoringOptions = DEFAULT_OPTIONS,
@@ -193,12 +194,9 @@ def evaluate_weights(
     processes.wait("prepared")
     if images is None:
         images = AnnotatedFiles.in_folder(folder / PEOPLE_FOLDER).read()
-    on_device = jax.device_put(variables)  # once, not with every batch
-    if augmented:
-        predictor: dataset.CallablePredictor = AugmentedPredictor(config, on_device, symmetry)
-    else:
-        predictor = Predictor(config, on_device)
-    del variables, on_device  # the predictor keeps those that it needs
+    stages = Stages(config, variables)
+    del variables  # the stages keep those that they need
+    predictor = AugmentedPredictor(stages, symmetry) if augmented else Predictor(stages)
     metrics = evaluate_model(
         predictor,
         images,

@@ -5,14 +5,15 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ktn_jax.inference.predictor import Predictor
+from ktn_jax.inference import batching
+from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.results import drawing, maps, records
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import atomic_files, images
@@ -21,7 +22,7 @@ _JPEG_QUALITY = 90
 
 
 @dataclasses.dataclass
-class Report:
+class PhotosSummary:
     """What was done: photos finished, people in them, and files that could not be read."""
 
     num_photos: int = 0
@@ -30,12 +31,14 @@ class Report:
 
 
 def predict_files(
-    predictor: Predictor,
+    predictor: CallablePredictor,
     photos: Sequence[pathlib.Path],
     output_dir: str | os.PathLike,
     min_score: float = 0.0,
-) -> Report:
+) -> PhotosSummary:
     """Predicts photos and writes `*_iuv.png`, `*_instances.png`, `*_overlay.jpg`, `results.json`.
+
+    Photos are read ahead of the network and pictures written behind it.
 
     Args:
         predictor: with weights.
@@ -45,57 +48,72 @@ def predict_files(
 
     Returns:
         What was done. A photo that cannot be read is reported there, the others are done all the
-        same; `results.json` holds what was found even if something stops the run.
+        same; `results.json` holds what was found, in the order of the photos, even if something
+        stops the run.
     """
     output_dir = pathlib.Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    names = output_names(photos)
-    ids = image_ids(photos)
-    report, found_records = Report(), []
-    batch_size = predictor.config.test.batch_size
-    with _written_at_the_end(output_dir / "results.json", found_records):
-        with tqdm(total=len(photos), unit=" photos", desc="predict") as progress:
-            for batch in _read_in_batches(photos, batch_size, report):
-                found = predictor([image for _, image in batch])
-                for (index, image), people in zip(batch, found, strict=True):
-                    people = [person for person in people if person.score >= min_score]
-                    _write_pictures(output_dir / names[index], image, people)
-                    found_records += records.people_to_records(
-                        ids[index], people, file_name=photos[index].name
-                    )
-                    report.num_photos += 1
-                    report.num_people += len(people)
-                progress.update(report.num_photos + len(report.failures) - progress.n)
-    return report
+    names, ids = output_names(photos), image_ids(photos)
+    test = predictor.config.test
+    failures: dict[int, str] = {}
+    found_records: dict[int, list[dict[str, Any]]] = {}
+    num_people = 0
+
+    def bucket_of(index: int) -> batching.Size:
+        return batching.photo_bucket(images.peek_size_hw(photos[index]), test)
+
+    def read(index: int) -> np.ndarray | None:
+        try:
+            return images.read_image(photos[index])
+        except (images.ImageError, OSError) as error:
+            failures[index] = str(error)
+            return None
+
+    def write(
+        batch: Sequence[int],
+        pictures: Sequence[np.ndarray],
+        found: Sequence[Sequence[PersonResult]],
+    ) -> None:
+        nonlocal num_people
+        for index, picture, people in zip(batch, pictures, found, strict=True):
+            people = [person for person in people if person.score >= min_score]
+            _write_pictures(output_dir / names[index], picture, people)
+            found_records[index] = records.people_to_records(
+                ids[index], people, file_name=photos[index].name
+            )
+            num_people += len(people)
+        progress.update(len(found_records) + len(failures) - progress.n)
+
+    batches = batching.batches_of_one_size(
+        range(len(photos)), bucket_of, test.batch_size, batching.WINDOW * test.batch_size
+    )
+    with (
+        _written_at_the_end(output_dir / "results.json", found_records),
+        tqdm(total=len(photos), unit=" photos", desc="predict") as progress,
+    ):
+        batching.run(batches, read, predictor, write)
+    return PhotosSummary(
+        len(found_records),
+        num_people,
+        [(photos[index], reason) for index, reason in sorted(failures.items())],
+    )
 
 
 @contextlib.contextmanager
-def _written_at_the_end(path: pathlib.Path, found: list[dict[str, Any]]) -> Iterator[None]:
-    """Writes the records gathered so far, also when interrupted."""
+def _written_at_the_end(
+    path: pathlib.Path, found: Mapping[int, Sequence[dict[str, Any]]]
+) -> Iterator[None]:
+    """Writes the records gathered so far by photo, also when interrupted."""
     try:
         yield
     finally:
-        records.write_results(path, found)
+        in_order = [record for _, of_photo in sorted(found.items()) for record in of_photo]
+        records.write_results(path, in_order)
 
 
-def _read_in_batches(
-    photos: Sequence[pathlib.Path], batch_size: int, report: Report
-) -> Iterator[list[tuple[int, np.ndarray]]]:
-    """Reads photos as they are needed; those that cannot be read go into the report."""
-    batch = []
-    for index, path in enumerate(photos):
-        try:
-            batch.append((index, images.read_image(path)))
-        except (images.ImageError, OSError) as error:
-            report.failures.append((path, str(error)))
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
-    # An empty batch lets the progress bar see trailing failures.
-    yield batch
-
-
-def _write_pictures(prefix: pathlib.Path, image: np.ndarray, people: list[PersonResult]) -> None:
+def _write_pictures(
+    prefix: pathlib.Path, image: np.ndarray, people: Sequence[PersonResult]
+) -> None:
     iuv, instances = maps.paste_iuv(people, image.shape[:2])
     maps.write_iuv_png(f"{prefix}_iuv.png", iuv)
     maps.write_instances_png(f"{prefix}_instances.png", instances)

@@ -73,12 +73,23 @@ def load_config(name: str, changes: Sequence[str] = ()) -> ConfigDict:
     path, variant = _find(name)
     config = _run(path, variant)
     try:
-        _check_keys(config)
-        for change in changes:
-            _apply(config, change)
-        check_config(config)
+        return change_config(config, changes)
     except ConfigurationError as error:
         raise ConfigurationError(f"{error} (configuration {path})") from error
+
+
+def change_config(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
+    """Changes a copy of a whole configuration, and checks it, as `load_config` does.
+
+    Raises:
+        ConfigurationError: a key that is unknown or missing, or a value of another type or out of
+            its range.
+    """
+    config = ConfigDict(config)
+    _check_keys(config)
+    for change in changes:
+        _apply(config, change)
+    check_config(config)
     return config.lock()
 
 

@@ -3,19 +3,22 @@
 In memory an image is RGB uint8 [H, W, 3].
 """
 
+import contextlib
 import glob
 import io
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 _DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 # In these formats Pillow's 32-bit mode "I" holds 16-bit samples. Elsewhere its white is unknown.
 _FORMATS_OF_16_BIT_I = ("PNG", "PPM")
+_ON_THEIR_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 class ImageError(ValueError):
@@ -64,9 +67,75 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
             bomb (Pillow's limit, 179 million), or of 32-bit samples, of which nothing says what
             white is.
     """
+    with _image_errors(name), Image.open(io.BytesIO(content)) as file:
+        pixels = _to_rgb(ImageOps.exif_transpose(file), file.format)
+    return _with_pixels(pixels, name)
+
+
+def to_image(photo: Any) -> np.ndarray:
+    """Makes an image of what stands for a photo.
+
+    Args:
+        photo: The path of a file; a PIL image; or an array, uint8 [H, W, 3] RGB, [H, W, 4] RGBA, or
+            [H, W] or [H, W, 1] grey. Files and PIL images are read as `decode_image` says; the
+            alpha channel of an array is dropped too.
+
+    Returns:
+        [H, W, 3] uint8 RGB; an array that is one already is not copied.
+
+    Raises:
+        TypeError: It is something else, or an array of other values.
+        ValueError: The array has another shape or no pixels; `ImageError` for files and PIL images.
+    """
+    if isinstance(photo, (str, os.PathLike)):
+        return read_image(photo)
+    if isinstance(photo, Image.Image):
+        name = f"the PIL image ({photo.mode}, {photo.width} x {photo.height})"
+        with _image_errors(name):
+            pixels = _to_rgb(ImageOps.exif_transpose(photo), photo.format)
+        return _with_pixels(pixels, name)
+    if hasattr(photo, "__array__"):
+        return _array_to_rgb(np.asarray(photo))
+    raise TypeError(
+        f"a photo is a path, a PIL image or a uint8 array [H, W, 3], got {type(photo).__name__}"
+    )
+
+
+def peek_size_hw(photo: Any) -> tuple[int, int] | None:
+    """Says how large a photo is without decoding it: for planning, not to be relied on.
+
+    Args:
+        photo: What `to_image` takes.
+
+    Returns:
+        (height, width) with the EXIF orientation of most formats applied; None where that cannot
+        be told, such as for what is no photo.
+    """
+    if hasattr(photo, "__array__") and not isinstance(photo, Image.Image):
+        shape = np.shape(photo)
+        return (shape[0], shape[1]) if len(shape) > 1 and min(shape) > 0 else None
     try:
-        with Image.open(io.BytesIO(content)) as file:
-            pixels = _to_rgb(ImageOps.exif_transpose(file), file.format)
+        if isinstance(photo, Image.Image):
+            return _oriented_size_hw(photo)
+        with Image.open(photo) as file:
+            return _oriented_size_hw(file)
+    except Exception:  # whatever it is, reading the photo raises it again with an explanation
+        return None
+
+
+def _oriented_size_hw(image: Image.Image) -> tuple[int, int] | None:
+    width, height = image.size
+    # A PNG would be decoded in search of its orientation.
+    if image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation) in _ON_THEIR_SIDE:
+        width, height = height, width
+    return (height, width) if height and width else None
+
+
+@contextlib.contextmanager
+def _image_errors(name: str) -> Iterator[None]:
+    """Turns what Pillow raises into an `ImageError` that names the image."""
+    try:
+        yield
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     except Image.DecompressionBombError as error:
@@ -74,9 +143,28 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         reason = str(error) or type(error).__name__
         raise ImageError(f"{name}: not an image, or a damaged one: {reason}") from error
+
+
+def _with_pixels(pixels: np.ndarray, name: str) -> np.ndarray:
     if pixels.size == 0:
         raise ImageError(f"{name}: the image has no pixels ({pixels.shape[1]} x {pixels.shape[0]})")
     return pixels
+
+
+def _array_to_rgb(array: np.ndarray) -> np.ndarray:
+    what = f"got {array.dtype} of shape {array.shape}"
+    if array.dtype != np.uint8:
+        raise TypeError(f"an array must hold uint8, 0 to 255: {what}")
+    if array.ndim == 4:
+        raise ValueError(f"a photo is [H, W, 3]; of several give a list: {what}")
+    channels = 1 if array.ndim == 2 else array.shape[-1] if array.ndim == 3 else 0
+    if channels not in (1, 3, 4):
+        raise ValueError(f"an array must be [H, W, 3] RGB, [H, W, 4] RGBA or [H, W] grey: {what}")
+    if array.size == 0:
+        raise ValueError(f"the array has no pixels: {what}")
+    if channels == 1:
+        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=-1)
+    return array[..., :3]
 
 
 def _to_rgb(image: Image.Image, file_format: str | None) -> np.ndarray:

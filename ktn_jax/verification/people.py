@@ -9,7 +9,8 @@ import numpy as np
 
 from ktn_jax.body import parts
 from ktn_jax.inference import charts
-from ktn_jax.inference.predictor import Person, Predictor, to_result
+from ktn_jax.inference.predictor import FoundPerson, Predictor, to_result
+from ktn_jax.inference.stages import Stages
 from ktn_jax.modeling.detector import size_multiple
 from ktn_jax.results.maps import paste_iuv
 from ktn_jax.results.records import PersonResult
@@ -28,7 +29,7 @@ from ktn_jax.verification.dump import (
 from ktn_jax.verification.stages import HIGH_RESOLUTION, LOW_RESOLUTION, Runner
 
 
-def _stored_people(dump: Dump) -> list[Person]:
+def _stored_people(dump: Dump) -> list[FoundPerson]:
     """People as the network found them, from stored detections and low-resolution maps."""
     if not len(dump["infer/det/boxes"]):
         return []
@@ -43,7 +44,7 @@ def _stored_people(dump: Dump) -> list[Person]:
         )
     outputs = run(lambda model, low: model.predictor.upsample(low), low)
     return [
-        Person(box, float(score), jax.tree.map(lambda x, i=i: np.asarray(x[i]), outputs))
+        FoundPerson(box, float(score), jax.tree.map(lambda x, i=i: np.asarray(x[i]), outputs))
         for i, (box, score) in enumerate(
             zip(dump["infer/det/boxes"], dump["infer/det/scores"], strict=True)
         )
@@ -56,7 +57,7 @@ def results(dump: Dump) -> Iterator[Row]:
     yield from _compare_people(dump, people, "")
 
 
-def _compare_people(dump: Dump, people: list[Person], note: str) -> Iterator[Row]:
+def _compare_people(dump: Dump, people: list[FoundPerson], note: str) -> Iterator[Row]:
     """Compares people brought to the requested size: boxes, scores, keypoints, charts."""
     from_hw = tuple(int(v) for v in dump["input/image_size"])
     to_hw = tuple(int(v) for v in dump["input/output_height_width"])
@@ -100,7 +101,7 @@ def _compare_keypoints(dump: Dump, key: str, keypoints: list[np.ndarray]) -> lis
     ]
 
 
-def _compare_chart(dump: Dump, prefix: str, person: Person, iuv: np.ndarray) -> list[Row]:
+def _compare_chart(dump: Dump, prefix: str, person: FoundPerson, iuv: np.ndarray) -> list[Row]:
     """Compares what evaluation reads, and the charts of the plain argmax where they are stored."""
     rows = _compare_labels(
         dump, f"{prefix}/result_uint8", iuv[0], dump[f"{prefix}/result_uint8"][0]
@@ -160,7 +161,7 @@ def end_to_end(dump: Dump) -> Iterator[Row]:
     multiple = max(size_multiple(config.model), 32)
     bucket = tuple(-(-side // multiple) * multiple + multiple for side in (height, width))
     config.test.size_buckets = (bucket,)
-    predictor = Predictor(config, dump.variables)
+    predictor = Predictor(Stages(config, dump.variables))
     image = np.ascontiguousarray(dump["input/image_bgr_uint8"][..., ::-1])
     (people,) = predictor.find([image])
     note = " end to end"

@@ -13,7 +13,7 @@ import ktn_jax
 from ktn_jax import cli
 from ktn_jax.checkpoints import files, torch_names, weights
 from ktn_jax.results import records
-from ktn_jax.runtime import host_memory
+from ktn_jax.runtime import host_memory, jax_setup
 from ktn_jax.runtime.configuration import load_config
 
 CONFIG = "configs/ktn.py:tiny"
@@ -29,7 +29,7 @@ FAST = [
 def _own_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # What the command sets for JAX must not reach the other tests.
-    monkeypatch.setattr(cli, "prepare_jax", lambda: None)
+    monkeypatch.setattr(jax_setup, "prepare", lambda: None)
 
 
 @pytest.fixture(scope="module")

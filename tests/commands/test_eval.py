@@ -21,6 +21,7 @@ from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 from ktn_jax.inference import model_evaluation
 from ktn_jax.modeling.detector import build_model
 from ktn_jax.results.records import PersonResult, encode_iuv
+from ktn_jax.runtime import jax_setup
 from ktn_jax.runtime.configuration import load_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -58,7 +59,7 @@ def _draw_weights(config, seed):
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch):
     # What the command sets for JAX must not reach the other tests.
-    monkeypatch.setattr(cli, "prepare_jax", lambda: None)
+    monkeypatch.setattr(jax_setup, "prepare", lambda: None)
     monkeypatch.setattr(weights, "initialise", _draw_weights)
 
 
@@ -67,7 +68,7 @@ def evaluated(tmp_path_factory):
     """The output folder of a run over synthetic people, and what it printed."""
     output = tmp_path_factory.mktemp("eval") / "out"
     with pytest.MonkeyPatch.context() as patch, _Printed(patch) as printed:
-        patch.setattr(cli, "prepare_jax", lambda: None)
+        patch.setattr(jax_setup, "prepare", lambda: None)
         patch.setattr(weights, "initialise", _draw_weights)
         code = cli.main(["eval", *MODEL, *SYNTHETIC, "--output", str(output)])
     assert code == 0

@@ -8,6 +8,7 @@ import pytest
 from ktn_jax import cli
 from ktn_jax.checkpoints import files
 from ktn_jax.commands import train
+from ktn_jax.runtime import jax_setup
 from ktn_jax.training import distributed, loop
 
 CONFIG = "--config=configs/ktn.py:tiny"
@@ -16,7 +17,7 @@ CONFIG = "--config=configs/ktn.py:tiny"
 @pytest.fixture(autouse=True)
 def _nothing_is_compiled(monkeypatch):
     """Building the step is where compilation would begin."""
-    monkeypatch.setattr(cli, "prepare_jax", lambda: None)
+    monkeypatch.setattr(jax_setup, "prepare", lambda: None)
 
     def refuse(*arguments):
         raise AssertionError("the step was built")

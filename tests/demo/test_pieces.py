@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import os
 
 import numpy as np
 import pytest
 
-from ktn_jax import cli
 from ktn_jax.data_pipelines.loading import configured
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
 from ktn_jax.data_pipelines.synthetic.scene import EASY, FRONTAL, HARD
@@ -90,21 +88,3 @@ def test_presets_make_scenes(tmp_path):
     config.data.synthetic.preset = "harder"
     with pytest.raises(ValueError, match="'harder'"):
         configured.make_scene(config.data.synthetic)
-
-
-@pytest.mark.parametrize(
-    ("version", "is_known"),
-    [
-        ("0.10.1", False),
-        ("0.10.2", True),
-        ("0.11.2", True),
-        ("0.12.0", False),
-        ("0.11.0rc1", False),
-    ],
-)
-def test_the_convolution_flag_is_for_releases_that_know_it(monkeypatch, version, is_known):
-    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
-    monkeypatch.setenv("XLA_FLAGS", "--own=1")
-    cli.prepare_jax()
-    assert ("individual_convolution" in os.environ["XLA_FLAGS"]) == is_known
-    assert os.environ["XLA_FLAGS"].startswith("--own=1")

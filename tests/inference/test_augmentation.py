@@ -1,6 +1,5 @@
 """Test-time augmentation: mirrored charts to the original's numbers, and what must not change."""
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,11 +8,10 @@ from hypothesis import strategies as st
 from ktn_jax.body import parts
 from ktn_jax.body.loading import load_uv_symmetry
 from ktn_jax.body.symmetry import UVSymmetry
-from ktn_jax.checkpoints import weights
 from ktn_jax.inference import augmentation
 from ktn_jax.inference.augmentation import AugmentedPredictor
 from ktn_jax.inference.predictor import Predictor
-from ktn_jax.modeling.detector import build_model
+from ktn_jax.inference.stages import Stages
 from ktn_jax.runtime.configuration import load_config
 from ktn_jax.structures import DensePoseOutputs, Detections
 
@@ -43,26 +41,8 @@ def _config(*changes):
 
 
 @pytest.fixture(scope="module")
-def variables():
-    """Weights drawn without compiling the model's own initialisation."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name in ("scale", "var"):
-            return np.ones(leaf.shape, np.float32)
-        if name in ("u_bias", "v_bias"):
-            return np.full(leaf.shape, 0.5, np.float32)
-        if name.endswith(("bias", "mean")) or not leaf.shape:
-            return np.zeros(leaf.shape, leaf.dtype)
-        values = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
-        # Boxes of some size, scores that differ, U and V in [0, 1]: these need small numbers.
-        factors = {"class_kernel": 0.05, "delta_kernel": 0.05, "u_kernel": 0.3, "v_kernel": 0.3}
-        factor = 0.05 if path[1].key == "rpn_head" else factors.get(name, 1.0)
-        return (factor * values).astype(np.float32)
-
-    shapes = weights.abstract_variables(build_model(_config().model))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+def variables(draw_variables):
+    return draw_variables(_config())
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +56,7 @@ def photo():
 def mirrored(variables):
     """One scale, and its mirror."""
     config = _config("test.augmentation.short_sides=(128,)", "test.augmentation.max_side=192")
-    return AugmentedPredictor(config, variables, _identity_symmetry())
+    return AugmentedPredictor(Stages(config, variables), _identity_symmetry())
 
 
 def _outputs(coarse, fine, u, v, keypoints=None):
@@ -124,17 +104,14 @@ def test_mirrored_keypoints_change_sides_and_other_outputs_go():
 
 
 def test_one_view_as_it_is_equals_plain_inference(variables, photo):
-    predictor = AugmentedPredictor(
-        _config(
-            "test.augmentation.short_sides=(128,)",
-            "test.augmentation.max_side=192",
-            "test.augmentation.flip=False",
-        ),
-        variables,
-        None,
+    config = _config(
+        "test.augmentation.short_sides=(128,)",
+        "test.augmentation.max_side=192",
+        "test.augmentation.flip=False",
     )
-    (plain,) = Predictor.__call__(predictor, [photo])
-    (augmented,) = predictor([photo])
+    stages = Stages(config, variables)
+    plain = Predictor(stages)(photo)
+    augmented = AugmentedPredictor(stages, None)(photo)
     assert len(plain) == len(augmented) == 5
     assert len({person.score for person in plain}) == 5
     for one, other in zip(plain, augmented, strict=True):
@@ -175,18 +152,18 @@ def _fake_network(predictor, monkeypatch, found):
     """Replaces both stages: `found(width)` [rows] of (boxes, scores); charts tell their boxes."""
     drawn = []
 
-    def detect(_, inputs, sizes):
+    def detect(inputs, sizes):
         boxes, scores = (np.float32(x) for x in found(int(sizes[0, 1])))
         assert len(boxes) == len(inputs)
         return inputs.shape, Detections(boxes, scores, scores > 0)
 
-    def charts(decoded, boxes, rows):
-        drawn.append((decoded, boxes, rows))
+    def charts(pyramid, boxes, rows):
+        drawn.append((pyramid, boxes, rows))
         maps = np.broadcast_to(boxes[:, :1, None, None], (len(boxes), 2, 2, 25))
         return DensePoseOutputs(maps[..., :2], maps, maps, maps)
 
-    monkeypatch.setattr(predictor, "_detect", detect)
-    monkeypatch.setattr(predictor, "_charts", charts)
+    monkeypatch.setattr(predictor.stages, "detect", detect)
+    monkeypatch.setattr(predictor.stages, "charts", charts)
     return drawn
 
 
@@ -262,11 +239,10 @@ def test_a_mirrored_box_by_hand():
 
 def test_what_is_missing_is_said(variables, tmp_path):
     with pytest.raises(ValueError, match="symmetry tables"):
-        AugmentedPredictor(_config(), variables, None)
+        AugmentedPredictor(Stages(_config(), variables), None)
+    no_views = Stages(_config("test.augmentation.short_sides=()"), variables)
     with pytest.raises(ValueError, match="short_sides is empty"):
-        AugmentedPredictor(
-            _config("test.augmentation.short_sides=()"), variables, _identity_symmetry()
-        )
+        AugmentedPredictor(no_views, _identity_symmetry())
     data = load_config("configs/ktn.py:r50", [f"data.symmetry={tmp_path / 'none.mat'}"]).data
     with pytest.raises(ValueError, match="none.mat.*flip=False"):
         augmentation.load_symmetry(data)

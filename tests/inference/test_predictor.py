@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ktn_jax.checkpoints import weights
-from ktn_jax.inference import predictor as inference
+from ktn_jax.inference import stages
 from ktn_jax.inference.predictor import Predictor
+from ktn_jax.inference.stages import Stages
 from ktn_jax.runtime.configuration import load_config
 
 # Boxes of an untrained model score about one half each, so all rows hold someone.
@@ -24,7 +23,7 @@ FAST = [
 
 def _predictor(*changes):
     config = load_config("configs/ktn.py:tiny", [*FAST, *changes])
-    return Predictor(config, weights.initialise(config, seed=0))
+    return Predictor(Stages(config, weights.initialise(config, seed=0)))
 
 
 @pytest.fixture(scope="module")
@@ -72,33 +71,21 @@ def test_results_are_in_the_photo_and_fit_their_boxes(predictor, photos):
 
 
 def test_nobody_found_is_an_empty_list(predictor, photos, monkeypatch):
-    decoded, found = predictor._detect(
-        predictor.variables, np.zeros((2, 160, 160, 3), np.uint8), np.full((2, 2), 160, np.int32)
+    pyramid, found = predictor.stages.detect(
+        np.zeros((2, 160, 160, 3), np.uint8), np.full((2, 2), 160, np.int32)
     )
     nobody = found.replace(is_valid=np.zeros(found.is_valid.shape, bool))
-    monkeypatch.setattr(predictor, "_detect", lambda *_: (decoded, nobody))
+    monkeypatch.setattr(predictor.stages, "detect", lambda *_: (pyramid, nobody))
     assert predictor(photos) == [[], []]
 
 
 def test_more_people_than_a_call_takes(predictor, photos, people, monkeypatch):
-    monkeypatch.setattr(inference, "PEOPLE_BUCKETS", (1, 2))
+    monkeypatch.setattr(stages, "PEOPLE_BUCKETS", (1, 2))
     for one, other in zip(predictor.find(photos), people, strict=True):
         _assert_same_people(one, other)
 
 
 def test_transfer_is_let_go_once_its_kernel_is_made(predictor, people):
-    assert "transfer" not in predictor.variables["params"]["predictor"]
-    assert predictor._surface_kernel.shape == (4, 4, 32, 25)
+    assert "transfer" not in predictor.stages.variables["params"]["predictor"]
+    assert predictor.stages.surface_kernel.shape == (4, 4, 32, 25)
     assert len(people[0]) == 5  # found without it
-
-
-@given(st.integers(1, 3000), st.integers(1, 3000))
-def test_bucket_holds_the_image_and_is_the_smallest(height, width):
-    buckets = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
-    bucket = inference.choose_bucket((height, width), buckets)
-    assert bucket[0] >= height and bucket[1] >= width
-    fitting = [b for b in buckets if b[0] >= height and b[1] >= width]
-    if fitting:
-        assert bucket[0] * bucket[1] == min(h * w for h, w in fitting)
-    else:
-        assert bucket[0] - height < 64 and bucket[1] - width < 64

@@ -1,13 +1,12 @@
 """Rewrites for speed change nothing: folded norms, Winograd, full buckets, rounded factors."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ktn_jax.checkpoints import weights
-from ktn_jax.inference.folding import fold_norms
-from ktn_jax.inference.predictor import Predictor
+from ktn_jax.inference.folding import fold_norms, without_norms
+from ktn_jax.inference.stages import Stages
 from ktn_jax.modeling import branches
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.detector import Detector, build_model
@@ -40,7 +39,8 @@ def test_every_stage_matches_the_original_with_all_rewrites(golden_dir, name, mo
     monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
     monkeypatch.setattr(branches, "_BAND_BYTES", 2**16)
     dump = Dump(golden_dir / f"{name}.npz")
-    dump.config.model, dump.variables = fold_norms(dump.config.model, dump.variables)
+    dump.variables = fold_norms(dump.config.model, dump.variables)
+    dump.config.model = without_norms(dump.config.model)
     assert dump.config.model.backbone.norm == ""
     rows = list(stages.stages(dump, Compute(winograd=True, bands=True, chunks=True)))
     assert len(rows) > 20
@@ -98,7 +98,7 @@ def test_folded_norms_change_nothing(norm):
         }
     inputs = np.random.default_rng(1).normal(size=(1, 64, 96, 3)).astype(np.float32)
     expected = model.apply(variables, inputs, method=Detector.extract)
-    folded_config, folded = fold_norms(config, variables)
+    folded_config, folded = without_norms(config), fold_norms(config, variables)
     assert "backbone" not in folded.get("batch_stats", {})
     actual = build_model(folded_config).apply(folded, inputs, method=Detector.extract)
     for level, maps in expected.maps.items():
@@ -108,7 +108,7 @@ def test_folded_norms_change_nothing(norm):
 def test_other_norms_are_not_folded():
     config = load_config("configs/ktn.py:tiny", ["model.backbone.norm=GN"]).model
     variables = {"params": {"backbone": {}}}
-    assert fold_norms(config, variables) == (config, variables)
+    assert fold_norms(config, variables) == variables and without_norms(config) == config
 
 
 @pytest.mark.parametrize("height", [1, 6, 7, 11])
@@ -141,9 +141,9 @@ def test_rounded_factors_stay_within_two_percent():
     outputs = []
     for dtype in ("float32", "bfloat16"):
         config.test.matmul_dtype = dtype
-        predictor = Predictor(config, variables)
-        decoded, _ = predictor._detect(predictor.variables, photo, np.full((1, 2), 256, np.int32))
-        outputs.append(predictor._charts(decoded, boxes, np.zeros(2, np.int32)))
+        stages = Stages(config, variables)
+        pyramid, _ = stages.detect(photo, np.full((1, 2), 256, np.int32))
+        outputs.append(stages.charts(pyramid, boxes, np.zeros(2, np.int32)))
     for expected, actual in zip(*map(jax.tree.leaves, outputs), strict=True):
         error = np.sqrt(np.square(actual - expected).mean()) / expected.std()
         assert 1e-4 < error < 0.02  # rounded indeed, and not by much
@@ -151,11 +151,16 @@ def test_rounded_factors_stay_within_two_percent():
 
 def test_a_full_bucket_needs_no_masks():
     config = load_config("configs/ktn.py:tiny")
-    predictor = Predictor(config, weights.initialise(config, seed=0))
-    photo = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), np.uint8)
-    size = jnp.asarray([[250, 230]])  # the reference pads both to 256
-    results = [predictor._run_detect(predictor.variables, photo, size, x) for x in (False, True)]
-    (masked, found), (full, found_full) = results
-    for level, maps in masked.maps.items():
-        np.testing.assert_allclose(full.maps[level], maps, atol=1e-4 * float(maps.std()))
-    np.testing.assert_allclose(found_full.boxes, found.boxes, atol=1e-2)
+    stages = Stages(config, weights.initialise(config, seed=0))
+    photos = np.random.default_rng(0).integers(0, 256, (2, 256, 256, 3), np.uint8)
+    full_sizes = np.int32([[250, 230], [256, 256]])  # the reference pads both to 256
+    masked_sizes = np.int32([[250, 230], [200, 256]])  # for the sake of the second photo
+    assert stages.is_full(photos, full_sizes) and not stages.is_full(photos, masked_sizes)
+    (full, found_full), (masked, found) = (
+        stages.detect(photos, sizes) for sizes in (full_sizes, masked_sizes)
+    )
+    for level, maps in masked.decoded().maps.items():
+        actual = full.decoded().maps[level][0]
+        np.testing.assert_allclose(actual, maps[0], atol=1e-4 * float(maps[0].std()))
+    np.testing.assert_allclose(found_full.boxes[0], found.boxes[0], atol=1e-2)
+    assert (np.asarray(found_full.scores[1]) != np.asarray(found.scores[1])).any()

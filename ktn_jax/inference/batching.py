@@ -1,0 +1,150 @@
+"""The one way to batch photos: padded to few sizes, read ahead, and finished behind the network.
+
+A batch holds photos that are padded to the same size, so that a folder of photos compiles a few
+programs and computes little for nothing.
+"""
+
+import collections
+import concurrent.futures
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ktn_jax.runtime import images
+
+Item = TypeVar("Item")
+Photo = TypeVar("Photo")
+Found = TypeVar("Found")
+Size = tuple[int, int]
+
+BATCHES_AHEAD = 2  # read while the network runs
+WINDOW = 16  # batches whose photos are grouped together where not all can be
+_NEW_BUCKET_MULTIPLE = 64  # images larger than every bucket are padded to a multiple of this
+
+
+def choose_bucket(size_hw: Size, buckets: Sequence[Size]) -> Size:
+    """Chooses the smallest (height, width) that holds an image, or makes one for a larger image."""
+    height, width = size_hw
+    fitting = [tuple(b) for b in buckets if b[0] >= height and b[1] >= width]
+    if fitting:
+        return min(fitting, key=lambda bucket: bucket[0] * bucket[1])
+    multiple = _NEW_BUCKET_MULTIPLE
+    return (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+
+
+def photo_bucket(size_hw: Size | None, test: ConfigDict) -> Size:
+    """Says what a photo is padded to once it is resized for the network.
+
+    Args:
+        size_hw: (height, width) of the photo itself. Photos of unknown size are put together: that
+            they cannot be read is found out when they are.
+        test: the `test` section of a configuration.
+    """
+    if size_hw is None:
+        return (0, 0)
+    resized = images.shortest_edge_size(size_hw, test.short_side, test.max_side)
+    return choose_bucket(resized, test.size_buckets)
+
+
+def batches_of_one_size(
+    items: Iterable[Item],
+    bucket_of: Callable[[Item], Size],
+    batch_size: int,
+    window: int | None = None,
+) -> Iterator[list[Item]]:
+    """Groups items that are padded to the same size.
+
+    Args:
+        items: what stands for photos, in any order.
+        bucket_of: says what an item's photo is padded to.
+        batch_size: photos in a batch.
+        window: items that are looked at together; None for all of them.
+
+    Yields:
+        Batches, ordered by size and then as the items were; of each size (and window) only the
+        last may hold fewer than `batch_size`.
+    """
+    remaining = iter(items)
+    while chunk := list(itertools.islice(remaining, window)):
+        groups: dict[Size, list[Item]] = {}
+        for item in chunk:
+            groups.setdefault(bucket_of(item), []).append(item)
+        for _, group in sorted(groups.items()):
+            for start in range(0, len(group), batch_size):
+                yield group[start : start + batch_size]
+
+
+def pad(
+    batch: Sequence[np.ndarray], bucket: Size, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Makes the network's input of images.
+
+    Args:
+        batch: at most `batch_size` images, uint8 [H, W, 3] that fit into the bucket.
+        bucket: (height, width).
+        batch_size: rows of the result.
+
+    Returns:
+        uint8 [batch_size, *bucket, 3], zero beyond each image, and int32 [batch_size, 2] the
+        height and width of each; rows without an image are said to be full.
+    """
+    inputs = np.zeros((batch_size, *bucket, 3), np.uint8)
+    sizes = np.full((batch_size, 2), bucket, np.int32)
+    for row, image in enumerate(batch):
+        inputs[row, : image.shape[0], : image.shape[1]] = image
+        sizes[row] = image.shape[:2]
+    return inputs, sizes
+
+
+def run(
+    batches: Iterable[Sequence[Item]],
+    read: Callable[[Item], Photo | None],
+    predict: Callable[[list[Photo]], Sequence[Found]],
+    finish: Callable[[Sequence[Item], list[Photo], Sequence[Found]], Any],
+) -> None:
+    """Reads ahead of the network and finishes behind it, so that it waits for neither.
+
+    Args:
+        batches: of items; taken as they are needed.
+        read: makes the photo of an item, in several threads at once; None leaves the item out.
+        predict: called in this thread with the photos of one batch, if there are any.
+        finish: takes the items that were read, their photos and what was found in each, one batch
+            after the other, in another thread. What it raises stops the work.
+    """
+    finishing: concurrent.futures.Future | None = None
+    with (
+        concurrent.futures.ThreadPoolExecutor(BATCHES_AHEAD + 1) as readers,
+        concurrent.futures.ThreadPoolExecutor(1) as finisher,
+    ):
+        for items, photos in _read_ahead(readers, batches, read):
+            found = predict(photos) if photos else []
+            if finishing is not None:
+                finishing.result()
+            finishing = finisher.submit(finish, items, photos, found)
+        if finishing is not None:
+            finishing.result()
+
+
+def _read_ahead(
+    pool: concurrent.futures.Executor,
+    batches: Iterable[Sequence[Item]],
+    read: Callable[[Item], Photo | None],
+) -> Iterator[tuple[list[Item], list[Photo]]]:
+    waiting: collections.deque[list[tuple[Item, concurrent.futures.Future]]] = collections.deque()
+    for batch in batches:
+        waiting.append([(item, pool.submit(read, item)) for item in batch])
+        if len(waiting) > BATCHES_AHEAD:
+            yield _collect(waiting.popleft())
+    while waiting:
+        yield _collect(waiting.popleft())
+
+
+def _collect(
+    reading: Sequence[tuple[Item, concurrent.futures.Future]],
+) -> tuple[list[Item], list[Photo]]:
+    pairs = [(item, future.result()) for item, future in reading]
+    pairs = [(item, photo) for item, photo in pairs if photo is not None]
+    return [item for item, _ in pairs], [photo for _, photo in pairs]

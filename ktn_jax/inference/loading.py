@@ -1,0 +1,75 @@
+"""From a configuration and weights to a predictor."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from ktn_jax.runtime import configuration, jax_setup
+
+if TYPE_CHECKING:
+    from ktn_jax.inference.augmentation import AugmentedPredictor
+    from ktn_jax.inference.predictor import Predictor
+
+
+def load(
+    config: str | os.PathLike[str] | ConfigDict,
+    weights: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    changes: Sequence[str] = (),
+    augmented: bool = False,
+) -> "Predictor | AugmentedPredictor":
+    """Loads a model that finds people in photos.
+
+    JAX and malloc are set up as the command line does it (see `jax_setup.prepare`): the programs of
+    a model are compiled once, and later processes find them. For that it is best called before JAX
+    is imported.
+
+    Example:
+        model = ktn_jax.load("ktn:r50", "R.pth")
+        people = model("photo.jpg")
+
+    Args:
+        config: the name of a configuration (see `load_config`), or a whole one.
+        weights: a file or a folder (see `checkpoints.weights.read_variables`), or the variables of
+            the model.
+        changes: `key=value` for the configuration.
+        augmented: whether people are averaged over the views of `test.augmentation`. Mirrored views
+            of models of real people need `data.symmetry`.
+
+    Returns:
+        A `Predictor`, or an `AugmentedPredictor`, which is called alike.
+
+    Raises:
+        ValueError: no such configuration, a change that does not fit it, or weights that do not.
+        FileNotFoundError: there are no such weights.
+        TypeError: an argument is of none of these kinds.
+    """
+    # Before the modules that import JAX: some of it is read when JAX is imported.
+    jax_setup.prepare()
+    from ktn_jax.checkpoints import weights as checkpoints
+    from ktn_jax.inference.augmentation import AugmentedPredictor, load_symmetry
+    from ktn_jax.inference.predictor import Predictor
+    from ktn_jax.inference.stages import Stages
+
+    config = _to_config(config, changes)
+    # Found out before the weights are read.
+    flips = augmented and config.test.augmentation.flip
+    symmetry = load_symmetry(config.data) if flips else None
+    if isinstance(weights, Mapping):
+        stages = Stages(config, checkpoints.fit(config, weights, "the variables given"))
+    elif isinstance(weights, (str, os.PathLike)):
+        # Handed over without a name, so that what inference does not need is freed.
+        stages = Stages(config, checkpoints.load(config, weights))
+    else:
+        raise TypeError(f"weights: a path or variables, got {type(weights).__name__}")
+    return AugmentedPredictor(stages, symmetry) if augmented else Predictor(stages)
+
+
+def _to_config(config: Any, changes: Sequence[str]) -> ConfigDict:
+    if isinstance(config, ConfigDict):
+        return configuration.change_config(config, changes)
+    if isinstance(config, (str, os.PathLike)):
+        return configuration.load_config(os.fspath(config), changes)
+    raise TypeError(f"config: a name, a path or a ConfigDict, got {type(config).__name__}")

@@ -1,0 +1,260 @@
+"""The jitted programs of a detector, with its weights on the device.
+
+Shapes in brackets: B images padded to one size, R detections an image, N people in a flat batch,
+S side of a chart map. Boxes are xyxy float32 in pixels of the padded network input.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from ktn_jax.inference.folding import fold_norms, without_norms
+from ktn_jax.modeling.compute import Compute
+from ktn_jax.modeling.detector import Detector, Features, build_model, size_multiple
+from ktn_jax.runtime import host_memory, jax_setup
+from ktn_jax.structures import DensePoseOutputs, Detections
+
+Array = jax.Array
+Variables = Mapping[str, Any]
+
+# The second stage runs on as many rows as there are people, rounded up to one of these; more
+# people than the last take several calls.
+PEOPLE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 100)
+
+
+class Pyramid:
+    """What the first stage passes to the second; decoded when people are first pooled from it."""
+
+    def __init__(self, levels: Features, decode: Callable[[Features], Features]):
+        """Takes the backbone's pyramid, and what makes the decoder's map of it."""
+        self._levels: Features | None = levels
+        self._decode = decode
+
+    def decoded(self) -> Features:
+        """What people are pooled from: [B, H / stride, W / stride, C] a level.
+
+        The pyramid itself is let go here.
+        """
+        if self._levels is not None:
+            self._decoded, self._levels = self._decode(self._levels), None
+        return self._decoded
+
+
+class Stages:
+    """The programs of a model, each compiled when it is first called with arrays of new shapes.
+
+    Norms with fixed statistics are folded into the backbone's convolutions. The kernel that
+    knowledge transfer synthesises is a constant of the weights: it is computed once, and the
+    transfer's parameters are let go.
+
+    Stages can be pickled: the configuration and the weights are, and programs are compiled anew.
+
+    Attributes:
+        config: the whole configuration.
+        model: the detector as it runs, without the norms that are folded.
+        variables: of `model`, on the device.
+        surface_kernel: [k, k, C, 25] on the device; None where the model learns its own.
+    """
+
+    variables: Variables
+    surface_kernel: Array | None
+
+    def __init__(self, config: ConfigDict, variables: Variables):
+        """Takes a whole configuration and the variables of its model (see `checkpoints.weights`).
+
+        Raises:
+            ValueError: the configuration is of no model.
+        """
+        self._build(config)
+        self._shapes = _shapes(variables)
+        self._put(*self._fold(variables))
+        host_memory.return_freed()
+
+    def _build(self, config: ConfigDict) -> None:
+        self.config = config
+        test = config.test
+        compute = Compute.choose(
+            config.model.dtype,
+            platform=jax.default_backend(),
+            winograd=test.winograd,
+            bands=True,
+            matmul_dtype=test.matmul_dtype,
+        )
+        self.model = build_model(without_norms(config.model), compute=compute)
+        whole = build_model(config.model)
+        self._synthesise = jax.jit(
+            lambda params: whole.apply({"params": params}, method=Detector.surface_kernel)
+        )
+        self._run_detect = jax.jit(self._apply_detect, static_argnums=3)
+        self._run_decode = jax.jit(self._apply_decode)
+        self._run_dense = jax.jit(self._apply_dense)
+
+    def _fold(self, variables: Variables) -> tuple[Variables, Array | None]:
+        """Makes the variables that run and the surface kernel from those of the whole model."""
+        # On the host, wherever they were: they may be spread over the devices of a training.
+        variables = jax.tree.map(np.asarray, _collections(variables))
+        kernel = self._synthesise(_synthesis_params(variables["params"]))
+        return fold_norms(self.config.model, _without_transfer(variables)), kernel
+
+    def _put(self, variables: Variables, surface_kernel: Any) -> None:
+        # On the device once: arrays of the host would travel with every call.
+        self.variables = jax.tree.map(_to_device, variables)
+        self.surface_kernel = None if surface_kernel is None else _to_device(surface_kernel)
+
+    def replace_variables(self, variables: Variables) -> None:
+        """Gives the programs other weights; nothing is compiled again.
+
+        Args:
+            variables: of the same model, on the host or on any devices. They are copied: whoever
+                trains them may change them afterwards.
+
+        Raises:
+            ValueError: they are not of the same names and shapes.
+        """
+        ours, theirs = self._shapes, _shapes(variables)
+        differing = sorted(
+            name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+        )
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"the variables are of another model: {len(differing)} differ, such as {name}: "
+                f"{theirs.get(name, 'missing')}, wanted {ours.get(name, 'none')}"
+            )
+        self._put(*self._fold(variables))
+        host_memory.return_freed()
+
+    def detect(self, images: np.ndarray, image_size_hw: np.ndarray) -> tuple[Pyramid, Detections]:
+        """Runs the first stage; the decoder waits until somebody is to be pooled.
+
+        Args:
+            images: uint8 [B, H, W, 3] RGB, zero beyond each image.
+            image_size_hw: int32 [B, 2] height and width of each image without padding.
+
+        Returns:
+            What `charts` needs, and the people found: boxes [B, R, 4], scores and is_valid [B, R]
+            on the device.
+        """
+        variables, is_full = self.variables, self.is_full(images, image_size_hw)
+        levels, found = self._run_detect(variables, images, image_size_hw, is_full)
+        return Pyramid(levels, lambda levels: self._run_decode(variables, levels)), found
+
+    def is_full(self, images: np.ndarray, image_size_hw: np.ndarray) -> bool:
+        """Whether images fill the input, up to the original's own padding: nothing is masked then.
+
+        That is another program than for images that do not; the arguments are those of `detect`.
+        """
+        multiple = size_multiple(self.model.config)
+        padded = -(-image_size_hw // multiple) * multiple
+        return bool((padded == images.shape[1:3]).all())
+
+    def charts(
+        self, pyramid: Pyramid, boxes_xyxy: np.ndarray, batch_index: np.ndarray
+    ) -> DensePoseOutputs | None:
+        """Runs the second stage on people.
+
+        Args:
+            pyramid: from `detect`.
+            boxes_xyxy: [N, 4]; any number of people.
+            batch_index: int32 [N] the image of each.
+
+        Returns:
+            Their maps [N, S, S, C], NumPy; None without people.
+        """
+        parts = []
+        for start in range(0, len(boxes_xyxy), PEOPLE_BUCKETS[-1]):
+            part = boxes_xyxy[start : start + PEOPLE_BUCKETS[-1]]
+            count = len(part)
+            padding = people_bucket(count) - count
+            outputs = self._run_dense(
+                self.variables,
+                self.surface_kernel,
+                pyramid.decoded(),
+                np.pad(part, ((0, padding), (0, 0))),
+                np.pad(batch_index[start : start + count], (0, padding)),
+            )
+            outputs = jax.device_get(outputs)
+            parts.append(jax.tree.map(lambda x, n=count: x[:n], outputs))
+        if not parts:
+            return None
+        if len(parts) == 1:
+            return parts[0]
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+    def _apply_detect(
+        self, variables: Variables, images: Array, image_size_hw: Array, is_full: bool
+    ) -> tuple[Features, Detections]:
+        return self.model.apply(variables, images, image_size_hw, is_full, method=Detector.detect)
+
+    def _apply_decode(self, variables: Variables, levels: Features) -> Features:
+        return self.model.apply(variables, levels, method=Detector.decode)
+
+    def _apply_dense(
+        self,
+        variables: Variables,
+        surface_kernel: Array | None,
+        decoded: Features,
+        boxes: Array,
+        batch_index: Array,
+    ) -> DensePoseOutputs:
+        return self.model.apply(
+            variables,
+            decoded,
+            jnp.asarray(boxes),
+            batch_index,
+            surface_kernel,
+            method=Detector.dense,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        arrays = {"variables": self.variables, "surface_kernel": self.surface_kernel}
+        return {"config": self.config, "shapes": self._shapes, **jax.device_get(arrays)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        # A process that was started to predict has no other occasion for it.
+        jax_setup.prepare()
+        self._build(state["config"])
+        self._shapes = state["shapes"]
+        self._put(state["variables"], state["surface_kernel"])
+
+
+def people_bucket(count: int) -> int:
+    """How many rows the second stage runs on for 1 to `PEOPLE_BUCKETS[-1]` people."""
+    return min(size for size in PEOPLE_BUCKETS if size >= count)
+
+
+def _to_device(value: Any) -> Array:
+    """Copies an array to the device: an alias would keep a whole mapped checkpoint in memory."""
+    return jax.block_until_ready(jax.device_put(np.array(value)))
+
+
+def _collections(variables: Variables) -> dict[str, Any]:
+    """What of a checkpoint's variables the model has; constants are the configuration's."""
+    return {name: dict(variables[name]) for name in ("params", "batch_stats") if name in variables}
+
+
+def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
+    flat = traverse_util.flatten_dict(_collections(variables), sep="/")
+    return {name: tuple(np.shape(value)) for name, value in flat.items()}
+
+
+def _synthesis_params(params: Variables) -> dict[str, Any]:
+    """The parameters that the surface kernel depends on, and no others."""
+    box_head = {
+        name: value for name, value in params["box_head"].items() if not name.startswith("fc")
+    }
+    return {"box_head": box_head, "predictor": params["predictor"]}
+
+
+def _without_transfer(variables: Variables) -> dict[str, Any]:
+    """Drops what is only needed to synthesise the surface kernel."""
+    params = dict(variables["params"])
+    params["predictor"] = {
+        name: value for name, value in params["predictor"].items() if name != "transfer"
+    }
+    return {**variables, "params": params}

@@ -1,0 +1,70 @@
+"""What JAX is started with: a cache of compiled programs, a flag of its compiler, memory settings.
+
+The first call of a program in a new process costs a quarter of the processor time where the program
+was compiled by an earlier one.
+"""
+
+import importlib.metadata
+import os
+import sys
+
+from ktn_jax.runtime import host_memory
+
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_MIN_TIME_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+
+# On CPUs, these releases of jaxlib send single convolutions to a library that is slow at their
+# gradients; without it training is up to three times as fast. Other devices do not read the flag.
+_CONVOLUTION_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+_CONVOLUTION_FLAG_VERSIONS = ((0, 10, 2), (0, 11, 2))
+
+
+def prepare() -> None:
+    """Sets JAX and malloc up, as far as nobody has done so himself.
+
+    It may be called at any time and any number of times. Best before JAX is imported: the flag of
+    its compiler is only set then.
+
+    - Compiled programs are kept in `ktn_jax/compiled` under `XDG_CACHE_HOME` (else `~/.cache`). A
+      folder that `JAX_COMPILATION_CACHE_DIR` or `jax_compilation_cache_dir` names stays.
+    - `XLA_FLAGS` gets one flag more, unless it is there with a value of its own.
+    - See `host_memory.divide_by_size` for malloc.
+    """
+    if "jax" in sys.modules:
+        _configure_imported()
+    else:
+        os.environ.setdefault(_CACHE_VARIABLE, _cache_folder())
+        os.environ.setdefault(_MIN_TIME_VARIABLE, "0")
+        # Not later: compiled programs are filed under the flags that stand here when they are
+        # asked for, and a compiler that has started does not read them again.
+        _add_convolution_flag()
+    host_memory.divide_by_size()
+
+
+def _configure_imported() -> None:
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None and _CACHE_VARIABLE not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", _cache_folder())
+        if _MIN_TIME_VARIABLE not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _cache_folder() -> str:
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(caches, "ktn_jax", "compiled")
+
+
+def _add_convolution_flag() -> None:
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _knows_convolution_flag() and _CONVOLUTION_FLAG.partition("=")[0] not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_CONVOLUTION_FLAG}".strip()
+
+
+def _knows_convolution_flag() -> bool:
+    """Whether the jaxlib that is installed has the flag: an unknown one ends the process."""
+    numbers = importlib.metadata.version("jaxlib").split(".")[:3]
+    if not all(number.isdigit() for number in numbers):
+        return False  # a build of somebody's own
+    first, last = _CONVOLUTION_FLAG_VERSIONS
+    return first <= tuple(map(int, numbers)) <= last

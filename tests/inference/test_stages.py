@@ -1,0 +1,103 @@
+"""The programs of a model: other weights of the same shapes, and what they may be given."""
+
+import contextlib
+
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ktn_jax.inference.stages import Stages
+from ktn_jax.runtime.configuration import load_config
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+SIZES = np.int32([[60, 90]])
+BOXES = np.float32([[5, 5, 40, 60], [30, 2, 80, 50], [0, 0, 90, 60]])
+
+
+def _config(*changes):
+    return load_config("configs/ktn.py:tiny", ["model.box_head.max_detections=3", *changes])
+
+
+@pytest.fixture(scope="module")
+def variables(draw_variables):
+    return draw_variables(_config())
+
+
+@pytest.fixture(scope="module")
+def stages(variables):
+    return Stages(_config(), variables)
+
+
+@contextlib.contextmanager
+def _count_traces():
+    """Counts the functions that JAX traces, which it does before it compiles, cached or not."""
+    traced = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/jaxpr_trace_duration":
+            traced.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield traced
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def _run(stages):
+    pyramid, found = stages.detect(IMAGES, SIZES)
+    return jax.device_get(found), stages.charts(pyramid, BOXES, np.zeros(3, np.int32))
+
+
+def _assert_equal(actual, expected):
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_stages_give_detections_and_the_maps_of_any_boxes(stages):
+    found, maps = _run(stages)
+    assert found.boxes.shape == (1, 3, 4) and found.is_valid.any()
+    assert maps.u.shape[0] == 3 and maps.u.shape[-1] == 25
+    assert isinstance(maps.u, np.ndarray)
+    pyramid, _ = stages.detect(IMAGES, SIZES)
+    assert stages.charts(pyramid, BOXES[:0], np.zeros(0, np.int32)) is None
+
+
+@pytest.mark.parametrize("is_spread", [False, True])
+def test_other_weights_compile_nothing(stages, variables, draw_variables, is_spread):
+    before, _ = _run(stages)
+    other = draw_variables(_config(), seed=1)
+    expected = _run(Stages(_config(), other))
+    if is_spread:  # over the devices of a training
+        mesh = Mesh(np.array(jax.devices()), ("batch",))
+        other = jax.device_put(other, NamedSharding(mesh, PartitionSpec()))
+    try:
+        with _count_traces() as traced:
+            stages.replace_variables(other)
+            actual = _run(stages)
+        assert traced == []
+        _assert_equal(actual, expected)
+        assert (actual[0].scores != before.scores).any()
+    finally:
+        stages.replace_variables(variables)
+    _assert_equal(_run(stages)[0], before)
+
+
+def test_weights_are_copied(stages, variables):
+    trained = jax.tree.map(np.array, variables)
+    stages.replace_variables(trained)
+    expected = _run(stages)
+    for value in jax.tree.leaves(trained):
+        value[...] = 7
+    _assert_equal(_run(stages), expected)
+
+
+def test_weights_of_another_model_are_refused(stages, draw_variables):
+    before = _run(stages)
+    with pytest.raises(ValueError, match=r"another model: \d+ differ.*wanted"):
+        stages.replace_variables(draw_variables(_config("model.densepose_head.channels=32")))
+    with pytest.raises(ValueError, match="missing"):
+        stages.replace_variables({"batch_stats": {}})
+    _assert_equal(_run(stages), before)
