@@ -1,3 +1,51 @@
 """Multi-person DensePose in JAX: from a photo to the body-surface point of every person-pixel."""
 
+# Public names are imported when they are first used: importing the package loads nothing else.
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ktn_jax.checkpoints.weights import convert
+    from ktn_jax.inference.loading import load
+    from ktn_jax.inference.model_evaluation import evaluate_model as evaluate
+    from ktn_jax.inference.predictor import Predictor
+    from ktn_jax.results.records import PersonResult, read_results, write_results
+    from ktn_jax.runtime.configuration import load_config
+
 __version__ = "0.1.0"
+__all__ = [
+    "PersonResult",
+    "Predictor",
+    "convert",
+    "evaluate",
+    "load",
+    "load_config",
+    "read_results",
+    "write_results",
+]
+
+# Public name -> module, and its name there.
+_PLACES = {
+    "PersonResult": ("results.records", "PersonResult"),
+    "Predictor": ("inference.predictor", "Predictor"),
+    "convert": ("checkpoints.weights", "convert"),
+    "evaluate": ("inference.model_evaluation", "evaluate_model"),
+    "load": ("inference.loading", "load"),
+    "load_config": ("runtime.configuration", "load_config"),
+    "read_results": ("results.records", "read_results"),
+    "write_results": ("results.records", "write_results"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

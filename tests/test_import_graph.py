@@ -113,12 +113,37 @@ def test_every_package_is_installed():
     assert sorted(listed) == sorted(wanted)
 
 
-def test_importing_the_package_is_light():
-    code = "import sys, ktn_jax; print([m for m in ('jax', 'numpy', 'torch') if m in sys.modules])"
+def _loaded_by(code):
+    """Which of the large packages a process has loaded that ran some code."""
+    names = "('jax', 'numpy', 'tensorflow', 'torch')"
     output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        [
+            sys.executable,
+            "-c",
+            f"{code}; import sys; print([m for m in {names} if m in sys.modules])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     )
-    assert output.stdout.strip() == "[]"
+    return ast.literal_eval(output.stdout)
+
+
+def test_importing_the_package_is_light():
+    assert _loaded_by("import ktn_jax; dir(ktn_jax); hasattr(ktn_jax, 'none')") == []
+    assert _loaded_by("import ktn_jax; ktn_jax.read_results; ktn_jax.load_config") == ["numpy"]
+    assert _loaded_by("import ktn_jax; ktn_jax.load") == []  # it sets JAX up first
+
+
+def test_every_public_name_is_there():
+    import ktn_jax
+
+    for name in ktn_jax.__all__:
+        assert getattr(ktn_jax, name).__doc__
+        assert name in dir(ktn_jax)
+    with pytest.raises(AttributeError, match="no attribute 'none'"):
+        _ = ktn_jax.none
 
 
 def test_inference_needs_neither_tensorflow_nor_torch():

@@ -67,6 +67,27 @@ def write_variables(path: str | os.PathLike, variables: Mapping[str, Any]) -> No
         checkpointer.save(path.absolute(), jax.tree.map(np.asarray, dict(variables)))
 
 
+def convert(source: str | os.PathLike, target: str | os.PathLike) -> int:
+    """Converts weights between the formats of `read_variables` and `write_variables`.
+
+    Args:
+        source: a file or a folder.
+        target: a file, by its suffix, or a new folder for orbax.
+
+    Returns:
+        The number of parameters written.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        FileExistsError: the target is a folder that is already there.
+        ValueError: the source cannot be read or holds names that are not known, or the target's
+            suffix is not known.
+    """
+    variables = read_variables(source)
+    write_variables(target, variables)
+    return count_parameters(variables)
+
+
 def _read_training(path: pathlib.Path) -> Variables | None:
     """Reads the newest checkpoint of a training; None for a folder of another kind."""
     from ktn_jax.checkpoints import runs  # which needs optax and more, and few callers do

@@ -23,7 +23,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Reads, translates and writes; names that are not known are an error."""
     from ktn_jax.checkpoints import weights
 
-    variables = weights.read_variables(arguments.source)
-    weights.write_variables(arguments.target, variables)
-    print(f"{weights.count_parameters(variables):,} parameters written to {arguments.target}")  # noqa: T201
+    count = weights.convert(arguments.source, arguments.target)
+    print(f"{count:,} parameters written to {arguments.target}")  # noqa: T201
     return 0

@@ -1,7 +1,9 @@
 """What a predictor may be called with: a photo or several, as paths, PIL images or arrays."""
 
 import collections.abc
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +21,10 @@ Photos = list[Any] | tuple[Any, ...] | Iterator[Any]  # of `Photo`
 Prepared = TypeVar("Prepared")
 Found = TypeVar("Found")
 Result = TypeVar("Result")
+
+
+# Pillow decodes an image when it is first looked at, and the same one may be in a list twice.
+_PIL_IMAGES = threading.Lock()
 
 
 class CallablePredictor(Protocol):
@@ -68,7 +74,9 @@ def map_photos(
     def read(item: tuple[int, Any]) -> Prepared:
         index, photo = item
         try:
-            return prepare(images.to_image(photo))
+            with _alone(photo):
+                image = images.to_image(photo)
+            return prepare(image)
         except images.ImageError:
             raise
         except (TypeError, ValueError) as error:
@@ -80,14 +88,21 @@ def map_photos(
         for (index, _), before, after in zip(items, prepared, found, strict=True):
             results[index] = finish(before, after)
 
+    def bucket_of(item: tuple[int, Any]) -> batching.Size:
+        with _alone(item[1]):
+            size_hw = images.peek_size_hw(item[1])
+        return batching.photo_bucket(size_hw, test)
+
     batches = batching.batches_of_one_size(
-        enumerate(photos),
-        lambda item: batching.photo_bucket(images.peek_size_hw(item[1]), test),
-        test.batch_size,
-        batching.WINDOW * test.batch_size,
+        enumerate(photos), bucket_of, test.batch_size, batching.WINDOW * test.batch_size
     )
     batching.run(batches, read, find, keep)
     return [results[index] for index in range(len(results))]
+
+
+def _alone(photo: Any) -> contextlib.AbstractContextManager[Any]:
+    """Keeps other threads away from PIL images meanwhile."""
+    return _PIL_IMAGES if isinstance(photo, Image.Image) else contextlib.nullcontext()
 
 
 def is_one_photo(photos: Any) -> bool:

@@ -85,7 +85,7 @@ def change_config(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
         ConfigurationError: a key that is unknown or missing, or a value of another type or out of
             its range.
     """
-    config = ConfigDict(config)
+    config = ConfigDict(config).copy_and_resolve_references()
     _check_keys(config)
     for change in changes:
         _apply(config, change)

@@ -78,8 +78,8 @@ def evaluated(tmp_path_factory):
 class _StandIn:
     """Finds one small person in the corner of each photo."""
 
-    def __init__(self, config, variables):
-        self.config = config
+    def __init__(self, stages):
+        self.config = stages.config
 
     def __call__(self, photos):
         iuv = np.full((3, 20, 10), 9, np.uint8)

@@ -1,9 +1,6 @@
 """The programs of a model: other weights of the same shapes, and what they may be given."""
 
-import contextlib
-
 import jax
-import jax.monitoring
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -30,22 +27,6 @@ def stages(variables):
     return Stages(_config(), variables)
 
 
-@contextlib.contextmanager
-def _count_traces():
-    """Counts the functions that JAX traces, which it does before it compiles, cached or not."""
-    traced = []
-
-    def listen(event, *_, **__):
-        if event == "/jax/core/compile/jaxpr_trace_duration":
-            traced.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield traced
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
 def _run(stages):
     pyramid, found = stages.detect(IMAGES, SIZES)
     return jax.device_get(found), stages.charts(pyramid, BOXES, np.zeros(3, np.int32))
@@ -66,7 +47,7 @@ def test_stages_give_detections_and_the_maps_of_any_boxes(stages):
 
 
 @pytest.mark.parametrize("is_spread", [False, True])
-def test_other_weights_compile_nothing(stages, variables, draw_variables, is_spread):
+def test_other_weights_compile_nothing(stages, variables, draw_variables, count_traces, is_spread):
     before, _ = _run(stages)
     other = draw_variables(_config(), seed=1)
     expected = _run(Stages(_config(), other))
@@ -74,7 +55,7 @@ def test_other_weights_compile_nothing(stages, variables, draw_variables, is_spr
         mesh = Mesh(np.array(jax.devices()), ("batch",))
         other = jax.device_put(other, NamedSharding(mesh, PartitionSpec()))
     try:
-        with _count_traces() as traced:
+        with count_traces() as traced:
             stages.replace_variables(other)
             actual = _run(stages)
         assert traced == []

@@ -258,3 +258,51 @@ def test_sizes_and_images_are_checked():
     for bad in (np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)):
         with pytest.raises(ValueError, match=r"expected an image \[H, W, 3\] uint8"):
             images.resize_short_side(bad, 8, 8)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("kind", ["path", "PIL"])
+def test_what_is_peeked_at_has_the_size_of_what_is_read(orientation, kind, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = _save(tmp_path / "photo.jpg", Image.new("RGB", (48, 32)), exif=exif)
+    photo = path if kind == "path" else Image.open(path)
+    assert images.peek_size_hw(photo) == images.to_image(photo).shape[:2]
+    assert images.peek_size_hw(photo) == ((48, 32) if orientation > 4 else (32, 48))
+    if kind == "PIL":
+        photo.close()
+
+
+def test_nothing_is_said_of_what_cannot_be_peeked_at(tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no photo")
+    empty = np.zeros((0, 4, 3), np.uint8)
+    for photo in (tmp_path / "bad.jpg", tmp_path / "none.jpg", None, 3, empty, np.uint8(1)):
+        assert images.peek_size_hw(photo) is None
+    assert images.peek_size_hw(np.zeros((4, 5, 3), np.uint8)) == (4, 5)
+
+
+def test_photos_in_memory_become_rgb():
+    alpha = np.full(SCENE.shape[:2], 7, np.uint8)
+    assert images.to_image(SCENE) is SCENE or np.shares_memory(images.to_image(SCENE), SCENE)
+    for photo in (np.dstack([SCENE, alpha]), Image.fromarray(np.dstack([SCENE, alpha]))):
+        np.testing.assert_array_equal(images.to_image(photo), SCENE)
+    grey = np.dstack([alpha] * 3)
+    for photo in (alpha, alpha[..., None], Image.fromarray(alpha)):
+        np.testing.assert_array_equal(images.to_image(photo), grey)
+    turned = Image.fromarray(SCENE)
+    turned.getexif()[0x0112] = 6
+    np.testing.assert_array_equal(images.to_image(turned), np.rot90(SCENE, -1))
+
+
+def test_what_is_no_photo_in_memory_is_said():
+    for photo, error, text in (
+        (None, TypeError, "got NoneType"),
+        (SCENE / 255, TypeError, r"uint8, 0 to 255: got float64 of shape \(2, 3, 3\)"),
+        (SCENE[None], ValueError, "of several give a list"),
+        (SCENE[..., :2], ValueError, r"\[H, W\] grey"),
+        (SCENE[:0], ValueError, "no pixels"),
+        (Image.new("RGB", (0, 3)), ImageError, "the PIL image .RGB, 0 x 3.*no pixels"),
+        (Image.new("I", (2, 3)), ImageError, "32-bit"),
+    ):
+        with pytest.raises(error, match=text):
+            images.to_image(photo)
