@@ -37,4 +37,4 @@ class HeldOutPeople:
         Raises:
             ValueError: the folder holds something else.
         """
-        dataset_files.write_dataset(folder, self.num_images, self.seed, self.scene)
+        dataset_files.write_dataset(folder, self.num_images, seed=self.seed, scene=self.scene)

@@ -67,12 +67,12 @@ def make_evaluation_mesh(template: Template, subdivided: bool = True) -> Evaluat
     """
     if not subdivided:
         return EvaluationMesh(
-            template.vertices,
-            template.faces,
-            template.chart_uv[:, 0],
-            template.chart_uv[:, 1],
-            template.chart_patch,
-            template.chart_to_vertex,
+            vertices=template.vertices,
+            faces=template.faces,
+            u=template.chart_uv[:, 0],
+            v=template.chart_uv[:, 1],
+            patch=template.chart_patch,
+            chart_to_vertex=template.chart_to_vertex,
         )
     num_vertices = len(template.vertices)
     edges, faces = subdivide(template.faces, num_vertices)
@@ -84,10 +84,10 @@ def make_evaluation_mesh(template: Template, subdivided: bool = True) -> Evaluat
     codes = edges[:, 0].astype(np.int64) * num_vertices + edges[:, 1]
     over = num_vertices + np.searchsorted(codes, ends[:, 0] * num_vertices + ends[:, 1])
     return EvaluationMesh(
-        vertices,
-        faces,
-        uv[:, 0],
-        uv[:, 1],
-        np.concatenate([template.chart_patch, template.chart_patch[chart_edges[:, 0]]]),
-        np.concatenate([template.chart_to_vertex, over]).astype(np.int32),
+        vertices=vertices,
+        faces=faces,
+        u=uv[:, 0],
+        v=uv[:, 1],
+        patch=np.concatenate([template.chart_patch, template.chart_patch[chart_edges[:, 0]]]),
+        chart_to_vertex=np.concatenate([template.chart_to_vertex, over]).astype(np.int32),
     )

@@ -51,7 +51,11 @@ def _synth(arguments: argparse.Namespace) -> int:
     if arguments.size:
         settings = dataclasses.replace(settings, image_size_hw=tuple(arguments.size))
     path = dataset_files.write_dataset(
-        arguments.output, arguments.images, arguments.seed, settings, arguments.processes
+        arguments.output,
+        arguments.images,
+        seed=arguments.seed,
+        scene=settings,
+        num_processes=arguments.processes,
     )
     print(f"{arguments.images} images, annotations in {path}")  # noqa: T201
     return 0
@@ -105,10 +109,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
     splits = builder.build(
         arguments.config,
-        arguments.manual_dir,
-        arguments.data_dir,
-        arguments.on_bad,
-        arguments.max_skipped,
+        manual_dir=arguments.manual_dir,
+        data_dir=arguments.data_dir,
+        on_bad=arguments.on_bad,
+        max_skipped_fraction=arguments.max_skipped,
     )
     for split, facts in splits.items():
         print(f"{split}: {facts['images']} images, skipped: {facts['skipped']}")  # noqa: T201

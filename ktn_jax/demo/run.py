@@ -231,7 +231,9 @@ def _render(request: Request, config: ConfigDict, say: Say) -> SyntheticSource:
         if not (request.data / folder / dataset_files.ANNOTATION_FILE).is_file():
             say(f"Rendering {count} {use} images of people.")
         workers = min(os.cpu_count() or 1, 8) if count > 200 else 1
-        dataset_files.write_dataset(request.data / folder, count, seed, scene, workers)
+        dataset_files.write_dataset(
+            request.data / folder, count, seed=seed, scene=scene, num_processes=workers
+        )
     return SyntheticSource(request.num_test_images, HELD_OUT_SEED + request.seed, scene)
 
 

@@ -76,7 +76,12 @@ def match_image(
             (detection_match, person_match, is_ignored), box_iou, is_crowd, is_person_ignored
         )
     is_ignored |= (detection_match < 0) & is_detection_outside[None, :, None, :]
-    return ImageMatches(detection_match, person_match, is_ignored, is_person_ignored)
+    return ImageMatches(
+        detection_match=detection_match,
+        person_match=person_match,
+        is_detection_ignored=is_ignored,
+        is_person_ignored=is_person_ignored,
+    )
 
 
 def _match_by_similarity(state, similarity, is_crowd, is_person_ignored, thresholds) -> None:

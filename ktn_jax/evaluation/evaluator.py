@@ -67,7 +67,7 @@ def evaluate_results(
     """Does what `evaluate_files` does, with annotations that are already read."""
     results = index_results(results_path, truth)
     load_template(template_dir)  # converts official files once, before processes open them
-    scores = list(score_images(truth, results, template_dir, options, progress))
+    scores = list(score_images(truth, results, template_dir, options, progress=progress))
     return evaluate_scores(
         scores, truth, results, template_dir, options, output_dir=output_dir, images_dir=images_dir
     )
@@ -105,7 +105,7 @@ def evaluate_scores(
         notes.append(f"{len(truth.images) - found} of {len(truth.images)} images have no detection")
     if not template.is_official:
         notes.append(f"template: {template.origin}; not comparable with published numbers")
-    result = summarise_scores(scores, options, extra, notes)
+    result = summarise_scores(scores, options, extra=extra, notes=notes)
     result.meta.update(
         {
             "template": template.origin,
@@ -125,12 +125,12 @@ def match_scores(image: ImageScores, thresholds: np.ndarray) -> assignment.Image
     """Matches one image under GPS, GPSm and IoU, in the order of `MEASURES`."""
     similarity = np.stack([image.gps, np.sqrt(image.mask_iou * image.gps), image.mask_iou])
     return assignment.match_image(
-        similarity,
-        image.box_iou,
-        image.is_crowd,
-        image.is_ignored | assignment.is_outside(image.person_area),
-        assignment.is_outside(image.detection_area),
-        thresholds,
+        similarity=similarity,
+        box_iou=image.box_iou,
+        is_crowd=image.is_crowd,
+        is_person_ignored=image.is_ignored | assignment.is_outside(image.person_area),
+        is_detection_outside=assignment.is_outside(image.detection_area),
+        thresholds=thresholds,
     )
 
 
@@ -207,5 +207,5 @@ def _write(result, scores, truth: GroundTruth, results, template, images_dir, ou
 
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "metrics.json").write_text(result.to_json())
-    page = report.render(result, truth, results, template, images_dir)
+    page = report.render(result, truth, results, template, images_dir=images_dir)
     (output_dir / "report.html").write_text(page, encoding="utf-8")

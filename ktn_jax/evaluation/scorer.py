@@ -115,9 +115,9 @@ class ImageScorer:
         scored = self._score_kept(
             image,
             people,
-            [needed[i] for i in kept],
-            [pictures[i] for i in kept],
-            [placed[i] for i in kept],
+            top=[needed[i] for i in kept],
+            pictures=[pictures[i] for i in kept],
+            placed=[placed[i] for i in kept],
         )
         return dataclasses.replace(scored, segmentations=segmentations)
 
@@ -133,7 +133,9 @@ class ImageScorer:
         mask_iou = masks.mask_iou(placed, person_masks, is_crowd)
         mask_iou = mask_iou.reshape(len(top), len(people))
         box_iou = _box_iou(top, people)
-        patches, person_scores = measure_patches(image.image_id, people, top, pairs, gps, box_iou)
+        patches, person_scores = measure_patches(
+            image.image_id, people=people, detections=top, pairs=pairs, gps=gps, box_iou=box_iou
+        )
         return ImageScores(
             image_id=image.image_id,
             annotation_ids=np.array([person.annotation_id for person in people], np.int64),
@@ -155,9 +157,9 @@ class ImageScorer:
             return masks.person_mask(
                 person.box_xywh,
                 image.image_size_hw,
-                person.dp_masks,
-                person.segmentation,
-                self._zoom_labels,
+                dp_masks=person.dp_masks,
+                segmentation=person.segmentation,
+                zoom_labels=self._zoom_labels,
             )
         except Exception as error:  # pycocotools raises plain Exception
             raise EvaluationError(
@@ -204,7 +206,7 @@ class ImageScorer:
         distances = self._template.distance(true_rows, predicted_rows)
         ends = np.cumsum([len(r) for r in rows])[:-1]
         return {
-            place: PairDistances(patch, distance, same)
+            place: PairDistances(patch=patch, distances=distance, is_same_row=same)
             for place, patch, distance, same in zip(
                 places,
                 patches,

@@ -78,7 +78,7 @@ def evaluate_shared(
         )
     results = index_results(results_path, truth)
     share = dataclasses.replace(truth, images=truth.images[processes.index :: processes.count])
-    scores = score_images(share, results, template_dir, options, progress)
+    scores = score_images(share, results, template_dir, options, progress=progress)
     folder = results_path.parent
     _write_scores(_scores_file(folder, processes.index), scores)
     processes.wait("scored")

@@ -64,9 +64,11 @@ class AtrousPyramid(nn.Module):
             )
             return nn.relu(conv(x))
 
-        branches = [branch(x, 0, 1)]
-        branches += [branch(x, i, 3, rate) for i, rate in enumerate(ASPP_DILATIONS, start=1)]
-        mean = branch(x.mean((1, 2), keepdims=True), len(branches), 1)
+        branches = [branch(x, 0, size=1)]
+        branches += [
+            branch(x, i, size=3, dilation=rate) for i, rate in enumerate(ASPP_DILATIONS, start=1)
+        ]
+        mean = branch(x.mean((1, 2), keepdims=True), len(branches), size=1)
         branches.append(jnp.broadcast_to(mean, branches[0].shape))
         x = jnp.concatenate(branches, axis=-1)
         return nn.relu(Conv(self.features, use_bias=False, compute=self.compute, name="project")(x))

@@ -140,7 +140,9 @@ class HRNet(nn.Module):
             )(x, valid_hw, train)
         branches, sizes = [x], [valid_hw]
         for stage, channels in enumerate(self.channels, start=2):
-            branches, sizes = self._transition(stage - 1, branches, sizes, channels, train)
+            branches, sizes = self._transition(
+                stage - 1, branches, sizes, channels=channels, train=train
+            )
             for module in range(self.num_modules[stage - 2]):
                 name = f"stage{stage}_{module}"
                 for index, blocks in enumerate(self.num_blocks[stage - 2]):

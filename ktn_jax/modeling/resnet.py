@@ -33,20 +33,24 @@ class Bottleneck(nn.Module):
         """Maps x [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
         first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
 
-        def conv(name: str, features: int, size: int, stride: int, **options: Any) -> ConvNorm:
+        def conv(name: str, features: int, *, size: int, stride: int, **options: Any) -> ConvNorm:
             return ConvNorm(
                 features, size, stride, norm=self.norm, compute=self.compute, name=name, **options
             )
 
         shortcut = x
         if self.has_projection:
-            shortcut = conv("shortcut", self.features, 1, self.stride)(x, valid_hw, train)
-        x = nn.relu(conv("conv1", self.width, 1, first)(x, valid_hw, train))
+            shortcut = conv("shortcut", self.features, size=1, stride=self.stride)(
+                x, valid_hw, train
+            )
+        x = nn.relu(conv("conv1", self.width, size=1, stride=first)(x, valid_hw, train))
         inner_hw = strided_size(valid_hw, first)
         x = nn.relu(
-            conv("conv2", self.width, 3, second, dilation=self.dilation)(x, inner_hw, train)
+            conv("conv2", self.width, size=3, stride=second, dilation=self.dilation)(
+                x, inner_hw, train
+            )
         )
-        x = conv("conv3", self.features, 1, 1, scale_init=self._residual_scale())(
+        x = conv("conv3", self.features, size=1, stride=1, scale_init=self._residual_scale())(
             x, strided_size(inner_hw, second), train
         )
         return nn.relu(x + shortcut)
