@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     config.total_steps = 130_000
     config.batch_size = 16  # images a step, on all devices together
     config.checkpoint_every = 5_000  # steps
-    config.seed = 0  # of initial weights, of what is sampled, and of the order of the images
+    config.seed = 0  # of initial weights, sampling and the order of the images
     config.model = _model()
     config.loss = _loss()
     config.optimizer = _optimizer()
@@ -24,12 +24,12 @@ def _model() -> ConfigDict:
     model = ConfigDict()
     model.pixel_mean_bgr = (103.53, 116.28, 123.675)
     model.pixel_std_bgr = (1.0, 1.0, 1.0)
-    model.dtype = "float32"  # of the computation; parameters stay float32
+    model.dtype = "float32"  # of computation, or bfloat16; parameters stay float32
 
     model.backbone = ConfigDict()
     model.backbone.name = "resnet"  # resnet (with FPN) or hrnet (with HRFPN)
     model.backbone.depth = 50  # ResNet: 50, 101 or 152
-    model.backbone.num_blocks = ()  # a stage; () takes those of the depth
+    model.backbone.num_blocks = ()  # of each stage; () for those of the depth
     model.backbone.stem_channels = 64
     model.backbone.width = 64  # of res2's 3x3 convolutions; doubles with every stage
     model.backbone.res2_channels = 256
@@ -46,16 +46,16 @@ def _model() -> ConfigDict:
     model.neck.norm = ""
 
     model.rpn = ConfigDict()
-    model.rpn.anchor_sizes = ((32,), (64,), (128,), (256,), (512,))  # a level, pixels
+    model.rpn.anchor_sizes = ((32,), (64,), (128,), (256,), (512,))  # pixels, per level
     model.rpn.aspect_ratios = (0.5, 1.0, 2.0)  # height / width
-    model.rpn.anchor_offset = 0.0  # of the anchor centres, in strides
+    model.rpn.anchor_offset = 0.0  # of anchor centres in their cell, in strides
     model.rpn.delta_weights = (1.0, 1.0, 1.0, 1.0)
-    model.rpn.pre_nms_top_k_train = 2000  # a level
+    model.rpn.pre_nms_top_k_train = 2000  # of each level
     model.rpn.pre_nms_top_k_test = 1000
-    model.rpn.post_nms_top_k_train = 1000  # all levels together
+    model.rpn.post_nms_top_k_train = 1000  # of all levels together
     model.rpn.post_nms_top_k_test = 1000
     model.rpn.nms_threshold = 0.7
-    model.rpn.batch_size_per_image = 256  # anchors that train, an image
+    model.rpn.batch_size_per_image = 256  # anchors that are sampled for training
     model.rpn.positive_fraction = 0.5
     model.rpn.iou_thresholds = (0.3, 0.7)  # background below, person from
 
@@ -69,7 +69,7 @@ def _model() -> ConfigDict:
     model.box_head.score_threshold = 0.05
     model.box_head.nms_threshold = 0.5
     model.box_head.max_detections = 100
-    model.box_head.batch_size_per_image = 512  # proposals that train, an image
+    model.box_head.batch_size_per_image = 512  # proposals that are sampled for training
     model.box_head.positive_fraction = 0.25
     model.box_head.iou_threshold = 0.5
 
@@ -108,8 +108,8 @@ def _model() -> ConfigDict:
 
 def _loss() -> ConfigDict:
     loss = ConfigDict()
-    loss.rpn_weight = 1.0  # of objectness and deltas
-    loss.rpn_delta_weight = 1.0  # of the deltas, on top
+    loss.rpn_weight = 1.0  # of both losses, objectness and deltas
+    loss.rpn_delta_weight = 1.0  # of the deltas, times rpn_weight
     loss.rpn_smooth_l1_beta = 0.0  # 0 is L1
     loss.box_delta_weight = 1.0
     loss.box_smooth_l1_beta = 0.0
@@ -126,9 +126,9 @@ def _loss() -> ConfigDict:
     loss.min_uv_variance = 0.01  # of the confidence models
     # Person from background from instance masks (`person_mask` in the batch) instead of dp_masks.
     loss.coarse_segm_from_masks = False
-    # ROIs that train the DensePose branch: foreground that overlaps its person more than this.
+    # ROIs that train the DensePose branch: foreground whose IoU with its person is above this.
     loss.densepose_iou_threshold = 0.7
-    # Their fixed number an image. Where more qualify a random subset stands for all, weighted.
+    # Their number in each image. Where more qualify, a weighted random subset represents all.
     loss.densepose_rois_per_image = 32
     # As in the original, people without DensePose teach no keypoints; False lets them.
     loss.densepose_people_only = True
@@ -142,8 +142,8 @@ def _optimizer() -> ConfigDict:
     """SGD with momentum. Rates and steps are those of 16 images; nothing rescales them."""
     optimizer = ConfigDict()
     optimizer.name = "sgd"  # or adam, with decoupled weight decay, for short runs from scratch
-    optimizer.second_momentum = 0.999  # of adam, for the squares of gradients
-    # Of adam: a kernel that sums over more inputs than this moves slower, in proportion; 0: none.
+    optimizer.second_momentum = 0.999  # of adam: beta2, for the squares of gradients
+    # Of adam: kernels with more inputs than this have a proportionally lower rate; 0: none has.
     optimizer.full_rate_inputs = 0
     optimizer.learning_rate = 0.01
     optimizer.momentum = 0.9
@@ -155,7 +155,7 @@ def _optimizer() -> ConfigDict:
     optimizer.decay_steps = (100_000, 120_000)  # of multi_step; they do not follow total_steps
     optimizer.decay_factor = 0.1
     optimizer.warmup_steps = 1_000  # linear
-    optimizer.warmup_factor = 0.1  # where it starts
+    optimizer.warmup_factor = 0.1  # of the learning rate, at step 0
     # Of gradients: none, value (of each number), norm (of each parameter, as detectron2), or
     # global_norm (of all parameters together).
     optimizer.clip = "none"
@@ -163,7 +163,7 @@ def _optimizer() -> ConfigDict:
     # Parameters that do not train: regular expressions that match the start of a path, such as
     # "box_head/". Frozen norms and backbone.freeze_at need none.
     optimizer.frozen = ()
-    optimizer.ema_decay = 0.0  # of a running average of the parameters, which is exported; 0: none
+    optimizer.ema_decay = 0.0  # of an average of the parameters, which is exported; 0: none
     return optimizer
 
 
@@ -176,7 +176,7 @@ def _training() -> ConfigDict:
     training.log_every = 20  # steps
     training.keep_last = 3  # checkpoints; that of the lowest loss stays too
     training.num_devices = 0  # 0 for all
-    training.shard_transfer = False  # split the transfer network over the devices
+    training.shard_transfer = False  # split the knowledge transfer network over the devices
     training.winograd = True  # as test.winograd; gradients too
     return training
 
@@ -189,13 +189,13 @@ def _data() -> ConfigDict:
         "data/coco/annotations/densepose_valminusminival2014.json",
     )
     data.images = ("data/coco/train2014", "data/coco/val2014")  # the folder of each
-    # Where a mirror takes U and V: UV_symmetry_transforms.mat. Needed to flip real annotations;
-    # synthetic people bring their own.
+    # UV_symmetry_transforms.mat: U and V of mirrored points. Needed to flip real annotations;
+    # synthetic people need no file.
     data.symmetry = "data/densepose/UV_symmetry_transforms.mat"
     data.on_bad_annotation = "raise"  # or skip
-    data.max_skipped_fraction = 0.01  # of the records; more bad ones are an error all the same
-    data.with_person_masks = False  # segmentations too, for losses that train on them
-    data.tfds = ConfigDict()  # what `ktn data build` built
+    data.max_skipped_fraction = 0.01  # of the records; above it, skip is an error too
+    data.with_person_masks = False  # rasterise segmentations, for losses that need them
+    data.tfds = ConfigDict()  # a dataset that `ktn data build` made
     data.tfds.config = "densepose_coco_2014"
     data.tfds.dir = "data/tfds"
     data.tfds.splits = ("train", "valminusminival")
@@ -209,35 +209,35 @@ def _data() -> ConfigDict:
     data.flip_probability = 0.5
     data.max_rotation_degrees = 0.0
     data.zoom_range = (1.0, 1.0)
-    data.aspect_limits = (1.0, 1.35)  # of the shapes that batches are padded to
-    data.canvas_levels = 2  # shapes for each aspect
+    data.aspect_limits = (1.0, 1.35)  # long / short side, borders of the bins that share canvases
+    data.canvas_levels = 2  # canvas sizes for each bin
     data.synthetic = ConfigDict()
     data.synthetic.num_images = 1_000
     data.synthetic.seed = 0
     data.synthetic.preset = "default"  # default, frontal, busy, easy or hard
     data.synthetic.image_size_hw = (480, 640)
     data.synthetic.people_range = (1, 4)
-    data.synthetic.keep = False  # rendered images in memory: for few of them
+    data.synthetic.keep = False  # keep rendered images in memory: for small sets
     return data
 
 
 def _test() -> ConfigDict:
     test = ConfigDict()
-    test.short_side = 800  # pixels the short side of an image is resized to
+    test.short_side = 800  # pixels to which the short side of an image is resized
     test.max_side = 1333  # unless the long side would exceed this
     # Network inputs are padded to one of these (height, width), the smallest that fits, so that a
-    # folder of photos compiles a few times. Larger images get a bucket of their own.
-    # Nothing needs masking where the sides are the image's, rounded up to 32.
+    # folder of photos compiles a few times. Larger images get a bucket of their own. An input whose
+    # sides are the image's, rounded up to 32, needs no masking and is faster.
     sides = ((800, 800), (800, 1088), (800, 1216), (800, 1344), (736, 1344), (672, 1344))
     portrait = tuple((width, height) for height, width in sides[1:])
     test.size_buckets = (*sides, (608, 1344), (512, 1344), *portrait)
     test.batch_size = 1
     # On CPUs, 3x3 convolutions through Winograd's transform: the same sums in fewer products.
     test.winograd = True
-    # What factors of matrix products are rounded to; "bfloat16" is faster on CPUs that have it.
+    # Type to which factors of matrix products are rounded; "bfloat16" is faster on CPUs with it.
     test.matmul_dtype = "float32"
-    # Test-time augmentation (`ktn eval --tta`): every image is seen at each of these short sides
-    # and mirrored, detectron2's TEST.AUG. Mirrored charts need data.symmetry.
+    # Test-time augmentation (`ktn eval --tta`): every image is resized to each of these short
+    # sides, plain and mirrored, as with detectron2's TEST.AUG. Mirrored charts need data.symmetry.
     test.augmentation = ConfigDict()
     test.augmentation.short_sides = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)
     test.augmentation.max_side = 4000

@@ -1,12 +1,13 @@
 """Keypoints with the multi-instance decoder, what KTN starts from: `keypoint_mid:r50`.
 
-Variants: r50, hrnet_w32, tiny: those of `configs/ktn.py`, and of the same parameters, so that
+Variants: r50, hrnet_w32, tiny. They have the parameters of the same variants of `configs/ktn.py`:
 
     ktn train --config keypoint_mid:r50 --workdir K --weights R-50.pkl
     ktn train --config ktn:r50 --workdir W --weights K
 
-goes from ImageNet over keypoints to surfaces. Everybody with keypoints trains, not only people with
-surface points, and the surface outputs and the transfer keep their initial values.
+trains keypoints from ImageNet weights, then surfaces from the result. All people with keypoints are
+trained on, not only those with surface points; the surface outputs and the knowledge transfer keep
+their initial values.
 """
 
 from ml_collections import ConfigDict

@@ -96,8 +96,8 @@ def _shrink(config: ConfigDict) -> None:
 
 
 def _fit_rendered_people(config: ConfigDict) -> None:
-    """One or two large people, seen at 128 x 128, learnt from scratch on two CPU cores."""
-    side = 128  # that the network sees; pictures are rendered larger
+    """For one or two large people at 128 x 128 pixels, learnt from scratch on two CPU cores."""
+    side = 128  # of the network input; pictures are rendered larger
     model = config.model
     model.pixel_std_bgr = (57.375, 57.12, 58.395)
     model.backbone.norm = "BN"
@@ -151,7 +151,7 @@ def _fit_rendered_people(config: ConfigDict) -> None:
 
 
 def _enlarge(config: ConfigDict) -> None:
-    """Widths, pictures and steps for a GPU."""
+    """Sets widths, picture sizes and steps for a GPU."""
     model = config.model
     model.backbone.num_blocks = (3, 4, 6, 3)
     model.backbone.stem_channels, model.backbone.width = 32, 64

@@ -1,1 +1,1 @@
-"""DensePose-COCO annotations, synthetic people and tf.data pipelines."""
+"""DensePose-COCO annotations, synthetic people, and the batches that training reads."""

@@ -1,4 +1,4 @@
-"""Trains KTN without one part or the other, on rendered people, and prints who finds them best.
+"""Trains KTN with and without MID and KTM on rendered people, and prints the scores.
 
     python experiments/ablation.py --size small                    # CPU
     python experiments/ablation.py --size gpu --output ablation_gpu
@@ -8,7 +8,7 @@ knowledge), and learn under one budget from the same pictures: people of many si
 and each other, 60 % of them with surface points, at most 14 a part (the scene `busy`). Every seed
 has its own people, initial weights and order. The table is that of the KTN paper (Wang et al.), on
 test people never trained on; their surface is the project's own body, so the numbers do not compare
-with published ones. Stopped runs go on with the same command.
+with published ones. The same command resumes a stopped run.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Size:
     """A budget: the same for all models.
 
     Attributes:
-        config: what is trained, less what MODELS changes.
+        config: what is trained, before the changes in MODELS.
         steps: of training.
         seeds: how many runs of each model.
         num_test_images: for the scores of one run.

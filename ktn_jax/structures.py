@@ -1,4 +1,4 @@
-"""What passes between the stages of the detector: arrays with their shapes beside them.
+"""The arrays that pass between the stages of the detector, with their shapes.
 
 B images, R proposals or detections an image, N people in a flat batch, S side of a chart map.
 Boxes are xyxy float32 in pixels of the padded network input. Rows beyond what was found are
@@ -33,7 +33,7 @@ class Detections:
 class DensePoseOutputs:
     """Chart maps of N people, logits where a class is chosen; None for outputs a model lacks.
 
-    A map covers its box: cell (row, column) of S x S lies at fraction ((column + .5) / S,
+    A map covers its box: cell (row, column) of S x S is at fraction ((column + .5) / S,
     (row + .5) / S) of it.
     """
 
@@ -42,7 +42,7 @@ class DensePoseOutputs:
     u: Array  # [N, S, S, 25], the channel of the patch counts
     v: Array  # [N, S, S, 25]
     part_segm: Array | None = None  # [N, S, S, 15]: KTN's coarse parts, a training signal
-    keypoints: Array | None = None  # [N, S', S', 17] heat maps
+    keypoints: Array | None = None  # [N, S', S', 17] heatmaps
     sigma: Array | None = None  # [N, S, S, 25]: U, V variance before the softplus
     kappa_u: Array | None = None  # [N, S, S, 25]: anisotropy of the U, V residuals
     kappa_v: Array | None = None  # [N, S, S, 25]

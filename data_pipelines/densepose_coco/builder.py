@@ -40,7 +40,7 @@ def build(
     on_bad: Literal["raise", "skip"] = "raise",
     max_skipped_fraction: float = 0.01,
 ) -> dict[str, Any]:
-    """Builds a dataset from files that are there; downloads nothing.
+    """Builds a dataset from local files; downloads nothing.
 
     Args:
         config: densepose_coco_2014, ultrapose or custom.
@@ -55,7 +55,7 @@ def build(
     Raises:
         MissingFilesError: a file is not there; all of them are named.
         DatasetError: bad records, or too many to skip.
-        ValueError: no such config.
+        ValueError: an unknown config.
     """
     builder = _builder(config, data_dir)
     builder.on_bad = on_bad
@@ -97,7 +97,7 @@ class TfdsSource:
             raise ValueError(f"{builder.data_path} is not there: run `ktn data build` first")
         if split not in builder.info.splits:
             raise ValueError(f"split must be one of {list(builder.info.splits)}, got {split!r}")
-        # The image stays as bytes, to be decoded as every other image of the project.
+        # The image stays as bytes: `runtime.images` decodes it, as it does every other image.
         self._rows = builder.as_data_source(
             split=split, decoders={"image": tfds.decode.SkipDecoding()}
         )

@@ -1,4 +1,4 @@
-"""Which files of a dataset lie where in the folder that the user fills by hand."""
+"""The layout of the folder that a user fills by hand with the files of a dataset."""
 
 import dataclasses
 import pathlib
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 
 class MissingFilesError(ValueError):
-    """Files that only the user can fetch are not there; the message says which go where."""
+    """Files that only the user can fetch are missing; the message says where each belongs."""
 
 
 @dataclasses.dataclass(frozen=True)

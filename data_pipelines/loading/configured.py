@@ -114,8 +114,8 @@ def make_scene(synthetic: Any, preset: str | None = None) -> Scene:
 
     Args:
         synthetic: the section.
-        preset: a scene by name, of which only the image size is the section's; None for the
-            section's own.
+        preset: name of a scene, of which only the image size is set by the section; None for the
+            section's scene.
 
     Raises:
         ValueError: an unknown preset.

@@ -18,7 +18,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """Shape and dtype of an array that is yet to come."""
+    """Shape and dtype of an array of a batch."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -82,7 +82,7 @@ def batch_spec(
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One row to make: which image, and what to do with it."""
+    """One row of a batch to make: which image, and how it is augmented."""
 
     example: int  # number in the source, or NO_IMAGE
     resized_hw: tuple[int, int]
@@ -93,7 +93,7 @@ class Task:
 
 
 def tasks_of(batch: PlannedBatch, rows: slice) -> list[Task]:
-    """The tasks of one process: those of its rows of the global batch."""
+    """Lists the tasks of one process: its rows of the global batch."""
     return [
         Task(
             example=int(batch.examples[row]),
@@ -148,7 +148,7 @@ class ExampleMaker:
         """
         if task.example == NO_IMAGE:
             row["image_id"][...] = NO_IMAGE
-            # One pixel, so that nobody divides by the size of nothing.
+            # One pixel, so that no division by the size of an absent image gives NaN.
             row["image_size_hw"][...] = row["original_size_hw"][...] = 1
             return
         image, record = self.source[task.example]
@@ -192,7 +192,7 @@ class ExampleMaker:
 
 
 def most_telling(people: tuple[PersonLabels, ...], count: int) -> tuple[PersonLabels, ...]:
-    """Keeps at most `count` people, those with DensePose first, then the largest; order stays."""
+    """Keeps at most `count` people, first those with DensePose, then the largest; order stays."""
     if len(people) <= count:
         return people
     sides = np.array([person.box_xyxy[2:] - person.box_xyxy[:2] for person in people])

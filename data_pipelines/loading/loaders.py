@@ -1,8 +1,8 @@
 """Turns planned batches into arrays: in threads, in processes, or through tf.data.
 
-All call `ExampleMaker` for every row, so the batches are the same bit for bit; they differ in who
-does the work. Decoding and resizing release Python's lock, so threads and tf.data use all cores.
-Processes serve sources that render or decode in Python.
+All call `ExampleMaker` for every row, so the batches are the same bit for bit. Decoding and
+resizing release Python's lock, so threads and tf.data use all cores. Processes serve sources that
+render or decode in Python.
 """
 
 import collections
@@ -157,7 +157,7 @@ def make_tf_dataset(request: Request, workers: int, ahead: int = 2) -> Any:
             tensor.set_shape(shape)
         return dict(zip(names, tensors, strict=True))
 
-    # Far enough for any run: a range needs an end, and int64 is what it counts in.
+    # A range needs an end, counted in int64: this one is beyond any run's.
     stop = request.stop if request.stop is not None else (2**62) // count
     dataset = tf.data.Dataset.range(request.start * count, stop * count)
     parallel = {"num_parallel_calls": workers, "deterministic": True} if workers else {}
@@ -173,12 +173,12 @@ def make_tf_dataset(request: Request, workers: int, ahead: int = 2) -> Any:
 def prefetch(
     batches: Iterator[Batch], transfer: Callable[[Batch], T], ahead: int = 2
 ) -> Iterator[T]:
-    """Hands batches to the device in a thread of its own, before they are asked for.
+    """Transfers batches to the device ahead of use, in a thread of its own.
 
     Args:
-        batches: what to hand over.
+        batches: what to transfer.
         transfer: puts one batch on the device, such as `jax.device_put` with a sharding.
-        ahead: how many handed-over batches may wait; they occupy the device's memory.
+        ahead: how many transferred batches may wait; they occupy the device's memory.
 
     Yields:
         What `transfer` returned, in order. An error of either side is raised here.
@@ -201,7 +201,7 @@ def prefetch(
                 if not put(("batch", transfer(batch))):
                     return
             put(("end", None))
-        except BaseException as error:  # whatever it is, it belongs to the caller
+        except BaseException as error:  # raised again in the caller
             put(("error", error))
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
@@ -226,7 +226,7 @@ def _keep_ahead(
     pool: concurrent.futures.Executor,
     ahead: int,
 ) -> Iterator[Batch]:
-    """Begins batches up to `ahead` steps before they are finished; cancels them when closed."""
+    """Starts batches up to `ahead` steps early; cancels those that are unfinished when closed."""
     begun: collections.deque[Any] = collections.deque()
     try:
         for step in request.steps():

@@ -91,14 +91,14 @@ def make_datasets(
 ) -> Datasets:
     """Builds the batches that one process trains and evaluates on.
 
-    Every process plans the same global batches and makes its own rows of them: nothing is lost or
-    comes twice, and all see the same canvas at a step.
+    Every process plans the same global batches and makes its own rows of them: no image is lost or
+    repeated, and all have the same canvas at a step.
 
     Args:
-        settings: how.
+        settings: how batches are made.
         train_source: images to train on, or None.
         eval_source: images to evaluate on, or None.
-        symmetry: where a mirror takes U and V; needed to flip people with DensePose.
+        symmetry: U and V of mirrored points; needed to flip people with DensePose.
         process_index: of this process.
         process_count: how many processes share the batches.
 

@@ -6,8 +6,8 @@ epoch's plan is a few sorts of image numbers; no image is read to make it.
 Shapes. XLA compiles once for each shape, so images are padded to a few canvases. A canvas belongs
 to an orientation, a bin of aspect ratios and a level of the short side. A batch has one canvas.
 
-Random numbers are read raw from counter-based Philox streams, keyed by (seed, epoch, purpose):
-NumPy promises that these stay the same from version to version, and does not for its permutations.
+Random numbers are raw values of counter-based Philox streams, keyed by (seed, epoch, purpose):
+NumPy promises that these stay the same from version to version, but not its permutations.
 """
 
 import dataclasses
@@ -271,7 +271,7 @@ def _aspect_bins(sizes_hw: np.ndarray, limits: Sequence[float]) -> tuple[np.ndar
 
 
 def _smallest_canvas(canvases: Sequence[tuple[int, int]], sizes_hw: np.ndarray) -> tuple[int, int]:
-    """The smallest canvas for all sizes [B, 2]; where none fits all, that which shrinks fewest."""
+    """The smallest canvas that fits all sizes [B, 2]; else the one that shrinks the fewest."""
     needed = sizes_hw.max(axis=0)
     for canvas in canvases:
         if needed[0] <= canvas[0] and needed[1] <= canvas[1]:

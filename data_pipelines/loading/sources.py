@@ -58,7 +58,7 @@ class FolderSource:
 
 
 class RenderedSource:
-    """Synthetic people, rendered when asked for and, where wanted, kept.
+    """Synthetic people, rendered on demand and optionally kept in memory.
 
     Rendering is Python: only the loader with processes spreads it over cores.
     """
@@ -67,7 +67,7 @@ class RenderedSource:
         """Takes the generator.
 
         Args:
-            people: makes image and annotations of a number.
+            people: makes the image and the annotations of an index.
             keep: whether images stay in memory once made, for sets that are small and used often.
         """
         self._people = people
@@ -97,7 +97,7 @@ class RenderedSource:
         return example.image, record
 
     def facts(self) -> ImageFacts:
-        """What the scene's settings promise: nothing is rendered to know it."""
+        """Sizes and largest numbers of people, from the scene's settings: nothing is rendered."""
         scene = self._people.scene
         count = len(self._people)
         return ImageFacts(

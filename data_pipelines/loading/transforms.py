@@ -155,11 +155,11 @@ def _scale_person(person: PersonLabels, scale: np.ndarray) -> PersonLabels:
 
 
 def flip(labelled: LabelledImage, symmetry: UVSymmetry | None) -> LabelledImage:
-    """Mirrors image and labels left to right, with every swap of left and right that it means.
+    """Mirrors image and labels left to right, and swaps left and right in every label.
 
     Args:
         labelled: image and people.
-        symmetry: where the mirror takes U and V; None is allowed where nobody has DensePose.
+        symmetry: U and V of mirrored points; None is allowed where nobody has DensePose.
 
     Returns:
         The mirrored image and people.
@@ -276,7 +276,7 @@ def _source_cells(old_box: np.ndarray, new_box: np.ndarray, matrix: np.ndarray) 
 
 
 def _take_cells(mask: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """[256, 256] labels at `cells`, 0 where these lie outside the grid."""
+    """[256, 256] labels at `cells`, 0 where these are outside the grid."""
     is_inside = ((cells >= 0) & (cells < PART_GRID)).all(axis=-1)
     column, row = np.clip(cells, 0, PART_GRID - 1).transpose(2, 0, 1)
     return np.where(is_inside, mask[row, column], 0).astype(np.uint8)

@@ -120,8 +120,8 @@ def write_dataset(
 ) -> pathlib.Path:
     """Writes a dataset of synthetic people: OUTPUT/images/*.jpg and OUTPUT/annotations.json.
 
-    The same arguments give the same bytes, whatever the number of processes. A call that was
-    interrupted goes on where it stopped; a dataset that is complete is left as it is.
+    The same arguments give the same bytes, whatever the number of processes. An interrupted call
+    resumes where it stopped; a complete dataset is left as it is.
 
     Args:
         output_dir: Folder to write to: new, empty, or of an earlier call with the same arguments.

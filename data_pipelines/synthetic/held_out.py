@@ -1,4 +1,4 @@
-"""People that are rendered to evaluate on, from seeds that nobody trains with."""
+"""Rendered people for evaluation, from seeds that no training uses."""
 
 import dataclasses
 import json

@@ -44,7 +44,7 @@ def mask_to_polygons(mask: np.ndarray, tolerance: float = _POLYGON_TOLERANCE) ->
         COCO's polygons do.
     """
     # The tracer runs through pixel centres. In an image of twice the size, the pixels along an
-    # edge lie on its either side, so that halving brings both onto the edge itself.
+    # edge are on either side of it, so that halving brings both onto the edge itself.
     doubled = cv2.resize(mask.astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
     outlines, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     polygons = []
@@ -91,7 +91,7 @@ def _encode_part_masks(labels: np.ndarray) -> list[Any]:
 
 
 def spread_points(xy: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Chooses points that lie roughly evenly in a region, as k-means centres do.
+    """Chooses points that are spread roughly evenly over a region, as k-means centres are.
 
     Args:
         xy: [N, 2] the pixels of the region.
@@ -179,7 +179,7 @@ def _annotate_surface(
 
 def _keypoint_numbers(keypoints: np.ndarray) -> tuple[list[int], int]:
     """Converts keypoints [17, 3] to COCO's 51 numbers, and counts those that are labelled."""
-    # COCO counts pixels: the first one is 0, wherever in it the keypoint lies.
+    # COCO counts pixels: the first one is 0, wherever in it the keypoint is.
     numbers = np.floor(keypoints).astype(int)
     return numbers.reshape(-1).tolist(), int((numbers[:, 2] > 0).sum())
 

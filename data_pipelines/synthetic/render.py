@@ -12,8 +12,8 @@ from ktn_jax.data_pipelines.synthetic import render_meshes, render_raster
 from ktn_jax.data_pipelines.synthetic.render_meshes import JoinedMeshes, Mesh
 from ktn_jax.data_pipelines.synthetic.render_raster import Camera, Fragments
 
-# How far a surface may lie in front of a keypoint that it does not hide, in metres for a person of
-# 1.7 m: joints lie inside the body, those of the face on its skin. COCO's annotators call a
+# How far a surface may be in front of a keypoint that it does not hide, in metres for a person of
+# 1.7 m: joints are inside the body, those of the face on its skin. COCO's annotators call a
 # shoulder visible from any side, an eye only when it is seen.
 _JOINT_DEPTH = {"nose": 0.035, "eye": 0.03, "ear": 0.045, "shoulder": 0.13, "elbow": 0.08}
 _JOINT_DEPTH |= {"wrist": 0.06, "hip": 0.19, "knee": 0.1, "ankle": 0.1}
@@ -96,7 +96,7 @@ class Surfaces:
 
 @dataclasses.dataclass(frozen=True)
 class Visibility:
-    """Which face each pixel shows once those who are hardly seen have left.
+    """Which face each pixel shows once hardly visible people are removed.
 
     Attributes:
         face: [H * W] joint face index, -1 on the background.
@@ -178,15 +178,15 @@ def render(
 ) -> tuple[DenseTruth, Surfaces, np.ndarray]:
     """Renders a scene.
 
-    People who are hardly seen are taken out, as if they had never stood there: a picture must not
-    show a person whom nobody could annotate.
+    Hardly visible people are removed, and what they would hide is shown: a picture must not show a
+    person whom nobody could annotate.
 
     Args:
         template: Charts and topology that all people share.
         people: [P] posed bodies.
         objects: Closed surfaces that hide people and are none.
         camera: The camera. Whatever crosses its near plane is not drawn.
-        min_visible_pixels: People with fewer seen pixels are taken out.
+        min_visible_pixels: People with fewer visible pixels are removed.
         min_visible_fraction: So are people with a smaller visible fraction.
 
     Returns:

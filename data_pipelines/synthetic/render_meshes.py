@@ -1,4 +1,4 @@
-"""Triangle meshes to render: normals, joining, and the simple solids that stand about in scenes."""
+"""Triangle meshes to render: normals, joining, and the simple solids that furnish scenes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class JoinedMeshes:
 
 
 def join_meshes(meshes: Sequence[Mesh]) -> JoinedMeshes:
-    """Joins meshes, none too, into one numbering of vertices and faces."""
+    """Joins any number of meshes, even none, into one numbering of vertices and faces."""
     num_vertices = [len(mesh.vertices) for mesh in meshes]
     num_faces = [len(mesh.faces) for mesh in meshes]
     first_vertex = np.cumsum([0, *num_vertices])

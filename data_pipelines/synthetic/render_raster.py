@@ -83,7 +83,7 @@ def _expand(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _drawable_faces(
     xy: np.ndarray, depth: np.ndarray, faces: np.ndarray, camera: Camera
 ) -> np.ndarray:
-    """Returns the indices of the faces that look at the camera and lie before the near plane."""
+    """Returns the indices of the faces that look at the camera and are beyond the near plane."""
     # Corner by corner: NumPy is slow along an axis of three.
     first, second, third = faces.T
     is_before = depth > camera.near

@@ -1,4 +1,4 @@
-"""What stands where in a synthetic picture: people, things, light and camera, drawn at random."""
+"""Random scenes for synthetic pictures: people, things, light and camera."""
 
 import dataclasses
 from typing import Any
@@ -23,7 +23,7 @@ class Scene:
 
     Attributes:
         image_size_hw: Height and width in pixels.
-        people_range: People who are placed; those too hidden leave again.
+        people_range: People who are placed; those who are too hidden are removed again.
         stature_range: Height of a standing person over the height of the image, drawn on a
             logarithmic scale.
         field_of_view_range: Vertical, degrees.
@@ -37,9 +37,9 @@ class Scene:
         crowd_size_range: People in a crowd.
         densepose_fraction: Of the people who are large enough, how many carry surface points.
         points_per_part: Most surface points on one coarse part.
-        min_visible_pixels: People with fewer seen pixels are left out.
-        min_visible_fraction: So are people of whom a smaller fraction is seen.
-        min_densepose_pixels: People with fewer seen pixels carry no surface points.
+        min_visible_pixels: People with fewer visible pixels are left out.
+        min_visible_fraction: So are people of whom a smaller fraction is visible.
+        min_densepose_pixels: People with fewer visible pixels carry no surface points.
         facing_degrees: How far a trunk may be turned from the camera; 180 for anybody.
         leaning_degrees: How far it may lean from the vertical; 180 for lying people too.
         min_upright: Least height of a posed body over its stature: 0 for anybody, 0.9 for people
@@ -73,7 +73,7 @@ class Scene:
         """Checks the settings.
 
         Raises:
-            ValueError: a range runs downwards or a probability lies outside [0, 1].
+            ValueError: a range runs downwards or a probability is outside [0, 1].
         """
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -275,7 +275,7 @@ class _Placer:
             return False
         for other_low, other_high in self.bounds:
             gap = np.maximum(low - other_high, other_low - high)
-            # Bounding boxes are wider than bodies, so that they may run into each other a little.
+            # Bounding boxes are wider than bodies, so they may overlap a little.
             if (gap < -0.12).all():
                 return False
         return True

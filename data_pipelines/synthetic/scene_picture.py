@@ -99,7 +99,7 @@ def make_picture(
         body: The body that all people share.
         landmarks: Of the body's rest pose.
         scene: The settings.
-        seed: Decides everything; a fresh one, because its state moves on.
+        seed: Decides everything. Give a new one for each call: spawning changes its state.
 
     Returns:
         The picture. It shows at least one person, but for scenes that ask for none.

@@ -45,7 +45,7 @@ def _landmarks() -> textures.Landmarks:
 
 
 class SyntheticSource(Sequence[SyntheticExample]):
-    """A dataset of synthetic people, made when asked for. It can be pickled."""
+    """A dataset of synthetic people, rendered on demand. It can be pickled."""
 
     def __init__(self, num_images: int, seed: int, scene: Scene | None = None):
         """Describes the dataset; renders nothing yet.
@@ -81,7 +81,7 @@ class SyntheticSource(Sequence[SyntheticExample]):
         """Renders image index with its dense truth: charts, people, camera and posed bodies.
 
         Raises:
-            IndexError: index lies outside 0..num_images - 1.
+            IndexError: index is outside 0..num_images - 1.
         """
         stream, _ = self._streams(index)
         return scene_picture.make_picture(self.body, _landmarks(), self.scene, stream)

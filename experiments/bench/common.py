@@ -1,7 +1,7 @@
-"""What the benchmarks share: taking turns, memory, and one form of output.
+"""Shared code of the benchmarks: taking turns, memory, and one form of output.
 
-Every figure is a row: a name, the seconds of each repetition, and where it applies the images that
-one repetition does, its share of a whole, and the peak memory of the process that ran it.
+Every figure is a row: a name, the seconds of each repetition, and where they apply the images that
+a repetition processes, its share of a whole, and the peak memory of the process that ran it.
 """
 
 import argparse
@@ -125,14 +125,14 @@ def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare_side(arguments: argparse.Namespace) -> None:
-    """Calls `prepare` for the process of one side, or for the one that asks both."""
+    """Calls `prepare` in the process of one side, or in the one that controls both."""
     prepare(tunes_memory=arguments.serve != "PyTorch" or arguments.tuned_peer)
 
 
 def take_turns(
     calls: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1
 ) -> dict[str, list[Any]]:
-    """Makes calls in turn, so that what else the machine does slows all alike.
+    """Makes calls in turn, so that other load on the machine slows all alike.
 
     Returns:
         For each call what it returned, or the seconds that it took where it returned nothing.
@@ -154,7 +154,7 @@ class Server:
     def __init__(self, arguments: Sequence[str]):
         """Starts the process; it should call `answer_questions`."""
         command = [sys.executable, sys.argv[0], *arguments]
-        # How it allocates is its own decision, not this process's.
+        # The child decides how it allocates; this process's settings must not decide for it.
         environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
         self._process = subprocess.Popen(
             command,
@@ -226,7 +226,7 @@ def peak_memory() -> int | None:
 def prepare(tunes_memory: bool = True) -> None:
     """Sets JAX and malloc up as the `ktn` command does.
 
-    To be called first: it starts the program anew where that gives it huge pages.
+    Call it first: it restarts the program where that gives it huge pages.
     """
     if not tunes_memory:
         return

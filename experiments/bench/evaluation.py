@@ -3,10 +3,10 @@
     python experiments/bench/evaluation.py --images 1500 --people 5000 --points 100 --processes 2
 
 People, detections and a template of 27,554 vertices are made in a temporary folder (or in --folder,
-which is kept). The distances of the template are straight lines between made-up vertices: all
-380 million of them are written, in blocks, as float32 (1.5 GB), so that look-ups touch as much of
-the file as with the published one. Detections: one good one a person, and half as many again that
-lie beside. Sixty different pictures of people serve all, each still decoded for itself.
+which is kept). The distances of the template are straight lines between made-up vertices: all 380
+million of them are written, in blocks, as float32 (1.5 GB), so that lookups touch as much of the
+file as with the published one. Detections: a good one for each person, and half as many again
+beside people. All detections use sixty different pictures of people, each decoded separately.
 """
 
 import argparse

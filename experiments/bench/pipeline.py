@@ -4,7 +4,7 @@
 
 JPEGs of 640x480 are made in a temporary folder, decoded, brought to a short side of 800, flipped
 half of the time and batched with annotations, as in training. The loaders take turns on the same
-batches, so that what else the machine does slows all alike; the processor time an image costs does
+batches, so that other load on the machine slows all alike; the processor time an image costs does
 not depend on it. The steps of one image are timed alone, on one core.
 """
 

@@ -1,7 +1,7 @@
 """A training step of the PyTorch side: losses, gradients and SGD, in detectron2's order.
 
-What trains is given (`Sampled`), so that both sides can be compared; proposals are made and matched
-all the same, as every step of detectron2 does.
+The samples to train on are given (`Sampled`), so that both sides can be compared; proposals are
+still made and matched, as in every step of detectron2.
 """
 
 import dataclasses
@@ -192,7 +192,7 @@ def place_points(sampled: Sampled, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         The four cells around each point, int64 [4, N, P], their shares [4, N, P], and whether the
-        point lies in its ROI, [N, P].
+        point is in its ROI, [N, P].
     """
     axes = []
     for axis, point in ((1, sampled.point_y), (0, sampled.point_x)):

@@ -13,8 +13,7 @@ optimizer; a part's share is what it adds. What a loss does not need is not comp
 With --compare the other side is the same model in plain PyTorch layers, float32, SGD: two images of
 512 x 512, 16 DensePose ROIs in each. Each side has a process of its own and takes two steps when
 asked, of which the second is timed. Both start from the same weights; the losses of the first step,
-on the same anchors and ROIs, are compared, and are to agree. Learning rates are 0 so that all steps
-do the same.
+on the same anchors and ROIs, are compared. Learning rates are 0 so that all steps do the same work.
 """
 
 import argparse

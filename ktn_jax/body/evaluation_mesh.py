@@ -79,7 +79,7 @@ def make_evaluation_mesh(template: Template, subdivided: bool = True) -> Evaluat
     vertices = np.concatenate([template.vertices, template.vertices[edges].mean(axis=1)])
     chart_edges, _ = subdivide(template.chart_faces, len(template.chart_uv))
     uv = np.concatenate([template.chart_uv, template.chart_uv[chart_edges].mean(axis=1)])
-    # A chart edge lies over the surface edge between its ends' vertices.
+    # A chart edge is over the surface edge between its ends' vertices.
     ends = np.sort(template.chart_to_vertex[chart_edges], axis=1).astype(np.int64)
     codes = edges[:, 0].astype(np.int64) * num_vertices + edges[:, 1]
     over = num_vertices + np.searchsorted(codes, ends[:, 0] * num_vertices + ends[:, 1])

@@ -46,7 +46,7 @@ def condensed_geodesics(
     graph = edge_graph(vertices, faces)
     for start in range(0, len(vertices), block_rows):
         sources = np.arange(start, min(start + block_rows, len(vertices)))
-        # The graph holds both directions; told so, Dijkstra need not look for the other one.
+        # The graph holds both directions of every edge: SciPy need not look for reversed ones.
         rows = scipy.sparse.csgraph.dijkstra(graph, directed=True, indices=sources)
         below = np.arange(len(vertices))[None] < sources[:, None]
         yield rows[below].astype(np.float32)

@@ -27,7 +27,7 @@ class UVSymmetry(NamedTuple):
 def find_vertex_mirror(
     vertices: np.ndarray, faces: np.ndarray, tolerance: float = 0.01
 ) -> np.ndarray:
-    """Pairs every vertex with its reflection in x = 0, by walking over the mesh from a sure pair.
+    """Pairs every vertex with its reflection in x = 0, by walking over the mesh from a clear pair.
 
     Positions alone mistake close vertices on a body that is only nearly symmetric; the walk goes
     from a triangle to its neighbours on both sides at once and needs positions only to begin.

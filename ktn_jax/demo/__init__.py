@@ -1,1 +1,1 @@
-"""The main job, whole: people rendered, a model trained on them, its scores and its pictures."""
+"""The demo: renders people, trains a model on them, scores it and shows what it finds."""

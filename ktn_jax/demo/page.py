@@ -51,10 +51,10 @@ def render(
         metrics: on the test set.
         losses_path: JSON lines of the training.
         rows: pictures of test images.
-        commands: what can be done with the weights: command by purpose.
+        commands: commands that use the weights, by purpose.
 
     Returns:
-        HTML with all pictures inside.
+        HTML with all pictures embedded.
     """
     blocks: list[html_page.Block] = [
         html_page.Heading("KTN on rendered people", 1),

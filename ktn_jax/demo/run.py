@@ -1,6 +1,6 @@
-"""Renders people, trains on some, finds the others and writes a page about it.
+"""Renders people, trains on some, finds the others and writes a page of the results.
 
-Every stage leaves its result in the output folder, and a run that was stopped goes on from there.
+Every stage leaves its result in the output folder, from which an interrupted run resumes.
 """
 
 import contextlib
@@ -39,13 +39,13 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a demo shall do.
+    """Settings of a demo.
 
     Attributes:
         output: folder for everything it makes.
         config_name: as `configuration.load_config` takes it; empty for the one of this device.
         changes: of the configuration, `key=value`.
-        steps: of training; None for those of the configuration.
+        steps: training steps; None for those of the configuration.
         seed: decides the people, the initial weights and the order of the images.
         num_test_images: held-out images.
         num_shown: of these, how many pictures the page has.
@@ -64,7 +64,7 @@ class Request:
 
     @property
     def data(self) -> pathlib.Path:
-        """Where people and template lie."""
+        """The folder of people and template."""
         return self.shared or self.output
 
 
@@ -73,7 +73,7 @@ class Outcome:
     """How a demo ended.
 
     Attributes:
-        is_complete: False where training was asked to stop; the same request goes on.
+        is_complete: False where training was asked to stop; the same request resumes it.
         record: of the run: settings, seconds of every stage and, once complete, scores.
         report: the page.
     """
@@ -84,11 +84,11 @@ class Outcome:
 
 
 def run_demo(request: Request, say: Say) -> Outcome:
-    """Runs the demo, or what is left of it.
+    """Runs the demo, or resumes it.
 
     Args:
         request: what to do.
-        say: is told, in a sentence, what happens.
+        say: called with a sentence at the start of each stage.
 
     Returns:
         How it ended.
@@ -188,12 +188,12 @@ class _Record:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the demo came to its end."""
+        """Whether the demo is complete."""
         return self.content["scores"] is not None
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the seconds inside to the stage, also of one that is stopped and gone on with."""
+        """Adds the seconds inside to those of the stage, which may run in several parts."""
         start, cpu = time.perf_counter(), _cpu_seconds()
         try:
             yield
@@ -214,7 +214,7 @@ class _Record:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those it has waited for."""
+    """CPU time of this process and of the processes that it has waited for."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
@@ -238,7 +238,7 @@ def _render(request: Request, config: ConfigDict, say: Say) -> SyntheticSource:
 
 
 def _train(request: Request, config: ConfigDict, say: Say) -> bool:
-    """Trains, or goes on; returns whether all steps were taken."""
+    """Trains or resumes training; returns whether all steps were taken."""
     say(f"Training for {config.total_steps} steps of {config.batch_size} images.")
     datasets = make_training_data(config)
     outcome = loop.train_detector(config, request.output / WORKDIR, datasets.train)

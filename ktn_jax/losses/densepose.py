@@ -29,16 +29,16 @@ _UV_BETA = 1.0  # of the smooth L1; U and V are within [0, 1]
 
 @flax.struct.dataclass
 class DensePoseTargets:
-    """What the chart maps of N ROIs learn: each ROI beside the person it matched.
+    """Training targets of the chart maps of N ROIs, each with the person that it was matched to.
 
-    `weight` is 0 for padding, else 1, or more where an ROI also stands for others that found no
-    place among the N.
+    `weight` is 0 for padding, 1 for an ROI, and more than 1 for an ROI that also represents others
+    for which the N rows had no space.
     """
 
     boxes: Array  # [N, 4] the ROIs, which the maps cover
     weight: Array  # [N]
-    gt_boxes: Array  # [N, 4] the person's, which annotations are laid over
-    has_densepose: Array  # bool [N]; without, only keypoints and person masks train
+    gt_boxes: Array  # [N, 4] the person's box, which the annotations cover
+    has_densepose: Array  # bool [N]; where False, only keypoints and person masks train
     point_is_valid: Array  # bool [N, P]
     point_x: Array  # [N, P] in [0, 256), in 1/256 of the person's box
     point_y: Array  # [N, P]
@@ -53,7 +53,7 @@ class DensePoseTargets:
 
 @dataclasses.dataclass(frozen=True)
 class DensePoseWeights:
-    """Factors of the losses, and the switches that change what they mean.
+    """Weights of the losses, and options that change their definition.
 
     U and V are summed over points, so their scale grows with the images in the sum. The weight was
     tuned on 4 images a device; the sum is scaled by images_per_device / (images in the batch) and
@@ -82,9 +82,9 @@ def densepose_losses(
 
     Args:
         outputs: maps of the N ROIs.
-        targets: what they should show.
-        weights: factors and switches.
-        num_images: in the whole batch, over all devices.
+        targets: their targets.
+        weights: weights and options.
+        num_images: images in the whole batch, over all devices.
         keypoint_normaliser: see `keypoint_loss`.
 
     Returns:
@@ -108,14 +108,14 @@ def densepose_losses(
 def point_losses(
     outputs: DensePoseOutputs, targets: DensePoseTargets, min_variance: float = 0.01
 ) -> dict[str, Array]:
-    """Computes what the annotated points teach.
+    """Computes the losses at annotated points: U, V and the surface patch.
 
     A point counts where it falls in the ROI. U and V are read from the map of the true patch and
     count on the body only; the surface classifier also learns from background points.
 
     Args:
         outputs: maps of the N ROIs.
-        targets: what they should show.
+        targets: their targets.
         min_variance: of the confidence models.
 
     Returns:
@@ -151,12 +151,12 @@ def point_losses(
 def area_losses(
     outputs: DensePoseOutputs, targets: DensePoseTargets, from_masks: bool = False
 ) -> dict[str, Array]:
-    """Computes what annotated areas teach: mean cross-entropies over the cells of the maps.
+    """Computes the segmentation losses: mean cross-entropies over the cells of the maps.
 
     Args:
         outputs: maps of the N ROIs.
-        targets: what they should show.
-        from_masks: person from background is learnt from person masks, which more people have,
+        targets: their targets.
+        from_masks: train person against background with person masks, which more people have,
             instead of the DensePose parts.
 
     Returns:
@@ -195,7 +195,7 @@ def _mean_over_cells(logits: Array, labels: Array, weight: Array) -> Array:
 
 
 def keypoint_loss(heatmaps: Array, targets: DensePoseTargets, normaliser: float | None) -> Array:
-    """Computes the cross-entropy of keypoints over the cells of their heat maps.
+    """Computes the cross-entropy of keypoints over the cells of their heatmaps.
 
     Args:
         heatmaps: [N, S, S, 17] logits over each ROI.

@@ -25,15 +25,15 @@ FOREGROUND, BACKGROUND = 0, 1  # columns of the box head's logits
 
 @flax.struct.dataclass
 class AnchorTargets:
-    """What the proposal network learns."""
+    """Training targets of the region proposal network."""
 
-    labels: Array  # int32 [B, A]: 1 person, 0 background, -1 does not train
+    labels: Array  # int32 [B, A]: 1 person, 0 background, -1 ignored
     boxes: Array  # [B, A, 4] the matched person's, read where the label is 1
 
 
 @flax.struct.dataclass
 class RoiTargets:
-    """What the box head learns: sampled proposals."""
+    """Training targets of the box head: sampled proposals."""
 
     boxes: Array  # [B, S, 4]
     is_valid: Array  # bool [B, S]; other rows are padding
@@ -62,7 +62,7 @@ def rpn_losses(
         deltas: [B, A, 4].
         anchors: [A, 4].
         targets: labels and boxes of the anchors.
-        batch_size_per_image: how many anchors an image are sampled at most.
+        batch_size_per_image: most anchors that are sampled in an image.
         delta_weights: of the box coding.
         smooth_l1_beta: 0 for L1.
 

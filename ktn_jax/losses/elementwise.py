@@ -1,4 +1,4 @@
-"""Losses of single values, and means that leave padding out."""
+"""Elementwise losses, and sums and means that leave padding out."""
 
 import math
 
@@ -35,7 +35,7 @@ def smooth_l1(prediction: Array, target: Array, beta: float) -> Array:
 
 
 def binary_cross_entropy(logits: Array, is_positive: Array) -> Array:
-    """Computes -log of the probability given to the right one of two classes, [...]."""
+    """Computes the binary cross-entropy of logits [...] and labels of the same shape: [...]."""
     return jax.nn.softplus(logits) - jnp.where(is_positive, logits, 0)
 
 
@@ -76,7 +76,7 @@ def isotropic_gaussian_nll(
         delta_u: [...] predicted minus annotated U.
         delta_v: [...] the same of V.
         sigma: [...] the variance before softplus.
-        min_variance: added to the variance, which keeps the logarithm from running away.
+        min_variance: added to the variance, so that its logarithm is bounded below.
 
     Returns:
         [...], not reduced. It can be negative.
@@ -118,7 +118,7 @@ def anisotropic_gaussian_nll(
 
 
 def weighted_sum(values: Array, weights: Array) -> Array:
-    """Sums values [...] times weights of the same shape; what lies under weight 0 is not read."""
+    """Sums values [...] times weights of the same shape; values of weight 0 may be NaN."""
     return jnp.where(weights != 0, values * weights, 0).sum()
 
 

@@ -22,7 +22,7 @@ NUM_CLASS_AND_DELTA_ROWS = (NUM_CLASSES + 1) + 4 * NUM_CLASSES
 class BoxHead(nn.Module):
     """Two-layer perceptron, then the classifier and the class-specific box regressor.
 
-    The last two kernels are what knowledge transfer reads, so they can be asked for.
+    Knowledge transfer reads the last two kernels; `class_and_delta_weights` returns them.
     """
 
     in_features: int  # pooled side * side * C
@@ -91,8 +91,8 @@ def select_detections(
         deltas: [B, R, 4].
         proposals: the boxes they refer to.
         image_size_hw: [B, 2], to which boxes are clipped.
-        score_threshold: a person needs more than this probability.
-        nms_threshold: IoU above which the lower-scored of two boxes goes.
+        score_threshold: people must have a higher probability than this.
+        nms_threshold: IoU above which the lower-scored of two boxes is dropped.
         max_detections: rows of the result.
         delta_weights: of the box coding.
 

@@ -1,4 +1,4 @@
-"""Parallel branches of a map, normalised and brought together by one 1x1 convolution."""
+"""Parallel branches of a map, normalised and merged by one 1x1 convolution."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from ktn_jax.modeling.layers import Initializer, convolve, msra_init, per_channe
 
 Array = jax.Array
 
-# Of all branches, in a band: it stays in the caches between the passes.
+# Size of a band of all branches, small enough to stay in a CPU's caches between the passes.
 _BAND_BYTES = 8 * 2**20
 
 
@@ -37,7 +37,7 @@ class Branch(NamedTuple):
 
 
 class BranchProjection(nn.Module):
-    """1x1 convolution of branches laid side by side along the channels."""
+    """1x1 convolution of branches concatenated along the channels."""
 
     features: int
     kernel_init: Initializer = msra_init
@@ -60,12 +60,13 @@ class BranchProjection(nn.Module):
 
 
 def by_bands(function: Callable[..., Array], maps: Sequence[Array]) -> Array:
-    """Applies a function of single cells to maps, some rows after the others.
+    """Applies a function of single cells to maps, a band of rows at a time.
 
-    What the function makes on its way then takes the memory of a band, not of a map.
+    The function's intermediate arrays then have the size of a band, not of a map.
 
     Args:
-        function: of as many maps [B, rows, W, C_i], to [B, rows, W, D], each cell for itself.
+        function: maps the same rows of all maps, [B, rows, W, C_i], to [B, rows, W, D], cell by
+            cell.
         maps: [B, H, W, C_i] of equal height and width.
 
     Returns:
@@ -79,12 +80,12 @@ def by_bands(function: Callable[..., Array], maps: Sequence[Array]) -> Array:
     rows = math.ceil(height / bands)
 
     def write_band(index: Array, out: Array) -> Array:
-        # The last band begins where it ends with the map, and makes some rows again.
+        # The last band ends with the map, so it may compute some rows a second time.
         first = jnp.minimum(index * rows, height - rows)
         cut = [lax.dynamic_slice_in_dim(x, first, rows, axis=1) for x in maps]
         return lax.dynamic_update_slice_in_dim(out, function(*cut), first, axis=1)
 
     shape = jax.eval_shape(function, *maps)
-    # All of it is overwritten. A constant would be made, and kept, before it is needed.
+    # Every element is overwritten. XLA would allocate a constant early and keep it in memory.
     out = jnp.full(shape.shape, maps[0][0, 0, 0, 0], shape.dtype)
     return lax.fori_loop(0, math.ceil(height / rows), write_band, out)

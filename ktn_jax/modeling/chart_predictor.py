@@ -30,8 +30,8 @@ class ChartPredictor(nn.Module):
     """Chart maps of pooled people; with knowledge transfer, the surface kernel is synthesised.
 
     kind "chart" is detectron2's predictor, "ktn" KTNv2's, "ktn_keypoints" takes knowledge from
-    keypoints only, and "ktn_auxiliary" (the HRNet configs' V3) also learns a plain surface
-    classifier that nothing reads, and leaves keypoint maps at the low resolution.
+    keypoints only, and "ktn_auxiliary" (of the original's HRNet configurations) also learns a plain
+    surface classifier that nothing reads, and leaves keypoint maps at the low resolution.
     """
 
     kind: str
@@ -66,7 +66,7 @@ class ChartPredictor(nn.Module):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Where knowledge comes from; empty for a predictor without transfer."""
+        """Sources of the knowledge transfer; empty for a predictor without transfer."""
         return TRANSFER_SOURCES[self.kind]
 
     def _kernel_shape(self, channels: int) -> tuple[int, int, int, int]:
@@ -160,7 +160,7 @@ class ChartPredictor(nn.Module):
         return self.upsample(self.low_resolution(features, surface_kernel))
 
     def upsample(self, low: Mapping[str, Array]) -> DensePoseOutputs:
-        """Brings `low_resolution` outputs to the side of the chart maps."""
+        """Upsamples `low_resolution` outputs to the side of the chart maps."""
 
         def up(name: str) -> Array | None:
             if name not in low:

@@ -1,7 +1,7 @@
 """How a model computes: types, and faster forms of the same layers.
 
-Every module takes a `Compute` as an attribute, and hands it to its parts. So it is a part of what
-jit looks programs up by, and a model of another `Compute` is another program.
+Every module takes a `Compute` as an attribute and passes it to its submodules. It is thereby part
+of the key of jit's cache: models that differ in their `Compute` are compiled separately.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """What the plain definition of a layer may be replaced by; the default is that definition.
+    """Which faster forms may replace the plain definition of a layer; by default none.
 
     Attributes:
         dtype: of maps and products, "float32" or "bfloat16"; parameters stay float32.
-        winograd: 3x3 convolutions of float32 maps through `ops.winograd` where that pays.
-        bands: 1x1 convolutions of normalised branches a few rows at a time: fewer whole maps
-            are held, unless gradients keep them again.
-        chunks: boxes pooled from the maps a cache's worth at a time.
-        matmul_dtype: what the float32 factors of matrix products are rounded to; sums stay
+        winograd: compute 3x3 convolutions of float32 maps with `ops.winograd` where it is faster.
+        bands: compute 1x1 convolutions of normalised branches a few rows at a time. Without
+            gradients this keeps fewer whole maps in memory.
+        chunks: pool boxes in chunks that fit a CPU's caches.
+        matmul_dtype: type to which the float32 factors of matrix products are rounded; sums stay
             float32.
     """
 
@@ -44,19 +44,19 @@ class Compute:
         bands: bool = False,
         matmul_dtype: str = "float32",
     ) -> Self:
-        """Chooses what a configuration asks for, as far as it pays on a platform.
+        """Chooses how a configured model computes on a platform.
 
         Args:
             dtype: `model.dtype`.
             platform: what the program is compiled for, as `jax.default_backend()` names it.
             winograd: `test.winograd` or `training.winograd`.
-            bands: whether nobody asks for gradients.
+            bands: whether the model runs without gradients.
             matmul_dtype: `test.matmul_dtype`.
 
         Returns:
-            A Compute, without Winograd's, bands and chunks where the platform is not "cpu".
+            A Compute; winograd, bands and chunks are off unless the platform is "cpu".
         """
-        # Other devices bring libraries that choose for themselves, and have no use for small
+        # The libraries of other devices choose algorithms themselves and gain nothing from small
         # pieces.
         is_cpu = platform == "cpu"
         return cls(

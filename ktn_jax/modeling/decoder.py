@@ -70,7 +70,7 @@ class MultiInstanceDecoder(nn.Module):
         return BranchProjection(self.out_features, compute=self.compute, name="predictor")(branches)
 
     def _adapt(self, level: str, finer: Array, x: Array, valid_hw: Array | None) -> Array:
-        """Brings the adapted `level` below x to its resolution, for the bottom-up path."""
+        """Folds the finer map of `level` to the resolution of x, for the bottom-up path."""
         expected = (2 * x.shape[1], 2 * x.shape[2])
         if finer.shape[1:3] != expected:
             raise ValueError(

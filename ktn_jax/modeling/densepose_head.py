@@ -81,7 +81,7 @@ class NonLocal(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Adds to each cell of x [N, P, P, C] what it attends to."""
+        """Adds to each cell of x [N, P, P, C] a weighted mean of projected cells."""
         batch, height, width, channels = x.shape
         inner = max(channels // 2, 1)
 
@@ -119,7 +119,7 @@ class DeepLabHead(nn.Module):
 
 
 class ScaleConvs(nn.Module):
-    """One shared 3x3 kernel at three dilations beside a 1x1: scale without more weights."""
+    """One 3x3 kernel shared by three dilations, beside a 1x1: several scales, no more weights."""
 
     compute: Compute = PLAIN
 

@@ -1,7 +1,7 @@
 """The detector: image -> people -> the surface point of each of their pixels.
 
-The one file of the models that knows the names in a configuration. It runs in two stages, so that
-the costly second one runs on the people found and not on every row of a padded list:
+The only module of the models that reads a configuration. The model runs in two stages, so that the
+costly second one runs on the people found and not on every row of a padded list:
 
 1. `detect`: backbone, pyramid, proposals and boxes;
 2. `decode` and `dense`: the decoder's map, people pooled from it, head and predictor.
@@ -44,7 +44,7 @@ class Features:
 
 
 class Detector(nn.Module):
-    """DensePose R-CNN and KTN: which one is the configuration's choice."""
+    """DensePose R-CNN or KTN, as the configuration says."""
 
     config: ConfigDict  # the `model` part, frozen
     compute: Compute
@@ -81,10 +81,10 @@ class Detector(nn.Module):
         )
 
     def __call__(self, images: Array, image_size_hw: Array) -> DensePoseOutputs:
-        """Runs every part that has parameters once; what `init` calls.
+        """Runs every submodule that has parameters once, for `init`.
 
-        Regions of zeros stand in for what would be selected and pooled, which has no parameters
-        and takes long to trace.
+        Zeros replace the selected boxes and pooled features: selecting and pooling have no
+        parameters and take long to trace.
         """
         pyramid = self.extract(self.normalise(images, image_size_hw), image_size_hw)
         self.rpn_head(pyramid.maps, pyramid.sizes)
@@ -107,8 +107,8 @@ class Detector(nn.Module):
     ) -> Features:
         """Computes the pyramid of normalised inputs [B, H, W, 3].
 
-        With `image_size_hw` [B, 2] the result is that of each image padded on its own, whatever
-        the size of the batch's padding; without it the whole inputs count.
+        With `image_size_hw` [B, 2] an image's features do not depend on how far the batch pads it;
+        without it, padding counts as image.
         """
         valid_hw = image_size_hw
         if valid_hw is not None:
@@ -163,7 +163,7 @@ class Detector(nn.Module):
         Args:
             pyramid: from `extract`.
             boxes: [N, 4] of images `batch_index`; or without it [B, R, 4], R of every image, so
-                that the devices that share a batch need not see each other's maps.
+                that devices that share a batch need not exchange maps.
             batch_index: int [N].
         """
         box = self.config.box_head
@@ -274,7 +274,7 @@ class Detector(nn.Module):
         return self.predict_charts(features, surface_kernel)
 
     def _roi_levels(self, pyramid: Features) -> Features:
-        """The levels that people are pooled from: FPN's p6 only makes proposals."""
+        """The levels that people are pooled from: FPN's p6 only serves proposals."""
         names = [name for name in pyramid.maps if name != "p6"]
         return Features(
             {name: pyramid.maps[name] for name in names},

@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
 
 
 class Fuse(nn.Module):
-    """Exchanges what the branches know: each becomes the sum of all, brought to its resolution."""
+    """Fuses the branches: each becomes the sum of all, resampled to its resolution."""
 
     norm: str = "BN"
     compute: Compute = PLAIN
@@ -85,7 +85,7 @@ class Fuse(nn.Module):
         features: int,
         train: bool,
     ) -> Array:
-        """Strides x down from branch `source` to `target`, by two a step."""
+        """Downsamples x from branch `source` to `target`, by two at each step."""
         steps = target - source
         for step in range(steps):
             is_last = step == steps - 1
@@ -166,7 +166,7 @@ class HRNet(nn.Module):
         channels: Sequence[int],
         train: bool,
     ) -> tuple[list[Array], list[Array | None]]:
-        """Opens the new branch of the next stage and fits the channels of the others."""
+        """Adds the new branch of the next stage and adapts the channels of the others."""
         new_branches, new_sizes = [], []
         for index, features in enumerate(channels):
             is_new = index >= len(branches)

@@ -21,8 +21,10 @@ NUM_SOURCE_NODES = {
 class KnowledgeTransfer(nn.Module):
     """Casts classifiers learnt on plentiful 2-D labels as surface classifiers.
 
-    KTN, section 3.3: messages from each source's classifiers along the body graph, concatenated,
-    through a two-layer perceptron. The graph's edges train; they start from the graph given.
+    Wang et al., "KTN: Knowledge Transfer Network for Multi-person DensePose Estimation" (ACM MM
+    2020), section 3.3: messages from each source's classifiers along the body graph are
+    concatenated and go through a two-layer perceptron. The graph's edges train; they start from the
+    graph given.
     """
 
     out_features: int  # input channels x kernel area of the surface classifier

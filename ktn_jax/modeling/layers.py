@@ -1,9 +1,9 @@
 """Convolutions and norms with PyTorch's geometry, on maps that may be padded.
 
 Images of a batch are padded to a shared static size. A zero-padded convolution of the reference
-sees zeros right outside its own map; here features may stand there. So each layer that looks
-beyond one cell takes `valid_hw` [B, 2], the rows and columns that count, and reads zeros outside
-them: padding then changes nothing. `None` says that the whole map counts.
+reads zeros right outside its own map, where here a feature may be. So each layer that reads more
+than one cell takes `valid_hw` [B, 2], the rows and columns that count, and reads zeros outside
+them: padding then changes nothing. `None` means that the whole map counts.
 """
 
 from collections.abc import Callable
@@ -115,7 +115,7 @@ def convolve(
         stride: of both axes.
         dilation: of both axes.
         padding: zeros on each side; None for dilation * (k - 1) / 2.
-        compute: how; its dtype is that of the result.
+        compute: how to compute; its dtype is that of the result.
 
     Returns:
         [B, H', W', C_out] with H' = floor((H + 2 padding - dilation (k - 1) - 1) / stride) + 1.
@@ -232,7 +232,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def affine(self, x: Array, valid_hw: Array | None = None) -> tuple[Array, Array]:
-        """What normalises x [B, H, W, C]: a factor and a shift [B, 1, 1, C], float32.
+        """Computes the factor and the shift [B, 1, 1, C], float32, that normalise x [B, H, W, C].
 
         Raises:
             ValueError: C is no multiple of num_groups.

@@ -82,10 +82,10 @@ def select_proposals(
         deltas: per level [B, H, W, A * 4].
         anchors: per level [H * W * A, 4].
         sizes: per level [B, 2], the cells that count, or None for all; others give no proposal.
-        image_size_hw: [B, 2], to which boxes are clipped; boxes empty after it are dropped.
+        image_size_hw: [B, 2], to which boxes are clipped; boxes that are then empty are dropped.
         pre_nms_top_k: kept of each level before NMS.
         post_nms_top_k: kept of all levels together after NMS.
-        nms_threshold: IoU above which the lower-scored of two boxes of a level goes.
+        nms_threshold: IoU above which the lower-scored of two boxes of a level is dropped.
         delta_weights: of the box coding.
 
     Returns:

@@ -249,8 +249,8 @@ def read_points(
     """Reads maps of estimated boxes bilinearly at points annotated in ground-truth boxes.
 
     Cell (i, j) of a map is read at grid coordinate (j, i): coordinates carry no half-pixel shift,
-    and an annotation grid has 256 units a side. Both are the reference's, and trained weights hold
-    them.
+    and an annotation grid has 256 units a side. Both follow the reference, and trained weights
+    depend on them.
 
     Args:
         maps: [R, H, W, C], one per box.
@@ -262,7 +262,7 @@ def read_points(
 
     Returns:
         values: [R, P], or [R, P, C] without `channel`; 0 where not valid, with a zero gradient.
-        is_valid: bool [R, P], whether the point lies in the estimated box (half-open). It says
+        is_valid: bool [R, P], whether the point is in the estimated box (half-open). It says
             nothing about whether the point itself is padding.
 
     Raises:
@@ -317,10 +317,10 @@ def _neighbours(position: Array, size: int) -> list[tuple[Array, Array]]:
 
 
 def _chart_positions(size_in: int, size_out: int, range_src: Array, range_dst: Array) -> Array:
-    """Where the cells of a destination grid lie [R, size_out] on a grid over the source box.
+    """Positions [R, size_out] of a destination grid's cells on a grid over the source box.
 
-    Grid cell i of size_out stands at i / size_out of the destination box, not at its half; the
-    source's first and last cells stand on the borders of its box. Both are the reference's.
+    Grid cell i of size_out is at i / size_out of the destination box, without half a cell; the
+    source's first and last cells are on the borders of its box. Both are the reference's.
     """
     start_src, extent_src = range_src[:, :1], range_src[:, 1:] - range_src[:, :1]
     extent_src = jnp.where(extent_src > 0, extent_src, 1)

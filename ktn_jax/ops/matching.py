@@ -14,7 +14,7 @@ def match(
     labels: Sequence[int],
     allow_low_quality_matches: bool,
 ) -> tuple[Array, Array]:
-    """Gives every candidate its best ground truth and a label by how well they overlap.
+    """Assigns every candidate its best ground truth and a label that depends on their IoU.
 
     Args:
         iou: [G, N] of ground truth with candidates, by `boxes.pairwise_iou`: it gives the same bits

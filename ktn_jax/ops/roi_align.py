@@ -1,8 +1,8 @@
 """ROIAlign over one map or a pyramid, and the pyramid level of a box.
 
 A bin averages sampling_ratio^2 bilinear reads. All corners of all reads of a bin are fetched by one
-gather and reduced by one weighted sum; boxes go through in chunks if the caller asks for it, which
-pays where memory traffic, not launches, is what costs (CPU). The backward pass adds into one
+gather and reduced by one weighted sum; boxes are pooled in chunks if the caller asks for it, which
+pays where memory traffic costs more than launches (CPU). The backward pass adds into one
 accumulator, in place.
 """
 
@@ -30,7 +30,7 @@ def assign_levels(
     canonical_size: float = 224.0,
     canonical_level: int = 4,
 ) -> Array:
-    """Chooses the pyramid level that each box is pooled from (FPN, equation 1).
+    """Chooses the pyramid level that each box is pooled from (Lin et al., CVPR 2017, equation 1).
 
     Args:
         boxes: [..., 4] xyxy in pixels of the network input.
@@ -76,7 +76,7 @@ def multilevel_roi_align(
         batch_index: int [R], the image of each box.
         output_size: P, bins per side.
         sampling_ratio: Reads per bin and axis, at least 1.
-        aligned: Whether cell centres lie at half-integers (ROIAlignV2). The original without the
+        aligned: Whether cell centres are at half-integers (ROIAlignV2). The original without the
             half-pixel shift also widens boxes to at least one cell.
         valid_hw: Per level int [B, 2], rows and columns of each map that hold the image; None for
             all. Reads clamp to this part, so padding a map changes nothing.
@@ -244,7 +244,7 @@ def _pool(settings: _Settings, table: Array, windows: _Windows) -> Array:
             chunk = _pool_chunk(table, chunk, settings)
             return lax.dynamic_update_slice_in_dim(pooled, chunk, index * chunk_size, axis=0)
 
-        # All of it is overwritten. A constant would be made, and kept, before there are boxes.
+        # Every element is overwritten. XLA would allocate a constant before there are boxes.
         start = windows["boxes"][0, 0].astype(table.dtype)
         num_chunks = -(-number // chunk_size)
         shape = (num_chunks * chunk_size, output_size**2, channels)

@@ -73,8 +73,8 @@ def _convolve(dilation: int, x: Array, kernel: Array) -> Array:
     batch, height, width, _ = x.shape
     bands = _cut(x.shape, dilation)
     first = x[0, 0, 0, 0]
-    # Always 1, but not known before the map is there: transformed kernels, four times the size of
-    # plain ones, would be made at the start and wait in memory together.
+    # Always 1, but unknown to XLA before the map is computed: it would otherwise transform all
+    # kernels, to four times their size, at the start and keep them in memory together.
     one = jnp.where(first > jnp.inf, 0.0, 1.0)
     weights = jnp.matmul(
         jnp.asarray(_TRANSFORM) * one, kernel.reshape(9, -1), precision=lax.Precision.HIGHEST
@@ -95,7 +95,7 @@ def _convolve(dilation: int, x: Array, kernel: Array) -> Array:
             out, convolve_band(index), index * bands.height, axis=1
         )
 
-    # All of it is overwritten. A constant would be made, and kept, before it is needed.
+    # Every element is overwritten. XLA would allocate a constant early and keep it in memory.
     shape = (batch, bands.number * bands.height, bands.columns * bands.span, kernel.shape[-1])
     out: Array = lax.fori_loop(0, bands.number, write_band, jnp.full(shape, first))
     return out[:, :height, :width]
@@ -142,9 +142,9 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 @dataclasses.dataclass(frozen=True)
 class _Bands:
-    """How a map is cut: into bands of rows of tiles, which go through one after the other.
+    """How a map is cut into bands of rows of tiles, which are computed one after the other.
 
-    A dilated convolution is `dilation`^2 plain ones, each of a phase: the cells that lie `dilation`
+    A dilated convolution is `dilation`^2 plain ones, each of a phase: the cells that are `dilation`
     apart. Tiles of neighbouring phases interleave and share a span of cells along an axis.
     """
 
@@ -155,16 +155,16 @@ class _Bands:
 
     @property
     def span(self) -> int:
-        """Cells."""
+        """Cells along an axis that interleaved tiles share."""
         return _TILE * self.dilation
 
     @property
     def height(self) -> int:
-        """Cells of a band."""
+        """Height of a band in cells."""
         return self.rows * self.span
 
     def take(self, x: Array, index: Array | int, halo: int) -> Array:
-        """A band of x [B, H, W, C] with zeros around the map, its phases apart.
+        """Reads a band of x [B, H, W, C], zero padded at the map's borders, split into phases.
 
         Cut from the map as it is: a padded copy of all of it would double the memory. With a halo
         of 0 or `dilation` cells: [B * d * d, 4 rows, 4 columns, C], or 2 more along either axis.
@@ -190,7 +190,7 @@ class _Bands:
         return x
 
     def join(self, x: Array) -> Array:
-        """Puts the phases [B * d * d, 4 rows, 4 columns, C] of a band back: [B, height, ..., C]."""
+        """Interleaves a band's phases [B * d * d, 4 rows, 4 columns, C] to [B, height, ..., C]."""
         _, height, width, channels = x.shape
         x = x.reshape(-1, self.dilation, self.dilation, height, width, channels)
         return x.transpose(0, 3, 1, 4, 2, 5).reshape(x.shape[0], self.height, -1, channels)
@@ -215,7 +215,7 @@ def is_worth_while(x_shape: tuple[int, ...], features: int, dilation: int) -> bo
 
 
 def _rows_at_once(rows: int, tiles_in_row: int) -> int:
-    """How many rows of tiles go through together: the fewest surplus ones, then the most."""
+    """How many rows of tiles a band has: the number with the fewest surplus rows, then the most."""
     most = min(max(_TILES_AT_ONCE // tiles_in_row, 1), rows)
     least = max(most // 2, 1)
     return min(range(least, most + 1), key=lambda band: (math.ceil(rows / band) * band, -band))
@@ -249,7 +249,7 @@ def _tiles_of_outputs(x: Array, bands: _Bands) -> Array:
 
 
 def _every_fourth(x: Array, axis: int, first: int, number: int) -> Array:
-    """What lies at one place of each of `number` tiles along an axis."""
+    """The cells at one position of each of `number` tiles along an axis."""
     return lax.slice_in_dim(x, first, first + (number - 1) * _TILE + 1, _TILE, axis=axis)
 
 

@@ -1,4 +1,4 @@
-"""Writes files so that a reader, or a crash, never meets half of one."""
+"""Writes files atomically: no reader finds, and no crash leaves, half a file."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Gives a temporary path beside `path` to write to, and moves it to `path` if all went well.
+    """Yields a temporary path to write to, and moves it to `path` if the block succeeds.
 
     Args:
         path: The file to write. An older one is replaced in one step; its folder must exist.
@@ -18,8 +18,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         The temporary path: same folder, `path`'s suffix.
 
     Raises:
-        FileNotFoundError: the folder does not exist. Errors inside the block come through
-            unchanged, the temporary file removed and an older file left as it was.
+        FileNotFoundError: the folder does not exist. Errors inside the block propagate; the
+            temporary file is then removed and an older file left as it was.
     """
     path = pathlib.Path(path)
     if not path.parent.is_dir():

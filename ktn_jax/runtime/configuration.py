@@ -57,10 +57,10 @@ def load_config(name: str, changes: Sequence[str] = ()) -> ConfigDict:
     Args:
         name: a configuration that comes with the package and a variant, `ktn:r50`, or a Python
             file, `own.py:VARIANT`; the variant may be left out. A file is taken as written;
-            `configs/ktn.py` means the package's where there is no such file.
-        changes: `key=value` with a dotted key, such as `model.box_head.max_detections=20`; the
-            last one of a key holds. Values are Python literals, or else text. Where a tuple is
-            wanted, one value or several with commas between them will do.
+            `configs/ktn.py` means the package's file where there is no such file.
+        changes: `key=value` with a dotted key, such as `model.box_head.max_detections=20`; the last
+            value of a key wins. Values are Python literals, or else text. A tuple may be given as
+            one value or as several separated by commas.
 
     Returns:
         The configuration, its keys locked.
@@ -100,7 +100,7 @@ def check_config(config: ConfigDict) -> None:
         config: made by any means; `load_config` checks what it loads.
 
     Raises:
-        ConfigurationError: keys that nobody reads, or that are missing (all are listed), or a
+        ConfigurationError: keys that are unknown or missing (all are listed), or a
             value of another type than in `configs/base.py` or out of its range.
     """
     _check_keys(config)
@@ -139,11 +139,11 @@ def write_config(config: ConfigDict, *, only_changes: bool = False) -> str:
 
     Args:
         config: a whole configuration.
-        only_changes: leave out what is as in `configs/base.py`.
+        only_changes: leave out values that are those of `configs/base.py`.
 
     Returns:
-        The text of the file. Values that differ from those of `configs/base.py` say these in a
-        comment.
+        The text of the file. A value that differs from that of `configs/base.py` has the latter in
+        a comment.
     """
     standard = dict(leaves(base.get_config()))
     lines = []

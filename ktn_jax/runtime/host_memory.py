@@ -1,10 +1,10 @@
 """How glibc's malloc holds large blocks; without glibc these functions do nothing.
 
-XLA allocates a program's intermediate maps anew in every call, in blocks of up to gigabytes. Kept
-in malloc's heap, they come to lie between small ones that stay, and the heap grows to several times
-what a call needs. Given back to the system, they return as pages of 4 KiB that it clears one by
-one: on a CPU a quarter of the time of inference. So the large ones are given back and come as huge
-pages, and the others are kept.
+XLA allocates a program's intermediate maps in every call, in blocks of up to gigabytes. If malloc
+keeps them in its heap, small long-lived blocks fragment it, and the heap grows to several times
+what a call needs. If it returns them to the system, every call gets them back as pages of 4 KiB
+that the kernel clears one by one: on a CPU a quarter of the time of inference. So large blocks are
+returned and come back as huge pages, and the others are kept.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 
-# M_MMAP_THRESHOLD (the largest that it takes), M_TRIM_THRESHOLD and M_ARENA_MAX of malloc.h. With
+# M_MMAP_THRESHOLD (its largest value), M_TRIM_THRESHOLD and M_ARENA_MAX of malloc.h. With
 # a single arena threads wait for each other: once a long compilation has filled it, small steps
 # take nearly twice the time.
 _PARAMETERS = ((-3, 2**25), (-1, 2**30), (-8, 2 * (os.cpu_count() or 1)))
@@ -23,9 +23,9 @@ _HUGE_PAGES_SINCE = (2, 35)  # of glibc
 
 
 def restart_with_huge_pages() -> None:
-    """Starts this process's program anew, where that lets it use huge pages; does not return then.
+    """Restarts this process with huge pages where glibc supports them; does not return then.
 
-    Nothing may have been done yet that starting anew would repeat.
+    Call it first: whatever the process did before is done again.
     """
     tunables = os.environ.get(_TUNABLES, "")
     library, version = platform.libc_ver()
@@ -39,7 +39,7 @@ def restart_with_huge_pages() -> None:
 
 
 def divide_by_size() -> None:
-    """Gives blocks of 32 MiB and more pages of their own, and keeps the memory of smaller ones."""
+    """Makes malloc map blocks of 32 MiB and more separately, and keep smaller ones."""
     library = _library()
     if library is not None:
         for parameter, value in _PARAMETERS:
@@ -47,7 +47,7 @@ def divide_by_size() -> None:
 
 
 def return_freed() -> None:
-    """Gives what is free now back to the system, after something large that will not come again."""
+    """Returns free memory to the system; for after a large allocation that will not be repeated."""
     library = _library()
     if library is not None:
         library.malloc_trim(0)

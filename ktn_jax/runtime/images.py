@@ -1,4 +1,4 @@
-"""Finds, reads and resizes images: what comes before the network, on the host.
+"""Finds, reads and resizes images on the host, before the network.
 
 In memory an image is RGB uint8 [H, W, 3].
 """
@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 _DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
-# In these formats Pillow's 32-bit mode "I" holds 16-bit samples. Elsewhere its white is unknown.
+# In these formats Pillow's 32-bit mode "I" holds 16-bit samples; in others white is unknown.
 _FORMATS_OF_16_BIT_I = ("PNG", "PPM")
 _ON_THEIR_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 

@@ -48,7 +48,7 @@ def load_arrays(source: str | os.PathLike[str] | BinaryIO) -> Any:
     are read.
 
     Args:
-        source: Path, or an open binary file, which is read from where it stands.
+        source: Path, or an open binary file, which is read from its current position.
 
     Returns:
         The pickled value: nested dicts, lists, tuples, sets, text, bytes, numbers, None and arrays.

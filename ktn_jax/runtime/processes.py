@@ -20,5 +20,5 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process does what is done once."""
+        """Whether this process does the work that is done only once."""
         return self.index == 0

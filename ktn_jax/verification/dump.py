@@ -77,8 +77,8 @@ class Dump:
         state = {key[6:]: self[key] for key in self.keys if key.startswith("state/")}
         self.variables = weights.fit(self.config, torch_names.to_flax(state), str(self.path))
         noise = self._read_noise()
-        # How far the original is from itself: largest differences of arrays by key, and relative
-        # L2 differences of gradients by parameter.
+        # Differences between two runs of the original: largest differences of arrays by key, and
+        # relative L2 differences of gradients by parameter.
         self.noise: Mapping[str, float] = noise.get("max_abs", {})
         self.gradient_noise: Mapping[str, float] = noise.get("grad_relative_l2", {})
 
@@ -89,7 +89,7 @@ class Dump:
         return self._file[key]
 
     def under(self, prefix: str) -> list[str]:
-        """Names that follow `prefix` + "/", without what comes after the next slash, in order."""
+        """Names that follow `prefix` + "/", up to the next slash, in order."""
         start = len(prefix) + 1
         names = [
             key[start:].split("/")[0] for key in self._file.files if key.startswith(prefix + "/")

@@ -1,4 +1,4 @@
-"""Inference, people: results in the photo, from stored maps and from the photo on."""
+"""Compares people in the photo: from stored maps, and end to end from the photo."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Inference, stage by stage: each is fed the stored input of that stage."""
+"""Compares inference stage by stage: each reads the stored input of that stage."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -212,7 +212,7 @@ def _predictor(dump: Dump, run: Runner) -> Iterator[Row]:
 
 
 def _auxiliary(dump: Dump, run: Runner, low: np.ndarray) -> Row:
-    """The classifier that nothing reads, brought up as the others are."""
+    """The auxiliary classifier's map, which nothing else reads, upsampled as the others are."""
     key = "infer/densepose/hr/aux_index_uv"
     expected = dump[key]
     size = expected.shape[2:]

@@ -1,4 +1,4 @@
-"""Training: losses, gradients and statistics of one step, fed the stored samples.
+"""Compares a training step: losses, gradients and statistics, on the stored samples.
 
 What the original drew at random (anchors, ROIs) is read from the dump; what follows from it, and
 what precedes it, is computed from the stored images and annotations on.
@@ -46,7 +46,7 @@ ZERO_GRADIENT = 1e-5
 ZERO_LIMIT = 1e-4
 PROPOSAL_FRACTION = 0.05  # of the proposals may differ where an overlap is on the threshold
 
-# Their names of the losses.
+# The original's names of the losses.
 LOSSES = {
     "loss_rpn_cls": "rpn_objectness",
     "loss_rpn_loc": "rpn_deltas",
@@ -208,7 +208,7 @@ def _read_chosen(dump: Dump, images: Sequence[str]) -> People:
             gt_boxes[image] = dump[f"{prefix}/gt_boxes"]
     index = []
     for image in images:
-        # They hold the person's box and not the person's number.
+        # Dumps hold the matched person's box and not its index.
         people = dump[f"train/gt/{image}/boxes"]
         distance = np.abs(gt_boxes[image][:, None] - people[None]).max(-1)
         index.append(distance.argmin(-1) if len(people) else np.zeros(0, int))
@@ -272,7 +272,7 @@ def run_step(dump: Dump, batch: Batch, samples: Samples, compute: Compute | None
 
 
 def _matching(dump: Dump, batch: Batch, step: Step) -> Iterator[Row]:
-    """What precedes the sampling: labels of the anchors, and which ROIs go on."""
+    """Compares what precedes the sampling: labels of the anchors, and which ROIs are foreground."""
     thresholds = dump.config.model.rpn.iou_thresholds
     match = jax.jit(targets.match_anchors, static_argnums=3)
     for image in range(len(batch["image"])):
@@ -302,7 +302,7 @@ def _proposals(dump: Dump, image: int, step: Step) -> Row:
 
 
 def _chosen(dump: Dump, batch: Batch, step: Step) -> Iterator[Row]:
-    """Our choice of ROIs for the DensePose branch from the stored ROIs: it must be theirs."""
+    """Compares our choice of ROIs for the DensePose branch, from the stored ROIs, with theirs."""
     rois, loss = step.outputs.samples.rois, dump.config.loss
     teachers = targets.teachers(batch, densepose_people_only=True, from_masks=False)
     people = targets.choose_people(

@@ -26,7 +26,7 @@ from ktn_jax.body.graph.word_similarity import Name
 from ktn_jax.runtime import atomic_files
 
 SCALE = 0.3
-NUM_BOX_ROWS = 6  # rows of the box head: two classes, then four deltas; all speak of the person
+NUM_BOX_ROWS = 6  # rows of the box head: two classes, then four deltas; all describe the person
 
 SURFACE_WORDS = ("torso", "hand", "foot", "leg", "arm", "head")
 _SURFACE_SYNONYMS = {
@@ -47,7 +47,7 @@ _KEYPOINT_SYNONYMS = {
 }
 _PERSON_SYNONYMS = {"person": ("body", "human")}
 
-# Which coarse parts a keypoint lies on, its own side's where there are two.
+# Which coarse parts a keypoint is on; of its own side where there are two.
 _KEYPOINT_PARTS = {
     "nose": ("head",),
     "eye": ("head",),
@@ -183,7 +183,7 @@ def _similarities(
 
 
 def _keypoint_touches() -> np.ndarray:
-    """[17, 24] 1 where a keypoint lies on a patch."""
+    """[17, 24] 1 where a keypoint is on a patch."""
     touches = np.zeros((parts.NUM_KEYPOINTS, parts.NUM_PATCHES))
     for row, keypoint in enumerate(parts.KEYPOINT_NAMES):
         side, _, joint = keypoint.rpartition("_")
@@ -284,7 +284,7 @@ def _check_names(
 
 
 def draw_graph(path: str | os.PathLike[str], graph: BodyGraph) -> None:
-    """Draws the matrices as heat maps over one another, with the names of rows and columns.
+    """Draws the matrices as heatmaps, one below the other, with the names of rows and columns.
 
     Args:
         path: picture to write, of a format that Matplotlib knows by its suffix.

@@ -1,4 +1,4 @@
-"""Counts which words stand together in the relationships of Visual Genome."""
+"""Counts which words occur together in the relationships of Visual Genome."""
 
 import collections
 import json
@@ -10,7 +10,7 @@ from typing import Any, TextIO
 Synonyms = Mapping[str, tuple[str, ...]]  # words, each with others that stand for it
 
 _CHUNK = 1 << 20  # characters
-_BETWEEN = re.compile(r"[\s,]*")  # what stands between two items
+_BETWEEN = re.compile(r"[\s,]*")  # between two items
 
 
 def count_pairs(
@@ -95,7 +95,7 @@ def _word(node: Mapping[str, Any], index: int, path: str | os.PathLike) -> str:
 
 
 def _read_items(file: TextIO, path: str | os.PathLike) -> Iterator[Any]:
-    """The items of a JSON list, one after the other: the whole is larger than memory may be."""
+    """The items of a JSON list, one after the other: the whole list may not fit in memory."""
     decoder = json.JSONDecoder()
     text, position = file.read(_CHUNK), 0
     is_open = False
@@ -112,7 +112,7 @@ def _read_items(file: TextIO, path: str | os.PathLike) -> Iterator[Any]:
         try:
             item, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            # At least as much as there is: no entry is read over and over.
+            # Doubles what is buffered, so that a long entry is not parsed again and again.
             more = file.read(max(_CHUNK, len(text) - position))
             if not more:
                 raise ValueError(f"{path}: ends early, or is damaged: {error}") from error

@@ -1,1 +1,1 @@
-"""A body of our own, made from nothing: skeleton, skin, charts, shapes and poses."""
+"""The procedural body: skeleton, skin, charts, shapes and poses, computed without data."""

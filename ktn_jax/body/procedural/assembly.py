@@ -20,7 +20,7 @@ class PosedBody(NamedTuple):
     """A body in one pose.
 
     Attributes:
-        vertices: [V, 3] float64 metres, y up; the pelvis joint stands at the pose's translation.
+        vertices: [V, 3] float64 metres, y up; the pelvis joint is at the pose's translation.
         keypoints: [17, 3] float64 metres, COCO's order.
     """
 
@@ -203,7 +203,7 @@ def reflect_uv(patch: int, uv: np.ndarray) -> np.ndarray:
 
 
 def _uv_symmetry() -> symmetry.UVSymmetry:
-    """The tables of the rule: what walking over the mesh gives, without the walk."""
+    """The tables of `reflect_uv`; they equal those that the mesh's symmetry gives."""
     patch, u, v = symmetry.table_cells()
     uv = np.stack([u, v], axis=-1)
     for label in range(1, parts.NUM_PATCHES + 1):

@@ -43,7 +43,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """Joint angles and where the body stands.
+    """Joint angles, orientation and position of the body.
 
     Attributes:
         angles: [J, 3] radians about the joint's three axes, see `AXES`; the pelvis' row is unused.

@@ -76,7 +76,7 @@ def split_quads(
 ) -> np.ndarray:
     """Chooses the diagonal of every quad: the shorter, but never one that cuts off a rim's corner.
 
-    A triangle whose two outer edges both lie on one straight side of a chart would have no area
+    A triangle whose two outer edges are both on one straight side of a chart would have no area
     there; the diagonal through their common corner avoids it. The choice is left-right symmetric.
 
     Args:
