@@ -1,7 +1,7 @@
 """Runs a predictor over a dataset and streams what it finds to disk, image by image.
 
-Memory does not grow with the dataset. A run that was stopped goes on where it was, and several
-processes share the images; see `evaluation.results_writer` for the files.
+Memory does not grow with the dataset. A run that was stopped is resumed, and several processes
+share the images; see `results.shards` for the files.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ SHARD_FOLDER = "shards"
 RESULTS_FILE = "results.json"
 _SHOWN = 3  # files named in a message
 _DIGEST_LENGTH = 16
-# Of `test`, what changes speed and not results: a run goes on with other values.
+# Of `test`, what changes speed and not results: a run is resumed with other values.
 _FREE_KEYS = ("batch_size", "size_buckets")
 
 
@@ -48,7 +48,7 @@ def predict_dataset(
         truth: whose images; the people in them are not looked at.
         images_dir: the folder that their file names are relative to.
         output_dir: gets `shards/`, one file for each process, and `results.json`. A folder of the
-            same run that was stopped is gone on with.
+            same run that was stopped is resumed.
         run: what makes the results, see `describe_run`.
         processes: those that share the work; each calls this.
 
@@ -58,7 +58,7 @@ def predict_dataset(
     Raises:
         EvaluationError: image files are missing or of another size than annotated, or the folder
             holds another run.
-        ktn_jax.images.ImageError: an image file cannot be read.
+        ktn_jax.runtime.images.ImageError: an image file cannot be read.
     """
     processes = processes or Processes()
     shards, results_path = output_dir / SHARD_FOLDER, output_dir / RESULTS_FILE
@@ -149,7 +149,7 @@ def describe_run(
     augmented: bool = False,
     symmetry: UVSymmetry | None = None,
 ) -> dict[str, Any]:
-    """Describes what decides a run's results, so that another run is never gone on with.
+    """Describes what decides a run's results, so that no other run is resumed as this one.
 
     Args:
         config: a whole configuration; its name, and what of `model` and `test` changes results.

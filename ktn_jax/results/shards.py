@@ -1,7 +1,7 @@
 """Writes detections to disk while they are made, so that memory does not grow with the dataset.
 
-Every process appends to a file of its own, one line an image. A run that was stopped goes on where
-it was; the lines of all processes are merged to one results file in which every image stands once,
+Every process appends to a file of its own, one line an image. A run that was stopped is resumed;
+the lines of all processes are merged to one results file in which every image stands once,
 whatever the number of processes was.
 """
 

@@ -1,4 +1,4 @@
-"""Predicting a dataset: stopped, gone on with, shared between processes, and described."""
+"""Predicting a dataset: stopped, resumed, shared between processes, and described."""
 
 import dataclasses
 import json

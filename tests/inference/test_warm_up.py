@@ -30,6 +30,7 @@ def _stages(draw_variables, *changes):
     return Stages(config, draw_variables(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_calls_compile_nothing_after_the_warm_up(draw_variables, count_traces, batch_size):
     model = Predictor(_stages(draw_variables, f"test.batch_size={batch_size}"))
@@ -61,6 +62,7 @@ def test_only_the_numbers_asked_for_are_warmed_up(draw_variables, count_traces):
         assert (traced == []) == is_known
 
 
+@pytest.mark.slow
 def test_views_compile_nothing_after_the_warm_up(draw_variables, count_traces):
     model = AugmentedPredictor(_stages(draw_variables), None)
     model.warm_up([FULL], people=range(4))
