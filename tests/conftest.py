@@ -50,6 +50,12 @@ def real_dir() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def cases_dir() -> pathlib.Path:
+    """Small files with what once went wrong."""
+    return _folder_or_skip("cases")
+
+
+@pytest.fixture(scope="session")
 def golden(request):
     """Arrays recorded from PyTorch by name: the full file where present, else the cut beside us."""
     try:

@@ -8,7 +8,7 @@ points lie on a 256x256 grid over the person's box: x_image = box_x + x * box_wi
 import dataclasses
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,17 @@ import numpy as np
 from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.coco import checks, record_checks, rle
-from ktn_jax.data_pipelines.coco.checks import DatasetError, Report
+from ktn_jax.data_pipelines.coco.checks import AnnotationReport, DatasetError
+from ktn_jax.data_pipelines.coco.densepose_checks import (
+    DENSEPOSE_KEYS,
+    DENSEPOSE_POINT_KEYS,
+    has_densepose,
+)
+from ktn_jax.data_pipelines.coco.json_values import is_absent
+
+SKIP_ADVICE = (
+    "to leave bad records out: on_bad='skip', --on-bad skip or data.on_bad_annotation='skip'"
+)
 
 Segmentation = Sequence[Sequence[float]] | Mapping[str, Any] | None
 
@@ -108,17 +118,26 @@ class ImageSequence(Sequence[ImageRecord]):
             people=tuple(parse_person(raw, dense) for raw, dense in self._people[index]),
         )
 
+    def ids(self) -> list[int]:
+        """The images' ids."""
+        return [image["id"] for image in self._images]
+
+    def entries(self) -> Iterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
+        """Yields image entries and those of their people, see `clean_person`."""
+        for image, people in zip(self._images, self._people, strict=True):
+            yield image, [clean_person(raw, dense) for raw, dense in people]
+
     def facts(self) -> ImageFacts:
         """Reads what a loader must know beforehand, without decoding a mask."""
         sizes = [(image["height"], image["width"]) for image in self._images]
         trainable = [
-            [pair for pair in people if not pair[0].get("iscrowd", 0)] for people in self._people
+            [pair for pair in people if not pair[0].get("iscrowd")] for people in self._people
         ]
         points = [
             len(raw["dp_x"])
             for people in trainable
             for raw, dense in people
-            if dense and record_checks.has_densepose(raw)
+            if dense and has_densepose(raw)
         ]
         return ImageFacts(
             sizes_hw=np.asarray(sizes, np.int32).reshape(-1, 2),
@@ -133,7 +152,8 @@ class Dataset:
 
     images: ImageSequence
     skipped: SkipCounts
-    report: Report
+    skipped_images: frozenset[int]  # ids of the images left out, of those that have an id
+    report: AnnotationReport
 
 
 def parse_dataset(
@@ -168,10 +188,10 @@ def parse_dataset(
         file = str(source)
         raw, unreadable = checks.load_json(source)
         if unreadable is not None:
-            raise DatasetError(str(unreadable), Report(file, {}, (unreadable,)))
+            raise DatasetError(str(unreadable), AnnotationReport(file, {}, (unreadable,)))
     report = checks.check_dataset(raw, file, images_dir)
     if not report.is_readable or (on_bad == "raise" and not report.ok):
-        advice = "" if not report.is_readable else "\non_bad='skip' leaves bad records out"
+        advice = "" if not report.is_readable else f"\n{SKIP_ADVICE}"
         raise DatasetError(report.format(max_findings=20) + advice, report)
     skipped = SkipCounts(
         len(report.bad_images), len(report.bad_annotations), len(report.bad_densepose)
@@ -180,7 +200,10 @@ def parse_dataset(
     if skipped.total > max_skipped_fraction * records:
         text = f"{skipped.total} of {records} records are bad, above {max_skipped_fraction:.2%}"
         raise DatasetError(f"{text}\n{report.format(max_findings=20)}", report)
-    return Dataset(_group_by_image(raw, report), skipped, report)
+    bad = (raw["images"][position] for position in report.bad_images)
+    named = {image["id"] for image in bad if checks.has_id(image)}
+    images = _group_by_image(raw, report)
+    return Dataset(images, skipped, frozenset(named - set(images.ids())), report)
 
 
 def decode_part_mask(dp_masks: Sequence[Any]) -> np.ndarray:
@@ -205,6 +228,26 @@ def decode_part_mask(dp_masks: Sequence[Any]) -> np.ndarray:
     return labels
 
 
+def clean_person(raw: Mapping[str, Any], with_densepose: bool = True) -> dict[str, Any]:
+    """Brings one annotation that passed `record_checks` to one form.
+
+    Args:
+        raw: the annotation as JSON gave it.
+        with_densepose: False leaves `dp_*` out.
+
+    Returns:
+        Its fields, without those that are null or empty. `area` and `iscrowd` are always there: a
+        missing area is the box's. All of `dp_*` are there, or none.
+    """
+    _, _, width, height = raw["bbox"]
+    cleaned = {"iscrowd": 0, "area": float(width * height)}
+    cleaned |= {key: value for key, value in raw.items() if not is_absent(value)}
+    if not (with_densepose and has_densepose(raw)):
+        for key in DENSEPOSE_KEYS:
+            cleaned.pop(key, None)
+    return cleaned
+
+
 def parse_person(raw: Mapping[str, Any], with_densepose: bool = True) -> PersonRecord:
     """Turns one annotation that passed `record_checks` into a record.
 
@@ -215,6 +258,7 @@ def parse_person(raw: Mapping[str, Any], with_densepose: bool = True) -> PersonR
     Returns:
         The record. Missing keypoints are zeros and a missing area is the box's.
     """
+    raw = clean_person(raw, with_densepose)
     box = np.asarray(raw["bbox"], np.float64)
     keypoints = np.zeros((parts.NUM_KEYPOINTS, 3), np.float32)
     if "keypoints" in raw:
@@ -223,26 +267,26 @@ def parse_person(raw: Mapping[str, Any], with_densepose: bool = True) -> PersonR
         confident = np.where(visibility >= record_checks.MIN_KEYPOINT_CONFIDENCE, 2, 0)
         keypoints[:, 2] = np.where(visibility == np.round(visibility), visibility, confident)
     densepose = None
-    if with_densepose and record_checks.has_densepose(raw):
-        columns = (np.asarray(raw[key], np.float32) for key in record_checks.DENSEPOSE_POINT_KEYS)
+    if "dp_x" in raw:
+        columns = (np.asarray(raw[key], np.float32) for key in DENSEPOSE_POINT_KEYS)
         densepose = DensePoseRecord(*columns, decode_part_mask(raw["dp_masks"]))
     return PersonRecord(
         annotation_id=raw["id"],
         box_xywh=box,
-        is_crowd=bool(raw.get("iscrowd", 0)),
-        area=float(raw.get("area", box[2] * box[3])),
+        is_crowd=bool(raw["iscrowd"]),
+        area=float(raw["area"]),
         keypoints=keypoints,
         segmentation=raw.get("segmentation"),
         densepose=densepose,
     )
 
 
-def _group_by_image(raw: Mapping[str, Any], report: Report) -> "ImageSequence":
+def _group_by_image(raw: Mapping[str, Any], report: AnnotationReport) -> "ImageSequence":
     people: dict[int, list[tuple[Mapping[str, Any], bool]]] = {}
     for position, annotation in enumerate(raw["annotations"]):
         if position in report.bad_annotations:
             continue
-        if annotation["category_id"] in report.person_categories:
+        if checks.is_of_category(annotation, report.person_categories):
             person = (annotation, position not in report.bad_densepose)
             people.setdefault(annotation["image_id"], []).append(person)
     images = [

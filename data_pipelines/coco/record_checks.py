@@ -1,6 +1,8 @@
-"""What one record of a DensePose-COCO file must satisfy, and what is said when it does not."""
+"""What one record of a DensePose-COCO file must satisfy, and what is said when it does not.
 
-import dataclasses
+A field that need not be there may also be null or empty, which means the same.
+"""
+
 import math
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -9,129 +11,20 @@ from typing import Any
 import numpy as np
 
 from ktn_jax.body import parts
-from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.coco import rle
+from ktn_jax.data_pipelines.coco.densepose_checks import check_densepose, has_densepose
+from ktn_jax.data_pipelines.coco.findings import Collector
+from ktn_jax.data_pipelines.coco.json_values import is_absent, is_integer, is_number, to_numbers
 
-DENSEPOSE_POINT_KEYS = ("dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
 MAX_IMAGE_ID = 2**31 - 1  # image ids travel as int32
+MAX_ANNOTATION_ID = 2**63 - 1
+_MAX_SIDE = 1 << 16  # pixels; no format of ours holds larger pictures
 
 # UltraPose writes a confidence for the visibility; its own loader counts keypoints from here on.
 MIN_KEYPOINT_CONFIDENCE = 0.2
 
 # Boxes and keypoints come rounded, and keypoints as pixel indices: a pixel over is no mistake.
 _BORDER_TOLERANCE = 1.0
-
-KINDS: dict[str, str] = {
-    "file_missing": "the annotation file is not there",
-    "file_unreadable": "the annotation file is not UTF-8 text",
-    "not_json": "the annotation file is not JSON, or was cut short",
-    "wrong_top_level": "the file is not an object with images, annotations and categories",
-    "missing_section": "images, annotations or categories is missing or not a list",
-    "no_person_category": "no category is named person, and there is more than one",
-    "not_an_object": "a record is not an object",
-    "missing_key": "a record lacks a key it must have",
-    "wrong_type": "a value has another type than the format says",
-    "id_range": "an image id is negative or does not fit 32 bits",
-    "duplicate_image": "two images share an id",
-    "duplicate_annotation": "two annotations share an id",
-    "image_size": "an image's height or width is not positive",
-    "file_name": "an image's file name is empty, absolute or leaves its folder",
-    "image_missing": "the image file is not there",
-    "image_unreadable": "the image file is empty or not an image",
-    "image_truncated": "the image file ends before the image does",
-    "image_size_mismatch": "the image file has another size than its record",
-    "unknown_image": "an annotation names an image that is not in the file",
-    "unknown_category": "an annotation names a category that is not in the file",
-    "box_length": "a box is not four numbers",
-    "box_not_finite": "a box holds NaN or infinity",
-    "box_empty": "a box has no width or no height",
-    "box_outside": "a box reaches out of its image by more than a pixel",
-    "area": "an area is negative or not finite",
-    "crowd_flag": "iscrowd is neither 0 nor 1",
-    "keypoints_length": "keypoints are not 51 numbers",
-    "keypoints_not_finite": "keypoints hold NaN or infinity",
-    "keypoint_visibility": "a keypoint's visibility is outside 0..2",
-    "keypoint_confidence": "a visibility is a fraction, read as labelled from 0.2 on",
-    "keypoint_outside": "a labelled keypoint lies outside its image",
-    "keypoint_count": "num_keypoints differs from the number of labelled keypoints",
-    "polygon_length": "a polygon is not three or more x, y pairs",
-    "polygon_not_finite": "a polygon holds NaN or infinity",
-    "segmentation_rle": "a run-length segmentation has the wrong size or cannot be decoded",
-    "densepose_incomplete": "some dp_ keys are there and others are not",
-    "densepose_type": "a dp_ value is not a list of numbers",
-    "densepose_lengths": "dp_x, dp_y, dp_I, dp_U and dp_V differ in length",
-    "point_not_finite": "dp_x or dp_y holds NaN or infinity",
-    "point_range": "dp_x or dp_y is outside 0..256",
-    "patch_not_integer": "dp_I holds a value that is not a whole number",
-    "patch_range": "dp_I is outside 0..24",
-    "uv_not_finite": "dp_U or dp_V holds NaN or infinity",
-    "uv_range": "dp_U or dp_V is outside 0..1",
-    "masks_type": "dp_masks is not a list of run-length masks and empty entries",
-    "masks_count": "dp_masks has more entries than there are body parts",
-    "mask_size": "an entry of dp_masks is not 256x256",
-    "mask_undecodable": "an entry of dp_masks cannot be decoded",
-}
-"""Every kind of finding with what it means."""
-
-WARNINGS = frozenset({"keypoint_confidence", "keypoint_outside", "keypoint_count"})
-"""Kinds that are reported but leave the record usable; every other kind is an error."""
-
-DENSEPOSE_KINDS = frozenset(list(KINDS)[list(KINDS).index("densepose_incomplete") :])
-"""Kinds that spoil a person's DensePose but not the person."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One thing wrong: which file, which record in it, which field, and what."""
-
-    kind: str  # a key of KINDS
-    file: str
-    record: str  # "image 785", "annotation 12", "annotations[3]" where the id itself is bad
-    field: str
-    message: str
-
-    @property
-    def is_error(self) -> bool:
-        """Whether the record cannot be used as it is."""
-        return self.kind not in WARNINGS
-
-    def __str__(self) -> str:
-        level = "error" if self.is_error else "warning"
-        return f"{self.file}: {self.record}: {self.field}: {level} [{self.kind}] {self.message}"
-
-
-@dataclasses.dataclass
-class Collector:
-    """Gathers the findings on one record."""
-
-    file: str
-    record: str
-    findings: list[Finding] = dataclasses.field(default_factory=list)
-
-    def add(self, kind: str, field: str, message: str) -> None:
-        """Notes one finding; KeyError on a kind that KINDS does not explain."""
-        KINDS[kind]
-        self.findings.append(Finding(kind, self.file, self.record, field, message))
-
-
-def is_integer(value: Any) -> bool:
-    """Whether a JSON value is an integer; true and false are not."""
-    return type(value) is int
-
-
-def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number; true and false are not."""
-    return type(value) in (int, float)
-
-
-def to_numbers(value: Any) -> np.ndarray | None:
-    """Reads a JSON list of numbers as [N] float64; None where it is anything else."""
-    if not isinstance(value, list | tuple) or not set(map(type, value)) <= {int, float}:
-        return None
-    try:
-        return np.asarray(value, np.float64)
-    except OverflowError:  # an integer beyond the range of float64
-        return None
 
 
 def record_name(section: str, position: int, raw: Any) -> str:
@@ -145,64 +38,101 @@ def check_image(raw: Any, found: Collector) -> None:
     """Checks one entry of `images`."""
     if not _has_keys(raw, ("id", "file_name", "height", "width"), found):
         return
-    if not is_integer(raw["id"]):
-        found.add("wrong_type", "id", f"must be an integer, got {raw['id']!r}")
-    elif not 0 <= raw["id"] <= MAX_IMAGE_ID:
-        found.add("id_range", "id", f"must be in 0..{MAX_IMAGE_ID}, got {raw['id']}")
+    _check_id(raw["id"], (0, MAX_IMAGE_ID), found)
     for side in ("height", "width"):
         if not is_integer(raw[side]):
-            found.add("wrong_type", side, f"must be an integer, got {raw[side]!r}")
-        elif raw[side] <= 0:
-            found.add("image_size", side, f"must be positive, got {raw[side]}")
-    name = raw["file_name"]
+            found.add("wrong_type", side, f"must be an integer, got {raw[side]!r:.80}")
+        elif not 0 < raw[side] <= _MAX_SIDE:
+            found.add("image_size", side, f"must be in 1..{_MAX_SIDE}, got {raw[side]!r:.80}")
+    _check_file_name(raw["file_name"], found)
+    if not found.findings:
+        _check_ignore_regions(raw, found)
+
+
+def _check_id(value: Any, limits: tuple[int, int], found: Collector) -> None:
+    if not is_integer(value):
+        found.add("wrong_type", "id", f"must be an integer, got {value!r:.80}")
+    elif not limits[0] <= value <= limits[1]:
+        found.add("id_range", "id", f"must be in {limits[0]}..{limits[1]}, got {value!r:.80}")
+
+
+def _check_file_name(name: Any, found: Collector) -> None:
     if not isinstance(name, str):
-        found.add("wrong_type", "file_name", f"must be a string, got {name!r}")
+        found.add("wrong_type", "file_name", f"must be a string, got {name!r:.80}")
         return
     path = pathlib.PurePosixPath(name)
     if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
-        found.add("file_name", "file_name", f"must stay inside the image folder, got {name!r}")
+        found.add("file_name", "file_name", f"must stay inside the image folder, got {name!r:.300}")
+
+
+def _check_ignore_regions(raw: Mapping[str, Any], found: Collector) -> None:
+    """Polygons as two lists of lists, of the x and of the y."""
+    fields = ("ignore_regions_x", "ignore_regions_y")
+    if all(is_absent(raw.get(field)) for field in fields):
+        return
+    for field in fields:
+        if not isinstance(raw.get(field), list):
+            found.add("ignore_regions", field, "must be a list with a list for each polygon")
+            return
+    regions_x, regions_y = (raw[field] for field in fields)
+    if len(regions_x) != len(regions_y):
+        text = f"{len(regions_x)} polygons have x and {len(regions_y)} have y"
+        found.add("ignore_regions", fields[0], text)
+        return
+    for index, columns in enumerate(zip(regions_x, regions_y, strict=True)):
+        field = f"{fields[0]}[{index}]"
+        x, y = map(to_numbers, columns)
+        if x is None or y is None or len(x) != len(y) or len(x) < 3:
+            found.add("ignore_regions", field, "must be three or more x, and as many y")
+        elif not _is_near(np.stack([x, y], axis=1), (raw["height"], raw["width"])):
+            found.add("ignore_regions", field, "must lie in the image")
 
 
 def check_annotation(
-    raw: Any, image_sizes_hw: Mapping[int, tuple[int, int]], categories: set, found: Collector
+    raw: Any,
+    image_sizes_hw: Mapping[int, tuple[int, int]],
+    categories: set[int],
+    found: Collector,
+    has_sound_masks: bool = False,
 ) -> None:
-    """Checks one entry of `annotations`.
+    """Checks one entry of `annotations`: one of a person, or one that does not say what it is of.
 
     Args:
         raw: the entry as JSON gave it.
         image_sizes_hw: (height, width) by image id, (0, 0) for an image whose own record is bad.
         categories: the ids in `categories`.
         found: takes the findings.
+        has_sound_masks: see `densepose_checks.find_sound_masks`.
     """
     if not _has_keys(raw, ("id", "image_id", "category_id", "bbox"), found):
         return
-    for key in ("id", "image_id", "category_id"):
+    _check_id(raw["id"], (-MAX_ANNOTATION_ID, MAX_ANNOTATION_ID), found)
+    for key in ("image_id", "category_id"):
         if not is_integer(raw[key]):
-            found.add("wrong_type", key, f"must be an integer, got {raw[key]!r}")
+            found.add("wrong_type", key, f"must be an integer, got {raw[key]!r:.80}")
     if is_integer(raw["category_id"]) and raw["category_id"] not in categories:
-        found.add("unknown_category", "category_id", f"no category has id {raw['category_id']}")
+        text = f"no category has id {raw['category_id']!r:.80}"
+        found.add("unknown_category", "category_id", text)
     size_hw = (0, 0)
     if is_integer(raw["image_id"]):
         if raw["image_id"] not in image_sizes_hw:
-            found.add("unknown_image", "image_id", f"no image has id {raw['image_id']}")
+            found.add("unknown_image", "image_id", f"no image has id {raw['image_id']!r:.80}")
         size_hw = image_sizes_hw.get(raw["image_id"], size_hw)
     _check_box(raw["bbox"], size_hw, found)
-    area = raw.get("area", 0.0)
-    if not is_number(area) or not math.isfinite(area) or area < 0:
-        found.add("area", "area", f"must be a number >= 0, got {area!r}")
-    if raw.get("iscrowd", 0) not in (0, 1):
-        found.add("crowd_flag", "iscrowd", f"must be 0 or 1, got {raw['iscrowd']!r}")
-    if "keypoints" in raw:
+    area = raw.get("area")
+    if not is_absent(area) and not (is_number(area) and 0 <= area < math.inf):
+        found.add("area", "area", f"must be a number >= 0, got {area!r:.80}")
+    crowd = raw.get("iscrowd")
+    if isinstance(crowd, str):
+        found.add("crowd_flag", "iscrowd", f"must be the number 0 or 1, got the text {crowd!r:.80}")
+    elif not is_absent(crowd) and crowd not in (0, 1):
+        found.add("crowd_flag", "iscrowd", f"must be 0 or 1, got {crowd!r:.80}")
+    if not is_absent(raw.get("keypoints")):
         _check_keypoints(raw, size_hw, found)
-    if "segmentation" in raw:
+    if not is_absent(raw.get("segmentation")):
         _check_segmentation(raw["segmentation"], size_hw, found)
     if has_densepose(raw):
-        _check_densepose(raw, found)
-
-
-def has_densepose(raw: Mapping[str, Any]) -> bool:
-    """Whether an annotation carries anything of DensePose, complete or not."""
-    return any(key in raw for key in (*DENSEPOSE_POINT_KEYS, "dp_masks"))
+        check_densepose(raw, found, has_sound_masks)
 
 
 def _has_keys(raw: Any, keys: Iterable[str], found: Collector) -> bool:
@@ -217,34 +147,39 @@ def _has_keys(raw: Any, keys: Iterable[str], found: Collector) -> bool:
 
 def _check_box(value: Any, size_hw: tuple[int, int], found: Collector) -> None:
     box = to_numbers(value)
-    if box is None or box.shape != (4,):
+    if box is None or len(box) != 4:
         found.add("box_length", "bbox", f"must be [x, y, width, height], got {value!r:.80}")
-    elif not np.isfinite(box).all():
+        return
+    x, y, box_width, box_height = box.tolist()
+    if not math.isfinite(x + y + box_width + box_height):
         found.add("box_not_finite", "bbox", f"must be finite, got {value}")
-    elif box[2] <= 0 or box[3] <= 0:
+    elif box_width <= 0 or box_height <= 0:
         found.add("box_empty", "bbox", f"width and height must be positive, got {value}")
     elif all(size_hw):
         height, width = size_hw
-        low = min(box[0], box[1])
-        over = max(box[0] + box[2] - width, box[1] + box[3] - height)
-        if low < -_BORDER_TOLERANCE or over > _BORDER_TOLERANCE:
+        over = max(x + box_width - width, y + box_height - height)
+        if min(x, y) < -_BORDER_TOLERANCE or over > _BORDER_TOLERANCE:
             found.add("box_outside", "bbox", f"{value} leaves the {width}x{height} image")
 
 
 def _check_keypoints(raw: Mapping[str, Any], size_hw: tuple[int, int], found: Collector) -> None:
     numbers = to_numbers(raw["keypoints"])
     if numbers is None or numbers.shape != (parts.NUM_KEYPOINTS * 3,):
-        found.add("keypoints_length", "keypoints", "must be 51 numbers: x, y, visibility of 17")
+        got = type(raw["keypoints"]).__name__ if numbers is None else f"{len(numbers)} numbers"
+        text = f"must be 51 numbers, x, y, visibility of 17, got {got}"
+        found.add("keypoints_length", "keypoints", text)
         return
-    if not np.isfinite(numbers).all():
+    if not math.isfinite(numbers.sum()):
         found.add("keypoints_not_finite", "keypoints", "must be finite")
         return
     x, y, visibility = numbers.reshape(-1, 3).T
-    if visibility.min() < 0 or visibility.max() > 2:
+    if set(raw["keypoints"][2::3]) <= {0, 1, 2}:  # the usual case, fast
+        pass
+    elif visibility.min() < 0 or visibility.max() > 2:
         wrong = visibility.min() if visibility.min() < 0 else visibility.max()
         found.add("keypoint_visibility", "keypoints", f"visibility must be 0, 1 or 2, got {wrong}")
         return
-    if (visibility != np.round(visibility)).any():
+    else:
         found.add("keypoint_confidence", "keypoints", "visibility holds fractions")
     is_labelled = visibility >= MIN_KEYPOINT_CONFIDENCE
     if all(size_hw):
@@ -254,7 +189,7 @@ def _check_keypoints(raw: Mapping[str, Any], size_hw: tuple[int, int], found: Co
             names = ", ".join(parts.KEYPOINT_NAMES[k] for k in np.flatnonzero(is_outside))
             found.add("keypoint_outside", "keypoints", f"{names} outside the image")
     labelled = int(is_labelled.sum())
-    if raw.get("num_keypoints", labelled) != labelled:
+    if raw.get("num_keypoints") not in (None, labelled):
         found.add(
             "keypoint_count", "num_keypoints", f"is {raw['num_keypoints']!r:.40}, not {labelled}"
         )
@@ -263,90 +198,35 @@ def _check_keypoints(raw: Mapping[str, Any], size_hw: tuple[int, int], found: Co
 def _check_segmentation(value: Any, size_hw: tuple[int, int], found: Collector) -> None:
     if isinstance(value, Mapping):
         try:
-            rle.decode_rle(value, size_hw if all(size_hw) else None)
+            rle.check_rle(value, size_hw if all(size_hw) else None)
         except rle.RleError as error:
             found.add("segmentation_rle", "segmentation", str(error))
         return
     if not isinstance(value, list):
-        found.add("wrong_type", "segmentation", "must be polygons or a run-length mask")
+        text = f"must be polygons or a run-length mask, got {type(value).__name__}"
+        found.add("wrong_type", "segmentation", text)
+        return
+    if all(map(is_number, value)):
+        text = "must be a list of polygons, got numbers: wrap the polygon in a list, [[x, y, ...]]"
+        found.add("polygon_length", "segmentation", text)
         return
     for index, polygon in enumerate(value):
         field = f"segmentation[{index}]"
         numbers = to_numbers(polygon)
         if numbers is None or len(numbers) < 6 or len(numbers) % 2:
-            found.add("polygon_length", field, "must be three or more x, y pairs")
+            got = type(polygon).__name__ if numbers is None else f"{len(numbers)} numbers"
+            found.add("polygon_length", field, f"must be three or more x, y pairs, got {got}")
         elif not np.isfinite(numbers).all():
             found.add("polygon_not_finite", field, "must be finite")
+        elif all(size_hw) and not _is_near(numbers.reshape(-1, 2), size_hw):
+            found.add("polygon_outside", field, "must lie in the image")
 
 
-def _check_densepose(raw: Mapping[str, Any], found: Collector) -> None:
-    missing = [key for key in (*DENSEPOSE_POINT_KEYS, "dp_masks") if key not in raw]
-    for key in missing:
-        found.add("densepose_incomplete", key, "is missing though other dp_ keys are there")
-    if "dp_masks" in raw:
-        _check_masks(raw["dp_masks"], found)
-    columns = {}
-    for key in set(DENSEPOSE_POINT_KEYS) - set(missing):
-        columns[key] = to_numbers(raw[key])
-        if columns[key] is None:
-            found.add("densepose_type", key, "must be a list of numbers")
-    if len(columns) < len(DENSEPOSE_POINT_KEYS) or any(c is None for c in columns.values()):
-        return
-    lengths = {key: len(columns[key]) for key in DENSEPOSE_POINT_KEYS}
-    if len(set(lengths.values())) > 1:
-        found.add("densepose_lengths", "dp_x", f"lengths differ: {lengths}")
-    for key in ("dp_x", "dp_y"):
-        _check_range(columns[key], key, (0, PART_GRID), ("point_not_finite", "point_range"), found)
-    for key in ("dp_U", "dp_V"):
-        _check_range(columns[key], key, (0, 1), ("uv_not_finite", "uv_range"), found)
-    patches = columns["dp_I"]
-    is_whole = np.isfinite(patches) & (patches == np.round(patches))
-    if not is_whole.all():
-        index = int(np.argmin(is_whole))
-        found.add("patch_not_integer", "dp_I", f"point {index} is {patches[index]}")
-    else:
-        kinds = ("patch_not_integer", "patch_range")
-        _check_range(patches, "dp_I", (0, parts.NUM_PATCHES), kinds, found)
+def _is_near(points: np.ndarray, size_hw: tuple[int, int]) -> bool:
+    """Whether points [N, 2] (x, y) lie no further outside an image than it is large.
 
-
-def _check_range(
-    values: np.ndarray,
-    field: str,
-    limits: tuple[float, float],
-    kinds: tuple[str, str],
-    found: Collector,
-) -> None:
-    """Reports the first value that is not finite, else the first outside [low, high]."""
-    is_finite = np.isfinite(values)
-    if not is_finite.all():
-        index = int(np.argmin(is_finite))
-        found.add(kinds[0], field, f"point {index} is {values[index]}")
-        return
-    is_outside = (values < limits[0]) | (values > limits[1])
-    if is_outside.any():
-        index = int(np.argmax(is_outside))
-        text = f"{int(is_outside.sum())} outside {limits[0]}..{limits[1]}"
-        found.add(kinds[1], field, f"{text}, first: point {index} is {values[index]}")
-
-
-def _check_masks(value: Any, found: Collector) -> None:
-    if not isinstance(value, list):
-        found.add("masks_type", "dp_masks", f"must be a list, got {type(value).__name__}")
-        return
-    if len(value) > parts.NUM_COARSE:
-        found.add("masks_count", "dp_masks", f"has {len(value)} entries, at most 14 are known")
-    for index, entry in enumerate(value):
-        if not entry:  # a part that is not seen: [], {} or null
-            continue
-        field = f"dp_masks[{index}]"
-        if not isinstance(entry, Mapping):
-            found.add("masks_type", field, f"must be a run-length mask, got {type(entry).__name__}")
-            continue
-        try:
-            size = rle.rle_size(entry)
-            if size != (PART_GRID, PART_GRID):
-                found.add("mask_size", field, f"must be 256x256, got {size[0]}x{size[1]}")
-                continue
-            rle.decode_rle(entry)
-        except rle.RleError as error:
-            found.add("mask_undecodable", field, str(error))
+    Outlines that leave their image by a little are common. Drawing takes memory by the length of
+    the outline: one that reaches to 1e9 is a slip, and would end the process.
+    """
+    limit = max(size_hw)
+    return bool((points >= -limit).all() and (points <= 2 * limit).all())

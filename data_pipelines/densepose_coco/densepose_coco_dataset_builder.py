@@ -18,8 +18,13 @@ from etils import epath
 from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.coco import checks
-from ktn_jax.data_pipelines.coco.annotations import Dataset, ImageRecord, parse_dataset
-from ktn_jax.data_pipelines.coco.record_checks import Finding
+from ktn_jax.data_pipelines.coco.annotations import (
+    SKIP_ADVICE,
+    Dataset,
+    ImageRecord,
+    parse_dataset,
+)
+from ktn_jax.data_pipelines.coco.findings import Finding
 from ktn_jax.data_pipelines.densepose_coco import layout
 
 _POINT_FIELDS = ("x", "y", "i", "u", "v")
@@ -150,7 +155,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         """Raises where a bad image may not be skipped, or one too many was."""
         report = dataclasses.replace(dataset.report, findings=(*dataset.report.findings, finding))
         if self.on_bad == "raise":
-            raise checks.DatasetError(f"{finding}\non_bad='skip' leaves bad records out", report)
+            raise checks.DatasetError(f"{finding}\n{SKIP_ADVICE}", report)
         skipped = dataset.skipped.total + bad_images
         records = report.counts["images"] + report.counts["annotations"]
         if skipped > self.max_skipped_fraction * records:

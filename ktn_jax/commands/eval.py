@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-iou", type=float, default=0.5, help="lowest threshold of AP (default 0.5)"
     )
+    parser.add_argument(
+        "--on-bad",
+        choices=("raise", "skip"),
+        default="raise",
+        help="annotations with errors: stop and name them (default), or leave bad records out",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="that score (default: all cores)")
     parser.add_argument(
         "--tta", action="store_true", help="average over test.augmentation: scales and the mirror"
@@ -134,7 +140,9 @@ def _locate(arguments: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path |
 def _options(arguments: argparse.Namespace) -> "ScoringOptions":
     from ktn_jax.evaluation.options import ScoringOptions
 
-    return ScoringOptions(arguments.mode, arguments.min_iou, arguments.workers)
+    return ScoringOptions(
+        arguments.mode, arguments.min_iou, arguments.workers, on_bad=arguments.on_bad
+    )
 
 
 def _score_file(arguments: argparse.Namespace) -> int:

@@ -4,11 +4,10 @@ import contextlib
 import io
 from collections.abc import Sequence
 
-import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ktn_jax.evaluation.errors import EvaluationError
+from ktn_jax.body.parts import NUM_KEYPOINTS
 from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.evaluation.metrics import percent
 from ktn_jax.evaluation.result_files import ResultIndex
@@ -34,21 +33,13 @@ def evaluate_coco(
 
     Returns:
         Measure -> name -> per cent (None where nobody is to be found), and notes.
-
-    Raises:
-        EvaluationError: a segmentation cannot be drawn.
     """
     people = truth.coco["annotations"]
     summaries = {"bbox": _evaluate("bbox", truth, people, _boxes(results))}
     notes = []
     if people and all(person.get("segmentation") for person in people):
         segmented = _segments(results, scores)
-        try:
-            summaries["segm"] = _evaluate("segm", truth, people, segmented)
-        except Exception as error:  # pycocotools raises plain Exception
-            raise EvaluationError(
-                f"{truth.name}: a segmentation of annotations or results cannot be drawn ({error})"
-            ) from error
+        summaries["segm"] = _evaluate("segm", truth, people, segmented)
     else:
         notes.append("segm left out: not every person has a segmentation")
     if not any("keypoints" in person for person in people):
@@ -61,7 +52,8 @@ def evaluate_coco(
             "detections have none"
         )
     else:
-        annotated = [_with_keypoint_count(person) for person in people]
+        nothing = {"keypoints": [0] * (3 * NUM_KEYPOINTS), "num_keypoints": 0}
+        annotated = [nothing | person for person in people]
         detected = [
             {**entry, "keypoints": results.keypoints[number].tolist()}
             for number, entry in _boxes(results, with_numbers=True)
@@ -94,21 +86,15 @@ def _segments(results: ResultIndex, scores: Sequence[ImageScores]) -> list[dict]
     ]
 
 
-def _with_keypoint_count(person: dict) -> dict:
-    if "num_keypoints" in person and "keypoints" in person:
-        return person
-    keypoints = person.get("keypoints") or [0] * 51
-    visible = int(np.count_nonzero(np.array(keypoints[2::3]) > 0))
-    return {**person, "keypoints": keypoints, "num_keypoints": visible}
-
-
 def _evaluate(
     kind: str, truth: GroundTruth, people: Sequence[dict], detected: list[dict]
 ) -> dict[str, float | None]:
     names = _KEYPOINT_NAMES if kind == "keypoints" else _BOX_NAMES
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        # It writes into the entries it is given: hand it copies. The category is reduced to one.
-        coco_truth = _dataset(truth, [{"iscrowd": 0, **p, "category_id": 1} for p in people])
+        # It writes into the entries it is given: hand it copies. It takes the id 0 for "no match":
+        # people are numbered anew. The category is reduced to one.
+        numbered = [{**p, "id": i, "category_id": 1} for i, p in enumerate(people, start=1)]
+        coco_truth = _dataset(truth, numbered)
         coco_results = coco_truth.loadRes(detected) if detected else _dataset(truth, [])
         evaluation = COCOeval(coco_truth, coco_results, kind)
         evaluation.evaluate()

@@ -45,7 +45,7 @@ def evaluate_files(
     """
     return evaluate_results(
         results_path,
-        read_ground_truth(annotations_path),
+        read_ground_truth(annotations_path, options.on_bad),
         template_dir,
         options,
         output_dir=output_dir,

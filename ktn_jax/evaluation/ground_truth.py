@@ -1,18 +1,21 @@
-"""DensePose-COCO annotations as the evaluator needs them, checked while they are read."""
+"""DensePose-COCO annotations as the evaluator needs them."""
 
 import dataclasses
-import json
-import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from ktn_jax.data_pipelines.coco.annotations import Dataset, parse_dataset
+from ktn_jax.data_pipelines.coco.checks import DatasetError
+from ktn_jax.data_pipelines.coco.densepose_checks import DENSEPOSE_POINT_KEYS
 from ktn_jax.evaluation.errors import EvaluationError
 
-_POINT_FIELDS = ("dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
-PERSON = "person"
+# A file that is mostly bad is another format, not one with slips.
+_MAX_SKIPPED_FRACTION = 0.5
+# What pycocotools reads.
+_COCO_FIELDS = ("id", "image_id", "bbox", "area", "iscrowd", "segmentation", "keypoints")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +29,8 @@ class PersonTruth:
         is_crowd: whether the annotation stands for a group.
         points: [5, P] float64: x and y in 0..255 of the box, patch, U, V; None without dense
             annotation, such a person is neither found nor missed.
-        dp_masks: coarse masks as annotated, or None.
-        segmentation: COCO polygons or RLE as annotated, or None.
+        dp_masks: coarse masks as annotated, their run lengths checked, or None.
+        segmentation: COCO polygons or RLE as annotated, its run lengths checked, or None.
     """
 
     annotation_id: int
@@ -65,157 +68,121 @@ class GroundTruth:
     Attributes:
         name: of the file, for messages.
         images: by ascending image id.
-        category_id: of the person category.
-        category_ids: all of the file.
-        coco: the annotation file's own content, images and people only, for the COCO measures.
+        person_categories: ids of the categories that are people; usually one.
+        categories: ids of all categories of the file.
+        coco: images and people as COCO's own measures read them.
+        skipped_images: ids of images that were left out because they were bad.
         notes: what the reader should know.
     """
 
     name: str
     images: tuple[ImageTruth, ...]
-    category_id: int
-    category_ids: frozenset[int]
-    coco: Mapping[str, list]
+    person_categories: frozenset[int]
+    categories: frozenset[int]
+    coco: Mapping[str, list[dict[str, Any]]]
+    skipped_images: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
 
+    @property
+    def category_id(self) -> int:
+        """The category that results of a model name."""
+        return min(self.person_categories)
 
-def read_ground_truth(source: str | pathlib.Path | Mapping) -> GroundTruth:
-    """Reads a DensePose-COCO annotation file.
+
+def read_ground_truth(
+    source: str | pathlib.Path | Mapping[str, Any], on_bad: Literal["raise", "skip"] = "raise"
+) -> GroundTruth:
+    """Reads a DensePose-COCO annotation file, with the checks of `ktn data check`.
 
     Args:
         source: path of a JSON file, or its content.
+        on_bad: "raise" stops at a file with errors, "skip" leaves bad records out and says in
+            `notes` how many.
 
     Returns:
         The images and people of the person category.
 
     Raises:
-        EvaluationError: the file is missing, not JSON, or an entry cannot be scored.
+        EvaluationError: the file is missing, not JSON, or has errors; with "skip", more than half
+            of its records are bad. The message holds the findings.
     """
-    name, content = _load(source)
-    for field in ("images", "annotations", "categories"):
-        if not isinstance(content.get(field), list):
-            raise EvaluationError(f"{name}: no list {field!r}; is this a COCO annotation file?")
-    category_id, category_ids = _person_category(name, content["categories"])
-    people: dict[int, list] = {}
-    for image in content["images"]:
-        if not isinstance(image, Mapping) or not {"id", "height", "width"} <= image.keys():
-            raise EvaluationError(f"{name}: an image needs id, height and width, got {image!r:.80}")
-        if image["id"] in people:
-            raise EvaluationError(f"{name}: image id {image['id']} appears twice")
-        people[image["id"]] = []
-    kept, seen = [], set()
-    for annotation in content["annotations"]:
-        person = _read_person(name, annotation)
-        if annotation.get("category_id", category_id) != category_id:
-            continue
-        if person.annotation_id in seen:
-            raise EvaluationError(f"{name}: annotation id {person.annotation_id} appears twice")
-        if annotation.get("image_id") not in people:
-            raise EvaluationError(
-                f"{name}: annotation {person.annotation_id} is of image "
-                f"{annotation.get('image_id')}, which the file does not list"
-            )
-        seen.add(person.annotation_id)
-        people[annotation["image_id"]].append(person)
-        kept.append(annotation)
-    images = tuple(
-        ImageTruth(
-            image_id=image["id"],
-            file_name=str(image.get("file_name", "")),
-            image_size_hw=(int(image["height"]), int(image["width"])),
-            people=tuple(people[image["id"]]),
-            ignore_regions=_ignore_regions(name, image),
-        )
-        for image in sorted(content["images"], key=lambda image: image["id"])
-    )
-    coco = {"images": content["images"], "annotations": kept, "categories": content["categories"]}
-    return GroundTruth(name, images, category_id, category_ids, coco, _notes(images))
-
-
-def _load(source: str | pathlib.Path | Mapping) -> tuple[str, Mapping]:
-    if isinstance(source, Mapping):
-        return "annotations", source
-    path = pathlib.Path(source)
-    if not path.is_file():
-        raise EvaluationError(f"{path}: no such annotation file")
+    name = "annotations" if isinstance(source, Mapping) else pathlib.Path(source).name
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise EvaluationError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(content, Mapping):
-        raise EvaluationError(
-            f"{path}: a {type(content).__name__}, not the dictionary of a COCO annotation file; "
-            "are annotations and results swapped?"
+        dataset = parse_dataset(source, on_bad, _MAX_SKIPPED_FRACTION)
+    except DatasetError as error:
+        raise EvaluationError(str(error)) from error
+    images, annotations = [], []
+    for image, entries in dataset.images.entries():
+        images.append(
+            ImageTruth(
+                image_id=image["id"],
+                file_name=image["file_name"],
+                image_size_hw=(image["height"], image["width"]),
+                people=tuple(map(_person_truth, entries)),
+                ignore_regions=_ignore_regions(image),
+            )
         )
-    return path.name, content
-
-
-def _person_category(name: str, categories: list) -> tuple[int, frozenset[int]]:
-    ids = {c.get("name"): c.get("id") for c in categories if isinstance(c, Mapping)}
-    if PERSON in ids:
-        return ids[PERSON], frozenset(ids.values())
-    if len(ids) == 1:
-        return next(iter(ids.values())), frozenset(ids.values())
-    raise EvaluationError(f"{name}: no category {PERSON!r} among {sorted(map(str, ids))}")
-
-
-def _read_person(name: str, annotation: Any) -> PersonTruth:
-    if not isinstance(annotation, Mapping) or "id" not in annotation:
-        raise EvaluationError(f"{name}: an annotation without id: {annotation!r:.80}")
-    where = f"{name}: annotation {annotation['id']}"
-    box = annotation.get("bbox")
-    if not is_box(box):
-        raise EvaluationError(f"{where}: bbox must be four finite numbers [x, y, w, h], got {box}")
-    if not isinstance(annotation.get("area"), int | float):
-        raise EvaluationError(f"{where}: area must be a number, got {annotation.get('area')!r}")
-    points = None
-    if "dp_x" in annotation:
-        columns = [annotation.get(field) for field in _POINT_FIELDS]
-        try:
-            points = np.array(columns, dtype=np.float64).reshape(len(_POINT_FIELDS), -1)
-        except (TypeError, ValueError) as error:
-            raise EvaluationError(
-                f"{where}: {', '.join(_POINT_FIELDS)} must be equally long lists of numbers"
-            ) from error
-        if not np.isfinite(points).all():
-            raise EvaluationError(f"{where}: a point is not finite")
-    return PersonTruth(
-        annotation_id=annotation["id"],
-        box_xywh=tuple(box),
-        area=annotation["area"],
-        is_crowd=bool(annotation.get("iscrowd", 0)),
-        points=points,
-        dp_masks=annotation.get("dp_masks"),
-        segmentation=annotation.get("segmentation"),
+        annotations += map(_coco_person, entries)
+    images.sort(key=lambda image: image.image_id)
+    sizes = [
+        {"id": image.image_id, "height": image.image_size_hw[0], "width": image.image_size_hw[1]}
+        for image in images
+    ]
+    return GroundTruth(
+        name=name,
+        images=tuple(images),
+        person_categories=dataset.report.person_categories,
+        categories=dataset.report.categories,
+        coco={"images": sizes, "annotations": annotations},
+        skipped_images=dataset.skipped_images,
+        notes=(*_skip_notes(dataset), *_notes(images)),
     )
 
 
-def _ignore_regions(name: str, image: Mapping) -> tuple[list, list] | None:
+def _person_truth(entry: Mapping[str, Any]) -> PersonTruth:
+    points = None
+    if "dp_x" in entry:
+        points = np.array([entry[key] for key in DENSEPOSE_POINT_KEYS], np.float64)
+    return PersonTruth(
+        annotation_id=entry["id"],
+        box_xywh=tuple(entry["bbox"]),
+        area=entry["area"],
+        is_crowd=bool(entry["iscrowd"]),
+        points=points,
+        dp_masks=entry.get("dp_masks"),
+        segmentation=entry.get("segmentation"),
+    )
+
+
+def _coco_person(entry: Mapping[str, Any]) -> dict[str, Any]:
+    person = {key: entry[key] for key in _COCO_FIELDS if key in entry}
+    if "keypoints" in entry:
+        labelled = sum(visibility > 0 for visibility in entry["keypoints"][2::3])
+        given = entry.get("num_keypoints")
+        person["num_keypoints"] = given if isinstance(given, int) else labelled
+    return person
+
+
+def _ignore_regions(image: Mapping[str, Any]) -> tuple[list, list] | None:
     if not image.get("ignore_regions_x"):
         return None
-    regions_x, regions_y = image["ignore_regions_x"], image.get("ignore_regions_y", [])
-    if [len(x) for x in regions_x] != [len(y) for y in regions_y]:
-        raise EvaluationError(
-            f"{name}: image {image['id']}: ignore_regions_x and ignore_regions_y differ in length"
-        )
-    return regions_x, regions_y
+    return image["ignore_regions_x"], image["ignore_regions_y"]
 
 
-def is_box(box: Any) -> bool:
-    """Tells whether a value is [x, y, w, h]: finite numbers, the size not negative."""
-    return (
-        isinstance(box, list | tuple)
-        and len(box) == 4
-        and all(isinstance(x, int | float) and math.isfinite(x) for x in box)
-        and box[2] >= 0
-        and box[3] >= 0
-    )
+def _skip_notes(dataset: Dataset) -> list[str]:
+    skipped = dataset.skipped
+    if not skipped.total:
+        return []
+    return [
+        f"bad records left out: {skipped.images} images, {skipped.people} people; "
+        f"{skipped.densepose} people lost their dense annotation"
+    ]
 
 
-def _notes(images: tuple[ImageTruth, ...]) -> tuple[str, ...]:
+def _notes(images: list[ImageTruth]) -> list[str]:
     notes = []
     if not any(person.points is not None for image in images for person in image.people):
         notes.append("nobody has dense annotations: GPS and GPSm are not defined")
     if any(image.ignore_regions for image in images):
         notes.append("people and detections in ignore regions are left out of GPS, GPSm and IOU")
-    return tuple(notes)
+    return notes

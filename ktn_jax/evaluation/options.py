@@ -20,11 +20,14 @@ class ScoringOptions:
         min_iou: lowest threshold of the averages over GPS, GPSm and IoU, in (0, 0.95].
         workers: processes that score; None takes one per available core, and none at all for a
             few images.
+        on_bad: "raise" stops at an annotation file with errors, "skip" leaves bad records out and
+            notes how many.
     """
 
     mode: Literal["upstream", "ktn"] = "upstream"
     min_iou: float = 0.5
     workers: int | None = None
+    on_bad: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
         """Finds a wrong option before hours of work.

@@ -7,7 +7,6 @@ are a JSON list of detections and JSON lines (one detection a line).
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -15,10 +14,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ktn_jax.body.parts import NUM_KEYPOINTS
 from ktn_jax.evaluation.errors import EvaluationError
-from ktn_jax.evaluation.ground_truth import GroundTruth, is_box
-from ktn_jax.results.records import ResultsError, decode_iuv
+from ktn_jax.evaluation.ground_truth import GroundTruth
+from ktn_jax.results.detection_checks import ResultsError, check_record
+from ktn_jax.results.records import decode_record
 
 _CHUNK_BYTES = 1 << 22
 _ENTRY_LIMIT_BYTES = 1 << 28  # a detection is some tens of kilobytes
@@ -178,31 +177,41 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
         EvaluationError: the file is not JSON, or a detection has a wrong or missing field.
     """
     path = pathlib.Path(path)
-    known = {image.image_id for image in truth.images}
+    file_names = {image.image_id: image.file_name for image in truth.images}
     by_image: dict[int, list[Detection]] = {}
     keypoints: dict[int, np.ndarray] = {}
-    seen, duplicates, other_categories = set(), 0, 0
+    seen, duplicates, other_categories, on_skipped = set(), 0, 0, 0
     for number, (offset, length, entry) in enumerate(iterate_entries(path), start=1):
         where = f"{path.name}: detection {number}"
-        _check_fields(where, entry)
-        if entry["image_id"] not in known:
-            raise EvaluationError(
-                f"{where}: image_id {entry['image_id']!r} is not in {truth.name}; were these "
-                "results made on another set of images?"
-            )
+        if "results" in entry and "bbox" not in entry:
+            raise EvaluationError(f"{where}: this is a shard of results; merge the shards first")
         if not _is_person(where, entry, truth):
             other_categories += 1
             continue
-        if "densepose" not in entry and "uv_data" not in entry:
-            raise EvaluationError(f"{where}: no IUV picture: neither 'densepose' nor 'uv_data'")
-        box = tuple(float(x) for x in entry["bbox"])
-        detection = Detection(number, entry["image_id"], float(entry["score"]), box, offset, length)
+        record = _checked(where, entry)
+        image_id = record["image_id"]
+        if image_id in truth.skipped_images:
+            on_skipped += 1
+            continue
+        if image_id not in file_names:
+            raise EvaluationError(
+                f"{where}: image_id {image_id!r:.50} is not in {truth.name}; were these results "
+                "made on another set of images?"
+            )
+        _check_file_name(where, record, file_names[image_id])
+        box = tuple(float(x) for x in record["bbox"])
+        detection = Detection(number, image_id, float(record["score"]), box, offset, length)
         key = (detection.image_id, detection.score, box)
         duplicates += key in seen
         seen.add(key)
-        if entry.get("keypoints") is not None:
-            keypoints[number] = _read_keypoints(where, entry["keypoints"])
+        if record.get("keypoints") is not None:
+            keypoints[number] = np.array(record["keypoints"], np.float64)
         by_image.setdefault(detection.image_id, []).append(detection)
+    if other_categories and not seen and not on_skipped:
+        raise EvaluationError(
+            f"{path.name}: all {other_categories} detections are of other categories than person, "
+            f"which has category_id {truth.category_id} in {truth.name}"
+        )
     notes = []
     if duplicates:
         notes.append(
@@ -211,6 +220,8 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
         )
     if other_categories:
         notes.append(f"{other_categories} detections of other categories than person left out")
+    if on_skipped:
+        notes.append(f"{on_skipped} detections on images that were left out")
     ranked = {
         image: tuple(sorted(found, key=lambda detection: -detection.score))
         for image, found in by_image.items()
@@ -218,42 +229,38 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
     return ResultIndex(path, ranked, keypoints, tuple(notes))
 
 
-def _check_fields(where: str, entry: Mapping[str, Any]) -> None:
-    if "results" in entry and "bbox" not in entry:
-        raise EvaluationError(f"{where}: this is a shard of results; merge the shards first")
-    image_id, score = entry.get("image_id"), entry.get("score")
-    if isinstance(image_id, bool) or not isinstance(image_id, int):
-        raise EvaluationError(f"{where}: image_id must be a whole number, got {image_id!r}")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise EvaluationError(f"{where}: score must be a finite number, got {score!r}")
-    if not is_box(entry.get("bbox")):
-        raise EvaluationError(
-            f"{where}: bbox must be four finite numbers [x, y, w, h] with w, h >= 0, got "
-            f"{entry.get('bbox')!r}"
-        )
-
-
 def _is_person(where: str, entry: Mapping[str, Any], truth: GroundTruth) -> bool:
     category = entry.get("category_id", truth.category_id)
-    if category not in truth.category_ids:
+    if type(category) is not int:
+        return True  # `check_record` says what is wrong
+    if category not in truth.categories:
         raise EvaluationError(
-            f"{where}: category_id {category!r} is not in {truth.name}, which has "
-            f"{sorted(truth.category_ids)}; person is {truth.category_id}"
+            f"{where}: category_id {category!r:.50} is not in {truth.name}, which has "
+            f"{sorted(truth.categories)}; person is {truth.category_id}"
         )
-    return category == truth.category_id
+    return category in truth.person_categories
 
 
-def _read_keypoints(where: str, values: Any) -> np.ndarray:
+def _checked(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        keypoints = np.array(values, np.float64).ravel()
-    except (TypeError, ValueError) as error:
-        raise EvaluationError(f"{where}: keypoints must be numbers") from error
-    if keypoints.shape != (3 * NUM_KEYPOINTS,) or not np.isfinite(keypoints).all():
+        return check_record(where, entry)
+    except ResultsError as error:
+        raise EvaluationError(str(error)) from error
+
+
+def _check_file_name(where: str, record: Mapping[str, Any], annotated: str) -> None:
+    """Stops where image ids were given in another order than the annotations'."""
+    given = record.get("file_name")
+    if not isinstance(given, str):
+        return
+    ours, theirs = (pathlib.PurePosixPath(name).stem for name in (given, annotated))
+    # Releases of COCO differ in what stands before the number.
+    if not (ours.endswith(theirs) or theirs.endswith(ours)):
         raise EvaluationError(
-            f"{where}: keypoints must be {3 * NUM_KEYPOINTS} finite numbers (x, y, score of "
-            f"{NUM_KEYPOINTS} points), got {keypoints.size} values"
+            f"{where}: image_id {record['image_id']} with file_name {given!r:.200}, but the "
+            f"annotations call this image {annotated!r:.200}: were the results numbered in another "
+            "order? Make them with the image ids of the annotations"
         )
-    return keypoints
 
 
 def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, Any]:
@@ -265,7 +272,8 @@ def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, An
 
     Returns:
         uint8 [3, h, w] of (I, 255 U, 255 V) with h = max(int(box height), 1) and
-        w = max(int(box width), 1), or one more; and the entry's `segmentation` or None.
+        w = max(int(box width), 1), or one more (it is read from its corner, as in the reference);
+        and the entry's `segmentation` or None. A picture that is one smaller has background there.
 
     Raises:
         EvaluationError: the picture is missing, broken or of another size than its box.
@@ -273,31 +281,13 @@ def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, An
     name = os.path.basename(getattr(handle, "name", "results"))
     where = f"{name}: detection {detection.detection_id} of image {detection.image_id}"
     handle.seek(detection.offset)
-    entry = json.loads(handle.read(detection.length))
-    shape, text = _picture_fields(where, entry)
-    least = (3, max(int(detection.box_xywh[3]), 1), max(int(detection.box_xywh[2]), 1))
-    # Larger by one is a box that was rounded down: read, like in the reference, from its corner.
-    if len(shape) != 3 or not all(0 <= n - m <= 1 for n, m in zip(shape, least, strict=True)):
-        raise EvaluationError(
-            f"{where}: the IUV picture has shape {list(shape)}, a box of "
-            f"{list(detection.box_xywh[2:])} needs {list(least)} (3, int(height), int(width))"
-        )
+    # As in `iterate_entries`: no other text than ASCII matters.
+    record = _checked(where, json.loads(handle.read(detection.length).decode("latin-1")))
     try:
-        iuv = decode_iuv(text)
-    except (ResultsError, AttributeError, TypeError) as error:
-        raise EvaluationError(f"{where}: IUV picture: {error}") from error
-    if iuv.shape != shape:
-        raise EvaluationError(f"{where}: the PNG has shape {iuv.shape}, the entry says {shape}")
-    return iuv, entry.get("segmentation")
-
-
-def _picture_fields(where: str, entry: Mapping[str, Any]) -> tuple[Any, Any]:
-    try:
-        if "uv_data" in entry:
-            return tuple(int(x) for x in entry["uv_shape"]), entry["uv_data"]
-        shape, text = entry["densepose"][0]
-        return tuple(int(x) for x in shape), text
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise EvaluationError(
-            f"{where}: wanted 'densepose': [[shape, base64 PNG], box], or 'uv_shape' and 'uv_data'"
-        ) from error
+        iuv = decode_record(where, record)
+    except ResultsError as error:
+        raise EvaluationError(str(error)) from error
+    missing = [max(int(detection.box_xywh[i + 2]) - iuv.shape[2 - i], 0) for i in (1, 0)]
+    if any(missing):  # a box that was rounded up
+        iuv = np.pad(iuv, [(0, 0), *((0, count) for count in missing)])
+    return iuv, record.get("segmentation")

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ktn_jax.data_pipelines.coco import rle
 from ktn_jax.evaluation import geodesic_similarity as geodesic
 from ktn_jax.evaluation import ignore_regions, masks
 from ktn_jax.evaluation.assignment import MAX_DETECTIONS
@@ -129,7 +130,16 @@ class ImageScorer:
             gps[place] = geodesic.person_similarity(
                 pair.distances, pair.is_same_row, geodesic.PATCH_MEAN_DISTANCE[pair.patch]
             )
-        person_masks = [self._draw(image, person) for person in (people if top else ())]
+        person_masks = [
+            masks.person_mask(
+                person.box_xywh,
+                image.image_size_hw,
+                dp_masks=person.dp_masks,
+                segmentation=person.segmentation,
+                zoom_labels=self._zoom_labels,
+            )
+            for person in (people if top else ())
+        ]
         mask_iou = masks.mask_iou(placed, person_masks, is_crowd)
         mask_iou = mask_iou.reshape(len(top), len(people))
         box_iou = _box_iou(top, people)
@@ -151,21 +161,6 @@ class ImageScorer:
             patches=patches,
             people=person_scores,
         )
-
-    def _draw(self, image: ImageTruth, person: PersonTruth) -> masks.PlacedMask:
-        try:
-            return masks.person_mask(
-                person.box_xywh,
-                image.image_size_hw,
-                dp_masks=person.dp_masks,
-                segmentation=person.segmentation,
-                zoom_labels=self._zoom_labels,
-            )
-        except Exception as error:  # pycocotools raises plain Exception
-            raise EvaluationError(
-                f"annotation {person.annotation_id} of image {image.image_id}: dp_masks or "
-                f"segmentation cannot be drawn ({error})"
-            ) from error
 
     def _pair_distances(
         self,
@@ -255,11 +250,15 @@ def _as_rle(
 ) -> dict:
     if not isinstance(given, dict):
         return mask.to_rle(image_size_hw)
-    if not isinstance(given.get("counts"), str) or tuple(given.get("size", ())) != image_size_hw:
+    try:
+        if not isinstance(given.get("counts"), str):
+            raise rle.RleError("counts is not a string")
+        rle.check_rle(given, image_size_hw)
+    except rle.RleError as error:
         raise EvaluationError(
             f"detection {detection.detection_id} of image {detection.image_id}: segmentation must "
-            f"be a compressed RLE of size {list(image_size_hw)} (height, width)"
-        )
+            f"be a compressed RLE of size {list(image_size_hw)} (height, width): {error}"
+        ) from error
     return given
 
 

@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
@@ -59,13 +59,13 @@ class AnnotatedFiles:
         """Those of a folder with annotations.json and images/, as `ktn data synth` writes it."""
         return cls(folder / dataset_files.ANNOTATION_FILE, folder / dataset_files.IMAGE_FOLDER)
 
-    def read(self) -> AnnotatedImages:
-        """Reads the annotations.
+    def read(self, on_bad: Literal["raise", "skip"] = "raise") -> AnnotatedImages:
+        """Reads the annotations, see `ground_truth.read_ground_truth`.
 
         Raises:
             EvaluationError: they are missing or cannot be scored.
         """
-        return AnnotatedImages(read_ground_truth(self.annotations), self.images)
+        return AnnotatedImages(read_ground_truth(self.annotations, on_bad), self.images)
 
 
 def evaluate_model(
@@ -178,7 +178,7 @@ def evaluate_weights(
     if isinstance(data, HeldOutPeople):
         images, description = None, data.describe()
     else:
-        images, description = data.read(), data.annotations.read_bytes()
+        images, description = data.read(options.on_bad), data.annotations.read_bytes()
     run = dataset.describe_run(config, variables, description, augmented, symmetry)
     folder = output_dir or dataset.default_folder(run)
     template = template_dir or folder / (

@@ -6,7 +6,6 @@ pixels of the box. Its top left pixel is pixel (int(x0), int(y0)) of the image, 
 """
 
 import base64
-import binascii
 import dataclasses
 import io
 import json
@@ -20,21 +19,16 @@ import numpy as np
 from PIL import Image
 
 from ktn_jax.body import parts
+from ktn_jax.results.detection_checks import ResultsError, check_record, length_of_pixels
 from ktn_jax.runtime import atomic_files
 
 PERSON_CATEGORY = 1  # COCO's id
 # Float32 boxes around pixel 10,000 are exact to 0.001; below this a length counts as the same.
 _LENGTH_TOLERANCE = 0.01
-_LARGEST_COORDINATE = 1e6  # pixels; beyond, float32 no longer tells their fractions apart
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 # COCO counts keypoints in pixel indices; boxes, and keypoints here, are continuous.
 _PIXEL_CENTRE = 0.5
-
-
-class ResultsError(ValueError):
-    """A results file or a person is malformed. The message names the record and the field."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +63,7 @@ class PersonResult:
         if iuv.ndim != 3 or len(iuv) != 3 or iuv.dtype != np.uint8:
             raise ResultsError(f"iuv must be [3, h, w] uint8, got {iuv.shape} {iuv.dtype}")
         for axis, length in ((1, box[3] - box[1]), (2, box[2] - box[0])):
-            if abs(_length_of_pixels(length, iuv.shape[axis]) - length) > _LENGTH_TOLERANCE:
+            if abs(length_of_pixels(length, iuv.shape[axis]) - length) > _LENGTH_TOLERANCE:
                 raise ResultsError(
                     f"iuv is {iuv.shape[1]} x {iuv.shape[2]} (h x w), the box "
                     f"{box[3] - box[1]} x {box[2] - box[0]}: h must be max(int(height), 1), w alike"
@@ -84,16 +78,10 @@ class PersonResult:
         object.__setattr__(self, "score", float(self.score))
 
 
-def _length_of_pixels(length: float, pixels: int) -> float:
-    """The length closest to `length` that a map of so many pixels stands for."""
-    shortest = float(pixels) if pixels > 1 else 0.0
-    return float(np.clip(length, shortest, np.nextafter(np.float32(pixels + 1), np.float32(0))))
-
-
 def _end_of_box(start: float, length: float, pixels: int) -> np.float32:
     """Where a side of a float32 box ends, such that max(int(end - start), 1) is `pixels`."""
     start = np.float32(start)
-    end = np.float32(start + _length_of_pixels(length, pixels))
+    end = np.float32(start + length_of_pixels(length, pixels))
     while max(int(end - start), 1) > pixels:  # a few steps of the last bit at most
         end = np.nextafter(end, np.float32(-np.inf))
     while max(int(end - start), 1) < pixels:
@@ -149,6 +137,30 @@ def decode_iuv(text: str) -> np.ndarray:
     return iuv.transpose(2, 0, 1)
 
 
+def decode_record(where: str, record: Mapping[str, Any]) -> np.ndarray:
+    """Decodes the IUV picture of a record that `check_record` gave.
+
+    Args:
+        where: names the record in messages.
+        record: with `uv_shape` and `uv_data`.
+
+    Returns:
+        See `decode_iuv`.
+
+    Raises:
+        ResultsError: the picture is damaged, or not of the shape that the record says.
+    """
+    try:
+        iuv = decode_iuv(record["uv_data"])
+    except ResultsError as error:
+        raise ResultsError(f"{where}: uv_data: {error}") from error
+    if list(iuv.shape) != list(record["uv_shape"]):
+        raise ResultsError(
+            f"{where}: uv_shape {record['uv_shape']} is not that of uv_data, {list(iuv.shape)}"
+        )
+    return iuv
+
+
 def people_to_records(
     image_id: int, people: Iterable[PersonResult], **extra_fields: Any
 ) -> list[dict[str, Any]]:
@@ -176,8 +188,8 @@ def people_to_records(
             "bbox": [
                 float(x0),
                 float(y0),
-                _length_of_pixels(x1 - x0, width),
-                _length_of_pixels(y1 - y0, height),
+                length_of_pixels(x1 - x0, width),
+                length_of_pixels(y1 - y0, height),
             ],
             "uv_shape": list(person.iuv.shape),
             "uv_data": encode_iuv(person.iuv),
@@ -204,16 +216,8 @@ def records_to_people(records: Iterable[Mapping[str, Any]]) -> dict[int, list[Pe
     """
     people: dict[int, list[PersonResult]] = {}
     for number, record in enumerate(records):
-        record = _checked_record(f"record {number}", record)
-        try:
-            iuv = decode_iuv(record["uv_data"])
-        except ResultsError as error:
-            raise ResultsError(f"record {number}: uv_data: {error}") from error
-        if list(iuv.shape) != record["uv_shape"]:
-            raise ResultsError(
-                f"record {number}: uv_shape {record['uv_shape']} is not that of uv_data, "
-                f"{list(iuv.shape)}"
-            )
+        record = check_record(f"record {number}", record)
+        iuv = decode_record(f"record {number}", record)
         x, y, width, height = record["bbox"]
         right = _end_of_box(x, width, iuv.shape[2])
         bottom = _end_of_box(y, height, iuv.shape[1])
@@ -243,7 +247,7 @@ def write_results(path: str | os.PathLike, records: Sequence[Mapping[str, Any]])
     """
     lines = []
     for number, record in enumerate(records):
-        checked = _checked_record(f"{path}: record {number}", record)
+        checked = check_record(f"{path}: record {number}", record)
         lines.append(json.dumps(checked, allow_nan=False))
     with atomic_files.replacing(path) as temporary:
         temporary.write_text("[" + ",\n ".join(lines) + "]\n", encoding="utf-8")
@@ -273,79 +277,5 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
     if not isinstance(content, list):
         raise ResultsError(f"{path}: wanted a list of results, got a {type(content).__name__}")
     return [
-        _checked_record(f"{path}: record {number}", record) for number, record in enumerate(content)
+        check_record(f"{path}: record {number}", record) for number, record in enumerate(content)
     ]
-
-
-def _checked_record(where: str, record: Any) -> dict[str, Any]:
-    """Checks a record's fields and brings it to the layout with `uv_shape` and `uv_data`."""
-    if not isinstance(record, Mapping):
-        raise ResultsError(f"{where}: wanted an object with fields, got {record!r:.50}")
-    record = dict(record)
-    if "densepose" in record:
-        picture = record.pop("densepose")
-        try:
-            (record["uv_shape"], record["uv_data"]), _ = picture
-        except (TypeError, ValueError):
-            raise ResultsError(
-                f"{where}: densepose must be [[shape, base64 PNG], box], got {picture!r:.50}"
-            ) from None
-    missing = [
-        name
-        for name in ("image_id", "category_id", "score", "bbox", "uv_shape", "uv_data")
-        if name not in record
-    ]
-    if missing:
-        raise ResultsError(f"{where}: missing {', '.join(missing)}")
-    for name in ("image_id", "category_id"):
-        if not isinstance(record[name], int) or isinstance(record[name], bool):
-            raise ResultsError(f"{where}: {name} must be a whole number, got {record[name]!r:.50}")
-    if not _are_numbers([record["score"]], 1):
-        raise ResultsError(f"{where}: score must be a finite number, got {record['score']!r:.50}")
-    box = record["bbox"]
-    if not _are_numbers(box, 4) or min(box[2:]) < 0 or max(map(abs, box)) > _LARGEST_COORDINATE:
-        raise ResultsError(
-            f"{where}: bbox must be [x, y, w, h] in pixels, finite, w and h not negative, "
-            f"got {box!r:.80}"
-        )
-    keypoints = record.get("keypoints")
-    if keypoints is not None and not _are_numbers(keypoints, 3 * parts.NUM_KEYPOINTS):
-        raise ResultsError(f"{where}: keypoints must be 51 finite numbers, got {keypoints!r:.50}")
-    _check_picture(where, record)
-    return record
-
-
-def _check_picture(where: str, record: Mapping[str, Any]) -> None:
-    shape, text = record["uv_shape"], record["uv_data"]
-    if not _are_numbers(shape, 3) or any(n != int(n) or n < 1 for n in shape) or shape[0] != 3:
-        raise ResultsError(f"{where}: uv_shape must be [3, h, w], got {shape!r:.50}")
-    for pixels, length in zip(shape[1:], record["bbox"][:1:-1], strict=True):
-        if abs(_length_of_pixels(length, pixels) - length) > 1:
-            raise ResultsError(
-                f"{where}: uv_shape {list(shape)} does not fit bbox {record['bbox']}: wanted "
-                "[3, int(h), int(w)]"
-            )
-    if not isinstance(text, str):
-        raise ResultsError(f"{where}: uv_data must be text, got {text!r:.50}")
-    try:
-        head = base64.b64decode(text[:32])
-    except (binascii.Error, ValueError):
-        head = b""
-    if not head.startswith(_PNG_SIGNATURE) or len(head) != 24:
-        raise ResultsError(f"{where}: uv_data is not a PNG in base64: {text!r:.50}")
-    width, height = (int.from_bytes(head[start : start + 4], "big") for start in (16, 20))
-    if [height, width] != list(shape[1:]):
-        raise ResultsError(
-            f"{where}: uv_shape {list(shape)} is not that of uv_data, [3, {height}, {width}]"
-        )
-
-
-def _are_numbers(values: Any, count: int) -> bool:
-    return (
-        isinstance(values, Sequence)
-        and len(values) == count
-        and all(
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            for value in values
-        )
-    )

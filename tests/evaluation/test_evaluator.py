@@ -202,19 +202,21 @@ def test_report_holds_everything_it_shows(flat_world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        {"dp_masks": [{"size": [100, 100], "counts": "aa"}]},
-        {"dp_masks": [7]},
-        {"dp_masks": None, "segmentation": [[1, 2]]},
-        {"dp_masks": None, "segmentation": {"size": [300, 500]}},
+        ({"dp_masks": [{"size": [100, 100], "counts": "aa"}]}, r"dp_masks\[0\]: .*256x256"),
+        ({"dp_masks": [7]}, r"dp_masks\[0\]: .*must be a run-length mask, got int"),
+        ({"dp_masks": None}, "dp_masks: .*is missing or empty though other dp_ keys are there"),
+        ({"segmentation": [[1, 2]]}, r"segmentation\[0\]: .*three or more x, y pairs, got 2"),
+        ({"segmentation": {"size": [300, 500]}}, "segmentation: .*'size' and 'counts'"),
+        ({"segmentation": [[0, 0, 1e9, 0, 5, 5]]}, r"segmentation\[0\]: .*must lie in the image"),
     ],
 )
-def test_masks_that_cannot_be_drawn_are_named(flat_world, tmp_path, change):
+def test_masks_that_cannot_be_drawn_are_named(flat_world, tmp_path, change, message):
     annotations = copy.deepcopy(flat_world.annotations)
     annotations["annotations"][2].update(change)
     results, truth = flat_world.write(tmp_path, annotations=annotations)
-    with pytest.raises(EvaluationError, match="annotation 3 of image 3: dp_masks or segmentation"):
+    with pytest.raises(EvaluationError, match=f"annotations.json: annotation 3: {message}"):
         evaluator.evaluate_files(results, truth, flat_world.template_dir)
 
 

@@ -59,7 +59,10 @@ def test_all_layouts_give_the_same_pictures(flat_world, truth, tmp_path):
 
 def test_real_results_of_another_system(real_dir):
     path = real_dir / "pairs" / "example_results.json"
-    images = [{"id": i, "height": 1000, "width": 1000} for i in (785, 872, 885)]
+    images = [
+        {"id": i, "file_name": f"{i:012d}.jpg", "height": 1000, "width": 1000}
+        for i in (785, 872, 885)
+    ]
     content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "person"}]}
     index = result_files.index_results(path, ground_truth.read_ground_truth(content))
     pictures = _pictures(index)
@@ -79,11 +82,23 @@ def test_real_results_of_another_system(real_dir):
         ({"score": float("nan")}, r"detection 2: score must be a finite number, got nan"),
         ({"score": "0.9"}, r"detection 2: score must be a finite number, got '0.9'"),
         ({"score": None}, "detection 2: score must be a finite number, got None"),
-        ({"bbox": [1, 2, 3]}, "detection 2: bbox must be four finite numbers"),
-        ({"bbox": [1, 2, -3, 4]}, "detection 2: bbox must be four finite numbers"),
-        ({"bbox": [1, 2, float("inf"), 4]}, "detection 2: bbox must be four finite numbers"),
+        ({"bbox": [1, 2, 3]}, r"detection 2: bbox must be \[x, y, w, h\]"),
+        ({"bbox": [1, 2, -3, 4]}, r"detection 2: bbox must be \[x, y, w, h\]"),
+        ({"bbox": [1, 2, float("inf"), 4]}, r"detection 2: bbox must be \[x, y, w, h\]"),
+        ({"bbox": [1, 2, 10**400, 4]}, r"detection 2: bbox must be \[x, y, w, h\]"),
         ({"category_id": 0}, r"detection 2: category_id 0 is not in .* \[1\]; person is 1"),
         ({"keypoints": [1, 2, 3]}, "detection 2: keypoints must be 51 finite numbers"),
+        ({"category_id": "1"}, "detection 2: category_id must be a whole number, got '1'"),
+        ({"bbox": [1, 2, 98.5, 64]}, r"detection 2: uv_shape \[3, 128, 192\] does not fit bbox"),
+        ({"bbox": [1, 2, 190.5, 128]}, r"detection 2: uv_shape \[3, 128, 192\] does not fit bbox"),
+        ({"uv_shape": [3, 128, 193]}, r"detection 2: uv_shape .* is not that of uv_data"),
+        ({"uv_shape": [3, "a", 5]}, r"detection 2: uv_shape must be \[3, h, w\]"),
+        ({"uv_shape": None}, r"detection 2: uv_shape must be \[3, h, w\]"),
+        ({"uv_data": "bm90IGEgcG5n"}, "detection 2: uv_data is not a PNG"),
+        ({"uv_data": 5}, "detection 2: uv_data must be text"),
+        ({"densepose": []}, "detection 2: densepose must be"),
+        ({"densepose": {"a": 1}}, "detection 2: densepose must be"),
+        ({"file_name": "zoe.jpg"}, "detection 2: image_id 7 with file_name 'zoe.jpg', but .*7.png"),
         ({"uv_data": None, "uv_shape": None}, None),
     ],
 )
@@ -92,41 +107,28 @@ def test_a_wrong_field_is_named(flat_world, truth, tmp_path, change, message):
     entries[1] |= change
     if message is None:
         del entries[1]["uv_data"]
-        message = "detection 2: no IUV picture"
+        message = "detection 2: missing uv_data"
     with pytest.raises(EvaluationError, match=f"given.json: {message}"):
         _index(tmp_path, entries, truth)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"bbox": [1, 2, 97.5, 64]},
-            r"the IUV picture has shape \[3, 64, 96\], a box of \[97.5, 64.0\] needs \[3, 64",
-        ),
-        (
-            {"bbox": [1, 2, 94.5, 64]},
-            r"the IUV picture has shape \[3, 64, 96\], a box of \[94.5, 64.0\] needs",
-        ),
-        ({"uv_shape": [3, 64, 97]}, r"the PNG has shape \(3, 64, 96\), the entry says"),
-        ({"uv_data": "bm90IGEgcG5n"}, "IUV picture: "),
-        ({"uv_data": 5}, "IUV picture: "),
-        ({"uv_shape": [3, "a", 5]}, "wanted 'densepose'"),
-        ({"uv_shape": None}, "wanted 'densepose'"),
-    ],
-)
-def test_a_wrong_picture_is_named(flat_world, truth, tmp_path, change, message):
+def test_a_damaged_picture_is_named(flat_world, truth, tmp_path):
     entries = _entries(flat_world, tmp_path)
-    entries[0] |= change
+    entries[0]["uv_data"] = entries[0]["uv_data"][:-40]  # its header is whole
     index = _index(tmp_path, entries, truth)
-    with pytest.raises(EvaluationError, match=f"detection 1 of image 7: {message}"):
+    with pytest.raises(EvaluationError, match="detection 1 of image 7: uv_data: not a PNG"):
         _pictures(index)
 
 
-def test_a_box_rounded_down_keeps_its_picture(flat_world, truth, tmp_path):
+@pytest.mark.parametrize(("width", "columns"), [(95.75, 96), (96.0, 96), (96.9, 96), (97.5, 97)])
+def test_a_box_that_was_rounded_keeps_its_picture(flat_world, truth, tmp_path, width, columns):
+    # Down: the reference reads the first 95 columns. Up: what the picture lacks is background.
     entries = _entries(flat_world, tmp_path)
-    entries[0]["bbox"][2] -= 0.25  # 95.75: the reference reads the first 95 columns
-    assert _pictures(_index(tmp_path, entries, truth))[1].shape == (3, 64, 96)
+    entries[0]["bbox"][2] = width
+    picture = _pictures(_index(tmp_path, entries, truth))[1]
+    assert picture.shape == (3, 64, columns)
+    np.testing.assert_array_equal(picture[:, :, :96], flat_world.entries[0]["iuv"])
+    assert not picture[:, :, 96:].any()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_a_box_rounded_down_keeps_its_picture(flat_world, truth, tmp_path):
     [
         ("", "empty file; an evaluation without detections is the list"),
         (" \n", "empty file"),
-        ("{}", "image_id must be a whole number"),
+        ("{}", "missing image_id, score, bbox, uv_shape, uv_data"),
         ("[1, 2]", r"expected a detection \{...\} at byte 1, found '1'"),
         ('"text"', "expected a detection"),
         ("[", "the list is not closed; was the file cut short"),
@@ -181,31 +183,76 @@ def test_a_large_file_is_not_held_in_memory(flat_world, truth, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.pop("images"), "no list 'images'"),
-        (lambda c: c["images"].append(c["images"][0]), "image id 7 appears twice"),
-        (lambda c: c["images"][0].pop("height"), "an image needs id, height and width"),
-        (lambda c: c["annotations"].append(c["annotations"][0]), "annotation id 1 appears twice"),
-        (lambda c: c["annotations"][0].update(image_id=5), "annotation 1 is of image 5, which"),
-        (lambda c: c["annotations"][0].update(bbox=[0, 0, 1]), "annotation 1: bbox must be"),
-        (lambda c: c["annotations"][0].pop("area"), "annotation 1: area must be a number"),
-        (lambda c: c["annotations"][0]["dp_x"].pop(), "annotation 1: dp_x, dp_y, .* equally long"),
-        (lambda c: c["annotations"][0].pop("dp_U"), "annotation 1: dp_x, dp_y, .* equally long"),
+        (lambda c: c.pop("images"), "(file): images: .*is missing or not a list"),
+        (lambda c: c["images"].append(c["images"][0]), "image 7: id: .*was there before"),
+        (lambda c: c["images"][0].pop("height"), "image 7: height: .*is missing"),
+        (lambda c: c["images"][0].update(height=None), "image 7: height: .*an integer, got None"),
+        (lambda c: c["annotations"].append(c["annotations"][0]), "annotation 1: id: .*was there"),
+        (lambda c: c["annotations"][0].update(image_id=5), "annotation 1: image_id: .*has id 5"),
+        (lambda c: c["annotations"][0].update(bbox=[0, 0, 1]), "annotation 1: bbox: .*must be"),
+        (lambda c: c["annotations"][0].update(area=float("nan")), "annotation 1: area: .*got nan"),
+        (
+            lambda c: c["annotations"][0].update(iscrowd="0"),
+            "iscrowd: .*the text '0'",
+        ),
+        (lambda c: c["annotations"][0].update(keypoints=[1] * 45), "keypoints: .*got 45 numbers"),
+        (lambda c: c["annotations"][0]["dp_x"].pop(), "annotation 1: dp_x: .*lengths differ"),
+        (lambda c: c["annotations"][0].pop("dp_U"), "annotation 1: dp_U: .*is missing or empty"),
+        (
+            lambda c: c["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6]),
+            r"segmentation: .*wrap the polygon in a list",
+        ),
         (lambda c: c.update(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]), "no cat"),
+        (lambda c: c.update(categories=[{"id": "1", "name": "person"}]), "must be an integer, got"),
+        (
+            lambda c: c["images"][0].update(ignore_regions_x=[[1, 2, 3]], ignore_regions_y=[[1]]),
+            r"image 7: ignore_regions_x\[0\]: .*three or more x, and as many y",
+        ),
     ],
 )
 def test_wrong_annotations_are_named(flat_world, change, message):
     content = copy.deepcopy(flat_world.annotations)
     change(content)
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(EvaluationError, match=message.replace("(file)", r"\(file\)")):
         ground_truth.read_ground_truth(content)
 
 
 def test_results_given_as_annotations_are_told(flat_world, tmp_path):
     results, _ = flat_world.write(tmp_path)
-    with pytest.raises(EvaluationError, match="are annotations and results swapped"):
+    with pytest.raises(EvaluationError, match="are these results, not annotations"):
         ground_truth.read_ground_truth(results)
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(EvaluationError, match="not a JSON file"):
+    with pytest.raises(EvaluationError, match="not_json"):
         ground_truth.read_ground_truth(tmp_path / "text")
-    with pytest.raises(EvaluationError, match="no such annotation file"):
+    with pytest.raises(EvaluationError, match="no such file"):
         ground_truth.read_ground_truth(tmp_path / "none")
+
+
+def test_bad_records_are_left_out_and_counted(flat_world, tmp_path):
+    content = copy.deepcopy(flat_world.annotations)
+    content["images"][2]["height"] = None  # image 12, with two people
+    content["annotations"][2]["dp_U"][0] = 1.5
+    truth = ground_truth.read_ground_truth(content, "skip")
+    assert [image.image_id for image in truth.images] == [3, 7]
+    assert [len(image.people) for image in truth.images] == [2, 2]
+    assert truth.images[0].people[0].points is None
+    assert truth.notes == (
+        "bad records left out: 1 images, 2 people; 1 people lost their dense annotation",
+    )
+    index = _index(tmp_path, _entries(flat_world, tmp_path), truth)
+    assert set(index.by_image) == {3, 7}
+    assert index.notes == ("2 detections on images that were left out",)
+    content["annotations"] = [{**a, "bbox": None} for a in content["annotations"]]
+    with pytest.raises(EvaluationError, match=r"7 of 9 records are bad, above 50\.00%"):
+        ground_truth.read_ground_truth(content, "skip")
+
+
+def test_detections_that_are_all_of_another_category_stop(flat_world, tmp_path):
+    content = copy.deepcopy(flat_world.annotations)
+    content["categories"].append({"id": 2, "name": "dog"})
+    truth = ground_truth.read_ground_truth(content)
+    entries = [{**entry, "category_id": 2} for entry in _entries(flat_world, tmp_path)]
+    with pytest.raises(EvaluationError, match="all 6 detections are of other .* category_id 1"):
+        _index(tmp_path, entries, truth)
+    entries[0]["category_id"] = 1
+    assert len(_index(tmp_path, entries, truth)) == 1

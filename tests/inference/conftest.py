@@ -39,7 +39,7 @@ def dataset(tmp_path):
                 "dp_I": [2.0, 2.0],
                 "dp_U": [0.2, 0.4],
                 "dp_V": [0.1, 0.9],
-                "dp_masks": [],
+                "dp_masks": [[]] * 14,
             }
         )
     content = {

@@ -51,6 +51,38 @@ def test_rle_refuses(counts):
         rle.decode_rle({"size": [4, 4], "counts": counts})
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.floats(0, 1)), min_size=1, max_size=6),
+    st.integers(-1, 5),
+)
+def test_many_masks_together_are_sound_as_each_is(masks, damaged):
+    size = 30, 7
+    entries = []
+    for seed, fill in masks:
+        mask = np.random.default_rng(seed).random(size) < fill
+        packed = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        entries.append({"size": list(size), "counts": packed["counts"].decode()})
+    if 0 <= damaged < len(entries):
+        entries[damaged]["counts"] += "1"
+    sound = []
+    for entry in entries:
+        try:
+            rle.check_rle(entry, size)
+            sound.append(True)
+        except rle.RleError:
+            sound.append(False)
+    assert all(sound) == (damaged < 0 or damaged >= len(entries))
+    assert rle.are_packed_masks(entries, size) == all(sound)
+
+
+def test_masks_that_are_not_packed_are_looked_at_one_by_one():
+    packed = {"size": [4, 4], "counts": "`0"}
+    assert rle.are_packed_masks([], (4, 4)) and rle.are_packed_masks([packed], (4, 4))
+    for other in ({"size": [4, 4], "counts": [16]}, {"size": [4, 5], "counts": "`0"}, 7, {}):
+        assert not rle.are_packed_masks([packed, other], (4, 4))
+
+
 def test_later_part_wins_where_masks_overlap():
     first, second = np.zeros((2, 256, 256), np.uint8)
     first[:, :100], second[:, 50:150] = 1, 1

@@ -2,12 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ktn_jax.data_pipelines.coco import annotations, checks, record_checks
+from ktn_jax.data_pipelines.coco import annotations, checks, findings
 
 BAD_RLE = {"size": [256, 256], "counts": "0000"}
 
@@ -77,7 +78,8 @@ DAMAGE = [
     ("area", _annotation("area", -1), PERSON, "area"),
     ("area", _annotation("area", float("inf")), PERSON, "area"),
     ("crowd_flag", _annotation("iscrowd", 2), PERSON, "iscrowd"),
-    ("crowd_flag", _annotation("iscrowd", []), PERSON, "iscrowd"),
+    ("crowd_flag", _annotation("iscrowd", [1]), PERSON, "iscrowd"),
+    ("crowd_flag", _annotation("iscrowd", "0"), PERSON, "iscrowd"),
     ("keypoints_length", _annotation("keypoints", [0] * 50), PERSON, "keypoints"),
     ("keypoints_length", _annotation("keypoints", [[0, 0, 0]] * 17), PERSON, "keypoints"),
     ("keypoints_not_finite", _annotation("keypoints", 0, float("nan")), PERSON, "keypoints"),
@@ -94,9 +96,21 @@ DAMAGE = [
         PERSON,
         "segmentation[0]",
     ),
+    ("polygon_length", _annotation("segmentation", [1, 2, 3, 4, 5, 6]), PERSON, "segmentation"),
+    (
+        "polygon_outside",
+        _annotation("segmentation", [[1, 1, 1e9, 1, 5, 5]]),
+        PERSON,
+        "segmentation[0]",
+    ),
+    ("ignore_regions", _image("ignore_regions_x", [[1, 2, 3]]), IMAGE, "ignore_regions_y"),
+    ("id_range", _annotation("id", 2**63), f"annotation {2**63}", "id"),
+    ("image_size", _image("width", 2**16 + 1), IMAGE, "width"),
     ("segmentation_rle", _annotation("segmentation", BAD_RLE), PERSON, "segmentation"),
     ("densepose_incomplete", _drop("annotations", 0, "dp_V"), PERSON, "dp_V"),
     ("densepose_incomplete", _drop("annotations", 0, "dp_masks"), PERSON, "dp_masks"),
+    ("densepose_incomplete", _annotation("dp_masks", []), PERSON, "dp_masks"),
+    ("densepose_incomplete", _annotation("dp_x", None), PERSON, "dp_x"),
     ("densepose_type", _annotation("dp_x", "1, 2"), PERSON, "dp_x"),
     ("densepose_lengths", _annotation("dp_y", [1.0]), PERSON, "dp_x"),
     ("point_not_finite", _annotation("dp_x", 0, float("nan")), PERSON, "dp_x"),
@@ -161,8 +175,8 @@ FILE_DAMAGE = [
 
 def test_every_kind_is_tried():
     tried = {case[0] for case in [*DAMAGE, *IMAGE_DAMAGE, *FILE_DAMAGE]}
-    assert tried == set(record_checks.KINDS)
-    assert len(tried - record_checks.WARNINGS) >= 25
+    assert tried == set(findings.KINDS)
+    assert len(tried - findings.WARNINGS) >= 25
 
 
 def test_good_dataset_has_no_findings(folder):
@@ -186,12 +200,12 @@ def test_damage_is_named_and_skipped(tmp_path, raw, kind, change, record, field)
     assert (kind, str(path), record, field) in found
     assert f"damaged.json: {record}: {field}:" in report.format()
     dataset = annotations.parse_dataset(path, "skip", max_skipped_fraction=1)
-    if kind in record_checks.WARNINGS:
+    if kind in findings.WARNINGS:
         assert dataset.skipped.total == 0
         return
     assert dataset.skipped.total >= 1
     people = [person for image in dataset.images for person in image.people]
-    if kind in record_checks.DENSEPOSE_KINDS:
+    if kind in findings.DENSEPOSE_KINDS:
         assert len(people) == 16 and dataset.skipped.densepose == 1
     else:
         assert len(people) < 16 or "duplicate" in kind
@@ -257,6 +271,58 @@ def test_any_value_in_any_field_is_survived(raw, data):
         dataset = annotations.parse_dataset(changed, "skip", max_skipped_fraction=1)
         for image in dataset.images:
             assert all(person.keypoints.shape == (17, 3) for person in image.people)
+
+
+NO_DENSEPOSE = dict.fromkeys(("dp_x", "dp_y", "dp_I", "dp_U", "dp_V", "dp_masks"))
+
+
+@pytest.mark.parametrize("nothing", [None, [], {}])
+@pytest.mark.parametrize("field", ["keypoints", "segmentation", "iscrowd", "area", "DensePose"])
+def test_null_or_empty_is_absent(raw, field, nothing):
+    names = NO_DENSEPOSE if field == "DensePose" else [field]
+    absent, empty = json.loads(json.dumps(raw)), json.loads(json.dumps(raw))
+    for name in names:
+        absent["annotations"][0].pop(name, None)
+        empty["annotations"][0][name] = nothing
+    assert checks.check_dataset(empty).format() == checks.check_dataset(absent).format()
+    for left, right in zip(
+        annotations.parse_dataset(absent).images,
+        annotations.parse_dataset(empty).images,
+        strict=True,
+    ):
+        for one, other in zip(left.people, right.people, strict=True):
+            assert (one.densepose is None) == (other.densepose is None)
+            np.testing.assert_array_equal(one.keypoints, other.keypoints)
+            assert (one.area, one.is_crowd, one.segmentation) == (
+                other.area,
+                other.is_crowd,
+                other.segmentation,
+            )
+
+
+def test_other_categories_are_not_judged(raw):
+    before = dict(checks.check_dataset(raw).counts)
+    dog = {"id": [], "category_id": 18, "bbox": "?", "segmentation": 7, "image_id": "none"}
+    raw["annotations"].append(dog)
+    report = checks.check_dataset(raw)
+    assert report.ok
+    assert report.counts["people"] == before["people"]
+    assert report.counts["annotations of other categories"] == 2
+
+
+def test_two_categories_of_people(raw):
+    raw["categories"].append({"id": 5, "name": "person"})
+    raw["annotations"][0]["category_id"] = 5
+    assert checks.check_dataset(raw).person_categories == {1, 5}
+    people = [person for image in annotations.parse_dataset(raw).images for person in image.people]
+    assert len(people) == 16
+
+
+def test_a_person_category_without_a_number_is_named(raw):
+    raw["categories"] = [{"id": "1", "name": "person"}, {"id": 18, "name": "dog"}]
+    report = checks.check_dataset(raw)
+    assert not report.is_readable
+    assert "id of 'person' must be an integer, got '1'" in report.format()
 
 
 def test_report_writes_as_many_findings_as_asked(raw):

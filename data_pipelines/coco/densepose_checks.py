@@ -1,0 +1,155 @@
+"""What a person's DensePose annotation must satisfy."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ktn_jax.body import parts
+from ktn_jax.body.parts import PART_GRID
+from ktn_jax.data_pipelines.coco import rle
+from ktn_jax.data_pipelines.coco.findings import Collector
+from ktn_jax.data_pipelines.coco.json_values import are_numbers, is_absent, to_numbers
+
+DENSEPOSE_POINT_KEYS = ("dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
+DENSEPOSE_KEYS = (*DENSEPOSE_POINT_KEYS, "dp_masks")
+
+
+_BLOCK = 32  # annotations whose masks are looked at together
+_LOWEST = np.zeros((5, 1))
+_HIGHEST = np.array([[PART_GRID], [PART_GRID], [parts.NUM_PATCHES], [1], [1]])
+
+
+def has_densepose(raw: Mapping[str, Any]) -> bool:
+    """Whether an annotation carries anything of DensePose, complete or not."""
+    for key in DENSEPOSE_POINT_KEYS:
+        if not is_absent(raw.get(key)):
+            return True
+    masks = raw.get("dp_masks")
+    return any(masks) if isinstance(masks, list) else not is_absent(masks)
+
+
+def find_sound_masks(annotations: Sequence[Any]) -> set[int]:
+    """Finds annotations whose part masks are sound, many at a time.
+
+    Args:
+        annotations: entries as JSON gave them.
+
+    Returns:
+        Positions of annotations in whose `dp_masks` every mask can be decoded. The others have
+        none, are of another form, or stand near one that is damaged: each is to be looked at.
+    """
+    sound: set[int] = set()
+    for start in range(0, len(annotations), _BLOCK):
+        block = {
+            position: raw["dp_masks"]
+            for position, raw in enumerate(annotations[start : start + _BLOCK], start)
+            if isinstance(raw, dict) and isinstance(raw.get("dp_masks"), list)
+        }
+        masks = filter(None, itertools.chain.from_iterable(block.values()))
+        if rle.are_packed_masks(masks, (PART_GRID, PART_GRID)):
+            sound.update(block)
+    return sound
+
+
+def check_densepose(
+    raw: Mapping[str, Any], found: Collector, has_sound_masks: bool = False
+) -> None:
+    """Checks the `dp_` fields of an annotation that has some.
+
+    Args:
+        raw: the entry as JSON gave it.
+        found: takes the findings.
+        has_sound_masks: see `find_sound_masks`.
+    """
+    absent = [key for key in DENSEPOSE_KEYS if is_absent(raw.get(key))]
+    for key in absent:
+        found.add(
+            "densepose_incomplete", key, "is missing or empty though other dp_ keys are there"
+        )
+    if "dp_masks" not in absent:
+        _check_masks(raw["dp_masks"], found, has_sound_masks)
+    if not absent and _are_points([raw[key] for key in DENSEPOSE_POINT_KEYS]):
+        return
+    columns = {}
+    for key in DENSEPOSE_POINT_KEYS:
+        if key not in absent:
+            columns[key] = to_numbers(raw[key])
+            if columns[key] is None:
+                found.add("densepose_type", key, "must be a list of numbers")
+    if len(columns) < len(DENSEPOSE_POINT_KEYS) or any(c is None for c in columns.values()):
+        return
+    lengths = {key: len(columns[key]) for key in DENSEPOSE_POINT_KEYS}
+    if len(set(lengths.values())) > 1:
+        found.add("densepose_lengths", "dp_x", f"lengths differ: {lengths}")
+    for key in ("dp_x", "dp_y"):
+        _check_range(columns[key], key, (0, PART_GRID), ("point_not_finite", "point_range"), found)
+    for key in ("dp_U", "dp_V"):
+        _check_range(columns[key], key, (0, 1), ("uv_not_finite", "uv_range"), found)
+    patches = columns["dp_I"]
+    is_whole = np.isfinite(patches) & (patches == np.round(patches))
+    if not is_whole.all():
+        index = int(np.argmin(is_whole))
+        found.add("patch_not_integer", "dp_I", f"point {index} is {patches[index]}")
+    else:
+        kinds = ("patch_not_integer", "patch_range")
+        _check_range(patches, "dp_I", (0, parts.NUM_PATCHES), kinds, found)
+
+
+def _are_points(columns: Sequence[Any]) -> bool:
+    """Whether all is well with x, y, patch, U and V: mostly it is, and this is quick to tell."""
+    if not all(map(are_numbers, columns)) or len(set(map(len, columns))) > 1:
+        return False
+    try:
+        points = np.array(columns, np.float64)
+    except OverflowError:  # an integer beyond the range of float64
+        return False
+    # NaN compares false.
+    is_inside = (points >= _LOWEST) & (points <= _HIGHEST)
+    return bool(is_inside.all() and (points[2] == np.round(points[2])).all())
+
+
+def _check_range(
+    values: np.ndarray,
+    field: str,
+    limits: tuple[float, float],
+    kinds: tuple[str, str],
+    found: Collector,
+) -> None:
+    """Reports the first value that is not finite, else the first outside [low, high]."""
+    is_finite = np.isfinite(values)
+    if not is_finite.all():
+        index = int(np.argmin(is_finite))
+        found.add(kinds[0], field, f"point {index} is {values[index]}")
+        return
+    is_outside = (values < limits[0]) | (values > limits[1])
+    if is_outside.any():
+        index = int(np.argmax(is_outside))
+        text = f"{int(is_outside.sum())} outside {limits[0]}..{limits[1]}"
+        found.add(kinds[1], field, f"{text}, first: point {index} is {values[index]}")
+
+
+def _check_masks(value: Any, found: Collector, are_sound: bool) -> None:
+    if not isinstance(value, list):
+        found.add("masks_type", "dp_masks", f"must be a list, got {type(value).__name__}")
+        return
+    if len(value) > parts.NUM_COARSE:
+        found.add("masks_count", "dp_masks", f"has {len(value)} entries, at most 14 are known")
+    if are_sound:
+        return
+    for index, entry in enumerate(value):
+        if not entry:  # a part that is not seen: [], {} or null
+            continue
+        field = f"dp_masks[{index}]"
+        if not isinstance(entry, Mapping):
+            found.add("masks_type", field, f"must be a run-length mask, got {type(entry).__name__}")
+            continue
+        try:
+            size = rle.rle_size(entry)
+            if size != (PART_GRID, PART_GRID):
+                found.add("mask_size", field, f"must be 256x256, got {size[0]}x{size[1]}")
+                continue
+            rle.check_rle(entry)
+        except rle.RleError as error:
+            found.add("mask_undecodable", field, str(error))

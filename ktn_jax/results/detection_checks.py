@@ -1,0 +1,108 @@
+"""What a detection in a results file must satisfy."""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ktn_jax.body import parts
+
+_LARGEST_COORDINATE = 1e6  # pixels; beyond, float32 no longer tells their fractions apart
+_LARGEST = 1e300  # NaN and infinity compare false, and so does an integer beyond float64
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class ResultsError(ValueError):
+    """A results file or a person is malformed. The message names the record and the field."""
+
+
+def length_of_pixels(length: float, pixels: int) -> float:
+    """The length closest to `length` that a map of so many pixels stands for."""
+    shortest = float(pixels) if pixels > 1 else 0.0
+    return float(np.clip(length, shortest, np.nextafter(np.float32(pixels + 1), np.float32(0))))
+
+
+def check_record(where: str, record: Any) -> dict[str, Any]:
+    """Checks a detection's fields and brings it to the layout with `uv_shape` and `uv_data`.
+
+    The one check of results, whether a file is held in memory or read as a stream. The picture
+    stays encoded, and only its header is looked at: `records.decode_record` finds the rest.
+
+    Args:
+        where: names the record in messages.
+        record: as JSON gave it, in either layout.
+
+    Returns:
+        A copy in the layout with `uv_shape` and `uv_data`; other fields are as they were.
+
+    Raises:
+        ResultsError: a wrong or missing field.
+    """
+    if not isinstance(record, Mapping):
+        raise ResultsError(f"{where}: wanted an object with fields, got {record!r:.50}")
+    record = dict(record)
+    if "densepose" in record:
+        picture = record.pop("densepose")
+        try:
+            record["uv_shape"], record["uv_data"] = picture[0]
+        except (IndexError, KeyError, TypeError, ValueError):
+            raise ResultsError(
+                f"{where}: densepose must be [[shape, base64 PNG], box], got {picture!r:.50}"
+            ) from None
+    missing = [
+        name for name in ("image_id", "score", "bbox", "uv_shape", "uv_data") if name not in record
+    ]
+    if missing:
+        raise ResultsError(f"{where}: missing {', '.join(missing)}")
+    for name in ("image_id", "category_id"):
+        if name in record and type(record[name]) is not int:
+            raise ResultsError(f"{where}: {name} must be a whole number, got {record[name]!r:.50}")
+    if not _are_numbers([record["score"]], 1):
+        raise ResultsError(f"{where}: score must be a finite number, got {record['score']!r:.50}")
+    box = record["bbox"]
+    if not _are_numbers(box, 4) or min(box[2:]) < 0 or max(map(abs, box)) > _LARGEST_COORDINATE:
+        raise ResultsError(
+            f"{where}: bbox must be [x, y, w, h] in pixels, finite, w and h not negative, "
+            f"got {box!r:.80}"
+        )
+    keypoints = record.get("keypoints")
+    if keypoints is not None and not _are_numbers(keypoints, 3 * parts.NUM_KEYPOINTS):
+        raise ResultsError(f"{where}: keypoints must be 51 finite numbers, got {keypoints!r:.50}")
+    _check_picture(where, record)
+    return record
+
+
+def _check_picture(where: str, record: Mapping[str, Any]) -> None:
+    shape, text = record["uv_shape"], record["uv_data"]
+    if not _are_numbers(shape, 3) or any(n != int(n) or n < 1 for n in shape) or shape[0] != 3:
+        raise ResultsError(f"{where}: uv_shape must be [3, h, w], got {shape!r:.50}")
+    for pixels, length in zip(shape[1:], record["bbox"][:1:-1], strict=True):
+        # Some systems round boxes: a pixel more or less than int(length) is no mistake.
+        if not pixels - 1 <= max(length, 1) < pixels + 2:
+            raise ResultsError(
+                f"{where}: uv_shape {list(shape)} does not fit bbox {record['bbox']}: wanted "
+                "[3, int(h), int(w)]"
+            )
+    if not isinstance(text, str):
+        raise ResultsError(f"{where}: uv_data must be text, got {text!r:.50}")
+    try:
+        head = base64.b64decode(text[:32])
+    except (binascii.Error, ValueError):
+        head = b""
+    if not head.startswith(_PNG_SIGNATURE) or len(head) != 24:
+        raise ResultsError(f"{where}: uv_data is not a PNG in base64: {text!r:.50}")
+    width, height = (int.from_bytes(head[start : start + 4], "big") for start in (16, 20))
+    if [height, width] != list(shape[1:]):
+        raise ResultsError(
+            f"{where}: uv_shape {list(shape)} is not that of uv_data, [3, {height}, {width}]"
+        )
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, Sequence)
+        and len(values) == count
+        and all(type(value) in (int, float) and -_LARGEST < value < _LARGEST for value in values)
+    )
