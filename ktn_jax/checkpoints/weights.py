@@ -1,11 +1,14 @@
 """Weights in any format, fitted to a model: nothing is skipped, filled in or cut to size unseen.
 
-Files hold the original's names (see `torch_weights`); a folder is an orbax checkpoint of our own.
+Files hold the original's names (see `torch_names`); a folder is an orbax checkpoint of our own.
+`load` takes weights that fit a model exactly. `load_partly` takes what training may start from: any
+part of a model, and ImageNet backbones; it says what it found.
 """
 
+import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +18,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from ktn_jax.checkpoints import files, torch_names
+from ktn_jax.checkpoints import files, imagenet, runs, torch_names
 from ktn_jax.modeling.detector import Detector, build_model
 from ktn_jax.ops import boxes as box_ops
 
@@ -23,6 +26,23 @@ Variables = dict[str, Any]
 
 _COLLECTIONS = ("params", "batch_stats")
 _KTN_DECODER_PREDICTORS = ("ktn", "ktn_keypoints", "ktn_auxiliary")
+# Of constants in a file against the configuration's: rounding, far below any other convention.
+_CONSTANTS_TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class PartialFit:
+    """What a source has for a model. Paths are of Flax variables: `params/box_head/fc1/kernel`."""
+
+    arrays: dict[str, np.ndarray]  # by path, in the model's shapes and types
+    missing: tuple[str, ...]  # paths of the model that the source does not have
+    dropped: tuple[str, ...]  # names in the source that the model has no place for
+
+    def fill_in(self, variables: Mapping[str, Any]) -> Variables:
+        """Puts the arrays in the place of those of `variables`, which has all of the model's."""
+        merged = {path: self.arrays.get(path, x) for path, x in flatten(variables).items()}
+        nested = traverse_util.unflatten_dict(merged, sep="/")
+        return {name: nested.get(name, {}) for name in _COLLECTIONS}
 
 
 def read_variables(path: str | os.PathLike) -> Variables:
@@ -40,7 +60,7 @@ def read_variables(path: str | os.PathLike) -> Variables:
         ValueError: the file cannot be read, or holds names that are not known; the message says
             which.
     """
-    path = pathlib.Path(path)
+    path = _existing(path)
     if path.is_dir():
         return _read_training(path) or _read_orbax(path)
     state = files.read_state_dict(path)
@@ -88,10 +108,15 @@ def convert(source: str | os.PathLike, target: str | os.PathLike) -> int:
     return count_parameters(variables)
 
 
+def _existing(path: str | os.PathLike) -> pathlib.Path:
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there are no weights at {path}")
+    return path
+
+
 def _read_training(path: pathlib.Path) -> Variables | None:
     """Reads the newest checkpoint of a training; None for a folder of another kind."""
-    from ktn_jax.checkpoints import runs  # which needs optax and more, and few callers do
-
     found = runs.find_checkpoint(path)
     if found is None:
         return None
@@ -112,13 +137,31 @@ def _read_orbax(path: pathlib.Path) -> Variables:
 
 def abstract_variables(model: Detector) -> Variables:
     """Shapes and types of a model's variables, without computing any."""
+    return jax.eval_shape(lambda key: model.init(key, *_any_images()), jax.random.key(0))
 
-    def initialise(key: jax.Array) -> Variables:
-        # Parameters do not depend on the size of the images.
-        images = jnp.zeros((1, 128, 128, 3), jnp.uint8)
-        return model.init(key, images, jnp.full((1, 2), 128))
 
-    return jax.eval_shape(initialise, jax.random.key(0))
+def draw_variables(model: Detector, seed: int) -> Variables:
+    """Draws the initial variables of a model, its body graph included."""
+    # A program that runs once, with a generator for every array: on a CPU, making it fast takes
+    # longer than all that it does.
+    on_cpu = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    draw = jax.jit(model.init, compiler_options=on_cpu)
+    return draw(jax.random.key(seed), *_any_images())
+
+
+def _any_images() -> tuple[jax.Array, jax.Array]:
+    """Arguments of a model: parameters do not depend on the size of the images."""
+    return jnp.zeros((1, 128, 128, 3), jnp.uint8), jnp.full((1, 2), 128)
+
+
+def initialise(config: ConfigDict, seed: int) -> Variables:
+    """Draws the initial weights of a configuration's model, the body graph being noise."""
+    return draw_variables(build_model(config.model), seed)
+
+
+def count_parameters(variables: Mapping[str, Any]) -> int:
+    """Number of values in `params`."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))
 
 
 def load(config: ConfigDict, path: str | os.PathLike) -> Variables:
@@ -144,10 +187,10 @@ def fit(config: ConfigDict, variables: Mapping[str, Any], source: str) -> Variab
     abstract = abstract_variables(build_model(config.model))
     check_fit(abstract, variables, source)
     _check_constants(config.model, variables.get("constants", {}), source)
-    flat = _flatten({name: variables.get(name, {}) for name in _COLLECTIONS})
-    for key, wanted in _flatten(abstract).items():
-        if key.endswith("/count"):
-            flat.setdefault(key, np.zeros(wanted.shape, wanted.dtype))
+    flat = flatten(variables)
+    for path, wanted in flatten(abstract).items():
+        if _is_count(path):
+            flat.setdefault(path, np.zeros(wanted.shape, wanted.dtype))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -157,19 +200,12 @@ def check_fit(abstract: Variables, variables: Mapping[str, Any], source: str) ->
     Raises:
         ValueError: lists every missing, unexpected and mis-shaped key.
     """
-    wanted = _flatten(abstract)
-    actual = _flatten({name: variables.get(name, {}) for name in _COLLECTIONS})
-    # PyTorch before 0.4.1 counted no batches, and nothing needs the count.
-    missing = {key for key in wanted.keys() - actual.keys() if not key.endswith("/count")}
+    wanted, actual = flatten(abstract), flatten(variables)
+    missing = {path for path in wanted.keys() - actual.keys() if not _is_count(path)}
     unexpected = actual.keys() - wanted.keys()
-    problems = [f"missing: {_torch_name(key, wanted)}" for key in sorted(missing)]
-    problems += [f"unexpected: {_torch_name(key, actual)}" for key in sorted(unexpected)]
-    for key in sorted(wanted.keys() & actual.keys()):
-        if wanted[key].shape != actual[key].shape:
-            problems.append(
-                f"mis-shaped: {_torch_name(key, wanted)}: the model's is {wanted[key].shape}, "
-                f"the file's {actual[key].shape} (Flax layout)"
-            )
+    problems = [f"missing: {name}" for name in _torch_names(missing, wanted)]
+    problems += [f"unexpected: {name}" for name in _torch_names(unexpected, actual)]
+    problems += _mis_shaped(wanted, actual)
     if problems:
         lines = "\n  ".join(problems)
         raise ValueError(
@@ -178,14 +214,88 @@ def check_fit(abstract: Variables, variables: Mapping[str, Any], source: str) ->
         )
 
 
-def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return traverse_util.flatten_dict(dict(tree), sep="/")
+def load_partly(config: ConfigDict, path: str | os.PathLike) -> PartialFit:
+    """Reads what a source has for a configuration's model.
+
+    Args:
+        config: a whole configuration.
+        path: see `read_variables`; also an ImageNet ResNet (Caffe2's MSRA names, or torchvision's).
+
+    Returns:
+        What fits, and the names of what does not.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: nothing in it is the model's, arrays are of other shapes (all are listed), or
+            constants in the file, or what an ImageNet backbone needs, contradict the configuration.
+    """
+    path = _existing(path)
+    variables, unknown = (read_variables(path), []) if path.is_dir() else _read_known(config, path)
+    _check_constants(config.model, variables.get("constants", {}), str(path))
+    wanted = flatten(abstract_variables(build_model(config.model)))
+    actual = flatten(variables)
+    if not wanted.keys() & actual.keys():
+        some = sorted(actual)[:3] or ["nothing that is known"]
+        raise ValueError(f"{path} has no weights of this model; it holds {', '.join(some)}, ...")
+    problems = _mis_shaped(wanted, actual)
+    if problems:
+        lines = "\n  ".join(problems)
+        raise ValueError(
+            f"{path} does not fit the model: {len(problems)} arrays are of another shape\n  {lines}"
+        )
+    return PartialFit(
+        {name: np.asarray(actual[name], wanted[name].dtype) for name in wanted if name in actual},
+        tuple(name for name in wanted if name not in actual and not _is_count(name)),
+        (*unknown, *(name for name in actual if name not in wanted and not _is_count(name))),
+    )
 
 
-def _torch_name(key: str, flat: Mapping[str, Any]) -> str:
-    """The original's name of a Flax path, beside which others decide some of the names."""
-    names = torch_names.torch_names(list(flat))
-    return f"{names[key]} ({key})" if key in names else key
+def _read_known(config: ConfigDict, path: pathlib.Path) -> tuple[Variables, list[str]]:
+    """Reads a file as variables, and the names in it that no model has."""
+    state, unknown = files.read_state_dict(path), []
+    kind = imagenet.find_kind(state)
+    if kind is not None:
+        imagenet.check_fit(config.model, kind, str(path))
+        state, unknown = imagenet.rename(state, kind)
+    unknown += torch_names.unknown_names(state)
+    try:
+        known = {name: array for name, array in state.items() if name not in unknown}
+        return torch_names.to_flax(known), unknown
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of `params` and `batch_stats` by path, such as `params/box_head/fc1/kernel`."""
+    trees = {name: dict(variables[name]) for name in _COLLECTIONS if name in variables}
+    return traverse_util.flatten_dict(trees, sep="/")
+
+
+def _is_count(path: str) -> bool:
+    """Whether it is the number of batches a statistic has seen.
+
+    PyTorch before 0.4.1 counted none, and nothing needs the number: it may be missing.
+    """
+    return path.endswith("/count")
+
+
+def _mis_shaped(wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
+    paths = sorted(
+        path
+        for path in wanted.keys() & actual.keys()
+        if tuple(np.shape(actual[path])) != wanted[path].shape
+    )
+    return [
+        f"mis-shaped: {name}: the model's is {wanted[path].shape}, the file's "
+        f"{tuple(np.shape(actual[path]))} (Flax layout)"
+        for path, name in zip(paths, _torch_names(paths, wanted), strict=True)
+    ]
+
+
+def _torch_names(paths: Collection[str], flat: Mapping[str, Any]) -> list[str]:
+    """The original's names of some Flax paths, sorted; all of `flat` decide some of the names."""
+    names = torch_names.torch_names(list(flat)) if paths else {}
+    return [f"{names[path]} ({path})" if path in names else path for path in sorted(paths)]
 
 
 def constants(config: ConfigDict) -> Variables:
@@ -203,21 +313,10 @@ def constants(config: ConfigDict) -> Variables:
 
 def _check_constants(config: ConfigDict, stored: Mapping[str, np.ndarray], source: str) -> None:
     ours = constants(config)
+    tolerance = _CONSTANTS_TOLERANCE
     for name, value in stored.items():
-        if name in ours and not np.allclose(value, ours[name], rtol=1e-5, atol=1e-5):
+        if name in ours and not np.allclose(value, ours[name], rtol=tolerance, atol=tolerance):
             raise ValueError(
-                f"{source}: {name} is {value.ravel().tolist()}, but the configuration says "
+                f"{source}: {name} is {np.ravel(value).tolist()}, but the configuration says "
                 f"{ours[name].ravel().tolist()}"
             )
-
-
-def initialise(config: ConfigDict, seed: int) -> Variables:
-    """Draws the initial weights of a configuration's model."""
-    model = build_model(config.model)
-    images = jnp.zeros((1, 128, 128, 3), jnp.uint8)
-    return jax.jit(model.init)(jax.random.key(seed), images, jnp.full((1, 2), 128))
-
-
-def count_parameters(variables: Mapping[str, Any]) -> int:
-    """Number of values in `params`."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))

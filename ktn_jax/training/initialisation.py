@@ -2,45 +2,36 @@
 
 import dataclasses
 import os
-import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from ktn_jax.body.graph import body_graph
-from ktn_jax.checkpoints import files, imagenet, runs, torch_names, weights
+from ktn_jax.checkpoints import weights
 from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.detector import Detector, build_model
 
 Variables = dict[str, Any]
 
-_COLLECTIONS = ("params", "batch_stats")
-
 
 @dataclasses.dataclass(frozen=True)
 class Initial:
-    """Variables to start from, and where each came from."""
+    """Variables to start from, and where they came from."""
 
     variables: Variables  # {"params", "batch_stats"}
-    source: str  # empty for none
-    loaded: tuple[str, ...] = ()  # paths that the source gave
-    new: tuple[str, ...] = ()  # paths that keep their initial value
-    unused: tuple[str, ...] = ()  # names in the source that the model has no place for
+    source: str = ""  # empty: all of them were drawn
+    fit: weights.PartialFit | None = None  # of the source
 
     def report(self) -> list[str]:
         """Says in lines what was loaded, what is new and what was left; no name is left out."""
-        if not self.source:
+        if self.fit is None:
             return ["all weights are new: training from scratch"]
-        lines = [f"{self.source}: {len(self.loaded)} arrays loaded"]
+        lines = [f"{self.source}: {len(self.fit.arrays)} arrays loaded"]
         for text, names in (
-            ("keep their initial values", self.new),
-            ("in the file have no place in the model", self.unused),
+            ("keep their initial values", self.fit.missing),
+            ("in the file have no place in the model", self.fit.dropped),
         ):
             if names:
                 lines += [f"{len(names)} arrays {text}:", *(f"  {name}" for name in names)]
@@ -91,29 +82,17 @@ def make_initial(config: ConfigDict, source: str | os.PathLike = "") -> Initial:
     source = str(source)
     if not source:
         _check_from_scratch(config.model)
-    stored, unused = _read(config, source) if source else ({}, [])
+        return Initial(variables=_draw(config))
+    fit = weights.load_partly(config, source)
+    return Initial(variables=fit.fill_in(_draw(config)), source=source, fit=fit)
+
+
+def _draw(config: ConfigDict) -> Variables:
+    # Not of the model that trains: how it computes decides no initial value, and the plain
+    # definition compiles in less time.
     model = build_model(config.model, graph=load_graph(config))
-    wanted = _flatten(weights.abstract_variables(model))
-    if source:
-        _check(stored, wanted, source)
-    drawn = _flatten(draw_variables(model, config.seed))
-    merged = {
-        path: np.asarray(stored[path], value.dtype) if path in stored else value
-        for path, value in drawn.items()
-    }
-    # How many batches a running statistic has seen is no weight.
-    loaded = [path for path in drawn if path in stored]
-    new = [path for path in drawn if path not in stored and not path.endswith("/count")]
-    unused += [path for path in stored if path not in drawn and not path.endswith("/count")]
-    variables = {name: {} for name in _COLLECTIONS}
-    variables |= traverse_util.unflatten_dict(merged, sep="/")
-    return Initial(
-        variables=variables,
-        source=source,
-        loaded=tuple(loaded),
-        new=tuple(new),
-        unused=tuple(unused),
-    )
+    variables = weights.draw_variables(model, config.seed)
+    return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
 
 
 def _check_from_scratch(config: ConfigDict) -> None:
@@ -128,85 +107,3 @@ def _check_from_scratch(config: ConfigDict) -> None:
             "without --weights the backbone starts from random values, and parts of it would not "
             f"train: give --weights (an ImageNet ResNet, say), or {' and '.join(wanted)}"
         )
-
-
-def draw_variables(model: Detector, seed: int) -> Variables:
-    """Draws the initial variables of a model, its body graph included."""
-    images = jnp.zeros((1, 128, 128, 3), jnp.uint8)
-    # A program that runs once, with a generator for every array: on a CPU, making it fast takes
-    # longer than all that it does.
-    on_cpu = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    draw = jax.jit(model.init, compiler_options=on_cpu)
-    return draw(jax.random.key(seed), images, jnp.full((1, 2), 128))
-
-
-def _read(config: ConfigDict, source: str) -> tuple[dict[str, Any], list[str]]:
-    """Reads a source as flat variables, and the names in it that no model has."""
-    path = pathlib.Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"--weights: nothing is at {source}")
-    if path.is_dir():
-        found = runs.find_checkpoint(path)
-        variables = runs.read_checkpoint(found)[0] if found else weights.read_variables(path)
-        return _flatten(variables), []
-    state = files.read_state_dict(path)
-    kind = imagenet.find_kind(state)
-    unknown = []
-    if kind is not None:
-        imagenet.check_fit(config.model, kind, source)
-        state, unknown = imagenet.rename(state, kind)
-    unknown += _unknown_names(state)
-    try:
-        variables = torch_names.to_flax({k: v for k, v in state.items() if k not in unknown})
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    _check_constants(config, variables.pop("constants", {}), source)
-    return _flatten(variables), unknown
-
-
-def _unknown_names(state: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of no model: heads that this project does not have, counters of an optimizer."""
-    table = {
-        rule
-        for is_auxiliary in (False, True)
-        for is_multi_instance in (False, True)
-        for rule in torch_names.rules(is_auxiliary, is_multi_instance)
-    }
-    alias = "roi_heads.densepose_head.ScaleConv."
-
-    def is_known(name: str) -> bool:
-        return name.startswith(alias) or any(rule.torch_regex.fullmatch(name) for rule in table)
-
-    return [name for name in state if not is_known(name)]
-
-
-def _check_constants(config: ConfigDict, stored: Mapping[str, np.ndarray], source: str) -> None:
-    for name, ours in weights.constants(config.model).items():
-        if name in stored and not np.allclose(stored[name], ours, rtol=1e-4, atol=1e-4):
-            raise ValueError(
-                f"{source} was trained with {name} {np.ravel(stored[name]).tolist()}, the "
-                f"configuration has {np.ravel(ours).tolist()}"
-            )
-
-
-def _check(stored: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
-    if not stored.keys() & wanted.keys():
-        some: Sequence[str] = sorted(stored)[:3] or ["nothing that is known"]
-        raise ValueError(f"{source} has no weights of this model; it holds {', '.join(some)}, ...")
-    wrong = [
-        f"{path}: {tuple(np.shape(stored[path]))}, the model's is {wanted[path].shape}"
-        for path in sorted(stored.keys() & wanted.keys())
-        if tuple(np.shape(stored[path])) != wanted[path].shape
-    ]
-    if wrong:
-        lines = "\n  ".join(wrong)
-        raise ValueError(
-            f"{source} does not fit the model: {len(wrong)} arrays are of another shape\n  {lines}"
-        )
-
-
-def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    flat = traverse_util.flatten_dict(
-        {name: dict(tree[name]) for name in _COLLECTIONS if name in tree}, sep="/"
-    )
-    return flat

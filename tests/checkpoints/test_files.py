@@ -9,6 +9,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from ktn_jax.checkpoints import files
 from ktn_jax.checkpoints.files import read_state_dict, write_state_dict
@@ -307,3 +308,29 @@ def test_import_needs_neither_torch_nor_jax():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "set()"
+
+
+def test_safetensors_are_mapped_as_the_library_reads_them(tmp_path):
+    """Types of every width and an empty array, in an order and alignment that the library chose."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "odd": rng.random(3) > 0.5,
+        "half": rng.random((2, 5)).astype(np.float16),
+        "double": rng.random((3, 2)),
+        "none": np.zeros((0, 4), np.float32),
+        "byte": rng.integers(0, 255, 7, np.uint8),
+        "scalar": np.float32(1.5),
+    }
+    path = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file({k: np.asarray(v) for k, v in arrays.items()}, path)
+    actual = read_state_dict(path)
+    expected = safetensors.numpy.load_file(path)
+    assert actual.keys() == expected.keys() == arrays.keys()
+    for name, array in expected.items():
+        assert actual[name].dtype == array.dtype and actual[name].shape == array.shape, name
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
+    # Mapped, not copied: the pages are the file's.
+    base = actual["double"]
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    assert isinstance(base, np.memmap)
