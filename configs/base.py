@@ -174,7 +174,12 @@ def _training() -> ConfigDict:
     # body and constants that come with the package, or "noise".
     training.graph = "default"
     training.log_every = 20  # steps
-    training.keep_last = 3  # checkpoints; that of the lowest loss stays too
+    training.keep_last = 3  # checkpoints; the best one stays too
+    # Steps between two evaluations on data.evaluation while training; 0 for none. A checkpoint is
+    # saved with each, and that of the highest best_metric (box, GPS or GPSm, all average precision)
+    # is the best one; without scores that of the lowest training loss.
+    training.evaluate_every = 0
+    training.best_metric = "GPSm"
     training.num_devices = 0  # 0 for all
     training.shard_transfer = False  # split the knowledge transfer network over the devices
     training.winograd = True  # as test.winograd; gradients too

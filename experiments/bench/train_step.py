@@ -65,46 +65,35 @@ class Ours:
     """The step that `ktn train` takes, on one batch."""
 
     def __init__(self, config, variables, size_hw, people=3):
-        import jax
-
         from ktn_jax.checkpoints import weights
-        from ktn_jax.training import distributed, forward, initialisation, optimizer, state, step
+        from ktn_jax.training import distributed, forward, initialisation
+        from ktn_jax.training.trainer import Trainer
 
         self.config = config
         self.model = initialisation.build_trained_model(config)
-        mesh = distributed.make_mesh(config.training.num_devices)
-        shapes = weights.abstract_variables(self.model)
-        parts = (shapes["params"], shapes.get("batch_stats", {}))
-        rule = optimizer.make_optimizer(config, *parts)
-
-        def create(variables):
-            return state.create_state(variables, rule, config.seed, has_ema=False)
-
-        shardings = distributed.state_shardings(
-            jax.eval_shape(create, shapes), mesh, config.training.shard_transfer
-        )
-        if variables is None:
-            variables = initialisation.draw_variables(self.model, config.seed)
-        self.state = jax.jit(create, out_shardings=shardings)(variables)
-        labels = optimizer.label_parameters(*parts, optimizer.frozen_patterns(config))
-        schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
         self.loss_fn = forward.make_loss_fn(self.model, config.loss)
-        step_fn = step.make_train_step(self.loss_fn, rule, schedule, labels, mesh, shardings)
-        sharding = distributed.over_batch(mesh)
+        self.folder = tempfile.TemporaryDirectory()  # nothing is saved there
+        self.trainer = Trainer(
+            config,
+            self.folder.name,
+            self.loss_fn,
+            weights.abstract_variables(self.model),
+            lambda: variables or weights.draw_variables(self.model, config.seed),
+        )
+        mesh = self.trainer.mesh
         batch = make_batch(config, config.batch_size, size_hw, people)
-        self.batch = distributed.to_devices(batch, sharding)
-        self.stop = distributed.to_devices({"stop": [False] * mesh.size}, sharding)["stop"]
+        self.batch = distributed.to_devices(batch, distributed.over_batch(mesh))
         start = time.perf_counter()
-        self.compiled = step_fn.lower(self.state, self.batch, self.stop).compile()
+        self.compiled = self.trainer.train_step.lower(self.trainer.state, self.batch).compile()
         self.compile_seconds = time.perf_counter() - start
-        self.devices = f"{mesh.size} {jax.devices()[0].device_kind}"
+        self.trainer.train_step = self.compiled  # or the first step would compile it again
+        self.devices = f"{mesh.size} {mesh.devices.flat[0].device_kind}"
 
     def run(self):
         """Takes a step."""
         import jax
 
-        self.state, metrics = self.compiled(self.state, self.batch, self.stop)
-        jax.block_until_ready(metrics)
+        jax.block_until_ready(self.trainer.step(self.batch))
 
     def program_bytes(self):
         """What the compiled step needs at once, its arguments included; None if not known."""
@@ -142,7 +131,7 @@ class Ours:
 
         def gradient(compiled):
             jax.block_until_ready(
-                compiled(self.state.params, self.state.batch_stats, self.batch, key)
+                compiled(self.trainer.state.params, self.trainer.state.batch_stats, self.batch, key)
             )
 
         return {
@@ -177,7 +166,7 @@ class Ours:
             cells, is_valid = keypoints_to_heatmap_index(people.keypoints, people.boxes, size)
             return outputs.samples, outputs.anchors, people, parts, cells, is_valid, losses
 
-        drawn = jax.device_get(draw(self.state.params, self.state.batch_stats))
+        drawn = jax.device_get(draw(self.trainer.state.params, self.trainer.state.batch_stats))
         samples, anchors, people, parts, cells, is_valid, losses = drawn
         is_roi, is_person = samples.rois.is_valid.reshape(-1), people.weight > 0
         points = {

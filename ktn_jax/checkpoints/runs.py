@@ -5,6 +5,7 @@ name when it is complete: whatever ends a run, the checkpoints there are whole.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import types
@@ -20,7 +21,7 @@ FOLDER = "checkpoints"
 STATE, RUN = "state", "run"
 FORMAT = 1  # of what is written; read only if equal
 
-_METRIC = "loss"
+LOSS = "loss"
 
 Tree = Any  # of arrays: a state of training
 
@@ -39,33 +40,38 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """Saves and restores the states of one run."""
+    """Saves and restores the states of one run.
 
-    def __init__(self, workdir: str | os.PathLike, keep_last: int = 3):
+    The best checkpoint is that of the highest score. Where none was scored, or none that is left,
+    it is that of the lowest loss.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, keep_last: int = 3, score: str = "GPSm"):
         """Opens the checkpoints of a work folder; the first save removes what is half-written.
 
         Args:
             workdir: the folder; made if it is not there.
-            keep_last: how many to keep, newest first; the one of the lowest loss stays too.
+            keep_last: how many to keep, newest first; the best one stays too.
+            score: name of the metric that chooses the best, higher being better.
 
         Raises:
             ValueError: `keep_last` is below 1.
         """
         if keep_last < 1:
             raise ValueError(f"training.keep_last must be at least 1, got {keep_last}")
+        self._score = score
         self.directory = (pathlib.Path(workdir) / FOLDER).absolute()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 # Metrics are stored only where there is a best_fn; the policies do the choosing.
-                best_fn=_loss,
-                best_mode="min",
+                best_fn=self._rank,
+                best_mode="max",
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(keep_last),
                         policies.BestN(
-                            get_metric_fn=_loss,
-                            reverse=True,
+                            get_metric_fn=self._rank,
                             n=1,
                             keep_checkpoints_without_metrics=False,
                         ),
@@ -95,10 +101,15 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """Step of the checkpoint of the lowest loss, None without any."""
+        """Step of the best checkpoint, None if none has a loss or a score."""
         return self._manager.best_step()
 
-    def save(self, state: Tree, step: int, run: RunRecord, loss: float | None) -> None:
+    def _rank(self, metrics: Mapping[str, float]) -> tuple[bool, float]:
+        """What the metrics of checkpoints are ordered by, the best one last."""
+        is_scored = self._score in metrics
+        return is_scored, metrics[self._score] if is_scored else -metrics[LOSS]
+
+    def save(self, state: Tree, step: int, run: RunRecord, metrics: Mapping[str, float]) -> None:
         """Copies a state to the host and writes it in the background.
 
         Waits for the save before to end, and raises what went wrong with it. A step that is saved
@@ -108,10 +119,13 @@ class Checkpoints:
             state: on the devices; they may go on as soon as this returns.
             step: of the state.
             run: what goes with it.
-            loss: by which the best checkpoint is chosen; None if there is nothing to say.
+            metrics: "loss", and scores by name, as far as they are known. Those that are not finite
+                are left out, and without the score and a loss this is never the best.
         """
         if step in self._manager.all_steps():
             return
+        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        is_ranked = LOSS in known or self._score in known
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -120,7 +134,7 @@ class Checkpoints:
                     RUN: ocp.args.JsonSave(dataclasses.asdict(run)),
                 }
             ),
-            metrics=None if loss is None else {_METRIC: loss},
+            metrics=known if is_ranked else None,
         )
 
     def wait(self) -> None:
@@ -172,10 +186,6 @@ class Checkpoints:
                 f"{path}: does not fit the configuration's model and optimizer, or is damaged; to "
                 f"start anew from its weights, give another --workdir and --weights {path}\n{error}"
             ) from error
-
-
-def _loss(metrics: Mapping[str, float]) -> float:
-    return metrics[_METRIC]
 
 
 def find_checkpoint(path: str | os.PathLike) -> pathlib.Path | None:

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ktn_jax.commands import train
     from ktn_jax.demo.run import Request, run_demo
-    from ktn_jax.training.loop import NonFiniteError
+    from ktn_jax.training.trainer import NonFiniteError
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of every save
     if arguments.steps is not None and arguments.steps < 1 or arguments.test_images < 1:

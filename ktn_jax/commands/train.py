@@ -1,11 +1,11 @@
-"""train a model, or go on with a training that was interrupted"""
+"""train a model, or resume a training that was interrupted"""
 
 import argparse
 import pathlib
 import sys
 
 # Beyond 0 and 1, so that a scheduler can tell.
-EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: the state is saved, the same command goes on
+EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: the state is saved, the same command resumes
 EXIT_NOT_FINITE = 76
 
 EXAMPLES = f"""
@@ -16,9 +16,9 @@ EXAMPLES = f"""
   ktn train ... --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 0
   ktn convert W model.safetensors                             # the last checkpoint
 
-The same command again goes on after the last checkpoint in WORKDIR/checkpoints. SIGTERM and Ctrl-C
-save and end with code {EXIT_INTERRUPTED}; a loss that is not finite ends with {EXIT_NOT_FINITE} \
-and saves nothing.
+The same command again resumes from the last checkpoint in WORKDIR/checkpoints. SIGTERM and Ctrl-C
+stop after the current step, save and exit with code {EXIT_INTERRUPTED}; a second one aborts. A \
+loss that is not finite exits with {EXIT_NOT_FINITE} and saves nothing.
 """
 
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ktn_jax import commands
     from ktn_jax.data_pipelines.loading.configured import make_training_data
     from ktn_jax.runtime import configuration
-    from ktn_jax.training import loop
+    from ktn_jax.training.trainer import NonFiniteError, make_detector_trainer
 
     # orbax reports every step of every save there.
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -57,11 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     datasets = make_training_data(config, jax.process_index(), jax.process_count())
     try:
-        outcome = loop.train_detector(config, arguments.workdir, datasets.train)
-    except loop.NonFiniteError as error:
+        with make_detector_trainer(config, arguments.workdir) as trainer:
+            end = trainer.fit(datasets.train)
+    except NonFiniteError as error:
         print(f"ktn train: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_NOT_FINITE
-    if not outcome.is_complete:
-        print(f"ktn train: stopped and saved at step {outcome.step}", file=sys.stderr)  # noqa: T201
+    if not end.is_complete:
+        print(f"ktn train: stopped and saved at step {end.step}", file=sys.stderr)  # noqa: T201
         return EXIT_INTERRUPTED
     return 0

@@ -27,8 +27,8 @@ from ktn_jax.evaluation import template_files
 from ktn_jax.evaluation.metrics import Metrics
 from ktn_jax.inference import dataset, model_evaluation
 from ktn_jax.runtime import atomic_files, configuration
-from ktn_jax.training import loop
 from ktn_jax.training.tracking import JSON_LINES
+from ktn_jax.training.trainer import make_detector_trainer
 
 WEIGHTS_FILE, REPORT_FILE, RECORD_FILE = "weights.safetensors", "report.html", "demo.json"
 TRAINING_PEOPLE, TEST_PEOPLE, TEMPLATE, WORKDIR = "people", "test_people", "template", "training"
@@ -95,7 +95,7 @@ def run_demo(request: Request, say: Say) -> Outcome:
 
     Raises:
         ValueError: the folder holds a demo of other settings, or a setting does not fit.
-        ktn_jax.training.loop.NonFiniteError: training diverged.
+        ktn_jax.training.trainer.NonFiniteError: training diverged.
     """
     config = make_config(request, say)
     record = _Record(request, config)
@@ -241,8 +241,8 @@ def _train(request: Request, config: ConfigDict, say: Say) -> bool:
     """Trains or resumes training; returns whether all steps were taken."""
     say(f"Training for {config.total_steps} steps of {config.batch_size} images.")
     datasets = make_training_data(config)
-    outcome = loop.train_detector(config, request.output / WORKDIR, datasets.train)
-    return outcome.is_complete
+    with make_detector_trainer(config, request.output / WORKDIR) as trainer:
+        return trainer.fit(datasets.train).is_complete
 
 
 def _evaluate(request: Request, config: ConfigDict, say: Say) -> Metrics:

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-Batch = Mapping[str, np.ndarray]
+HostBatch = Mapping[str, np.ndarray]  # this process's rows, as the data pipeline makes them
+Batch = Mapping[str, jax.Array]  # of all processes, on the mesh
 
 AXIS = "data"
 
@@ -144,7 +145,7 @@ def to_mesh(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def to_devices(batch: Batch, sharding: NamedSharding) -> dict[str, jax.Array]:
+def to_devices(batch: HostBatch, sharding: NamedSharding) -> Batch:
     """Puts this process's rows of a batch onto its devices, as part of the global batch."""
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
@@ -153,8 +154,8 @@ def to_devices(batch: Batch, sharding: NamedSharding) -> dict[str, jax.Array]:
 
 
 def prefetch(
-    batches: Iterator[Batch], sharding: NamedSharding, ahead: int = 2
-) -> Iterator[dict[str, jax.Array]]:
+    batches: Iterator[HostBatch], sharding: NamedSharding, ahead: int = 2
+) -> Iterator[Batch]:
     """Starts copying batches to the devices before they are asked for.
 
     Copies run beside the computation, so no thread is needed: `batches` has its own.
@@ -167,7 +168,7 @@ def prefetch(
     Yields:
         Batches in their order.
     """
-    waiting: collections.deque[dict[str, jax.Array]] = collections.deque()
+    waiting: collections.deque[Batch] = collections.deque()
     try:
         for batch in batches:
             waiting.append(to_devices(batch, sharding))

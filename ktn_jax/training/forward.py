@@ -7,7 +7,7 @@ Crowds are not in a batch and padding is masked, so every image keeps its place:
 re-indexed, whoever lacks annotations.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -23,11 +23,12 @@ from ktn_jax.modeling.detector import Detector, Features
 from ktn_jax.modeling.layers import valid_mask
 from ktn_jax.structures import DensePoseOutputs, Proposals
 from ktn_jax.training import targets
-from ktn_jax.training.targets import Batch, Samples
+from ktn_jax.training.distributed import Batch
+from ktn_jax.training.step import LossFn
+from ktn_jax.training.targets import Samples
 
 Array = jax.Array
 Losses = dict[str, Array]
-LossFn = Callable[..., tuple[Array, tuple[Losses, Mapping[str, Any]]]]
 
 
 @flax.struct.dataclass

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 

@@ -45,20 +45,16 @@ def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     if list(boundaries) != sorted(set(boundaries)) or any(step < 0 for step in boundaries):
         raise ValueError(f"optimizer.decay_steps must ascend, got {boundaries}")
 
-    def schedule(step: Array) -> Array:
-        step = jnp.asarray(step, jnp.float32)
-        if config.schedule == "cosine":
-            progress = jnp.clip(step / max(total_steps, 1), 0, 1)
-            factor = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        else:
-            passed = sum((step >= boundary).astype(jnp.float32) for boundary in boundaries)
-            factor = jnp.asarray(config.decay_factor, jnp.float32) ** passed
-        if config.warmup_steps:
-            share = jnp.minimum(step / config.warmup_steps, 1)
-            factor *= config.warmup_factor * (1 - share) + share
-        return config.learning_rate * factor
-
-    return schedule
+    if config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(1.0, max(total_steps, 1))
+    else:
+        decay = optax.piecewise_constant_schedule(
+            1.0, dict.fromkeys(boundaries, config.decay_factor)
+        )
+    if not config.warmup_steps:
+        return lambda step: config.learning_rate * decay(step)
+    warm_up = optax.linear_schedule(config.warmup_factor, 1.0, config.warmup_steps)
+    return lambda step: config.learning_rate * warm_up(step) * decay(step)
 
 
 def frozen_patterns(config: ConfigDict) -> tuple[str, ...]:
@@ -182,8 +178,8 @@ def make_optimizer(
 def _slow_wide_kernels(full_rate_inputs: int) -> optax.GradientTransformation:
     """Bounds what a step changes in a unit's output.
 
-    Adam moves every weight alike, so that a unit moves with the number of its inputs: the thousands
-    of a dense layer would be thrown about by a rate that suits a convolution (Yang et al., 2021).
+    Adam moves every weight alike, so that a unit moves with the number of its inputs: a rate that
+    suits a convolution is too high for the thousands of a dense layer (Yang et al., 2021).
     """
     if not full_rate_inputs:
         return optax.identity()
@@ -205,11 +201,12 @@ def _clipping(config: ConfigDict) -> optax.GradientTransformation:
         raise ValueError(f"optimizer.clip_value must be above 0, got {limit}")
     if config.clip == "global_norm":
         return optax.clip_by_global_norm(limit)
+    if config.clip == "value":
+        return optax.clip(limit)
 
     def clip(gradient: Array) -> Array:
-        if config.clip == "value":
-            return jnp.clip(gradient, -limit, limit)
-        # detectron2's "norm" is that of each parameter by itself, with torch's epsilon.
+        # detectron2's "norm" is that of each parameter by itself, with torch's epsilon; optax's
+        # clip_by_block_rms bounds the mean of squares instead of their sum.
         norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
         return gradient * jnp.minimum(limit / (norm + 1e-6), 1)
 

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ktn_jax.training.distributed import over_batch, replicated
+from ktn_jax.training.distributed import Batch, over_batch, replicated
 from ktn_jax.training.optimizer import TRAINED
 from ktn_jax.training.state import TrainState
 
 Array = jax.Array
-Batch = Mapping[str, Array]
 # loss_fn(params, batch_stats, batch, key) -> (total, (losses by name, new batch_stats))
 LossFn = Callable[..., tuple[Array, tuple[Mapping[str, Array], Mapping[str, Any]]]]
 
@@ -29,7 +28,6 @@ class StepMetrics:
     learning_rate: Array
     is_finite: Array  # bool: loss, gradients and statistics; if not, nothing was changed
     image_id: Array  # int32 [B], of the global batch
-    is_stop_requested: Array  # bool: by any process
 
 
 def make_train_step(
@@ -40,7 +38,7 @@ def make_train_step(
     mesh: Mesh,
     shardings: Any,
     ema_decay: float = 0.0,
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, StepMetrics]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Compiles the step of a run, when it first sees a batch of a shape.
 
     Args:
@@ -53,11 +51,10 @@ def make_train_step(
         ema_decay: of the running average of the parameters; 0 keeps none.
 
     Returns:
-        step(state, batch, stop): the next state and the metrics. The old state's memory is reused.
-        `stop`, bool [devices], is where a process asks all to stop; the metrics tell everybody.
+        step(state, batch): the next state and the metrics. The old state's memory is reused.
     """
 
-    def train_step(state: TrainState, batch: Batch, stop: Array) -> tuple[TrainState, StepMetrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         differentiate = jax.value_and_grad(loss_fn, has_aux=True)
         (total, (losses, batch_stats)), gradients = differentiate(
@@ -85,13 +82,12 @@ def make_train_step(
             learning_rate=schedule(state.step),
             is_finite=is_finite,
             image_id=batch["image_id"],
-            is_stop_requested=stop.any(),
         )
         return chosen.replace(is_finite=is_kept), metrics
 
     return jax.jit(
         train_step,
-        in_shardings=(shardings, over_batch(mesh), over_batch(mesh)),
+        in_shardings=(shardings, over_batch(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
@@ -108,7 +104,7 @@ def all_finite(tree: Any) -> Array:
 
 
 def _only_trained(gradients: Any, labels: Any) -> Any:
-    """Zeroes what frozen parameters would get: it must neither be clipped by nor reported."""
+    """Zeroes the gradients of frozen parameters: neither clipping nor reports count them."""
     return jax.tree.map(
         lambda gradient, label: gradient if label == TRAINED else jnp.zeros_like(gradient),
         gradients,

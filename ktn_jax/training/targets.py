@@ -5,7 +5,7 @@ Boxes are xyxy float32 in pixels of the padded network input. Everything random 
 every image its own, so that what an image is trained on does not depend on its neighbours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -16,9 +16,9 @@ from ktn_jax.losses.detection import AnchorTargets, RoiTargets
 from ktn_jax.ops import boxes as box_ops
 from ktn_jax.ops.matching import match, sample_proposals, subsample
 from ktn_jax.structures import Proposals
+from ktn_jax.training.distributed import Batch
 
 Array = jax.Array
-Batch = Mapping[str, Array]
 
 
 @flax.struct.dataclass

@@ -18,6 +18,7 @@ from ktn_jax.training.step import StepMetrics
 
 JSON_LINES = "metrics.jsonl"
 EVENTS = "tensorboard"
+_FLUSH_SECONDS = 1  # of event files
 
 
 class MetricsWriter:
@@ -37,14 +38,16 @@ class MetricsWriter:
         _drop_later_lines(path, first_step)
         self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
         # Values are written under the number of steps taken: those of this run come after.
-        self._events = _EventFile(workdir / EVENTS, first_step + 1 if first_step else 0)
+        purge_step = first_step + 1 if first_step else None
+        self._events = _open_events(workdir / EVENTS, purge_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars by name, as those of a step."""
         line = json.dumps({"step": step} | {name: _plain(values[name]) for name in values})
         self._lines.write(line + "\n")
         self._lines.flush()
-        self._events.write(step, values)
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Closes the files."""
@@ -65,46 +68,26 @@ def _hidden(module: str) -> Iterator[None]:
         del sys.modules[module]
 
 
-class _EventFile:
-    """A file of scalars in a folder, named as TensorBoard looks for it."""
+def _open_events(folder: pathlib.Path, purge_step: int | None) -> Any:
+    """Opens a new file of scalars for TensorBoard, which shows them about a second later.
 
-    def __init__(self, folder: pathlib.Path, first_step: int):
-        """Opens a new file.
+    Args:
+        folder: made if it is not there.
+        purge_step: TensorBoard drops what older files say from this step on.
 
-        Args:
-            folder: made if it is not there.
-            first_step: of this file. TensorBoard drops what older files say from this step on.
-        """
-        # tensorboardX imports PyTorch where it finds it, to annotate a type: seconds, hundreds of
-        # MiB, and its CUDA libraries beside JAX's.
-        with _hidden("torch"):
-            from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        self._event, self._summary = Event, Summary
-        folder.mkdir(parents=True, exist_ok=True)
-        # The library's names differ by the second: a run that is killed and restarted within one
-        # would write over its own file.
-        suffix = f".{os.getpid()}.{time.monotonic_ns()}"
-        self._file = EventsWriter(str(folder / "events"), suffix)
-        if first_step:
-            self._write(first_step, session_log=SessionLog(status=SessionLog.START))
-        else:
-            self._file.flush()
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends scalars by tag; they are on disk when this returns."""
-        scalars = [self._summary.Value(tag=tag, simple_value=values[tag]) for tag in values]
-        self._write(step, summary=self._summary(value=scalars))
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-    def _write(self, step: int, **content: Any) -> None:
-        self._file.write_event(self._event(wall_time=time.time(), step=step, **content))
-        self._file.flush()
+    Returns:
+        A tensorboardX.SummaryWriter.
+    """
+    # tensorboardX imports PyTorch where it finds it, to annotate a type: seconds, hundreds of
+    # MiB, and its CUDA libraries beside JAX's.
+    with _hidden("torch"):
+        from tensorboardX import SummaryWriter
+    # The library's names differ by the second: a run that is killed and restarted within one would
+    # write over its own file.
+    suffix = f".{os.getpid()}.{time.monotonic_ns()}"
+    return SummaryWriter(
+        str(folder), purge_step=purge_step, filename_suffix=suffix, flush_secs=_FLUSH_SECONDS
+    )
 
 
 def _plain(value: float) -> float | str:
@@ -169,6 +152,13 @@ class Speed:
     def add(self, images: int) -> None:
         """Counts images whose step has ended."""
         self._images += images
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock for what is not training."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
 
     def take(self) -> float:
         """Returns images a second and starts anew."""

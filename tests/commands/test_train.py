@@ -1,5 +1,6 @@
 """`ktn train`: what it refuses before anything is compiled, and how it ends."""
 
+import contextlib
 import types
 
 import numpy as np
@@ -9,7 +10,7 @@ from ktn_jax import cli
 from ktn_jax.checkpoints import files
 from ktn_jax.commands import train
 from ktn_jax.runtime import jax_setup
-from ktn_jax.training import distributed, loop
+from ktn_jax.training import distributed, trainer
 
 CONFIG = "--config=configs/ktn.py:tiny"
 
@@ -22,7 +23,7 @@ def _nothing_is_compiled(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("the step was built")
 
-    monkeypatch.setattr(loop, "make_train_step", refuse)
+    monkeypatch.setattr(trainer, "make_train_step", refuse)
 
 
 def run(tmp_path, *arguments):
@@ -41,7 +42,7 @@ def run(tmp_path, *arguments):
         (["--set=data.synthetic.num_images=0"], "empty"),
         (["--set=data.source='densepose_coco'"], "densepose_train2014.json"),
         (["--set=model.backbone.norm='FrozenBN'"], "give --weights"),
-        (["--weights=nowhere.pkl"], "nothing is at nowhere.pkl"),
+        (["--weights=nowhere.pkl"], "no weights at nowhere.pkl"),
         (["--num-processes=2"], "need --coordinator"),
     ],
 )
@@ -67,27 +68,40 @@ def test_weights_of_another_shape_are_refused(tmp_path, capsys):
     files.write_state_dict(tmp_path / "wide.safetensors", state)
     assert run(tmp_path, f"--weights={tmp_path / 'wide.safetensors'}") == 1
     message = capsys.readouterr().err
-    assert "params/box_head/class_kernel: (1024, 2), the model's is (128, 2)" in message
+    assert (
+        "(params/box_head/class_kernel): the model's is (128, 2), the file's (1024, 2)" in message
+    )
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Puts a trainer that only does what it is told in the place of the detector's."""
+
+    def put(fit):
+        stand_in = contextlib.nullcontext(types.SimpleNamespace(fit=fit))
+        monkeypatch.setattr(trainer, "make_detector_trainer", lambda *arguments: stand_in)
+
+    return put
 
 
 @pytest.mark.parametrize(("is_complete", "code"), [(True, 0), (False, train.EXIT_INTERRUPTED)])
 def test_exit_codes_tell_a_finished_run_from_an_interrupted_one(
-    tmp_path, monkeypatch, is_complete, code
+    tmp_path, pretend, is_complete, code
 ):
-    outcome = loop.Outcome(step=7, is_complete=is_complete, state=None)
-    monkeypatch.setattr(loop, "train_detector", lambda *arguments: outcome)
+    end = trainer.TrainingEnd(step=7, is_complete=is_complete, state=None)
+    pretend(lambda *arguments: end)
     assert run(tmp_path) == code
 
 
-def test_a_loss_that_is_not_finite_has_its_own_exit_code(tmp_path, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite_has_its_own_exit_code(tmp_path, pretend, capsys):
     metrics = types.SimpleNamespace(
         losses={"u": np.float32(np.nan)}, gradient_norm=1.0, image_id=np.array([785, 12])
     )
 
     def diverge(*arguments):
-        raise loop.NonFiniteError(41, metrics, 30)
+        raise trainer.NonFiniteError(41, metrics, 30)
 
-    monkeypatch.setattr(loop, "train_detector", diverge)
+    pretend(diverge)
     assert run(tmp_path) == train.EXIT_NOT_FINITE
     said = capsys.readouterr().err
     assert "step 42" in said and "u nan" in said and "[785, 12]" in said and "step 30" in said

@@ -109,18 +109,17 @@ def batches_from(step, change=None, delay=0.0):
         step += 1
 
 
-def train(config, workdir, change=None, delay=0.0):
-    """Runs the loop on the stand-in."""
-    from ktn_jax.training import loop
+def make_trainer(config, workdir, loss_fn=loss_fn, initialise=initialise):
+    """The trainer of the stand-in."""
+    from ktn_jax.training.trainer import Trainer
 
-    return loop.train(
-        config,
-        workdir,
-        loss_fn,
-        jax.eval_shape(initialise),
-        initialise,
-        lambda step: batches_from(step, change, delay),
-    )
+    return Trainer(config, workdir, loss_fn, jax.eval_shape(initialise), initialise)
+
+
+def train(config, workdir, change=None, delay=0.0, evaluate=None):
+    """Trains the stand-in."""
+    with make_trainer(config, workdir) as trainer:
+        return trainer.fit(lambda step: batches_from(step, change, delay), evaluate)
 
 
 def main():

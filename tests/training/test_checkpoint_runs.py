@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, on which devices they are restored, and what is refused."""
 
+import math
 import shutil
 
 import jax
@@ -42,25 +43,50 @@ RECORD = runs.RunRecord(config={"model": {"name": "x"}}, data_position=5)
 def test_the_last_and_the_best_are_kept(make, tmp_path):
     state, _, _ = make()
     with runs.Checkpoints(tmp_path, keep_last=2) as checkpoints:
-        for step, loss in [(1, 5.0), (2, 0.5), (3, 4.0), (4, None), (5, 3.0)]:
-            checkpoints.save(state, step, RECORD, loss)
+        for step, loss in [(1, 5.0), (2, 0.5), (3, 4.0), (4, math.nan), (5, 3.0)]:
+            checkpoints.save(state, step, RECORD, {"loss": loss})
         checkpoints.wait()
         assert checkpoints.steps() == [2, 4, 5]
         assert checkpoints.best_step() == 2
     # A later run knows the losses of the earlier one.
     with runs.Checkpoints(tmp_path, keep_last=2) as checkpoints:
         assert (checkpoints.best_step(), checkpoints.latest_step()) == (2, 5)
-        checkpoints.save(state, 6, RECORD, 2.0)
-        checkpoints.save(state, 7, RECORD, 0.25)
+        checkpoints.save(state, 6, RECORD, {"loss": 2.0})
+        checkpoints.save(state, 7, RECORD, {"loss": 0.25})
         checkpoints.wait()
         assert checkpoints.steps() == [6, 7]
+
+
+def test_the_best_is_that_of_the_highest_score_whatever_the_loss(make, tmp_path):
+    state, _, _ = make()
+    with runs.Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.save(state, 1, RECORD, {"loss": 0.1})
+        checkpoints.save(state, 2, RECORD, {"loss": 5.0, "GPSm": 0.0, "box": 9.0})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2]  # a score counts more than any loss
+        checkpoints.save(state, 3, RECORD, {"loss": 4.0, "GPSm": 12.5})
+        checkpoints.save(state, 4, RECORD, {"loss": 3.0, "GPSm": 11.0, "box": 99.0})
+        checkpoints.save(state, 5, RECORD, {"loss": 1.0})
+        checkpoints.save(state, 6, RECORD, {"loss": 1.0, "GPSm": math.nan})
+        checkpoints.wait()
+        assert checkpoints.steps() == [3, 6] and checkpoints.best_step() == 3
+    with runs.Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.save(state, 7, RECORD, {"GPSm": 12.6})
+        checkpoints.wait()
+        assert checkpoints.steps() == [7]
+    # By another metric, of those that are left.
+    with runs.Checkpoints(tmp_path / "box", keep_last=1, score="box") as checkpoints:
+        checkpoints.save(state, 1, RECORD, {"GPSm": 1.0, "box": 2.0})
+        checkpoints.save(state, 2, RECORD, {"GPSm": 2.0, "box": 1.0})
+        checkpoints.wait()
+        assert checkpoints.best_step() == 1
 
 
 @pytest.mark.parametrize(("before", "after"), [((4, True), (1, False)), ((1, False), (2, True))])
 def test_a_state_is_restored_on_other_devices_bit_for_bit(make, tmp_path, before, after):
     state, _, _ = make(*before)
     with runs.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, 5, RECORD, 1.0)
+        checkpoints.save(state, 5, RECORD, {"loss": 1.0})
         checkpoints.wait()
         _, shapes, shardings = make(*after)
         restored = checkpoints.restore(5, shapes, shardings)
@@ -78,7 +104,7 @@ def test_saving_takes_a_copy(make, tmp_path):
     expected = jax.device_get(state)
     spoil = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0, tree), donate_argnums=0)
     with runs.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, 1, RECORD, 1.0)
+        checkpoints.save(state, 1, RECORD, {"loss": 1.0})
         for _ in range(5):
             state = spoil(state)
         checkpoints.wait()
@@ -90,7 +116,7 @@ def test_saving_takes_a_copy(make, tmp_path):
 def test_another_model_is_refused(make, tmp_path):
     state, _, _ = make()
     with runs.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, 5, RECORD, 1.0)
+        checkpoints.save(state, 5, RECORD, {"loss": 1.0})
         checkpoints.wait()
         _, shapes, shardings = make(features=9)
         with pytest.raises(runs.CheckpointError, match="does not fit") as caught:
@@ -101,7 +127,7 @@ def test_another_model_is_refused(make, tmp_path):
 def test_half_written_checkpoints_are_not_seen(make, tmp_path):
     state, _, _ = make()
     with runs.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, 5, RECORD, 1.0)
+        checkpoints.save(state, 5, RECORD, {"loss": 1.0})
     folder = tmp_path / runs.FOLDER
     half = folder / "7.orbax-checkpoint-tmp"
     shutil.copytree(folder / "5", half)
@@ -110,7 +136,7 @@ def test_half_written_checkpoints_are_not_seen(make, tmp_path):
     assert runs.find_checkpoint(tmp_path) == folder / "5"
     with runs.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [5]
-        checkpoints.save(state, 6, RECORD, 1.0)
+        checkpoints.save(state, 6, RECORD, {"loss": 1.0})
         checkpoints.wait()
     assert sorted(path.name for path in folder.iterdir()) == ["5", "6"]
 
@@ -119,7 +145,7 @@ def test_the_model_in_a_checkpoint_is_read_from_any_of_its_folders(make, tmp_pat
     state, _, _ = make(4, True)
     with runs.Checkpoints(tmp_path) as checkpoints:
         for step in (5, 10):
-            checkpoints.save(state.replace(step=state.step + step), step, RECORD, 1.0)
+            checkpoints.save(state.replace(step=state.step + step), step, RECORD, {"loss": 1.0})
     newest = tmp_path / runs.FOLDER / "10"
     for path in (tmp_path, tmp_path / runs.FOLDER, newest):
         assert runs.find_checkpoint(path) == newest
@@ -136,7 +162,7 @@ def test_the_model_in_a_checkpoint_is_read_from_any_of_its_folders(make, tmp_pat
 def test_damage_is_named(make, tmp_path):
     state, shapes, shardings = make()
     with runs.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, 5, RECORD, 1.0)
+        checkpoints.save(state, 5, RECORD, {"loss": 1.0})
     broken = tmp_path / runs.FOLDER / "5" / "state"
     for path in broken.rglob("*"):
         if path.is_file():

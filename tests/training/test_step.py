@@ -31,9 +31,8 @@ def ready(stand_in):
     )
     sharding = distributed.over_batch(mesh)
 
-    def take(current, batch, stop=(False, False)):
-        flags = distributed.to_devices({"stop": np.array(stop)}, sharding)["stop"]
-        return train_step(current, distributed.to_devices(batch, sharding), flags)
+    def take(current, batch):
+        return train_step(current, distributed.to_devices(batch, sharding))
 
     return take, jax.jit(create, out_shardings=shardings)
 
@@ -76,11 +75,3 @@ def test_the_old_state_is_given_up(stand_in, ready):
     old = create()
     take(old, stand_in.make_batch(0))
     assert old.params["backbone"]["conv"]["kernel"].is_deleted()
-
-
-def test_one_process_that_wants_to_stop_tells_all(stand_in, ready):
-    take, create = ready
-    _, metrics = take(create(), stand_in.make_batch(0))
-    assert not metrics.is_stop_requested
-    _, metrics = take(create(), stand_in.make_batch(0), stop=(False, True))
-    assert metrics.is_stop_requested

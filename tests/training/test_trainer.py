@@ -1,4 +1,4 @@
-"""The loop around a small stand-in: resuming, stopping, guarding, on one device and on four."""
+"""The trainer of a small stand-in: resuming, stopping, guarding, on one device and on four."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ktn_jax.checkpoints import runs
-from ktn_jax.training import loop
+from ktn_jax.training.trainer import NonFiniteError
 
 
 def assert_states_equal(actual, expected, **tolerances):
@@ -112,7 +112,7 @@ def test_resuming_says_what_changed(stand_in, tmp_path, capsys):
     stand_in.train(stand_in.make_config(total_steps=2), tmp_path)
     stand_in.train(stand_in.make_config(total_steps=3), tmp_path)
     said = capsys.readouterr().err
-    assert "going on after step 2" in said
+    assert "resuming after step 2" in said
     changed = [line.strip() for line in said.splitlines() if "changed since" in line]
     assert changed == ["changed since: total_steps: 2 -> 3"]
 
@@ -139,7 +139,7 @@ def test_what_is_not_finite_never_reaches_the_weights(stand_in, tmp_path, bad):
         if step == 4:
             batch["target"][3, 2] = bad
 
-    with pytest.raises(loop.NonFiniteError) as caught:
+    with pytest.raises(NonFiniteError) as caught:
         stand_in.train(stand_in.make_config(), tmp_path, change=spoil)
     error = caught.value
     assert error.step == 4
@@ -164,15 +164,9 @@ def test_a_gradient_that_is_not_finite_is_caught_too(stand_in, tmp_path):
         root = jax.numpy.sqrt(jax.numpy.square(bias).sum())
         return total + root, (losses | {"root": root}, stats)
 
-    with pytest.raises(loop.NonFiniteError, match="gradient norm nan") as caught:
-        loop.train(
-            stand_in.make_config(),
-            workdir,
-            loss_fn,
-            jax.eval_shape(stand_in.initialise),
-            stand_in.initialise,
-            stand_in.batches_from,
-        )
+    with pytest.raises(NonFiniteError, match="gradient norm nan") as caught:
+        with stand_in.make_trainer(stand_in.make_config(), workdir, loss_fn) as trainer:
+            trainer.fit(stand_in.batches_from)
     assert caught.value.step == 0
     with runs.Checkpoints(workdir) as checkpoints:
         assert checkpoints.steps() == []
@@ -208,17 +202,10 @@ def test_values_that_do_not_fit_are_refused_before_anything_is_built(stand_in, t
         return variables
 
     with pytest.raises(ValueError, match="no transfer network to split"):
-        shapes = jax.eval_shape(without_transfer)
-        loop.train(config, tmp_path, stand_in.loss_fn, shapes, without_transfer, iter)
+        stand_in.make_trainer(config, tmp_path, initialise=without_transfer)
 
 
 def test_batches_that_end_are_an_error(stand_in, tmp_path):
     with pytest.raises(ValueError, match="ended at step 2"):
-        loop.train(
-            stand_in.make_config(),
-            tmp_path,
-            stand_in.loss_fn,
-            jax.eval_shape(stand_in.initialise),
-            stand_in.initialise,
-            lambda step: iter([stand_in.make_batch(0), stand_in.make_batch(1)]),
-        )
+        with stand_in.make_trainer(stand_in.make_config(), tmp_path) as trainer:
+            trainer.fit(lambda step: iter([stand_in.make_batch(0), stand_in.make_batch(1)]))

@@ -1,0 +1,113 @@
+"""What a run says while it trains: lines above its progress bar, and files of metrics."""
+
+import os
+import time
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from ktn_jax.training.step import StepMetrics
+from ktn_jax.training.tracking import Averages, MetricsWriter, Progress, Speed
+
+_EVALUATION_PREFIX = "eval/"
+
+
+class RunLog:
+    """Reports the steps of a run; in all processes but the first it only counts."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        first_step: int,
+        total_steps: int,
+        batch_size: int,
+        log_every: int,
+        is_first_process: bool,
+    ):
+        """Opens the files and starts the clock.
+
+        Args:
+            workdir: for the files of metrics.
+            first_step: steps that were taken before.
+            total_steps: of the whole run.
+            batch_size: images of a step.
+            log_every: steps between two reports.
+            is_first_process: the only one that writes and shows anything.
+        """
+        self.steps = first_step  # whose metrics were added
+        self._batch_size, self._log_every = batch_size, log_every
+        self._since_report, self._since_save = Averages(), Averages()
+        self._is_shown = is_first_process
+        self._writer = MetricsWriter(workdir, first_step) if is_first_process else None
+        self._progress = Progress(first_step, total_steps, is_shown=is_first_process)
+        self._speed = Speed()
+        self._seen_shapes: set[tuple[int, ...]] = set()
+        self._started = time.perf_counter()
+        self._has_started = False
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        self._progress.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar."""
+        if self._is_shown:
+            self._progress.say(text)
+
+    def begin_step(self, image_shape: tuple[int, ...]) -> None:
+        """Says that the step is compiled where images [B, H, W, 3] of a new size come."""
+        if len(image_shape) == 4 and image_shape not in self._seen_shapes:
+            self.say(f"compiling the step for images of {image_shape[1]} x {image_shape[2]}")
+        self._seen_shapes.add(image_shape)
+
+    def end_step(self, metrics: StepMetrics) -> None:
+        """Counts a step that has ended, whose metrics are on the host; reports now and then."""
+        self.steps += 1
+        if not self._has_started:
+            self.say(f"the first step ended after {time.perf_counter() - self._started:.1f} s")
+            self._has_started = True
+        self._since_report.add(metrics)
+        self._since_save.add(metrics)
+        self._speed.add(self._batch_size)
+        self._progress.advance()
+        if self.steps % self._log_every == 0:
+            self.report()
+
+    def report(self) -> None:
+        """Shows and writes the means since the last time, if there are any."""
+        values = self._since_report.take()
+        if not values:
+            return
+        values["images_per_second"] = self._speed.take()
+        self._progress.show(values)
+        self._write(values)
+
+    def take_loss(self) -> dict[str, float]:
+        """The mean `loss` since the last time, as a checkpoint keeps it; empty without a step."""
+        means = self._since_save.take()
+        return {"loss": means["loss"]} if means else {}
+
+    @contextmanager
+    def evaluation(self) -> Iterator[dict[str, float]]:
+        """Reports the scores that are put into what it yields; their time is not training's."""
+        scores: dict[str, float] = {}
+        start = time.perf_counter()
+        with self._speed.paused():
+            yield scores
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        self.say(f"step {self.steps}: {shown} ({time.perf_counter() - start:.1f} s)")
+        self._write({f"{_EVALUATION_PREFIX}{name}": value for name, value in scores.items()})
+
+    def _write(self, values: Mapping[str, float]) -> None:
+        if self._writer is not None:
+            self._writer.write(self.steps, values)

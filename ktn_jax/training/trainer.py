@@ -1,0 +1,359 @@
+"""A training run: restore or begin, step, report, evaluate, save, stop.
+
+The host runs a few steps ahead of the devices and never waits for a step to end: it reads what a
+step says only when later ones are under way.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import os
+import pathlib
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ktn_jax.checkpoints import weights
+from ktn_jax.checkpoints.runs import Checkpoints, RunRecord
+from ktn_jax.training import distributed, initialisation
+from ktn_jax.training.distributed import Batch, HostBatch
+from ktn_jax.training.forward import make_loss_fn
+from ktn_jax.training.optimizer import (
+    frozen_patterns,
+    label_parameters,
+    make_optimizer,
+    make_schedule,
+)
+from ktn_jax.training.run_log import RunLog
+from ktn_jax.training.state import TrainState, create_state
+from ktn_jax.training.step import LossFn, StepMetrics, make_train_step
+from ktn_jax.training.stopping import StopSignal, StopVote
+
+Variables = Mapping[str, Any]
+# From variables on one device of this process to scores by name. Every process calls it in the
+# same step, with the same values, and must get the same scores.
+Evaluate = Callable[[Variables], Mapping[str, float]]
+
+_STEPS_BEHIND = 2  # how far the host's reading lags behind what it has begun
+_COLLECTIONS = ("params", "batch_stats")
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a gradient was NaN or infinite; nothing of that step is in the weights."""
+
+    def __init__(self, step: int, metrics: StepMetrics, checkpoint: int | None):
+        """Words the message.
+
+        Args:
+            step: the number of steps taken before.
+            metrics: of the step, on the host.
+            checkpoint: step of the last one, None without any.
+        """
+        self.step = step
+        self.losses = {name: float(value) for name, value in sorted(metrics.losses.items())}
+        self.image_ids = [int(image_id) for image_id in np.ravel(metrics.image_id)]
+        terms = ", ".join(f"{name} {value:.6g}" for name, value in self.losses.items())
+        last = "there is no checkpoint yet" if checkpoint is None else f"at step {checkpoint}"
+        super().__init__(
+            f"step {step + 1}: a loss or a gradient is not finite, and the weights were kept as "
+            f"they were. Losses: {terms}; gradient norm {float(metrics.gradient_norm):.6g}. Image "
+            f"ids: {self.image_ids}. Last good checkpoint: {last}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingEnd:
+    """How a run ended."""
+
+    step: int  # steps taken, and saved
+    is_complete: bool  # False: it was asked to stop, and the same command resumes from here
+    state: TrainState
+
+
+class Trainer:
+    """The state of a run, its compiled step and its checkpoints.
+
+        with Trainer(config, workdir, loss_fn, abstract, initialise) as trainer:
+            trainer.fit(batches_from)  # or trainer.step(batch), trainer.save()
+
+    Attributes:
+        config: the whole configuration.
+        mesh: the devices.
+        checkpoints: of the work folder.
+        state: after the last step begun; the next step reuses its memory.
+        train_step: the jitted step, (state, batch on the mesh) -> (state, metrics).
+        steps_taken: steps begun, those of earlier runs in the work folder included.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: str | os.PathLike,
+        loss_fn: LossFn,
+        abstract: Variables,
+        initialise: Callable[[], Variables],
+    ):
+        """Restores the last checkpoint in `workdir`, or makes the first state.
+
+        Args:
+            config: a whole configuration, of which `total_steps`, `batch_size`, `checkpoint_every`,
+                `seed`, `optimizer` and `training` are read here.
+            workdir: for checkpoints and metrics; shared by all processes.
+            loss_fn: loss_fn(params, batch_stats, batch, key) -> (total, (losses by name, new
+                batch_stats)) over the global batch.
+            abstract: shapes of the {"params", "batch_stats"} that train.
+            initialise: makes them to begin with, of NumPy or JAX; not called to resume from a
+                checkpoint.
+
+        Raises:
+            CheckpointError: the last checkpoint is damaged or of another model.
+            ValueError: a value of the configuration that does not fit.
+        """
+        self.config = config
+        self.mesh = distributed.make_mesh(config.training.num_devices)
+        distributed.check_batch_size(config.batch_size, self.mesh)
+        parts = [abstract.get(name, {}) for name in _COLLECTIONS]
+        optimizer = make_optimizer(config, *parts)
+        ema_decay = config.optimizer.ema_decay
+
+        def create(variables: Variables) -> TrainState:
+            return create_state(variables, optimizer, config.seed, bool(ema_decay))
+
+        shapes = jax.eval_shape(create, dict(zip(_COLLECTIONS, parts, strict=True)))
+        shardings = distributed.state_shardings(shapes, self.mesh, config.training.shard_transfer)
+        self._workdir = pathlib.Path(workdir)
+        self._replicate = jax.jit(
+            lambda tree: tree, out_shardings=distributed.replicated(self.mesh)
+        )
+        with contextlib.ExitStack() as opened:
+            training = config.training
+            self.checkpoints = opened.enter_context(
+                Checkpoints(workdir, training.keep_last, training.best_metric)
+            )
+            latest = self.checkpoints.latest_step()
+            if latest is None:
+                lies = {name: getattr(shardings, name) for name in _COLLECTIONS}
+                variables = initialise()
+                variables = {name: variables.get(name, {}) for name in _COLLECTIONS}
+                placed = distributed.to_mesh(variables, lies)
+                self.state = jax.jit(create, out_shardings=shardings)(placed)
+            else:
+                self.state = self.checkpoints.restore(latest, shapes, shardings)
+            self.steps_taken = int(self.state.step)
+            self.train_step = make_train_step(
+                loss_fn,
+                optimizer,
+                make_schedule(config.optimizer, config.total_steps),
+                label_parameters(*parts, frozen_patterns(config)),
+                self.mesh,
+                shardings,
+                ema_decay,
+            )
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits for what is being saved, and closes the checkpoints."""
+        self._opened.close()
+
+    def step(self, batch: HostBatch | Batch) -> StepMetrics:
+        """Begins a step, and does not wait for it to end.
+
+        Args:
+            batch: this process's rows, of NumPy, or the global batch on the mesh.
+
+        Returns:
+            The metrics, on the devices. Where `is_finite` is False the state has not changed, and
+            will not by further steps.
+        """
+        if not all(isinstance(rows, jax.Array) for rows in batch.values()):
+            batch = distributed.to_devices(batch, distributed.over_batch(self.mesh))
+        # Nothing may travel unasked: it would wait for the devices.
+        with jax.transfer_guard("disallow"):
+            self.state, metrics = self.train_step(self.state, batch)
+        self.steps_taken += 1
+        return metrics
+
+    def save(self, metrics: Mapping[str, float] | None = None) -> None:
+        """Saves the state in the background, unless that of this step is saved already.
+
+        Args:
+            metrics: by which the best checkpoint is chosen: see `Checkpoints`.
+        """
+        record = RunRecord(config=_as_json(self.config), data_position=self.steps_taken)
+        self.checkpoints.save(self.state, self.steps_taken, record, metrics or {})
+
+    def variables(self) -> Variables:
+        """The model as it is evaluated and exported, on one device of this process.
+
+        Returns:
+            {"params", "batch_stats"}, params being the running average where one is kept. They may
+            share the state's memory: the next step makes them invalid.
+        """
+        params = self.state.ema_params or self.state.params
+        whole = self._replicate({"params": params, "batch_stats": self.state.batch_stats})
+        return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+    def fit(
+        self,
+        batches_from: Callable[[int], Iterator[HostBatch]],
+        evaluate: Evaluate | None = None,
+    ) -> TrainingEnd:
+        """Trains until `config.total_steps`, or until a signal asks all processes to stop.
+
+        SIGTERM and Ctrl-C save and return after the step under way, or, of several processes, a few
+        steps later (see `StopVote`); an evaluation under way ends first. The second signal aborts.
+
+        Args:
+            batches_from: makes this process's rows of every batch from a step on, without end.
+            evaluate: scores the model every `training.evaluate_every` steps and after the last;
+                the state is then saved with its scores. None, or 0 steps, for never.
+
+        Returns:
+            How it ended. The state is saved.
+
+        Raises:
+            NonFiniteError: the losses left the finite numbers.
+            ValueError: the batches ended, or the scores lack `training.best_metric`.
+        """
+        config, total = self.config, self.config.total_steps
+        evaluate_every = config.training.evaluate_every if evaluate is not None else 0
+        pending: collections.deque[StepMetrics] = collections.deque()
+        with contextlib.ExitStack() as stack:
+            stop = StopVote(stack.enter_context(StopSignal()), self.mesh)
+            log = stack.enter_context(self._open_log())
+            self._say_where_it_begins(log)
+            batches = stack.enter_context(contextlib.closing(self._batches(batches_from)))
+            while self.steps_taken < total and not stop.is_agreed:
+                batch = next(batches, None)
+                if batch is None:
+                    raise ValueError(
+                        f"the training batches ended at step {self.steps_taken}: they must not"
+                    )
+                log.begin_step(batch["image"].shape if "image" in batch else ())
+                pending.append(self.step(batch))
+                stop.vote()
+                is_last = self.steps_taken == total
+                is_scored = _is_due(self.steps_taken, evaluate_every, is_last)
+                is_saved = is_scored or _is_due(self.steps_taken, config.checkpoint_every)
+                self._settle(log, pending, behind=0 if is_saved else _STEPS_BEHIND)
+                stop.read(behind=_STEPS_BEHIND)
+                if is_saved:
+                    scores = self._evaluate(evaluate, log) if is_scored else {}
+                    self.save(log.take_loss() | scores)
+            self._settle(log, pending, behind=0)
+            log.report()
+            self.save(log.take_loss())
+            self.checkpoints.wait()
+        return TrainingEnd(self.steps_taken, self.steps_taken >= total, self.state)
+
+    def _open_log(self) -> RunLog:
+        return RunLog(
+            self._workdir,
+            first_step=self.steps_taken,
+            total_steps=self.config.total_steps,
+            batch_size=self.config.batch_size,
+            log_every=self.config.training.log_every,
+            is_first_process=jax.process_index() == 0,
+        )
+
+    def _batches(self, batches_from: Callable[[int], Iterator[HostBatch]]) -> Iterator[Batch]:
+        """Batches on the devices, a few ahead; closing it ends whatever makes them."""
+        if self.steps_taken < self.config.total_steps:
+            sharding = distributed.over_batch(self.mesh)
+            yield from distributed.prefetch(batches_from(self.steps_taken), sharding)
+
+    def _settle(self, log: RunLog, pending: collections.deque[StepMetrics], *, behind: int) -> None:
+        """Reads the metrics of the steps begun, except the last `behind` ones.
+
+        Raises:
+            NonFiniteError: one of them is not finite.
+        """
+        while len(pending) > behind:
+            metrics = jax.device_get(pending.popleft())
+            if not metrics.is_finite:
+                raise NonFiniteError(log.steps, metrics, self.checkpoints.latest_step())
+            log.end_step(metrics)
+
+    def _evaluate(self, evaluate: Evaluate, log: RunLog) -> dict[str, float]:
+        best_metric = self.config.training.best_metric
+        with log.evaluation() as scores:
+            scores |= {name: float(value) for name, value in evaluate(self.variables()).items()}
+        if best_metric not in scores:
+            raise ValueError(
+                f"training.best_metric {best_metric!r} is none of the scores: {', '.join(scores)}"
+            )
+        return scores
+
+    def _say_where_it_begins(self, log: RunLog) -> None:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+        log.say(
+            f"{parameters:,} parameters on {self.mesh.size} devices of {jax.process_count()} "
+            f"processes ({jax.devices()[0].platform})"
+        )
+        if self.steps_taken not in self.checkpoints.steps():
+            return
+        log.say(f"resuming after step {self.steps_taken} from {self.checkpoints.directory}")
+        stored = _flatten(self.checkpoints.read_run(self.steps_taken).config)
+        current = _flatten(_as_json(self.config))
+        for name in sorted(stored.keys() | current.keys()):
+            before, now = stored.get(name), current.get(name)
+            if before != now:
+                log.say(f"changed since: {name}: {before} -> {now}")
+
+
+def make_detector_trainer(config: ConfigDict, workdir: str | os.PathLike) -> Trainer:
+    """Makes the trainer of a configuration's detector, which starts from `training.weights`."""
+    model = initialisation.build_trained_model(config)
+
+    def initialise() -> Variables:
+        initial = initialisation.make_initial(config, config.training.weights)
+        if jax.process_index() == 0:
+            tqdm.write("\n".join(initial.report()), file=sys.stderr)
+        return initial.variables
+
+    loss_fn = make_loss_fn(model, config.loss)
+    return Trainer(config, workdir, loss_fn, weights.abstract_variables(model), initialise)
+
+
+def _is_due(step: int, every: int, is_last: bool = False) -> bool:
+    return bool(every) and (is_last or step % every == 0)
+
+
+def _as_json(config: ConfigDict) -> dict[str, Any]:
+    """The configuration as JSON would give it back: lists for tuples."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(item) for name, item in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        return value
+
+    return plain(config.to_dict())
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
