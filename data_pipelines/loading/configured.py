@@ -8,7 +8,8 @@ from ktn_jax.body.loading import load_uv_symmetry
 from ktn_jax.body.procedural import assembly
 from ktn_jax.body.symmetry import UVSymmetry, uv_symmetry_tables
 from ktn_jax.data_pipelines.coco.annotations import parse_dataset
-from ktn_jax.data_pipelines.loading.pipeline import Datasets, DataSettings, make_datasets
+from ktn_jax.data_pipelines.loading import pipeline
+from ktn_jax.data_pipelines.loading.pipeline import DataSettings, TrainingData
 from ktn_jax.data_pipelines.loading.plan import Augmentation
 from ktn_jax.data_pipelines.loading.sources import (
     ConcatenatedSource,
@@ -20,7 +21,7 @@ from ktn_jax.data_pipelines.synthetic.scene import PRESETS, Scene
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 
 
-def make_training_data(config: Any, process_index: int = 0, process_count: int = 1) -> Datasets:
+def make_training_data(config: Any, process_index: int = 0, process_count: int = 1) -> TrainingData:
     """Makes the training batches of one process.
 
     Args:
@@ -29,10 +30,10 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
         process_count: how many share the batches.
 
     Returns:
-        Datasets whose `train(step)` gives the batches from a step on.
+        The batches.
 
     Raises:
-        ValueError: no image, or a value that does not fit; see `make_datasets`.
+        ValueError: no image, or a value that does not fit; see `pipeline.make_training_data`.
         FileNotFoundError: an annotation file or the symmetry tables are missing.
     """
     data = config.data
@@ -60,13 +61,7 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
     if not len(source):
         raise ValueError("data: the dataset is empty")
     symmetry = _symmetry(data) if data.flip_probability > 0 else None
-    return make_datasets(
-        settings,
-        source,
-        symmetry=symmetry,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    return pipeline.make_training_data(settings, source, symmetry, process_index, process_count)
 
 
 def make_source(data: Any) -> Source:

@@ -9,7 +9,7 @@ from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
 from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.loading import transforms
-from ktn_jax.data_pipelines.loading.plan import NO_IMAGE, PlannedBatch
+from ktn_jax.data_pipelines.loading.plan import PlannedBatch
 from ktn_jax.data_pipelines.loading.sources import Source
 from ktn_jax.data_pipelines.loading.transforms import PersonLabels
 
@@ -84,7 +84,7 @@ def batch_spec(
 class Task:
     """One row of a batch to make: which image, and how it is augmented."""
 
-    example: int  # number in the source, or NO_IMAGE
+    example: int  # number in the source
     resized_hw: tuple[int, int]
     canvas_hw: tuple[int, int]
     is_flipped: bool
@@ -146,11 +146,6 @@ class ExampleMaker:
         Raises:
             ValueError: a person has more than `max_points` points, or the image cannot be read.
         """
-        if task.example == NO_IMAGE:
-            row["image_id"][...] = NO_IMAGE
-            # One pixel, so that no division by the size of an absent image gives NaN.
-            row["image_size_hw"][...] = row["original_size_hw"][...] = 1
-            return
         image, record = self.source[task.example]
         labelled = transforms.label_image(image, record, self.with_person_masks)
         labelled = transforms.resize(labelled, task.resized_hw)

@@ -9,18 +9,15 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import multiprocessing
-import queue
-import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from ktn_jax.data_pipelines.loading.examples import Batch, ExampleMaker, Task, tasks_of
 from ktn_jax.data_pipelines.loading.plan import PlannedBatch
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +26,7 @@ class Request:
 
     plan: Callable[[int], PlannedBatch]  # global batch of a step
     rows: slice  # of every global batch: those of this process
-    start: int  # first step
-    stop: int | None  # step after the last one; None never ends
+    start: int  # first step; there is no last one
     maker: ExampleMaker
 
     def tasks(self, step: int) -> list[Task]:
@@ -39,10 +35,7 @@ class Request:
 
     def steps(self) -> Iterator[int]:
         """The steps in order."""
-        step = self.start
-        while self.stop is None or step < self.stop:
-            yield step
-            step += 1
+        return itertools.count(self.start)
 
 
 def load_in_threads(request: Request, workers: int, ahead: int = 2) -> Iterator[Batch]:
@@ -142,7 +135,7 @@ def make_tf_dataset(request: Request, workers: int, ahead: int = 2) -> Any:
     tf.config.set_visible_devices([], "GPU")  # TensorFlow would reserve the memory JAX needs
     spec = request.maker.spec(1, (1, 1))
     names = list(spec)
-    count = len(request.tasks(request.start)) if request.start != request.stop else 1
+    count = len(request.tasks(request.start))
     last_tasks = functools.lru_cache(maxsize=ahead + 2)(request.tasks)
 
     def make_row(number: np.ndarray) -> list[np.ndarray]:
@@ -158,8 +151,7 @@ def make_tf_dataset(request: Request, workers: int, ahead: int = 2) -> Any:
         return dict(zip(names, tensors, strict=True))
 
     # A range needs an end, counted in int64: this one is beyond any run's.
-    stop = request.stop if request.stop is not None else (2**62) // count
-    dataset = tf.data.Dataset.range(request.start * count, stop * count)
+    dataset = tf.data.Dataset.range(request.start * count, 2**62 // count * count)
     parallel = {"num_parallel_calls": workers, "deterministic": True} if workers else {}
     dataset = dataset.map(make_tensors, **parallel)
     dataset = dataset.batch(count, drop_remainder=True).prefetch(ahead)
@@ -168,55 +160,6 @@ def make_tf_dataset(request: Request, workers: int, ahead: int = 2) -> Any:
     options.threading.private_threadpool_size = max(workers, 1)
     options.autotune.enabled = False
     return dataset.with_options(options)
-
-
-def prefetch(
-    batches: Iterator[Batch], transfer: Callable[[Batch], T], ahead: int = 2
-) -> Iterator[T]:
-    """Transfers batches to the device ahead of use, in a thread of its own.
-
-    Args:
-        batches: what to transfer.
-        transfer: puts one batch on the device, such as `jax.device_put` with a sharding.
-        ahead: how many transferred batches may wait; they occupy the device's memory.
-
-    Yields:
-        What `transfer` returned, in order. An error of either side is raised here.
-    """
-    waiting: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=ahead)
-    is_closed = threading.Event()
-
-    def put(item: tuple[str, Any]) -> bool:
-        while not is_closed.is_set():
-            try:
-                waiting.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for batch in batches:
-                if not put(("batch", transfer(batch))):
-                    return
-            put(("end", None))
-        except BaseException as error:  # raised again in the caller
-            put(("error", error))
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, value = waiting.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        is_closed.set()
-        thread.join()
 
 
 def _keep_ahead(
@@ -233,8 +176,6 @@ def _keep_ahead(
             begun.append(begin(step))
             if len(begun) > ahead:
                 yield finish(begun.popleft())
-        while begun:
-            yield finish(begun.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

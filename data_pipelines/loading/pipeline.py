@@ -18,18 +18,17 @@ from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco.annotations import ImageFacts
 from ktn_jax.data_pipelines.loading import loaders
 from ktn_jax.data_pipelines.loading.examples import ArraySpec, Batch, ExampleMaker, batch_spec
-from ktn_jax.data_pipelines.loading.loaders import Request, prefetch
-from ktn_jax.data_pipelines.loading.plan import Augmentation, EvaluationPlan, TrainingPlan
+from ktn_jax.data_pipelines.loading.loaders import Request
+from ktn_jax.data_pipelines.loading.plan import Augmentation, TrainingPlan
 from ktn_jax.data_pipelines.loading.sources import Source
 
 __all__ = [
     "ArraySpec",
     "Batch",
     "DataSettings",
-    "Datasets",
+    "TrainingData",
     "batch_spec",
-    "make_datasets",
-    "prefetch",
+    "make_training_data",
 ]
 
 _LOG = logging.getLogger(__name__)
@@ -43,18 +42,16 @@ _LOADERS: dict[str, Callable[[Request, int, int], Iterator[Batch]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """How batches are made. Batch sizes are those of all processes together."""
+    """How batches are made."""
 
-    batch_size: int = 16
-    eval_batch_size: int = 8
-    eval_short_side: int = 800
+    batch_size: int = 16  # of all processes together
     max_people: int = 20  # an image; with more, those with DensePose and the largest are kept
     max_points: int = 200  # a person; more are an error before the first batch
     seed: int = 0
     loader: Literal["tf_data", "threads", "processes"] = "tf_data"
     workers: int = 4
     batches_ahead: int = 2
-    skip_images_without_people: bool = True  # in training
+    skip_images_without_people: bool = True
     with_person_masks: bool = False  # segmentations, for losses that train on them
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
 
@@ -62,7 +59,7 @@ class DataSettings:
         """Checks the values; ValueError names the field."""
         if self.loader not in _LOADERS:
             raise ValueError(f"loader must be one of {sorted(_LOADERS)}, got {self.loader!r}")
-        for name in ("batch_size", "eval_batch_size", "max_people", "max_points", "batches_ahead"):
+        for name in ("batch_size", "max_people", "max_points", "batches_ahead"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.workers < (1 if self.loader == "processes" else 0):
@@ -70,85 +67,62 @@ class DataSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Datasets:
-    """Training and evaluation batches of one process."""
+class TrainingData:
+    """Training batches of one process."""
 
-    train: Callable[[int], Iterator[Batch]] | None  # endless, from a step on
-    evaluate: Callable[[], Iterator[Batch]] | None  # every image once
+    batches_from: Callable[[int], Iterator[Batch]]  # endless, from a step on
     steps_per_epoch: int
-    eval_batches: int
-    train_specs: tuple[dict[str, ArraySpec], ...]  # one for each canvas, smallest first
-    eval_specs: tuple[dict[str, ArraySpec], ...]
+    specs: tuple[dict[str, ArraySpec], ...]  # one for each canvas, smallest first
 
 
-def make_datasets(
+def make_training_data(
     settings: DataSettings,
-    train_source: Source | None = None,
-    eval_source: Source | None = None,
+    source: Source,
     symmetry: UVSymmetry | None = None,
     process_index: int = 0,
     process_count: int = 1,
-) -> Datasets:
-    """Builds the batches that one process trains and evaluates on.
+) -> TrainingData:
+    """Builds the batches that one process trains on.
 
     Every process plans the same global batches and makes its own rows of them: no image is lost or
     repeated, and all have the same canvas at a step.
 
     Args:
         settings: how batches are made.
-        train_source: images to train on, or None.
-        eval_source: images to evaluate on, or None.
+        source: images to train on.
         symmetry: U and V of mirrored points; needed to flip people with DensePose.
         process_index: of this process.
         process_count: how many processes share the batches.
 
     Returns:
-        The datasets, None where there is no source.
+        The batches.
 
     Raises:
         ValueError: a batch size that the processes cannot share evenly, a person with more points
             than `max_points`, flips without symmetry tables, or a source without usable images.
     """
-    for name in ("batch_size", "eval_batch_size"):
-        if getattr(settings, name) % process_count:
-            raise ValueError(
-                f"{name} {getattr(settings, name)} cannot be shared by {process_count} processes"
-            )
-    train = evaluate = None
-    steps_per_epoch = eval_batches = 0
-    train_specs: tuple[dict[str, ArraySpec], ...] = ()
-    eval_specs: tuple[dict[str, ArraySpec], ...] = ()
-    if train_source is not None:
-        plan, maker = _plan_training(settings, train_source, symmetry)
-        steps_per_epoch = plan.steps_per_epoch
-        rows = _rows(settings.batch_size, process_index, process_count)
-        train_specs = _specs(maker, plan.canvases, rows)
+    if settings.batch_size % process_count:
+        raise ValueError(
+            f"batch_size {settings.batch_size} cannot be shared by {process_count} processes"
+        )
+    plan, maker = _plan_training(settings, source, symmetry)
+    share = settings.batch_size // process_count
+    rows = slice(process_index * share, (process_index + 1) * share)
+    load = _LOADERS[settings.loader]
 
-        def train(start_step: int = 0) -> Iterator[Batch]:
-            return _load(settings, Request(plan.__getitem__, rows, start_step, None, maker))
+    def batches_from(step: int) -> Iterator[Batch]:
+        request = Request(plan.__getitem__, rows, step, maker)
+        return load(request, settings.workers, settings.batches_ahead)
 
-    if eval_source is not None:
-        augmentation = settings.augmentation.for_evaluation(settings.eval_short_side)
-        facts = eval_source.facts()
-        _check_facts(settings, facts, "evaluation")
-        eval_plan = EvaluationPlan(facts.sizes_hw, augmentation, settings.eval_batch_size)
-        eval_batches = len(eval_plan)
-        eval_rows = _rows(settings.eval_batch_size, process_index, process_count)
-        eval_maker = _maker(settings, eval_source, None)
-        eval_specs = _specs(eval_maker, eval_plan.canvases, eval_rows)
-
-        def evaluate() -> Iterator[Batch]:
-            request = Request(eval_plan.__getitem__, eval_rows, 0, eval_batches, eval_maker)
-            return _load(settings, request)
-
-    return Datasets(train, evaluate, steps_per_epoch, eval_batches, train_specs, eval_specs)
+    specs = tuple(maker.spec(share, canvas_hw) for canvas_hw in plan.canvases)
+    return TrainingData(batches_from, plan.steps_per_epoch, specs)
 
 
 def _plan_training(
     settings: DataSettings, source: Source, symmetry: UVSymmetry | None
 ) -> tuple[TrainingPlan, ExampleMaker]:
     facts = source.facts()
-    _check_facts(settings, facts, "training")
+    _check_facts(settings, facts)
     if symmetry is None and facts.max_points and settings.augmentation.flip_probability > 0:
         raise ValueError(
             "flip_probability > 0 needs the body's UV symmetry tables: pass `symmetry` (the "
@@ -164,13 +138,10 @@ def _plan_training(
         facts.sizes_hw[kept], settings.augmentation, settings.batch_size, settings.seed
     )
     chosen = source if len(kept) == len(source) else _Chosen(source, kept)
-    return plan, _maker(settings, chosen, symmetry)
-
-
-def _maker(settings: DataSettings, source: Source, symmetry: UVSymmetry | None) -> ExampleMaker:
-    return ExampleMaker(
-        source, symmetry, settings.max_people, settings.max_points, settings.with_person_masks
+    maker = ExampleMaker(
+        chosen, symmetry, settings.max_people, settings.max_points, settings.with_person_masks
     )
+    return plan, maker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,31 +164,16 @@ class _Chosen:
         )
 
 
-def _check_facts(settings: DataSettings, facts: ImageFacts, use: str) -> None:
+def _check_facts(settings: DataSettings, facts: ImageFacts) -> None:
     if facts.max_points > settings.max_points:
         raise ValueError(
-            f"max_points is {settings.max_points}, but a person of the {use} data has "
+            f"max_points is {settings.max_points}, but a person of the training data has "
             f"{facts.max_points} points: raise max_points to that"
         )
     crowded = int((facts.people > settings.max_people).sum())
     if crowded:
         _LOG.warning(
-            "%d %s images show more than max_people=%d people (at most %d): those with DensePose, "
-            "then the largest are kept",
-            *(crowded, use, settings.max_people, int(facts.people.max())),
+            "%d training images show more than max_people=%d people (at most %d): those with "
+            "DensePose, then the largest are kept",
+            *(crowded, settings.max_people, int(facts.people.max())),
         )
-
-
-def _rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    share = batch_size // process_count
-    return slice(process_index * share, (process_index + 1) * share)
-
-
-def _specs(
-    maker: ExampleMaker, canvases: tuple[tuple[int, int], ...], rows: slice
-) -> tuple[dict[str, ArraySpec], ...]:
-    return tuple(maker.spec(rows.stop - rows.start, canvas_hw) for canvas_hw in canvases)
-
-
-def _load(settings: DataSettings, request: Request) -> Iterator[Batch]:
-    return _LOADERS[settings.loader](request, settings.workers, settings.batches_ahead)

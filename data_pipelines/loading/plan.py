@@ -19,8 +19,6 @@ import numpy as np
 
 from ktn_jax.runtime.images import shortest_edge_size
 
-NO_IMAGE = -1  # in `PlannedBatch.examples`: a padding row
-
 # Purposes of the random streams.
 _ORDER, _SHORT_SIDE, _FLIP, _ROTATION, _ZOOM, _BATCH_ORDER = range(6)
 
@@ -55,24 +53,12 @@ class Augmentation:
         if self.canvas_levels < 1 or self.size_divisor < 1:
             raise ValueError("canvas_levels and size_divisor must be at least 1")
 
-    def for_evaluation(self, short_side: int) -> "Augmentation":
-        """The same shapes at one short side, with nothing varied."""
-        return dataclasses.replace(
-            self,
-            short_sides=(short_side,),
-            max_long_side=max(self.max_long_side, short_side),
-            flip_probability=0.0,
-            max_rotation_degrees=0.0,
-            zoom_range=(1.0, 1.0),
-            canvas_levels=1,
-        )
-
 
 @dataclasses.dataclass(frozen=True)
 class PlannedBatch:
-    """One global batch. Rows are images; NO_IMAGE marks padding rows, whose other values are 0."""
+    """One global batch, whose rows are images."""
 
-    examples: np.ndarray  # [B] int64 number of the image in its source, or NO_IMAGE
+    examples: np.ndarray  # [B] int64 number of the image in its source
     resized_hw: np.ndarray  # [B, 2] int64 size after resizing
     is_flipped: np.ndarray  # [B] bool
     rotation_degrees: np.ndarray  # [B] float64
@@ -225,42 +211,6 @@ class TrainingPlan:
         full = len(members) // self._batch_size * self._batch_size
         batches += np.split(members[:full], full // self._batch_size) if full else []
         return members[full:]
-
-
-class EvaluationPlan:
-    """Every image once, images of one canvas together, the last batch of a canvas padded."""
-
-    def __init__(self, sizes_hw: np.ndarray, augmentation: Augmentation, batch_size: int):
-        """Plans over images; arguments as `TrainingPlan`, nothing is random."""
-        sizes_hw = np.asarray(sizes_hw, np.int64).reshape(-1, 2)
-        self.canvases = canvases_for(augmentation)
-        short_sides = np.full(len(sizes_hw), augmentation.short_sides[0])
-        resized = resized_sizes_hw(sizes_hw, short_sides, augmentation.max_long_side)
-        area_order = {canvas: index for index, canvas in enumerate(self.canvases)}
-        fits = [area_order[_smallest_canvas(self.canvases, size[None])] for size in resized]
-        self._batches = []
-        for index, canvas_hw in enumerate(self.canvases):
-            members = np.flatnonzero(np.asarray(fits, np.int64) == index)
-            for start in range(0, len(members), batch_size):
-                chosen = members[start : start + batch_size]
-                self._batches.append(_padded_batch(chosen, resized, canvas_hw, batch_size))
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> PlannedBatch:
-        return self._batches[index]
-
-
-def _padded_batch(
-    examples: np.ndarray, resized: np.ndarray, canvas_hw: tuple[int, int], batch_size: int
-) -> PlannedBatch:
-    padded = np.full(batch_size, NO_IMAGE, np.int64)
-    padded[: len(examples)] = examples
-    sizes = np.zeros((batch_size, 2), np.int64)
-    sizes[: len(examples)] = resized[examples]
-    zeros = np.zeros(batch_size)
-    return PlannedBatch(padded, sizes, zeros > 0, zeros, zeros + 1, canvas_hw)
 
 
 def _aspect_bins(sizes_hw: np.ndarray, limits: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

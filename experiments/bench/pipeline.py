@@ -23,7 +23,7 @@ from PIL import Image
 from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco import annotations
 from ktn_jax.data_pipelines.loading import transforms
-from ktn_jax.data_pipelines.loading.pipeline import DataSettings, make_datasets
+from ktn_jax.data_pipelines.loading.pipeline import DataSettings, make_training_data
 from ktn_jax.data_pipelines.loading.plan import Augmentation
 from ktn_jax.data_pipelines.loading.sources import FolderSource
 from ktn_jax.runtime.images import decode_image
@@ -168,7 +168,7 @@ def _start(loader: str, source: FolderSource, arguments: argparse.Namespace) -> 
         max_people=arguments.max_people,
         augmentation=Augmentation(short_sides=tuple(arguments.short_sides)),
     )
-    return make_datasets(settings, source, symmetry=_SYMMETRY).train(0)
+    return make_training_data(settings, source, _SYMMETRY).batches_from(0)
 
 
 if __name__ == "__main__":

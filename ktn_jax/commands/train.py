@@ -55,10 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
     commands.join_processes(arguments)
     import jax
 
-    datasets = make_training_data(config, jax.process_index(), jax.process_count())
+    data = make_training_data(config, jax.process_index(), jax.process_count())
     try:
         with make_detector_trainer(config, arguments.workdir) as trainer:
-            end = trainer.fit(datasets.train)
+            end = trainer.fit(data.batches_from)
     except NonFiniteError as error:
         print(f"ktn train: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_NOT_FINITE

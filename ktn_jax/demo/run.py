@@ -240,9 +240,9 @@ def _render(request: Request, config: ConfigDict, say: Say) -> SyntheticSource:
 def _train(request: Request, config: ConfigDict, say: Say) -> bool:
     """Trains or resumes training; returns whether all steps were taken."""
     say(f"Training for {config.total_steps} steps of {config.batch_size} images.")
-    datasets = make_training_data(config)
+    data = make_training_data(config)
     with make_detector_trainer(config, request.output / WORKDIR) as trainer:
-        return trainer.fit(datasets.train).is_complete
+        return trainer.fit(data.batches_from).is_complete
 
 
 def _evaluate(request: Request, config: ConfigDict, say: Say) -> Metrics:

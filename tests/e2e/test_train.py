@@ -180,7 +180,7 @@ def test_four_images_are_learnt_by_heart(tmp_path):
         assert lines[-1][name] < 0.9 * lines[0][name], name
     config = load_config("configs/ktn.py:tiny", changes)
     model = initialisation.build_trained_model(config)
-    batch = next(make_training_data(config).train(0))
+    batch = next(make_training_data(config).batches_from(0))
     variables, _ = runs.read_checkpoint(runs.find_checkpoint(tmp_path))
     assert patch_accuracy(model, variables, batch) > 0.95
 

@@ -126,8 +126,8 @@ def test_built_dataset_makes_the_same_batches_as_the_folder(folder, tmp_path):
         annotations.parse_dataset(folder / "annotations.json"), folder / "images"
     )
     tfds_source = builder.TfdsSource("custom", "train", tmp_path / "built")
-    one = pipeline.make_datasets(settings, folder_source).train(0)
-    other = pipeline.make_datasets(settings, tfds_source).train(0)
+    one = pipeline.make_training_data(settings, folder_source).batches_from(0)
+    other = pipeline.make_training_data(settings, tfds_source).batches_from(0)
     for _ in range(4):
         expected, actual = next(one), next(other)
         for name, array in expected.items():

@@ -13,7 +13,7 @@ from ktn_jax.data_pipelines.coco import annotations
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord
 from ktn_jax.data_pipelines.loading import pipeline
 from ktn_jax.data_pipelines.loading.examples import most_telling
-from ktn_jax.data_pipelines.loading.plan import NO_IMAGE, Augmentation, EvaluationPlan, TrainingPlan
+from ktn_jax.data_pipelines.loading.plan import Augmentation, TrainingPlan
 from ktn_jax.data_pipelines.loading.sources import ConcatenatedSource, FolderSource
 from ktn_jax.data_pipelines.loading.transforms import PersonLabels
 
@@ -28,8 +28,6 @@ AUGMENTATION = Augmentation(
 def _settings(**changes):
     defaults = {
         "batch_size": 4,
-        "eval_batch_size": 4,
-        "eval_short_side": 96,
         "max_people": 3,
         "max_points": 24,
         "loader": "threads",
@@ -70,12 +68,11 @@ def _assert_same(actual, expected):
     [("threads", 1), ("threads", 4), ("tf_data", 0), ("tf_data", 1), ("tf_data", 4)],
 )
 def test_batches_do_not_depend_on_loader_or_workers(source, symmetry, loader, workers):
-    expected = pipeline.make_datasets(_settings(), source, source, symmetry)
-    actual = pipeline.make_datasets(
-        _settings(loader=loader, workers=workers), source, source, symmetry
+    expected = pipeline.make_training_data(_settings(), source, symmetry)
+    actual = pipeline.make_training_data(
+        _settings(loader=loader, workers=workers), source, symmetry
     )
-    _assert_same(_take(actual.train(0), 7), _take(expected.train(0), 7))
-    _assert_same(list(actual.evaluate()), list(expected.evaluate()))
+    _assert_same(_take(actual.batches_from(0), 7), _take(expected.batches_from(0), 7))
 
 
 class _Slow:
@@ -97,27 +94,27 @@ class _Slow:
 
 @pytest.mark.parametrize("loader", ["threads", "tf_data"])
 def test_workers_that_overtake_each_other_change_nothing(source, symmetry, loader):
-    expected = _take(pipeline.make_datasets(_settings(), source, None, symmetry).train(0), 6)
+    expected = _take(pipeline.make_training_data(_settings(), source, symmetry).batches_from(0), 6)
     changed = _settings(loader=loader, workers=4)
-    actual = _take(pipeline.make_datasets(changed, _Slow(source), None, symmetry).train(0), 6)
+    actual = _take(pipeline.make_training_data(changed, _Slow(source), symmetry).batches_from(0), 6)
     _assert_same(actual, expected)
 
 
 @pytest.mark.slow
 def test_processes_give_the_same_batches(source, symmetry):
-    expected = _take(pipeline.make_datasets(_settings(), source, None, symmetry).train(2), 3)
+    expected = _take(pipeline.make_training_data(_settings(), source, symmetry).batches_from(2), 3)
     changed = _settings(loader="processes", workers=2)
-    actual = _take(pipeline.make_datasets(changed, source, None, symmetry).train(2), 3)
+    actual = _take(pipeline.make_training_data(changed, source, symmetry).batches_from(2), 3)
     _assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("loader", ["threads", "tf_data"])
 @pytest.mark.parametrize("step", [1, 2, 5, 17])
 def test_resuming_at_a_step_gives_what_would_have_come(source, symmetry, loader, step):
-    whole = pipeline.make_datasets(_settings(), source, None, symmetry)
-    again = pipeline.make_datasets(_settings(loader=loader, workers=2), source, None, symmetry)
-    expected = _take(whole.train(0), step + 2)[step:]
-    _assert_same(_take(again.train(step), 2), expected)
+    whole = pipeline.make_training_data(_settings(), source, symmetry)
+    again = pipeline.make_training_data(_settings(loader=loader, workers=2), source, symmetry)
+    expected = _take(whole.batches_from(0), step + 2)[step:]
+    _assert_same(_take(again.batches_from(step), 2), expected)
 
 
 def test_resuming_costs_no_replay():
@@ -141,7 +138,7 @@ def test_epochs_differ_in_order_and_draws():
 
 def test_seed_decides_the_batches(source, symmetry):
     one, other = (
-        _take(pipeline.make_datasets(_settings(seed=s), source, None, symmetry).train(0), 4)
+        _take(pipeline.make_training_data(_settings(seed=s), source, symmetry).batches_from(0), 4)
         for s in (0, 1)
     )
     pairs = zip(one, other, strict=True)
@@ -150,25 +147,22 @@ def test_seed_decides_the_batches(source, symmetry):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_shards_are_the_rows_of_the_whole_batch(source, symmetry, processes):
-    whole = pipeline.make_datasets(_settings(), source, source, symmetry)
+    whole = pipeline.make_training_data(_settings(), source, symmetry)
     shards = [
-        pipeline.make_datasets(_settings(), source, source, symmetry, index, processes)
+        pipeline.make_training_data(_settings(), source, symmetry, index, processes)
         for index in range(processes)
     ]
-    for batches, parts_of in (
-        (_take(whole.train(3), 4), [_take(shard.train(3), 4) for shard in shards]),
-        (list(whole.evaluate()), [list(shard.evaluate()) for shard in shards]),
-    ):
-        joined = [
-            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            for parts in zip(*parts_of, strict=True)
-        ]
-        _assert_same(joined, batches)
+    parts_of = [_take(shard.batches_from(3), 4) for shard in shards]
+    joined = [
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for parts in zip(*parts_of, strict=True)
+    ]
+    _assert_same(joined, _take(whole.batches_from(3), 4))
 
 
 def test_batch_that_processes_cannot_share_is_refused(source, symmetry):
     with pytest.raises(ValueError, match="batch_size 4 cannot be shared by 3"):
-        pipeline.make_datasets(_settings(), source, source, symmetry, 0, 3)
+        pipeline.make_training_data(_settings(), source, symmetry, 0, 3)
 
 
 _SIZES = st.lists(st.tuples(st.integers(20, 90), st.integers(20, 90)), min_size=1, max_size=60)
@@ -221,44 +215,22 @@ def test_draws_cover_what_the_settings_allow():
     assert 0.8 <= zoom.min() < 0.81 and 1.24 < zoom.max() <= 1.25
 
 
-def test_evaluation_shows_every_image_once_and_pads_the_rest(source):
-    datasets = pipeline.make_datasets(_settings(), None, source)
-    batches = list(datasets.evaluate())
-    assert len(batches) == datasets.eval_batches and datasets.train is None
-    ids = np.concatenate([batch["image_id"] for batch in batches])
-    assert sorted(ids[ids >= 0]) == list(range(100, 108))
-    padding = 0
-    for batch in batches:
-        assert batch["image"].shape[0] == 4
-        empty = batch["image_id"] < 0
-        padding += empty.sum()
-        assert not batch["is_valid"][empty].any() and not batch["image"][empty].any()
-        assert (batch["image_size_hw"][empty] == 1).all()
-        sizes = batch["image_size_hw"][~empty]
-        assert ((sizes.min(axis=1) == 96) | (sizes.max(axis=1) == 160)).all()
-    assert padding > 0
-
-
 def test_batches_have_one_of_the_announced_specs(source, symmetry):
-    datasets = pipeline.make_datasets(_settings(), source, source, symmetry)
-    for batches, specs in (
-        (_take(datasets.train(0), 6), datasets.train_specs),
-        (list(datasets.evaluate()), datasets.eval_specs),
-    ):
-        known = {spec["image"].shape: spec for spec in specs}
-        for batch in batches:
-            spec = known[batch["image"].shape]
-            assert batch.keys() == spec.keys()
-            for name, array in batch.items():
-                assert array.shape == spec[name].shape and array.dtype == spec[name].dtype
+    data = pipeline.make_training_data(_settings(), source, symmetry)
+    known = {spec["image"].shape: spec for spec in data.specs}
+    for batch in _take(data.batches_from(0), 6):
+        spec = known[batch["image"].shape]
+        assert batch.keys() == spec.keys()
+        for name, array in batch.items():
+            assert array.shape == spec[name].shape and array.dtype == spec[name].dtype
 
 
 def test_row_holds_what_the_annotations_say(source):
     plain = Augmentation(short_sides=(96,), max_long_side=160, flip_probability=0.0)
-    datasets = pipeline.make_datasets(_settings(augmentation=plain), source)
+    data = pipeline.make_training_data(_settings(augmentation=plain), source)
     records = {record.image_id: record for record in (source[i][1] for i in range(len(source)))}
     seen = set()
-    for batch in _take(datasets.train(0), datasets.steps_per_epoch):
+    for batch in _take(data.batches_from(0), data.steps_per_epoch):
         for row, image_id in enumerate(batch["image_id"]):
             record = records[image_id]
             seen.add(image_id)
@@ -316,19 +288,19 @@ def test_too_many_people_keep_those_with_densepose_then_the_largest():
 
 
 def test_batch_holds_no_more_people_than_it_has_room_for(source, symmetry):
-    datasets = pipeline.make_datasets(_settings(max_people=1), source, None, symmetry)
-    for batch in _take(datasets.train(0), 4):
+    data = pipeline.make_training_data(_settings(max_people=1), source, symmetry)
+    for batch in _take(data.batches_from(0), 4):
         assert batch["is_valid"].shape == (4, 1) and batch["boxes"].shape == (4, 1, 4)
 
 
 def test_more_points_than_room_are_refused_before_the_first_batch(source, symmetry):
     with pytest.raises(ValueError, match="raise max_points"):
-        pipeline.make_datasets(_settings(max_points=4), source, None, symmetry)
+        pipeline.make_training_data(_settings(max_points=4), source, symmetry)
 
 
 def test_flips_without_symmetry_are_refused(source):
     with pytest.raises(ValueError, match="UV symmetry"):
-        pipeline.make_datasets(_settings(), source)
+        pipeline.make_training_data(_settings(), source)
 
 
 @pytest.mark.parametrize(
@@ -360,11 +332,9 @@ def test_images_without_people_are_left_out_of_training(raw, folder):
     raw["annotations"] = [a for a in raw["annotations"] if a["image_id"] != 103]
     source = FolderSource(annotations.parse_dataset(raw), folder / "images")
     plain = Augmentation(short_sides=(96,), max_long_side=160, flip_probability=0.0)
-    datasets = pipeline.make_datasets(_settings(augmentation=plain, batch_size=1), source, source)
-    trained = [int(b["image_id"][0]) for b in _take(datasets.train(0), datasets.steps_per_epoch)]
+    data = pipeline.make_training_data(_settings(augmentation=plain, batch_size=1), source)
+    trained = [int(b["image_id"][0]) for b in _take(data.batches_from(0), data.steps_per_epoch)]
     assert sorted(trained) == [100, 101, 102, 104, 105, 106, 107]
-    evaluated = np.concatenate([batch["image_id"] for batch in datasets.evaluate()])
-    assert 103 in evaluated
 
 
 def test_sources_in_a_row_are_one(source):
@@ -379,52 +349,17 @@ def test_sources_in_a_row_are_one(source):
 
 def test_broken_image_stops_the_loader_by_name(folder, source, symmetry):
     (folder / "images" / "103.jpg").write_bytes(b"no image")
-    datasets = pipeline.make_datasets(_settings(workers=2), source, None, symmetry)
+    data = pipeline.make_training_data(_settings(workers=2), source, symmetry)
     with pytest.raises(ValueError, match=r"103\.jpg"):
-        _take(datasets.train(0), datasets.steps_per_epoch)
-
-
-def test_prefetch_keeps_order_and_raises_what_went_wrong():
-    def batches():
-        for number in range(5):
-            yield {"number": np.array(number)}
-        raise OSError("disk gone")
-
-    ahead = pipeline.prefetch(batches(), lambda batch: int(batch["number"]) * 10)
-    assert [next(ahead) for _ in range(5)] == [0, 10, 20, 30, 40]
-    with pytest.raises(OSError, match="disk gone"):
-        next(ahead)
-
-
-def test_prefetch_stops_when_it_is_closed():
-    made = []
-
-    def batches():
-        for number in itertools.count():
-            made.append(number)
-            yield {"number": np.array(number)}
-
-    ahead = pipeline.prefetch(batches(), lambda batch: batch, ahead=2)
-    next(ahead)
-    ahead.close()
-    assert len(made) <= 5
-
-
-def test_evaluation_plan_needs_no_more_canvases_than_it_lists():
-    sizes = np.array([(48, 64)] * 5 + [(64, 48)] * 2 + [(30, 90)])
-    plan = EvaluationPlan(sizes, AUGMENTATION.for_evaluation(96), 2)
-    batches = [plan[index] for index in range(len(plan))]
-    shown = np.concatenate([batch.examples for batch in batches])
-    assert sorted(shown[shown != NO_IMAGE]) == list(range(8))
-    assert {batch.canvas_hw for batch in batches} == {(96, 160), (160, 96)}
+        _take(data.batches_from(0), data.steps_per_epoch)
 
 
 @pytest.mark.parametrize("loader", ["threads", "tf_data"])
 def test_person_masks_come_when_they_are_wanted(source, symmetry, loader):
     wanted = _settings(with_person_masks=True, loader=loader)
-    datasets = pipeline.make_datasets(wanted, source, None, symmetry)
-    (batch,) = _take(datasets.train(0), 1)
-    assert batch.keys() == datasets.train_specs[0].keys() and "person_mask" in batch
+    data = pipeline.make_training_data(wanted, source, symmetry)
+    (batch,) = _take(data.batches_from(0), 1)
+    assert batch.keys() == data.specs[0].keys() and "person_mask" in batch
     np.testing.assert_array_equal(batch["has_person_mask"], batch["is_valid"])
     filled = batch["person_mask"].mean(axis=(2, 3))
     # The polygons are the boxes, which only the image's border and turning cut.
