@@ -43,6 +43,7 @@ _NOT_NEGATIVE = (
     "optimizer.weight_decay_bias",
     "optimizer.weight_decay_norm",
     "optimizer.warmup_steps",
+    "training.evaluate_every",
     "training.num_devices",
 )
 

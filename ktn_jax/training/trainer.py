@@ -261,6 +261,7 @@ class Trainer:
             log.report()
             self.save(log.take_loss())
             self.checkpoints.wait()
+            log.say(f"the best checkpoint is that of step {self.checkpoints.best_step()}")
         return TrainingEnd(self.steps_taken, self.steps_taken >= total, self.state)
 
     def _open_log(self) -> RunLog:

@@ -209,3 +209,116 @@ def test_batches_that_end_are_an_error(stand_in, tmp_path):
     with pytest.raises(ValueError, match="ended at step 2"):
         with stand_in.make_trainer(stand_in.make_config(), tmp_path) as trainer:
             trainer.fit(lambda step: iter([stand_in.make_batch(0), stand_in.make_batch(1)]))
+
+
+class Scorer:
+    """Gives the scores it is told, one call after the other, and keeps what it was called with."""
+
+    def __init__(self, *scores):
+        self.scores, self.seen = list(scores), []
+
+    def __call__(self, variables):
+        self.seen.append(jax.device_get(variables))
+        return {"box": 1.0, "GPSm": self.scores.pop(0)}
+
+
+def test_scores_stand_beside_the_losses_and_choose_the_best_checkpoint(stand_in, tmp_path):
+    """Evaluated after steps 2, 4, 6 and, being the last, 7; the model gets worse after 4."""
+    changes = {"training.evaluate_every": 2, "training.keep_last": 1, "total_steps": 7}
+    scorer = Scorer(10.0, 30.0, 20.0, 5.0)
+    stand_in.train(stand_in.make_config(**changes), tmp_path, evaluate=scorer)
+    assert not scorer.scores
+    lines = [line for line in read_metrics(tmp_path) if "eval/GPSm" in line]
+    assert [(line["step"], line["eval/GPSm"]) for line in lines] == [
+        (2, 10.0),
+        (4, 30.0),
+        (6, 20.0),
+        (7, 5.0),
+    ]
+    assert all(line["eval/box"] == 1.0 for line in lines)
+    with runs.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [4, 7] and checkpoints.best_step() == 4
+    # What was scored is what was saved.
+    read, _ = runs.read_checkpoint(tmp_path / runs.FOLDER / "4")
+    assert_states_equal(scorer.seen[1], read)
+    # Evaluation changes nothing of the training.
+    alone = stand_in.train(stand_in.make_config(total_steps=7), tmp_path / "alone")
+    read, _ = runs.read_checkpoint(tmp_path / runs.FOLDER / "7")
+    assert_states_equal(read["params"], alone.state.params)
+
+
+def test_a_resumed_run_keeps_the_best_of_before(stand_in, tmp_path):
+    changes = {"training.evaluate_every": 2, "training.keep_last": 1}
+    config = stand_in.make_config(**changes, total_steps=4)
+    stand_in.train(config, tmp_path, evaluate=Scorer(30.0, 10.0))
+    config = stand_in.make_config(**changes, total_steps=6)
+    scorer = Scorer(20.0)
+    stand_in.train(config, tmp_path, evaluate=scorer)
+    assert not scorer.scores  # step 4 is not scored again
+    with runs.Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        assert checkpoints.steps() == [2, 6] and checkpoints.best_step() == 2
+    scores = [line["eval/GPSm"] for line in read_metrics(tmp_path) if "eval/GPSm" in line]
+    assert scores == [30.0, 10.0, 20.0]
+
+
+def test_the_average_is_what_is_scored(stand_in, tmp_path):
+    """On several devices too, with kernels that are split over them."""
+    changes = {
+        "optimizer.ema_decay": 0.9,
+        "training.evaluate_every": 3,
+        "training.num_devices": 4,
+        "training.shard_transfer": True,
+        "total_steps": 3,
+    }
+    scorer = Scorer(1.0)
+    end = stand_in.train(stand_in.make_config(**changes), tmp_path, evaluate=scorer)
+    assert_states_equal(scorer.seen[0]["params"], end.state.ema_params)
+    assert_states_equal(scorer.seen[0]["batch_stats"], end.state.batch_stats)
+    kernel = scorer.seen[0]["params"]["predictor"]["transfer"]["fc1"]["kernel"]
+    assert kernel.shape == (8, 16)
+
+
+def test_a_score_that_is_not_there_cannot_choose(stand_in, tmp_path):
+    config = stand_in.make_config(**{"training.evaluate_every": 1, "training.best_metric": "AP"})
+    with pytest.raises(ValueError, match="best_metric 'AP' is none of the scores: box, GPSm"):
+        stand_in.train(config, tmp_path, evaluate=Scorer(1.0))
+
+
+def test_steps_by_hand_are_those_of_fit(stand_in, straight, tmp_path):
+    """Single steps and saves, then fit for the rest."""
+    with stand_in.make_trainer(stand_in.make_config(), tmp_path) as trainer:
+        for step in range(3):
+            metrics = trainer.step(stand_in.make_batch(step))
+            assert metrics.is_finite
+        assert trainer.steps_taken == 3
+        trainer.save({"loss": 1.0})
+        end = trainer.fit(stand_in.batches_from)
+    assert_states_equal(end.state, straight[0].state)
+    with runs.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [3, 6, 8]
+
+
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler, which a shell takes away from what it runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_signal_is_answered_at_once_and_the_second_aborts(
+    stand_in, tmp_path, capfd, ctrl_c
+):
+    said = []
+
+    def interrupt(step, batch):
+        if step == 7:  # made while step 5 is begun: batches are a few ahead
+            os.kill(os.getpid(), signal.SIGINT)
+            said.append(capfd.readouterr().err)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        stand_in.train(stand_in.make_config(), tmp_path, change=interrupt)
+    assert "Ctrl-C: training stops after the current step and saves" in said[0]
+    with runs.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [3]  # what was saved before is whole

@@ -24,7 +24,7 @@ def _config(**changes):
 def test_synthetic_people_need_no_files():
     config = _config(source="synthetic", flip_probability=0.5)
     config.data.synthetic.update({"num_images": 3, "image_size_hw": (64, 64), "keep": True})
-    batches = configured.make_training_data(config).train(0)
+    batches = configured.make_training_data(config).batches_from(0)
     first, *_ = list(itertools.islice(batches, 3))
     batches.close()
     assert first["image"].shape == (2, 64, 64, 3) and first["is_valid"].any()
