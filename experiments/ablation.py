@@ -109,7 +109,7 @@ def run_models(size: Size, output: pathlib.Path) -> dict[str, list[dict[str, Any
             )
             outcome = run_demo(request, lambda text: print(" ", text, flush=True))  # noqa: T201
             if not outcome.is_complete:
-                sys.exit("stopped; the same command goes on")
+                sys.exit("stopped; the same command resumes")
             scores[name].append(outcome.record["scores"])
     return scores
 

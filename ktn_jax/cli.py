@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after `ktn`; None for those of the process.
 
     Returns:
-        The exit code: 0 done, 1 something is wrong in what was asked for (said on stderr).
+        The exit code: 0 for success, 1 for a mistake in arguments or files (reported on stderr).
     """
     arguments = build_parser().parse_args(argv)
     if argv is None:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
         return code
-    # What a user can mend is a message; anything else is a bug and keeps its traceback.
+    # Errors that a user can correct become a message; others are bugs and keep their traceback.
     except (ValueError, OSError, KeyError, ImportError) as error:
         if os.environ.get("KTN_TRACEBACK"):
             raise

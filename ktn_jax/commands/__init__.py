@@ -1,7 +1,7 @@
 """The subcommands of `ktn`: each parses its arguments and calls the library.
 
-A module here has a one-line docstring (the help), `EXAMPLES`, `add_arguments(parser)` and
-`run(arguments) -> int`, the exit code. Nothing heavy is imported before `run`.
+Each module has a one-line docstring (its help), `EXAMPLES`, `add_arguments(parser)` and
+`run(arguments) -> int`, which returns the exit code. Nothing heavy is imported before `run`.
 """
 
 import argparse
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ktn_jax.runtime.processes import Processes
 
-# As ml_collections' config_flags spell it.
+# The convention of ml_collections' config_flags.
 _CHANGE = "--config."
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser for which `--config.KEY=VALUE` and `--config.KEY VALUE` are `--set KEY=VALUE`."""
+    """A parser that reads `--config.KEY=VALUE` and `--config.KEY VALUE` as `--set KEY=VALUE`."""
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """Parses as argparse does, after the changes have been rewritten.
+        """Parses as argparse does, after rewriting `--config.KEY` arguments.
 
-        Subparsers are called here too, each with the arguments that are its own.
+        argparse calls this of each subparser too, with that subparser's arguments.
         """
         if args is not None and self.get_default("changes") is not None:
             args = list(self._with_changes_as_set(args))
@@ -32,7 +32,7 @@ class CommandParser(argparse.ArgumentParser):
     def _with_changes_as_set(self, args: Sequence[str]) -> Iterator[str]:
         rest = iter(args)
         for argument in rest:
-            if argument == "--":  # what follows are no options
+            if argument == "--":  # no options after it
                 yield argument
                 yield from rest
                 return
@@ -54,8 +54,8 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         "--config",
         required=required,
         metavar="NAME[:VARIANT]",
-        help="such as ktn:r50 or densepose_rcnn:r50, or a Python file of your own, own.py:VARIANT, "
-        "which is run",
+        help="a configuration of the package, such as ktn:r50, or a Python file of your own, "
+        "own.py:VARIANT, which is run",
     )
     parser.add_argument(
         "--set",
@@ -63,19 +63,21 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change a value of the configuration; may be repeated, the last one of a key holds. "
-        "--config.KEY=VALUE is the same",
+        help="change a value of the configuration; may be repeated, and the last value of a key "
+        "wins. --config.KEY=VALUE does the same",
     )
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that `join_processes` takes."""
+    """Adds the arguments that `join_processes` reads."""
     group = parser.add_argument_group("several processes")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     group.add_argument("--num-processes", type=int, metavar="N")
-    group.add_argument("--process-id", type=int, metavar="I", help="from 0")
+    group.add_argument("--process-id", type=int, metavar="I", help="0 to N - 1")
     group.add_argument(
-        "--cluster", action="store_true", help="take all three from the cluster's environment"
+        "--cluster",
+        action="store_true",
+        help="take these three from the environment (SLURM, TPU pods, Open MPI)",
     )
 
 
@@ -83,7 +85,7 @@ def join_processes(arguments: argparse.Namespace) -> "Processes":
     """Joins the processes that the arguments name, before anything else touches JAX.
 
     Returns:
-        The processes of the run; one where no argument names any.
+        The processes of the run: only this one where the arguments name no others.
 
     Raises:
         ValueError: arguments are missing, or the processes cannot be joined.

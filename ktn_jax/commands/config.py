@@ -9,7 +9,7 @@ EXAMPLES = """
   ktn config --config ktn:r50 --config.total_steps=12 > own.py
   ktn train --config own.py --workdir W
 
-What is printed is a configuration itself. `configs/base.py` says what every key means.
+The output is a configuration file. `configs/base.py` says what every key means.
 """
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     commands.add_config_arguments(parser)
     parser.add_argument(
-        "--diff", action="store_true", help="leave out what is as in configs/base.py"
+        "--diff", action="store_true", help="print only what differs from configs/base.py"
     )
 
 

@@ -1,4 +1,4 @@
-"""convert weights between PyTorch files and our own folders, in any direction"""
+"""convert weights between PyTorch, detectron2, safetensors and orbax, in any direction"""
 
 import argparse
 
@@ -14,13 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this subcommand."""
     parser.add_argument(
         "source",
-        help=".pth, .pkl, .safetensors or .npz file, orbax folder, or work folder of a training",
+        help=".pth, .pkl, .safetensors or .npz file, orbax folder, or work folder of `ktn train`",
     )
     parser.add_argument("target", help=".pth, .pkl or .safetensors file, or a new folder (orbax)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Reads, translates and writes; names that are not known are an error."""
+    """Reads, translates and writes the weights; unknown names are an error."""
     from ktn_jax.checkpoints import weights
 
     count = weights.convert(arguments.source, arguments.target)

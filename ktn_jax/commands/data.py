@@ -1,4 +1,4 @@
-"""make, check and look at data: synth, check, show, build, graph, template"""
+"""make, check and show data: synth, check, show, build, graph, template"""
 
 import argparse
 import pathlib
@@ -20,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_synth(actions.add_parser("synth", help="render people with exact dense truth"))
     _add_check(actions.add_parser("check", help="report every bad record of a dataset"))
-    _add_show(actions.add_parser("show", help="draw annotations"))
+    _add_show(actions.add_parser("show", help="draw annotations on their images"))
     _add_build(actions.add_parser("build", help="build a TensorFlow dataset (TFDS)"))
     _add_graph(actions.add_parser("graph", help="build the commonsense graph of the body"))
     _add_template(actions.add_parser("template", help="make the template that evaluation needs"))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs an action; 1 if a checked dataset is bad."""
+    """Runs an action; the exit code is 1 if a checked dataset has errors."""
     return _ACTIONS[arguments.action](arguments)
 
 
@@ -36,8 +36,8 @@ def _add_synth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, type=int, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="decides every image (default 0)")
     parser.add_argument("--scene", default="default", help="default, frontal, busy, easy or hard")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images")
-    parser.add_argument("--processes", type=int, default=1, help="that render (default 1)")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="size of the images")
+    parser.add_argument("--processes", type=int, default=1, help="rendering processes (default 1)")
 
 
 def _synth(arguments: argparse.Namespace) -> int:
@@ -64,7 +64,7 @@ def _synth(arguments: argparse.Namespace) -> int:
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="DensePose-COCO JSON")
     parser.add_argument("--images", help="folder of the images, to check them too")
-    parser.add_argument("--max-findings", type=int, help="write out only so many")
+    parser.add_argument("--max-findings", type=int, help="print only the first so many")
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -79,8 +79,8 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="DensePose-COCO JSON")
     parser.add_argument("--images", required=True, help="folder of the images")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder for pictures")
-    parser.add_argument("--count", type=int, default=10, help="images drawn (default 10)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first (default 0)")
+    parser.add_argument("--count", type=int, default=10, help="number of images (default 10)")
+    parser.add_argument("--first", type=int, default=0, help="index of the first image (default 0)")
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -96,11 +96,14 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="densepose_coco_2014, ultrapose or custom")
-    parser.add_argument("--manual-dir", required=True, help="where the files are")
-    parser.add_argument("--data-dir", required=True, help="where to build")
+    parser.add_argument("--manual-dir", required=True, help="folder with the downloaded files")
+    parser.add_argument("--data-dir", required=True, help="folder to build in")
     parser.add_argument("--on-bad", choices=("raise", "skip"), default="raise")
     parser.add_argument(
-        "--max-skipped", type=float, default=0.01, help="share of records (default 0.01)"
+        "--max-skipped",
+        type=float,
+        default=0.01,
+        help="largest share of bad records for --on-bad skip (default 0.01)",
     )
 
 
@@ -124,9 +127,11 @@ def _add_graph(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--relationships", help="Visual Genome's relationships.json")
     parser.add_argument("--word-vectors", help="glove.6B.300d.txt")
     parser.add_argument(
-        "--as-original", action="store_true", help="pair left and right as the original does"
+        "--as-original",
+        action="store_true",
+        help="treat left and right as the original does, not symmetrically",
     )
-    parser.add_argument("--picture", type=pathlib.Path, help="heat map to draw, .png or .pdf")
+    parser.add_argument("--picture", type=pathlib.Path, help="file for a heatmap, .png or .pdf")
 
 
 def _graph(arguments: argparse.Namespace) -> int:
@@ -156,17 +161,17 @@ def _add_template(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder with SMPL_subdiv.mat, SMPL_SUBDIV_TRANSFORM.mat and Pdist_matrix.pkl",
     )
-    source.add_argument(
-        "--charts", metavar="UV_Processed.mat", help="with --body: a body of your own"
+    source.add_argument("--charts", metavar="UV_Processed.mat", help="charts for --body")
+    parser.add_argument(
+        "--body",
+        metavar="FILE.npy",
+        help="body of your own: vertices [6890, 3] in SMPL's order, y up",
     )
     parser.add_argument(
-        "--body", metavar="FILE.npy", help="vertices [6890, 3] on the SMPL topology, y up"
+        "--metres-per-unit", type=float, default=1.0, help="unit of --body: 0.01 for centimetres"
     )
     parser.add_argument(
-        "--metres-per-unit", type=float, default=1.0, help="of --body, 0.01 for centimetres"
-    )
-    parser.add_argument(
-        "--coarse", action="store_true", help="leave the edges of a body whole: smaller, faster"
+        "--coarse", action="store_true", help="do not split the edges of the mesh: smaller, faster"
     )
 
 

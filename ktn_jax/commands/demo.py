@@ -1,4 +1,4 @@
-"""watch a model learn on rendered people, then see it work: ten minutes, nothing to download"""
+"""train a model on rendered people and see what it finds: ten minutes, nothing to download"""
 
 import argparse
 import pathlib
@@ -11,7 +11,7 @@ EXAMPLES = """
 
 Renders training and test people, trains ktn:demo from scratch (with a GPU ktn:demo_gpu, a
 larger model), scores it on the test people and writes OUTPUT/report.html with losses, scores and
-pictures. The same command again goes on where it was stopped.
+pictures. The same command resumes a stopped demo.
 """
 
 
@@ -22,16 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=pathlib.Path, default=pathlib.Path("demo"), help="folder (default demo/)"
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="of training; more learn more")
-    parser.add_argument("--seed", type=int, default=0, help="of people and weights (default 0)")
+    parser.add_argument("--steps", type=int, metavar="N", help="default: the configuration's")
     parser.add_argument(
-        "--test-images", type=int, default=100, metavar="N", help="held out (default 100)"
+        "--seed", type=int, default=0, help="decides people and weights (default 0)"
+    )
+    parser.add_argument(
+        "--test-images", type=int, default=100, metavar="N", help="images to test on (default 100)"
     )
     commands.add_config_arguments(parser, required=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the demo; the exit code is that of `ktn train` where training does not end well."""
+    """Runs the demo; the exit code is that of `ktn train` where training stops early."""
     import logging
 
     from ktn_jax.commands import train
@@ -54,10 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     except NonFiniteError as error:
         print(f"ktn demo: {error}", file=sys.stderr)  # noqa: T201
         return train.EXIT_NOT_FINITE
-    except KeyboardInterrupt:  # training notes it by itself, the other stages keep what is done
+    except KeyboardInterrupt:  # in a stage other than training, which handles it
         outcome = None
     if outcome is None or not outcome.is_complete:
-        print("ktn demo: stopped; the same command goes on", file=sys.stderr)  # noqa: T201
+        print("ktn demo: stopped; the same command resumes it", file=sys.stderr)  # noqa: T201
         return train.EXIT_INTERRUPTED
     _show(outcome.record)
     print(f"Report: {outcome.report.resolve()}")  # noqa: T201

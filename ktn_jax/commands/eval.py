@@ -20,9 +20,9 @@ EXAMPLES = """
       --annotations densepose_minival2014.json --images val2014/ --output out/
   ktn eval --config ktn:demo --weights WORKDIR --data synthetic --num-images 200
 
-Prints the table of scores and writes results.json, metrics.json and report.html to OUTPUT. A run
-that was stopped goes on when the same command is given again. `ktn data template` makes a template.
-Without --results, OUTPUT is ktn_eval/NAME-DIGEST if it is not given.
+Prints the table of scores and writes results.json, metrics.json and report.html to OUTPUT. The
+same command resumes a stopped run. `ktn data template` makes a template. For a model, OUTPUT is
+ktn_eval/NAME-DIGEST by default.
 """
 
 
@@ -30,18 +30,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this subcommand."""
     from ktn_jax import commands
 
-    parser.add_argument("--results", type=pathlib.Path, help="score this file, of any system")
+    parser.add_argument(
+        "--results", type=pathlib.Path, help="score this results file, made by any system"
+    )
     commands.add_config_arguments(parser, required=False)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--weights", help="file of weights, orbax folder, or work folder")
-    source.add_argument("--random-weights", action="store_true", help="untrained, to try things")
+    source.add_argument(
+        "--random-weights", action="store_true", help="untrained weights, to try the command"
+    )
     parser.add_argument(
         "--data",
         metavar="DIR|synthetic",
         help="folder with annotations.json and images/, or people rendered for the purpose",
     )
     parser.add_argument("--annotations", type=pathlib.Path, help="DensePose-COCO JSON")
-    parser.add_argument("--images", type=pathlib.Path, metavar="DIR", help="of the annotations")
+    parser.add_argument("--images", type=pathlib.Path, metavar="DIR", help="image folder")
     parser.add_argument("--template", type=pathlib.Path, metavar="DIR", help="evaluation template")
     parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder to write into")
     parser.add_argument(
@@ -59,27 +63,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="raise",
         help="annotations with errors: stop and name them (default), or leave bad records out",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="that score (default: all cores)")
     parser.add_argument(
-        "--tta", action="store_true", help="average over test.augmentation: scales and the mirror"
+        "--workers", type=int, metavar="N", help="scoring processes (default: one per core)"
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="test-time augmentation: average over the scales of test.augmentation and "
+        "mirrored images",
     )
     group = parser.add_argument_group("--data synthetic")
     group.add_argument("--num-images", type=int, default=100, metavar="N", help="default 100")
     group.add_argument(
-        "--seed", type=int, metavar="N", help="decides them; if not given, one nobody trains on"
+        "--seed",
+        type=int,
+        metavar="N",
+        help="decides the people (default: a seed that no training uses)",
     )
     group.add_argument(
         "--scene",
-        help="default, frontal, busy, easy or hard; if not given, that of the configuration",
+        help="default, frontal, busy, easy or hard (default: the configuration's)",
     )
     group.add_argument(
-        "--fine-template", action="store_true", help="split the template's edges: takes minutes"
+        "--fine-template",
+        action="store_true",
+        help="split the edges of the template's mesh, as the official one is: takes minutes",
     )
     commands.add_process_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluates; the exit code is 75 if it was stopped and can go on."""
+    """Evaluates; the exit code is 75 if it was stopped and can be resumed."""
     from ktn_jax.commands import train
 
     _check(arguments)
@@ -88,24 +102,27 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _evaluate_model(arguments)
     except KeyboardInterrupt:
-        print("ktn eval: stopped; the same command goes on", file=sys.stderr)  # noqa: T201
+        print("ktn eval: stopped; the same command resumes it", file=sys.stderr)  # noqa: T201
         return train.EXIT_INTERRUPTED
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Checks which arguments come together, before anything is loaded.
+    """Checks that the arguments fit together, before anything is loaded.
 
     Raises:
-        ValueError: something is missing or too much.
+        ValueError: an argument is missing, or does not go with another one.
     """
     has_weights = arguments.weights is not None or arguments.random_weights
     if arguments.results:
         if arguments.config or has_weights or arguments.tta or arguments.changes:
             raise ValueError(
-                "--results scores a file that is there: leave out --config, --weights, --set, --tta"
+                "--results scores a file and runs no model: leave out --config, --weights, "
+                "--set, --tta"
             )
         if arguments.data == "synthetic" or not (arguments.annotations or arguments.data):
-            raise ValueError("--results needs the --annotations that its image ids are of")
+            raise ValueError(
+                "--results needs --annotations (or --data) with the images of the file"
+            )
     elif not arguments.config or not has_weights:
         raise ValueError(
             "give --results FILE to score a file, or --config and --weights to run a model"
@@ -117,18 +134,20 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.data != "synthetic" and arguments.template is None:
         raise ValueError(
             "--template is needed: the folder with the three official files, or one made by "
-            "`ktn data template --output template/`, on which scores do not compare with "
+            "`ktn data template --output template/`, whose scores do not compare with "
             "published ones"
         )
 
 
 def _locate(arguments: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path | None]:
-    """Finds annotations and, if there are any, images."""
+    """Finds the annotation file and, if there is one, the image folder."""
     annotations, images = arguments.annotations, arguments.images
     if arguments.data:
         folder = pathlib.Path(arguments.data)
         if not folder.is_dir():
-            raise ValueError(f"--data {folder}: no such folder, nor is it `synthetic`")
+            raise ValueError(
+                f"--data {folder}: no such folder; for rendered people write --data synthetic"
+            )
         annotations = annotations or folder / "annotations.json"
         if images is None and (folder / "images").is_dir():
             images = folder / "images"
@@ -208,7 +227,9 @@ def _held_out_people(arguments: argparse.Namespace, config: "ConfigDict") -> "He
     seed = HELD_OUT_SEED if arguments.seed is None else arguments.seed
     if seed == config.data.synthetic.seed and config.data.source == "synthetic":
         print(  # noqa: T201
-            f"note: --seed {seed} is the configuration's: people that it trains on", file=sys.stderr
+            f"note: --seed {seed} is the configuration's training seed: the model knows "
+            "these people",
+            file=sys.stderr,
         )
     scene = make_scene(config.data.synthetic, arguments.scene)
     return HeldOutPeople(scene, arguments.num_images, seed)

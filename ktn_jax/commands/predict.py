@@ -23,16 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", help=".pth, .pkl, .safetensors file or an orbax folder")
     source.add_argument(
-        "--random-weights", action="store_true", help="untrained weights, to try speed and memory"
+        "--random-weights",
+        action="store_true",
+        help="untrained weights, to measure speed and memory",
     )
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write into")
     parser.add_argument(
-        "--min-score", type=float, default=0.5, help="people drawn and listed (default 0.5)"
+        "--min-score",
+        type=float,
+        default=0.5,
+        help="lowest score of people to draw and list (default 0.5)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predicts; a photo that cannot be read is reported and skipped, and makes the exit code 1."""
+    """Predicts; a photo that cannot be read is reported and skipped, and the exit code is 1."""
     from ktn_jax.checkpoints import weights
     from ktn_jax.inference.photos import predict_files
     from ktn_jax.inference.predictor import Predictor
@@ -41,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = configuration.load_config(arguments.config, arguments.changes)
     photos = images.find_images(arguments.photos)
-    # Handed over without a name, so that what inference does not need is freed.
+    # Passed without a name, so that weights which inference does not need are freed.
     stages = Stages(
         config,
         weights.initialise(config, seed=0)

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-# Beyond 0 and 1, so that a scheduler can tell.
+# Neither 0 nor 1, so that a scheduler can tell them apart.
 EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: the state is saved, the same command resumes
 EXIT_NOT_FINITE = 76
 
@@ -16,7 +16,7 @@ EXAMPLES = f"""
   ktn train ... --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 0
   ktn convert W model.safetensors                             # the last checkpoint
 
-The same command again resumes from the last checkpoint in WORKDIR/checkpoints. SIGTERM and Ctrl-C
+The same command resumes from the last checkpoint in WORKDIR/checkpoints. SIGTERM and Ctrl-C
 stop after the current step, save and exit with code {EXIT_INTERRUPTED}; a second one aborts. A \
 loss that is not finite exits with {EXIT_NOT_FINITE} and saves nothing.
 """

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the table; 1 if anything is out of tolerance."""
+    """Prints the table; the exit code is 1 if anything is out of tolerance."""
     from tqdm import tqdm
 
     from ktn_jax.verification.dump import format_rows

@@ -1,7 +1,7 @@
-"""What JAX is started with: a cache of compiled programs, a flag of its compiler, memory settings.
+"""Settings that JAX starts with: a cache of compiled programs, a compiler flag, memory settings.
 
-The first call of a program in a new process costs a quarter of the processor time where the program
-was compiled by an earlier one.
+In a new process the first call of a program takes a quarter of the processor time if an earlier
+process has compiled that program.
 """
 
 import importlib.metadata
@@ -20,23 +20,23 @@ _CONVOLUTION_FLAG_VERSIONS = ((0, 10, 2), (0, 11, 2))
 
 
 def prepare() -> None:
-    """Sets JAX and malloc up, as far as nobody has done so himself.
+    """Sets JAX and malloc up; settings that the user has made are kept.
 
-    It may be called at any time and any number of times. Best before JAX is imported: the flag of
-    its compiler is only set then.
+    It may be called at any time and repeatedly, but the compiler flag is only set if JAX is not
+    imported yet.
 
     - Compiled programs are kept in `ktn_jax/compiled` under `XDG_CACHE_HOME` (else `~/.cache`). A
-      folder that `JAX_COMPILATION_CACHE_DIR` or `jax_compilation_cache_dir` names stays.
-    - `XLA_FLAGS` gets one flag more, unless it is there with a value of its own.
-    - See `host_memory.divide_by_size` for malloc.
+    folder that `JAX_COMPILATION_CACHE_DIR` or `jax_compilation_cache_dir` names is used instead. -
+    One flag is added to `XLA_FLAGS`, unless it is set there already. - malloc is set up by
+    `host_memory.divide_by_size`.
     """
     if "jax" in sys.modules:
         _configure_imported()
     else:
         os.environ.setdefault(_CACHE_VARIABLE, _cache_folder())
         os.environ.setdefault(_MIN_TIME_VARIABLE, "0")
-        # Not later: compiled programs are filed under the flags that stand here when they are
-        # asked for, and a compiler that has started does not read them again.
+        # Not later: the flags are part of the keys of the cache, and a compiler that has started
+        # does not read them again.
         _add_convolution_flag()
     host_memory.divide_by_size()
 
@@ -65,6 +65,6 @@ def _knows_convolution_flag() -> bool:
     """Whether the jaxlib that is installed has the flag: an unknown one ends the process."""
     numbers = importlib.metadata.version("jaxlib").split(".")[:3]
     if not all(number.isdigit() for number in numbers):
-        return False  # a build of somebody's own
+        return False  # a development build
     first, last = _CONVOLUTION_FLAG_VERSIONS
     return first <= tuple(map(int, numbers)) <= last

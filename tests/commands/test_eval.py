@@ -167,7 +167,7 @@ def test_another_run_is_refused_and_stopping_can_go_on(evaluated, stand_in, monk
 
     monkeypatch.setattr("ktn_jax.inference.dataset.predict_dataset", interrupt)
     assert cli.main(command) == EXIT_INTERRUPTED
-    assert "goes on" in capsys.readouterr().err
+    assert "resumes" in capsys.readouterr().err
 
 
 def test_a_run_finds_its_own_folder_again(tmp_path, monkeypatch):
@@ -262,7 +262,7 @@ def test_rendered_truth_as_results_scores_100(evaluated, tmp_path, capsys):
         ([*MODEL, "--data=synthetic", "--scene=odd"], "scene 'odd': one of ['busy', 'default'"),
         ([*MODEL, "--data=synthetic", "--min-iou=2"], "lowest threshold"),
         ([*MODEL, "--data=synthetic", "--process-id=1"], "need --coordinator"),
-        (["--results=r.json"], "--results needs the --annotations"),
+        (["--results=r.json"], "--results needs --annotations"),
         (["--results=r.json", "--annotations=a.json"], "--template is needed"),
         (["--results=r.json", *MODEL], "leave out --config"),
         (["--results=r.json", "--annotations=a.json", "--template=t"], "a.json"),
