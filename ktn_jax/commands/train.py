@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     commands.add_config_arguments(parser)
     parser.add_argument(
-        "--workdir", required=True, type=pathlib.Path, help="for checkpoints and metrics"
+        "--workdir", required=True, type=pathlib.Path, help="folder for checkpoints and metrics"
     )
     parser.add_argument(
         "--weights",
-        help="what to start from: a file of weights, an ImageNet ResNet, or a work folder",
+        help="initial weights: a checkpoint file, an ImageNet ResNet, or a work folder",
     )
     commands.add_process_arguments(parser)
 
