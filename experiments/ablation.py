@@ -92,13 +92,13 @@ SIZES = {
 
 def run_models(size: Size, output: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
     """Trains and scores every model with every seed; returns the scores of the runs by model."""
-    from ktn_jax.demo.run import Request, run_demo
+    from ktn_jax.demo.run import DemoRequest, run_demo
 
     scores: dict[str, list[dict[str, Any]]] = {name: [] for name in MODELS}
     for seed in range(size.seeds):  # all models of a seed first: a stopped run can be compared
         for number, (name, changes) in enumerate(MODELS.items()):
             print(f"{name}, seed {seed}", flush=True)  # noqa: T201
-            request = Request(
+            request = DemoRequest(
                 output=output / f"model{number}_seed{seed}",
                 config_name=size.config,
                 changes=(*size.changes, *changes),

@@ -148,7 +148,7 @@ def test_every_public_name_is_there():
 
 def test_inference_needs_neither_tensorflow_nor_torch():
     code = (
-        "import sys, ktn_jax.inference.photos, ktn_jax.verification.verify;"
+        "import sys, ktn_jax.inference.photos, ktn_jax.verification.comparison;"
         "print([m for m in ('tensorflow', 'torch') if m in sys.modules])"
     )
     output = subprocess.run(

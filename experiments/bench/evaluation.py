@@ -225,7 +225,15 @@ def _profile(folder: pathlib.Path, images: int) -> list[common.Row]:
             found = results.by_image.get(image.image_id, ())
             image_scorer.score(image, found, lambda detection: read_payload(handle, detection))
     wanted = (
-        *("score", "read_payload", "person_mask", "mask_iou", "to_rle", "find", "find_quantised"),
+        *(
+            "score",
+            "read_payload",
+            "annotated_mask",
+            "mask_iou",
+            "to_rle",
+            "find",
+            "find_quantised",
+        ),
         *("distance", "_sample", "person_similarity", "measure_patches"),
     )
     stats = pstats.Stats(profile).stats

@@ -41,7 +41,7 @@ def find_kind(state: Mapping[str, np.ndarray]) -> str | None:
     return None
 
 
-def check_fit(config: ConfigDict, kind: str, source: str) -> None:
+def check_backbone(config: ConfigDict, kind: str, source: str) -> None:
     """Checks that a configuration feeds a backbone what it was trained on.
 
     Args:

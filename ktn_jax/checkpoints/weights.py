@@ -255,7 +255,7 @@ def _read_known(config: ConfigDict, path: pathlib.Path) -> tuple[Variables, list
     state, unknown = files.read_state_dict(path), []
     kind = imagenet.find_kind(state)
     if kind is not None:
-        imagenet.check_fit(config.model, kind, str(path))
+        imagenet.check_backbone(config.model, kind, str(path))
         state, unknown = imagenet.rename(state, kind)
     unknown += torch_names.unknown_names(state)
     try:

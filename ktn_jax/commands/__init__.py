@@ -95,7 +95,9 @@ def join_processes(arguments: argparse.Namespace) -> "Processes":
     if arguments.cluster or arguments.coordinator is not None:
         from ktn_jax.training import distributed
 
-        distributed.initialise(arguments.coordinator, arguments.num_processes, arguments.process_id)
+        distributed.join_processes(
+            arguments.coordinator, arguments.num_processes, arguments.process_id
+        )
         import jax
         from jax.experimental import multihost_utils
 

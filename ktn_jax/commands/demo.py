@@ -37,13 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
     import logging
 
     from ktn_jax.commands import train
-    from ktn_jax.demo.run import Request, run_demo
+    from ktn_jax.demo.run import DemoRequest, run_demo
     from ktn_jax.training.trainer import NonFiniteError
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of every save
     if arguments.steps is not None and arguments.steps < 1 or arguments.test_images < 1:
         raise ValueError("--steps and --test-images must be at least 1")
-    request = Request(
+    request = DemoRequest(
         output=arguments.output,
         config_name=arguments.config or "",
         changes=tuple(arguments.changes),

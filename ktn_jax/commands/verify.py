@@ -21,8 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the table; the exit code is 1 if anything is out of tolerance."""
     from tqdm import tqdm
 
+    from ktn_jax.verification.comparison import verify
     from ktn_jax.verification.dump import format_rows
-    from ktn_jax.verification.verify import verify
 
     rows = list(tqdm(verify(arguments.dump), unit=" rows", file=sys.stderr, desc="verify"))
     shown = [row for row in rows if not (arguments.failures and row.is_ok)]

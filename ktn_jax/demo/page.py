@@ -35,7 +35,7 @@ _COLUMNS = ("AP", "AP50", "AP75", "AP_M", "AP_L", "AR")
 _DPI = 90
 
 
-def render(
+def render_demo(
     record: Mapping[str, Any],
     config: ConfigDict,
     metrics: Metrics,
@@ -80,7 +80,7 @@ def render(
     for purpose, command in commands.items():
         blocks += [html_page.Paragraph(f"{purpose}:"), html_page.Command(command)]
     blocks += [html_page.Heading("Time"), _time_table(record)]
-    return html_page.render("KTN demo", blocks)
+    return html_page.render_page("KTN demo", blocks)
 
 
 def _summary(record: Mapping[str, Any], config: ConfigDict, metrics: Metrics) -> str:

@@ -38,7 +38,7 @@ Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class DemoRequest:
     """Settings of a demo.
 
     Attributes:
@@ -83,7 +83,7 @@ class Outcome:
     report: pathlib.Path
 
 
-def run_demo(request: Request, say: Say) -> Outcome:
+def run_demo(request: DemoRequest, say: Say) -> Outcome:
     """Runs the demo, or resumes it.
 
     Args:
@@ -118,7 +118,7 @@ def run_demo(request: Request, say: Say) -> Outcome:
             range(min(request.num_shown, len(test_people))),
         )
     record.finish(metrics)
-    content = page.render(
+    content = page.render_demo(
         record.content,
         config,
         metrics,
@@ -131,7 +131,7 @@ def run_demo(request: Request, say: Say) -> Outcome:
     return Outcome(True, record.content, path)
 
 
-def make_config(request: Request, say: Say) -> ConfigDict:
+def make_config(request: DemoRequest, say: Say) -> ConfigDict:
     """Loads the configuration that a demo trains, with its people's folders in place.
 
     Raises:
@@ -160,7 +160,7 @@ def make_config(request: Request, say: Say) -> ConfigDict:
 class _Record:
     """What the output folder says of its demo: RECORD_FILE."""
 
-    def __init__(self, request: Request, config: ConfigDict):
+    def __init__(self, request: DemoRequest, config: ConfigDict):
         self.config_name = request.config_name or config.name.replace("_", ":", 1)
         self._path = request.output / RECORD_FILE
         settings = {
@@ -219,7 +219,7 @@ def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def _render(request: Request, config: ConfigDict, say: Say) -> SyntheticSource:
+def _render(request: DemoRequest, config: ConfigDict, say: Say) -> SyntheticSource:
     """Renders both sets and returns the test set."""
     synthetic = config.data.synthetic
     scene = make_scene(synthetic)
@@ -237,7 +237,7 @@ def _render(request: Request, config: ConfigDict, say: Say) -> SyntheticSource:
     return SyntheticSource(request.num_test_images, HELD_OUT_SEED + request.seed, scene)
 
 
-def _train(request: Request, config: ConfigDict, say: Say) -> bool:
+def _train(request: DemoRequest, config: ConfigDict, say: Say) -> bool:
     """Trains or resumes training; returns whether all steps were taken."""
     say(f"Training for {config.total_steps} steps of {config.batch_size} images.")
     data = make_training_data(config)
@@ -245,7 +245,7 @@ def _train(request: Request, config: ConfigDict, say: Say) -> bool:
         return trainer.fit(data.batches_from).is_complete
 
 
-def _evaluate(request: Request, config: ConfigDict, say: Say) -> Metrics:
+def _evaluate(request: DemoRequest, config: ConfigDict, say: Say) -> Metrics:
     """Writes the weights, finds the test people with them and scores what was found."""
     output = request.output
     say("Finding the people of the test images.")
@@ -263,7 +263,7 @@ def _evaluate(request: Request, config: ConfigDict, say: Say) -> Metrics:
     return metrics
 
 
-def _commands(request: Request, config_name: str) -> dict[str, str]:
+def _commands(request: DemoRequest, config_name: str) -> dict[str, str]:
     """Commands that use the trained weights, by what they do; quoted for a shell."""
     output, test_people = request.output, request.data / TEST_PEOPLE
     model = ["--config", config_name]

@@ -207,5 +207,5 @@ def _write(result, scores, truth: GroundTruth, results, template, images_dir, ou
 
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "metrics.json").write_text(result.to_json())
-    page = report.render(result, truth, results, template, images_dir=images_dir)
+    page = report.render_report(result, truth, results, template, images_dir=images_dir)
     (output_dir / "report.html").write_text(page, encoding="utf-8")

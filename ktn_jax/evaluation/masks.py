@@ -58,7 +58,7 @@ def place(
     return PlacedMask(y0, x0, mask[y0 - top : y1 - top, x0 - left : x1 - left])
 
 
-def person_mask(
+def annotated_mask(
     box_xywh: Sequence[float],
     image_size_hw: tuple[int, int],
     dp_masks: Sequence | None,

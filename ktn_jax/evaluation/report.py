@@ -19,7 +19,7 @@ _MIN_POINTS = 10  # with fewer points a person's GPS says little
 _DPI = 110
 
 
-def render(
+def render_report(
     metrics: Metrics,
     truth: GroundTruth,
     results: ResultIndex,
@@ -60,7 +60,7 @@ def render(
         figure = report_figures.error_on_template(template, rows)
         blocks += [html_page.Heading("Error on the body"), _picture(figure, "error on the body")]
     blocks += _people(metrics, truth, results, images_dir)
-    return html_page.render("DensePose scores", blocks)
+    return html_page.render_page("DensePose scores", blocks)
 
 
 def _facts(metrics: Metrics) -> html_page.Table:
@@ -123,5 +123,5 @@ def _people(
     return blocks
 
 
-def _picture(figure: Figure, text: str) -> html_page.Picture:
+def _picture(figure: Figure, text: str) -> html_page.PictureBlock:
     return html_page.figure_picture(figure, text, _DPI)

@@ -131,7 +131,7 @@ class ImageScorer:
                 pair.distances, pair.is_same_row, geodesic.PATCH_MEAN_DISTANCE[pair.patch]
             )
         person_masks = [
-            masks.person_mask(
+            masks.annotated_mask(
                 person.box_xywh,
                 image.image_size_hw,
                 dp_masks=person.dp_masks,

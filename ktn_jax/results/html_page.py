@@ -91,7 +91,7 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class PictureBlock:
     """A PNG file's bytes, held by the page itself, and what they show."""
 
     png: bytes
@@ -104,10 +104,10 @@ class Picture:
         return base64.b64encode(self.png).decode("ascii")
 
 
-Block = Heading | Paragraph | Command | Table | Picture
+Block = Heading | Paragraph | Command | Table | PictureBlock
 
 
-def render(title: str, blocks: Sequence[Block]) -> str:
+def render_page(title: str, blocks: Sequence[Block]) -> str:
     """Renders the page.
 
     Args:
@@ -125,16 +125,16 @@ def number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def figure_picture(figure: Figure, text: str, dpi: int) -> Picture:
+def figure_picture(figure: Figure, text: str, dpi: int) -> PictureBlock:
     """Draws a figure of Matplotlib."""
     FigureCanvasAgg(figure)  # no pyplot: it would keep figures and need a display's backend
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dpi)
-    return Picture(stream.getvalue(), text)
+    return PictureBlock(stream.getvalue(), text)
 
 
-def image_picture(image: np.ndarray, text: str) -> Picture:
+def image_picture(image: np.ndarray, text: str) -> PictureBlock:
     """Encodes an image, uint8 RGB [H, W, 3]."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, format="png", optimize=True)
-    return Picture(stream.getvalue(), text)
+    return PictureBlock(stream.getvalue(), text)

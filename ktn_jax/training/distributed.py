@@ -23,7 +23,7 @@ AXIS = "data"
 _SPLIT = re.compile(r".*predictor/transfer/fc\d/kernel")
 
 
-def initialise(
+def join_processes(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,

@@ -39,7 +39,7 @@ class Initial:
         return lines
 
 
-def load_graph(config: ConfigDict) -> dict[str, np.ndarray] | None:
+def initial_edges(config: ConfigDict) -> dict[str, np.ndarray] | None:
     """Reads the initial body graph that `training.graph` names.
 
     Returns:
@@ -60,7 +60,7 @@ def build_trained_model(config: ConfigDict) -> Detector:
     compute = Compute.choose(
         config.model.dtype, platform=jax.default_backend(), winograd=config.training.winograd
     )
-    return build_model(config.model, compute=compute, graph=load_graph(config))
+    return build_model(config.model, compute=compute, graph=initial_edges(config))
 
 
 def make_initial(config: ConfigDict, source: str | os.PathLike = "") -> Initial:
@@ -91,7 +91,7 @@ def make_initial(config: ConfigDict, source: str | os.PathLike = "") -> Initial:
 def _draw(config: ConfigDict) -> Variables:
     # Not of the model that trains: how it computes decides no initial value, and the plain
     # definition compiles in less time.
-    model = build_model(config.model, graph=load_graph(config))
+    model = build_model(config.model, graph=initial_edges(config))
     variables = weights.draw_variables(model, config.seed)
     return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
 

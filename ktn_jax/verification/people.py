@@ -26,7 +26,7 @@ from ktn_jax.verification.dump import (
     to_nchw,
     to_nhwc,
 )
-from ktn_jax.verification.stages import HIGH_RESOLUTION, LOW_RESOLUTION, Runner
+from ktn_jax.verification.intermediates import HIGH_RESOLUTION, LOW_RESOLUTION, Runner
 
 
 def _stored_people(dump: Dump) -> list[FoundPerson]:

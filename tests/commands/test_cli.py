@@ -86,11 +86,11 @@ def test_convert_names_keys_that_it_does_not_know(tmp_path, weights_file, capsys
 
 
 def test_verify_tells_by_its_exit_code(golden_dir, tmp_path, capsys, monkeypatch):
-    from ktn_jax.verification import dump, verify
+    from ktn_jax.verification import comparison, dump
 
     good = dump.Row("a", (1,), 0.0, 0.0, 1.0)
     for rows, code in (([good], 0), ([good, dump.Row("b", (1,), 2.0, 0.0, 1.0)], 1), ([], 1)):
-        monkeypatch.setattr(verify, "verify", lambda path, rows=rows: iter(rows))
+        monkeypatch.setattr(comparison, "verify", lambda path, rows=rows: iter(rows))
         assert cli.main(["verify", "x.npz"]) == code
     assert "b " in capsys.readouterr().out
 

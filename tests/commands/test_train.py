@@ -109,4 +109,4 @@ def test_a_loss_that_is_not_finite_has_its_own_exit_code(tmp_path, pretend, caps
 
 def test_processes_are_given_completely():
     with pytest.raises(ValueError, match="together"):
-        distributed.initialise("127.0.0.1:1234", num_processes=2)
+        distributed.join_processes("127.0.0.1:1234", num_processes=2)

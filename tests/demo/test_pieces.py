@@ -50,7 +50,7 @@ def test_training_and_test_people_are_not_the_same():
 
 
 def test_the_configuration_trains_on_the_folder_that_was_rendered(tmp_path):
-    request = run.Request(tmp_path, "configs/ktn.py:demo", steps=7, seed=3)
+    request = run.DemoRequest(tmp_path, "configs/ktn.py:demo", steps=7, seed=3)
     config = run.make_config(request, lambda text: None)
     assert config.total_steps == 7 and config.seed == config.data.synthetic.seed == 3
     assert config.data.annotations == (str(tmp_path / "people" / "annotations.json"),)
@@ -58,7 +58,7 @@ def test_the_configuration_trains_on_the_folder_that_was_rendered(tmp_path):
 
 def test_on_a_cpu_the_small_model_is_chosen_and_said(tmp_path):
     said = []
-    config = run.make_config(run.Request(tmp_path), said.append)
+    config = run.make_config(run.DemoRequest(tmp_path), said.append)
     assert config.name == "ktn_demo"
     assert "ktn:demo," in said[0] and "CPU" in said[0]
 
@@ -66,7 +66,7 @@ def test_on_a_cpu_the_small_model_is_chosen_and_said(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
-        run.run_demo(run.Request(tmp_path), lambda text: None)
+        run.run_demo(run.DemoRequest(tmp_path), lambda text: None)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -74,11 +74,11 @@ def test_other_settings_name_both(tmp_path):
     record = {"settings": {"seed": 9}, "seconds": {}, "cpu_seconds": {}, "scores": None}
     (tmp_path / run.RECORD_FILE).write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"\{'seed': 9\}.*'seed': 0"):
-        run.run_demo(run.Request(tmp_path), lambda text: None)
+        run.run_demo(run.DemoRequest(tmp_path), lambda text: None)
 
 
 def test_presets_make_scenes(tmp_path):
-    config = run.make_config(run.Request(tmp_path, "configs/ktn.py:demo"), lambda text: None)
+    config = run.make_config(run.DemoRequest(tmp_path, "configs/ktn.py:demo"), lambda text: None)
     assert configured.make_scene(config.data.synthetic).facing_degrees == FRONTAL.facing_degrees
     with config.unlocked():
         config.data.synthetic.preset = "hard"

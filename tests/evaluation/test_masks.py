@@ -54,14 +54,14 @@ def test_later_parts_lie_on_top_and_missing_ones_are_empty():
 
 def test_person_without_dense_masks_is_drawn_from_the_segmentation():
     square = [[10, 5, 20, 5, 20, 15, 10, 15]]
-    drawn = masks.person_mask([10, 5, 10, 10], SIZE, None, square).mask
+    drawn = masks.annotated_mask([10, 5, 10, 10], SIZE, None, square).mask
     assert drawn.sum() == 100 and drawn[5:15, 10:20].all()
     uncompressed = {"size": list(SIZE), "counts": [40, 40, 2320]}
-    assert masks.person_mask([1, 0, 1, 40], SIZE, None, uncompressed).mask[:, 1].all()
+    assert masks.annotated_mask([1, 0, 1, 40], SIZE, None, uncompressed).mask[:, 1].all()
     compressed = coco_mask.frPyObjects(uncompressed, *SIZE)
-    assert masks.person_mask([1, 0, 1, 40], SIZE, None, compressed).mask.sum() == 40
+    assert masks.annotated_mask([1, 0, 1, 40], SIZE, None, compressed).mask.sum() == 40
     for nothing in (None, []):
-        assert masks.person_mask([1, 1, 5, 5], SIZE, None, nothing).mask.sum() == 0
+        assert masks.annotated_mask([1, 1, 5, 5], SIZE, None, nothing).mask.sum() == 0
 
 
 def test_labels_resized_before_the_threshold_grow():
@@ -70,7 +70,7 @@ def test_labels_resized_before_the_threshold_grow():
     dp_masks = [[]] * 13 + [_rle(half)]  # part 14: 0.5 is passed at 4 % of the way, not half
     box = [0, 0, 777, 256]  # between two grid columns lie about three pixels
     widths = [
-        masks.person_mask(box, (256, 777), dp_masks, None, fork).mask.sum(axis=1).max()
+        masks.annotated_mask(box, (256, 777), dp_masks, None, fork).mask.sum(axis=1).max()
         for fork in (False, True)
     ]
     assert widths == [388, 390]

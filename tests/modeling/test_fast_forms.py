@@ -12,7 +12,7 @@ from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.detector import Detector, build_model
 from ktn_jax.ops import winograd
 from ktn_jax.runtime.configuration import load_config
-from ktn_jax.verification import people, stages, training
+from ktn_jax.verification import intermediates, people, training
 from ktn_jax.verification.dump import Dump
 
 # Each compiles for tens of seconds; the first has every layer but HRNet's and DeepLab's.
@@ -42,7 +42,7 @@ def test_every_stage_matches_the_original_with_all_rewrites(golden_dir, name, mo
     dump.variables = fold_norms(dump.config.model, dump.variables)
     dump.config.model = without_norms(dump.config.model)
     assert dump.config.model.backbone.norm == ""
-    rows = list(stages.stages(dump, Compute(winograd=True, bands=True, chunks=True)))
+    rows = list(intermediates.compare_stages(dump, Compute(winograd=True, bands=True, chunks=True)))
     assert len(rows) > 20
     assert [row.key for row in rows if not row.is_ok] == []
 

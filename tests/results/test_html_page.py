@@ -34,7 +34,7 @@ class Reader(html.parser.HTMLParser):
 def test_blocks_come_in_order_and_text_is_escaped():
     evil = "<script>alert('&')</script>"
     page = Reader(
-        html_page.render(
+        html_page.render_page(
             evil,
             [
                 html_page.Heading(evil, 1),
@@ -53,7 +53,7 @@ def test_blocks_come_in_order_and_text_is_escaped():
 
 
 def test_a_table_without_header_has_rows_alone():
-    page = Reader(html_page.render("t", [html_page.Table([], [["a", "b"], ["c", "d"]])]))
+    page = Reader(html_page.render_page("t", [html_page.Table([], [["a", "b"], ["c", "d"]])]))
     assert (page.count("tr"), page.count("th"), page.count("td")) == (2, 0, 4)
 
 
@@ -61,7 +61,7 @@ def test_pictures_are_in_the_page():
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     figure = Figure(figsize=(2, 1))
     page = Reader(
-        html_page.render(
+        html_page.render_page(
             "t",
             [
                 html_page.image_picture(image, 'a "test" image'),

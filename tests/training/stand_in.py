@@ -129,7 +129,7 @@ def main():
     workdir, changes = sys.argv[1], json.loads(sys.argv[2])
     delay, process = changes.pop("delay", 0.0), changes.pop("process", None)
     if process is not None:
-        distributed.initialise(changes.pop("coordinator"), 2, process)
+        distributed.join_processes(changes.pop("coordinator"), 2, process)
     outcome = train(make_config(**changes), workdir, delay=delay)
     return 0 if outcome.is_complete else 75
 

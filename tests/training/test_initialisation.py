@@ -103,7 +103,7 @@ def test_from_scratch_needs_norms_that_train(quick):
 
 def test_the_body_graph_is_the_configurations(tmp_path):
     config = ktn.get_config("tiny")
-    default = initialisation.load_graph(config)
+    default = initialisation.initial_edges(config)
     np.testing.assert_array_equal(default["part"], body_graph.build_graph().part.T)
     edges = {
         source: np.full((25, rows), 0.5)
@@ -112,10 +112,10 @@ def test_the_body_graph_is_the_configurations(tmp_path):
     graph = body_graph.BodyGraph(**{source: np.float32(m.T) for source, m in edges.items()})
     config.training.graph = str(tmp_path / "graph.npz")
     body_graph.save_graph(config.training.graph, graph)
-    np.testing.assert_array_equal(initialisation.load_graph(config)["box"], edges["box"])
+    np.testing.assert_array_equal(initialisation.initial_edges(config)["box"], edges["box"])
     config.training.graph = "noise"
-    assert initialisation.load_graph(config) is None
-    assert initialisation.load_graph(ktn.get_config("mid_only")) is None
+    assert initialisation.initial_edges(config) is None
+    assert initialisation.initial_edges(ktn.get_config("mid_only")) is None
 
 
 def test_msra_weights(quick, caffe2):
@@ -172,7 +172,7 @@ def test_a_configuration_that_does_not_fit_imagenet_weights_is_told_what_to_set(
         initialisation.make_initial(make_config(norm="BN"), caffe2[0])
     hrnet = ktn.get_config("hrnet_w32")
     with pytest.raises(ValueError, match="is a ResNet, but model.backbone.name=hrnet"):
-        imagenet.check_fit(hrnet.model, "caffe2", "R-50.pkl")
+        imagenet.check_backbone(hrnet.model, "caffe2", "R-50.pkl")
     # Twice the depth: blocks have no counterpart, which the report lists; widths are an error.
     with pytest.raises(ValueError, match=r"arrays are of another shape\n.*res2_0"):
         initialisation.make_initial(make_config(width=32), caffe2[0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ktn_jax.verification import dump as dumps
-from ktn_jax.verification import people, stages
+from ktn_jax.verification import intermediates, people
 from ktn_jax.verification.dump import Dump
 
 pytestmark = pytest.mark.parity
@@ -26,7 +26,7 @@ CASES = (
 @pytest.mark.parametrize("case", CASES)
 def test_inference_equals_the_original(golden_dir, case):
     dump = Dump(golden_dir / f"{case}.npz")
-    rows = [*stages.stages(dump), *people.results(dump), *people.end_to_end(dump)]
+    rows = [*intermediates.compare_stages(dump), *people.results(dump), *people.end_to_end(dump)]
     failed = [row for row in rows if not row.is_ok]
     assert not failed, dumps.format_rows(failed)
     compared = {row.key.split(" ")[0] for row in rows}
@@ -54,7 +54,7 @@ def test_a_slip_shows_in_the_stage_that_it_is_in(golden_dir, tmp_path):
 
     name = "state/roi_heads.densepose_head.body_conv_fcn2.weight"
     dump = Dump(_edited(golden_dir, tmp_path, **{name.replace("/", "__"): flip}))
-    failed = {row.key for row in stages.stages(dump) if not row.is_ok}
+    failed = {row.key for row in intermediates.compare_stages(dump) if not row.is_ok}
     assert failed == {"infer/densepose/head"}
 
 

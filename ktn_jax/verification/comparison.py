@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import jax
 
-from ktn_jax.verification import people, stages, training
+from ktn_jax.verification import intermediates, people, training
 from ktn_jax.verification.dump import Dump, Row
 
 
@@ -25,7 +25,7 @@ def verify(path: str | os.PathLike) -> Iterator[Row]:
     """
     dump = Dump(path)
     with jax.default_matmul_precision("highest"):
-        yield from stages.stages(dump)
+        yield from intermediates.compare_stages(dump)
         yield from people.results(dump)
         yield from people.end_to_end(dump)
         yield from training.training(dump)

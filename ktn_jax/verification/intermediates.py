@@ -38,7 +38,7 @@ class Runner:
         return jax.device_get(run(self._variables, *args))
 
 
-def stages(dump: Dump, compute: Compute | None = None) -> Iterator[Row]:
+def compare_stages(dump: Dump, compute: Compute | None = None) -> Iterator[Row]:
     """Compares every stage of inference up to the chart maps.
 
     Args:
