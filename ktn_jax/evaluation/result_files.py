@@ -18,10 +18,7 @@ from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.results.detection_checks import ResultsError, check_record
 from ktn_jax.results.records import decode_record
-
-_CHUNK_BYTES = 1 << 22
-_ENTRY_LIMIT_BYTES = 1 << 28  # a detection is some tens of kilobytes
-_SEPARATORS = " \t\r\n,"
+from ktn_jax.runtime.json_stream import JsonStreamError, iterate_objects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,102 +62,20 @@ class ResultIndex:
         return sum(map(len, self.by_image.values()))
 
 
-def iterate_entries(path: str | pathlib.Path) -> Iterator[tuple[int, int, dict]]:
-    """Yields (offset, length, entry) of every JSON object in a list or in JSON lines.
-
-    Args:
-        path: of the file. At most one chunk, or one entry if that is larger, is in memory.
-
-    Yields:
-        Byte offset and length of the entry's text, and the decoded entry.
+def iterate_entries(path: pathlib.Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yields (offset, length, entry) of every detection, see `json_stream.iterate_objects`.
 
     Raises:
         EvaluationError: the file is missing, empty, cut short or not JSON.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise EvaluationError(f"{path}: no such results file")
-    decoder = json.JSONDecoder()
-    with open(path, "rb") as handle:
-        window = _Window(path, handle)
-        is_list = window.skip(" \t\r\n") == "["
-        if is_list:
-            window.position += 1
-        while (first := window.skip(_SEPARATORS)) not in ("", "]"):
-            if first != "{":
-                raise EvaluationError(
-                    f"{path}: expected a detection {{...}} at byte {window.offset}, found {first!r}"
-                )
-            start = window.offset
-            entry = window.decode(decoder)
-            yield start, window.offset - start, entry
-        if is_list and first != "]":
-            raise EvaluationError(
-                f"{path}: the list is not closed; was the file cut short? It ends at byte "
-                f"{window.offset}"
-            )
-
-
-class _Window:
-    """The part of a file that is being decoded."""
-
-    def __init__(self, path: pathlib.Path, handle: BinaryIO) -> None:
-        self._path, self._handle = path, handle
-        # Latin-1 maps each byte to one character, so that places in the text are places in the
-        # file; what we read (keys, numbers, base64) is ASCII.
-        self._text = handle.read(_CHUNK_BYTES).decode("latin-1")
-        self._base = 0
-        self.position = 0
-        if self._text.startswith("\xef\xbb\xbf"):
-            self.position = 3
-        if not self._text.strip():
-            raise EvaluationError(
-                f"{path}: empty file; an evaluation without detections is the list []"
-            )
-
-    @property
-    def offset(self) -> int:
-        return self._base + self.position
-
-    def _extend(self, size: int) -> bool:
-        more = self._handle.read(size)
-        self._text = self._text[self.position :] + more.decode("latin-1")
-        self._base, self.position = self.offset, 0
-        return bool(more)
-
-    def skip(self, characters: str) -> str:
-        """Moves behind the given characters; returns the next one, "" at the end of the file."""
-        while True:
-            while self.position < len(self._text):
-                if self._text[self.position] not in characters:
-                    return self._text[self.position]
-                self.position += 1
-            if not self._extend(_CHUNK_BYTES):
-                return ""
-
-    def decode(self, decoder: json.JSONDecoder) -> dict:
-        size = _CHUNK_BYTES
-        while True:
-            try:
-                entry, self.position = decoder.raw_decode(self._text, self.position)
-                return entry
-            except json.JSONDecodeError as error:
-                # An entry that goes on behind the window fails near its end, or in a string.
-                may_go_on = error.pos > len(self._text) - 64 or "Untermin" in error.msg
-                if not may_go_on or len(self._text) - self.position > _ENTRY_LIMIT_BYTES:
-                    raise EvaluationError(
-                        f"{self._path}: not JSON at byte {self._base + error.pos} ({error.msg})"
-                    ) from error
-                if not self._extend(size):
-                    raise EvaluationError(
-                        f"{self._path}: the detection at byte {self.offset} is not complete; was "
-                        "the file cut short?"
-                    ) from error
-                size *= 2
-            except RecursionError as error:
-                raise EvaluationError(
-                    f"{self._path}: the entry at byte {self.offset} is nested too deeply"
-                ) from error
+    try:
+        yield from iterate_objects(path)
+    except FileNotFoundError as error:
+        raise EvaluationError(f"{path}: no such results file") from error
+    except JsonStreamError as error:
+        raise EvaluationError(
+            f"{error} (wanted are a list of detections, [] for none, or one a line)"
+        ) from error
 
 
 def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:

@@ -1,16 +1,14 @@
 """Counts which words occur together in the relationships of Visual Genome."""
 
 import collections
-import json
 import os
-import re
+import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any
+
+from ktn_jax.runtime.json_stream import iterate_objects
 
 Synonyms = Mapping[str, tuple[str, ...]]  # words, each with others that stand for it
-
-_CHUNK = 1 << 20  # characters
-_BETWEEN = re.compile(r"[\s,]*")  # between two items
 
 
 def count_pairs(
@@ -74,17 +72,17 @@ def _pairs(
 
 def _read_words(path: str | os.PathLike) -> Iterator[frozenset[str]]:
     """The words of subject and object of every relationship."""
-    with open(path, encoding="utf-8") as file:
-        for index, image in enumerate(_read_items(file, path)):
-            try:
-                for relationship in image["relationships"]:
-                    yield frozenset(
-                        _word(relationship[end], index, path) for end in ("subject", "object")
-                    )
-            except (KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}: entry {index} has no relationships with subject and object: {error!r}"
-                ) from error
+    images = iterate_objects(pathlib.Path(path), "utf-8")
+    for index, (_, _, image) in enumerate(images):
+        try:
+            for relationship in image["relationships"]:
+                yield frozenset(
+                    _word(relationship[end], index, path) for end in ("subject", "object")
+                )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: entry {index} has no relationships with subject and object: {error!r}"
+            ) from error
 
 
 def _word(node: Mapping[str, Any], index: int, path: str | os.PathLike) -> str:
@@ -92,30 +90,3 @@ def _word(node: Mapping[str, Any], index: int, path: str | os.PathLike) -> str:
     if not names or not isinstance(names[0], str):
         raise ValueError(f"{path}: entry {index} has a subject or object without a name")
     return names[0].strip().lower()
-
-
-def _read_items(file: TextIO, path: str | os.PathLike) -> Iterator[Any]:
-    """The items of a JSON list, one after the other: the whole list may not fit in memory."""
-    decoder = json.JSONDecoder()
-    text, position = file.read(_CHUNK), 0
-    is_open = False
-    while True:
-        match = _BETWEEN.match(text, position)
-        position = match.end()
-        if not is_open and text[position : position + 1] == "[":
-            is_open, position = True, position + 1
-            continue
-        if not is_open and position < len(text):
-            raise ValueError(f"{path}: is not a JSON list")
-        if text[position : position + 1] == "]":
-            return
-        try:
-            item, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            # Doubles what is buffered, so that a long entry is not parsed again and again.
-            more = file.read(max(_CHUNK, len(text) - position))
-            if not more:
-                raise ValueError(f"{path}: ends early, or is damaged: {error}") from error
-            text, position = text[position:] + more, 0
-            continue
-        yield item

@@ -12,6 +12,7 @@ from ktn_jax.body.graph import body_graph, co_occurrence, word_similarity
 from ktn_jax.body.graph.word_similarity import Name
 from ktn_jax.configs import ktn
 from ktn_jax.modeling.detector import build_model
+from ktn_jax.runtime import json_stream
 
 # Patches that each keypoint touches, KTN's table, by the numbers of the annotations.
 TOUCHES = {
@@ -107,7 +108,9 @@ def test_similarity_is_the_cosine_of_the_names_vectors(tmp_path):
 
 
 def test_relationships_are_counted_literally_first_then_by_synonym(tmp_path, monkeypatch):
-    monkeypatch.setattr(co_occurrence, "_CHUNK", 50)  # entries reach over the ends of the pieces
+    monkeypatch.setattr(
+        json_stream, "_CHUNK_BYTES", 50
+    )  # entries reach over the ends of the pieces
     path = write_relationships(
         tmp_path / "relationships.json",
         [
@@ -233,8 +236,9 @@ def test_damaged_files_are_named(tmp_path):
         body_graph.load_graph(path)
     relationships = tmp_path / "relationships.json"
     for text, message in (
-        ('{"a": 1}', "is not a JSON list"),
-        ('[{"relationships": []}, {"relat', "ends early"),
+        ('{"a": 1}', "entry 0 has no relationships"),
+        ("[1]", r"relationships\.json: expected an object \{...\} at byte 1"),
+        ('[{"relationships": []}, {"relat', "is not complete; was the file cut short"),
         ('[{"objects": []}]', "entry 0 has no relationships"),
         ('[{"relationships": [{"subject": {}, "object": {"name": "x"}}]}]', "without a name"),
     ):
