@@ -23,7 +23,7 @@ VISIBILITY_OUTSIDE, VISIBILITY_OCCLUDED, VISIBILITY_VISIBLE = 0, 1, 2  # COCO's
 
 
 @dataclasses.dataclass(frozen=True)
-class Person:
+class PosedPerson:
     """A posed body in the camera frame.
 
     Attributes:
@@ -59,7 +59,7 @@ class DenseTruth:
     """
 
     camera: Camera
-    people: tuple[Person, ...]
+    people: tuple[PosedPerson, ...]
     instance: np.ndarray
     patch: np.ndarray
     u: np.ndarray
@@ -141,7 +141,7 @@ def _resolve_people(
 
 
 def _keypoints_in_image(
-    person: Person, instance_id: int, instance: np.ndarray, depth: np.ndarray, camera: Camera
+    person: PosedPerson, instance_id: int, instance: np.ndarray, depth: np.ndarray, camera: Camera
 ) -> np.ndarray:
     """Projects the keypoints and decides their visibility: [17, 3] float32."""
     xy = camera.project(person.keypoints)
@@ -170,7 +170,7 @@ def _image(
 
 def render(
     template: Template,
-    people: Sequence[Person],
+    people: Sequence[PosedPerson],
     objects: Sequence[Mesh],
     camera: Camera,
     min_visible_pixels: int = 1,
@@ -231,7 +231,7 @@ def _dense_truth(
     surfaces: Surfaces,
     face: np.ndarray,
     barycentric: np.ndarray,
-    people: Sequence[Person],
+    people: Sequence[PosedPerson],
     seen: Visibility,
     camera: Camera,
 ) -> DenseTruth:

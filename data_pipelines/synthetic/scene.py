@@ -8,7 +8,7 @@ import numpy as np
 from ktn_jax.body import parts
 from ktn_jax.body.procedural.assembly import Body
 from ktn_jax.data_pipelines.synthetic import scene_clothes, scene_lighting, scene_objects
-from ktn_jax.data_pipelines.synthetic.render import Person
+from ktn_jax.data_pipelines.synthetic.render import PosedPerson
 from ktn_jax.data_pipelines.synthetic.render_raster import Camera
 
 _NEAREST = 0.35  # metres; nothing comes nearer to the camera
@@ -164,7 +164,7 @@ class Layout:
     """
 
     camera: Camera
-    people: tuple[Person, ...]
+    people: tuple[PosedPerson, ...]
     is_crowd: np.ndarray
     outfits: tuple[scene_clothes.Outfit, ...]
     objects: tuple[scene_objects.SolidObject, ...]
@@ -226,10 +226,10 @@ class _Placer:
         self.camera = Camera(focal, width / 2, height / 2, width, height)
         tilt = np.radians(scene.tilt_degrees) * rng.normal(0, [1, 0.5])
         self._rotation = _camera_rotation(*tilt)
-        self.people: list[Person] = []
+        self.people: list[PosedPerson] = []
         self.bounds: list[np.ndarray] = []  # [2, 3] lowest and highest corner of each
 
-    def _posed(self) -> tuple[Person, np.ndarray]:
+    def _posed(self) -> tuple[PosedPerson, np.ndarray]:
         """Draws a person around the origin, and the half size [3] of the bounding box, metres."""
         rng = self._rng
         shape = self._body.sample_shape(rng)
@@ -242,7 +242,7 @@ class _Placer:
         columns = np.ascontiguousarray(vertices.T)  # reducing rows is several times faster
         low, high = columns.min(axis=1), columns.max(axis=1)
         centre = (low + high) / 2
-        person = Person(vertices - centre, keypoints - centre, measure_stature(keypoints))
+        person = PosedPerson(vertices - centre, keypoints - centre, measure_stature(keypoints))
         return person, (high - low) / 2
 
     def _is_allowed(self, posed: Any) -> bool:
@@ -322,7 +322,7 @@ class _Placer:
             if self._is_free(bounds):
                 self.bounds.append(bounds)
                 vertices, keypoints = person.vertices + place, person.keypoints + place
-                self.people.append(Person(vertices, keypoints, person.stature))
+                self.people.append(PosedPerson(vertices, keypoints, person.stature))
                 return
 
 

@@ -217,7 +217,7 @@ def _profile(folder: pathlib.Path, images: int) -> list[common.Row]:
     """Seconds of the parts of scoring, of some images in this process."""
     truth = read_ground_truth(folder / "annotations.json")
     results = index_results(folder / "results.json", truth)
-    template = template_files.load_template(folder)
+    template = template_files.load_evaluation_template(folder)
     image_scorer = scorer.ImageScorer(template)
     profile = cProfile.Profile()
     with open(results.path, "rb") as handle, profile:

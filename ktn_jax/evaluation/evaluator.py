@@ -11,7 +11,7 @@ from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
 from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
 from ktn_jax.evaluation.result_files import ResultIndex, index_results
 from ktn_jax.evaluation.scorer import ImageScores, score_images
-from ktn_jax.evaluation.template_files import load_template
+from ktn_jax.evaluation.template_files import load_evaluation_template
 
 MEASURES = metrics.MEASURES
 
@@ -31,7 +31,7 @@ def evaluate_files(
     Args:
         results_path: detections in the DensePose-COCO results format.
         annotations_path: DensePose-COCO annotations.
-        template_dir: evaluation template, see `template_files.load_template`.
+        template_dir: evaluation template, see `template_files.load_evaluation_template`.
         options: how to score.
         output_dir: where `metrics.json` and `report.html` go; None writes nothing.
         images_dir: pictures for the report's best and worst people.
@@ -66,7 +66,9 @@ def evaluate_results(
 ) -> metrics.Metrics:
     """Does what `evaluate_files` does, with annotations that are already read."""
     results = index_results(results_path, truth)
-    load_template(template_dir)  # converts official files once, before processes open them
+    load_evaluation_template(
+        template_dir
+    )  # converts official files once, before processes open them
     scores = list(score_images(truth, results, template_dir, options, progress=progress))
     return evaluate_scores(
         scores, truth, results, template_dir, options, output_dir=output_dir, images_dir=images_dir
@@ -97,7 +99,7 @@ def evaluate_scores(
     Returns:
         All scores.
     """
-    template = load_template(template_dir)
+    template = load_evaluation_template(template_dir)
     extra, extra_notes = boxes_keypoints.evaluate_coco(truth, results, scores)
     found = sum(1 for image in truth.images if image.image_id in results.by_image)
     notes = [*truth.notes, *results.notes, *extra_notes]

@@ -25,7 +25,7 @@ from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth, PersonTruth
 from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
 from ktn_jax.evaluation.patch_errors import PatchErrors, PersonScore, measure_patches
 from ktn_jax.evaluation.result_files import Detection, ResultIndex, read_payload
-from ktn_jax.evaluation.template_files import load_template
+from ktn_jax.evaluation.template_files import load_evaluation_template
 
 COCO_MAX_DETECTIONS = 100
 _IMAGES_PER_TASK = 8
@@ -267,7 +267,7 @@ class _Worker:
 
     def __init__(self, template, results_path: pathlib.Path, mode: str) -> None:
         if isinstance(template, pathlib.Path):
-            template = load_template(template)
+            template = load_evaluation_template(template)
         self._scorer = ImageScorer(template, mode)
         self._handle = open(results_path, "rb")  # noqa: SIM115 (closed by close)
 

@@ -36,7 +36,7 @@ OFFICIAL_VERTICES = 27_554  # the mid-point subdivision of 6,890 vertices and 20
 _WRITE_BLOCK = 1 << 24
 
 
-def load_template(folder: str | pathlib.Path) -> EvaluationTemplate:
+def load_evaluation_template(folder: str | pathlib.Path) -> EvaluationTemplate:
     """Opens an evaluation template.
 
     Args:

@@ -87,7 +87,7 @@ def evaluate_model(
     Args:
         predictor: with weights.
         data: what to look at.
-        template_dir: evaluation template, see `template_files.load_template`.
+        template_dir: evaluation template, see `template_files.load_evaluation_template`.
         options: how to score.
         output_dir: gets `results.json`, `metrics.json`, `report.html` and the detections of a run
             that was stopped; all processes must see it. None leaves nothing on disk.
@@ -190,7 +190,7 @@ def evaluate_weights(
             data.write(folder / PEOPLE_FOLDER)
         if template_dir is None:
             template_files.ensure_own_template(template, fine_template)
-        template_files.load_template(template)  # converts official files now, once
+        template_files.load_evaluation_template(template)  # converts official files now, once
     processes.wait("prepared")
     if images is None:
         images = AnnotatedFiles.in_folder(folder / PEOPLE_FOLDER).read()

@@ -15,7 +15,7 @@ def _metrics(flat_world, folder, **options):
 
 
 def test_patches_without_points_are_grey_and_exact_ones_are_not(flat_world):
-    template = evaluator.load_template(flat_world.template_dir)
+    template = evaluator.load_evaluation_template(flat_world.template_dir)
     rows = {name: {"mean_cm": float(index - 1)} for index, name in enumerate(PATCH_NAMES)}
     rows[PATCH_NAMES[5]]["mean_cm"] = None
     figure = report_figures.error_on_template(template, rows)

@@ -33,7 +33,7 @@ def _write_official(folder, vertices=48, rows=40, **changes):
 
 def test_official_files_are_converted_once(tmp_path):
     arrays = _write_official(tmp_path / "given")
-    template = template_files.load_template(tmp_path / "given")
+    template = template_files.load_evaluation_template(tmp_path / "given")
     np.testing.assert_array_equal(template.u, arrays["U_subdiv"].ravel())
     np.testing.assert_array_equal(template.v, arrays["V_subdiv"].ravel())
     np.testing.assert_array_equal(template.part, arrays["Part_ID_subdiv"].ravel())
@@ -49,10 +49,10 @@ def test_official_files_are_converted_once(tmp_path):
     assert not template.is_official  # 40 rows are not the 27,554 of the published one
     del template
     (tmp_path / "given" / template_files.DISTANCE_FILE).write_bytes(b"changed")
-    assert len(template_files.load_template(tmp_path / "given").u) == 48
+    assert len(template_files.load_evaluation_template(tmp_path / "given").u) == 48
     # The original is needed to be there, not to be read again; without it the conversion serves.
     folder = tmp_path / "given" / template_files.CONVERTED_FOLDER
-    assert len(template_files.load_template(folder).u) == 48
+    assert len(template_files.load_evaluation_template(folder).u) == 48
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_official_files_are_converted_once(tmp_path):
 def test_wrong_official_files_leave_nothing_behind(tmp_path, changes, message):
     _write_official(tmp_path / "given", **changes)
     with pytest.raises(EvaluationError, match=message):
-        template_files.load_template(tmp_path / "given")
+        template_files.load_evaluation_template(tmp_path / "given")
     target = tmp_path / "given" / template_files.CONVERTED_FOLDER
     assert not target.exists() or not list(target.iterdir())
 
@@ -88,7 +88,7 @@ def test_a_pickle_that_calls_is_refused(tmp_path):
         pickle.dumps({"Pdist_matrix": Evil()})
     )
     with pytest.raises(EvaluationError, match="Pdist_matrix.pkl"):
-        template_files.load_template(tmp_path / "given")
+        template_files.load_evaluation_template(tmp_path / "given")
     assert not (tmp_path / "opened").exists()
 
 
@@ -102,11 +102,11 @@ def test_hashes_are_checked_when_given(tmp_path):
 
 def test_missing_and_broken_files(tmp_path):
     with pytest.raises(EvaluationError, match="neither template.npz .* nor the official files"):
-        template_files.load_template(tmp_path)
+        template_files.load_evaluation_template(tmp_path)
     _write_official(tmp_path / "given")
     (tmp_path / "given" / template_files.UV_FILE).write_bytes(b"not matlab")
     with pytest.raises(EvaluationError, match="SMPL_subdiv.mat: not a readable MATLAB file"):
-        template_files.load_template(tmp_path / "given")
+        template_files.load_evaluation_template(tmp_path / "given")
 
 
 def test_a_damaged_conversion_is_told(flat_world, tmp_path):
@@ -115,7 +115,7 @@ def test_a_damaged_conversion_is_told(flat_world, tmp_path):
     with open(folder / template_files.GEODESICS_FILE, "r+b") as handle:
         handle.truncate(1000)
     with pytest.raises(EvaluationError, match="make the template again"):
-        template_files.load_template(folder)
+        template_files.load_evaluation_template(folder)
 
 
 def test_too_few_or_too_many_distances(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from ktn_jax.body import parts
 from ktn_jax.body.procedural import assembly, posing
 from ktn_jax.data_pipelines.synthetic import render, render_meshes
-from ktn_jax.data_pipelines.synthetic.render import Person
+from ktn_jax.data_pipelines.synthetic.render import PosedPerson
 from ktn_jax.data_pipelines.synthetic.render_raster import Camera
 
 CAMERA = Camera(focal=200.0, centre_x=80.0, centre_y=96.0, width=160, height=192)
@@ -21,7 +21,7 @@ def body():
     return assembly.make_body()
 
 
-def stand(body, position, seed=None, turn=0.0) -> Person:
+def stand(body, position, seed=None, turn=0.0) -> PosedPerson:
     if seed is None:
         pose = dataclasses.replace(posing.rest_pose(), orientation=np.array([0.0, turn, 0.0]))
         posed = body.pose(posing.Shape(), pose)
@@ -29,7 +29,7 @@ def stand(body, position, seed=None, turn=0.0) -> Person:
         rng = np.random.default_rng(seed)
         posed = body.pose(body.sample_shape(rng), body.sample_pose(rng))
     middle = posed.vertices.mean(axis=0)
-    return Person(
+    return PosedPerson(
         (posed.vertices - middle) @ UPRIGHT + position,
         (posed.keypoints - middle) @ UPRIGHT + position,
     )
@@ -39,8 +39,8 @@ def render_people(body, people, objects=(), **limits):
     return render.render(body.template, people, objects, CAMERA, **limits)
 
 
-def mirrored(body, person: Person) -> Person:
-    return Person(
+def mirrored(body, person: PosedPerson) -> PosedPerson:
+    return PosedPerson(
         person.vertices[body.template.vertex_mirror] * [-1, 1, 1],
         person.keypoints[parts.KEYPOINT_FLIP] * [-1, 1, 1],
     )
