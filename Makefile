@@ -12,10 +12,10 @@ TYPES := build/types
 .PHONY: help setup demo test test-extended test-fast lint format bench clean
 
 help:
-	@echo "make demo       set up and run the main job"
+	@echo "make demo       set up and run the demo: train KTN on rendered people"
 	@echo "make test       set up and run the tests (make test-fast: without the slow ones;"
 	@echo "                make test-extended: trainings and killed processes, minutes)"
-	@echo "make lint       check style and types (make format: mend the style)"
+	@echo "make lint       check style and types (make format: fix the style)"
 	@echo "make bench      measure speed"
 
 setup: $(STAMP)
