@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("ktn_jax", "data_pipelines", "configs")
 
-# Room -> what of ours it may import besides itself: rooms, or single modules of one. What is not
+# Package -> what of ours it may import besides itself: packages, or single modules. What is not
 # listed may import anything.
 ALLOWED = {
     "structures": "",
@@ -101,7 +101,7 @@ def test_no_import_runs_in_a_circle():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-def test_the_hall_has_few_rooms():
+def test_the_package_has_few_entries():
     rooms = sorted(p.name for p in (ROOT / "ktn_jax").iterdir() if p.name != "__pycache__")
     assert len(rooms) <= 18, rooms
 

@@ -41,7 +41,9 @@ def weights_file(tmp_path_factory):
     return path
 
 
-def test_predict_writes_every_picture_and_goes_on_after_a_bad_file(tmp_path, weights_file, capsys):
+def test_predict_writes_every_picture_and_continues_after_a_bad_file(
+    tmp_path, weights_file, capsys
+):
     rng = np.random.default_rng(0)
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -187,7 +189,7 @@ def test_random_weights_are_those_of_the_original_by_name(weights_file):
     assert json.dumps(sorted(state))  # names are text
 
 
-def test_the_command_line_starts_anew_once_for_huge_pages(monkeypatch):
+def test_the_command_line_restarts_once_for_huge_pages(monkeypatch):
     started = []
     monkeypatch.setattr(os, "execv", lambda program, arguments: started.append(arguments))
     monkeypatch.setattr(host_memory.platform, "libc_ver", lambda: ("glibc", "2.36"))

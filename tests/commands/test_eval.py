@@ -154,7 +154,7 @@ def test_a_folder_is_evaluated_as_its_files_are(evaluated, stand_in, tmp_path, m
     assert alone.startswith("  ") and table.startswith(alone.rstrip())
 
 
-def test_another_run_is_refused_and_stopping_can_go_on(evaluated, stand_in, monkeypatch, capsys):
+def test_another_run_is_refused_and_a_stopped_one_resumes(evaluated, stand_in, monkeypatch, capsys):
     output, _ = evaluated
     command = ["eval", *MODEL, *SYNTHETIC, "--output", str(output)]
     assert cli.main([*command, "--set=model.predictor.mask_threshold=0.4"]) == 1

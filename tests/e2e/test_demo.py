@@ -1,4 +1,4 @@
-"""The main job, shorter: people rendered, a model trained on them, scored, shown, and loaded."""
+"""A shorter demo: people rendered, a model trained on them, scored, shown, and loaded."""
 
 import html
 import json

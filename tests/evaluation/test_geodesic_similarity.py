@@ -1,4 +1,4 @@
-"""Nearest vertices with the reference's tie rule, table look-ups, and the similarity itself."""
+"""Nearest vertices with the reference's tie rule, table lookups, and the similarity itself."""
 
 import numpy as np
 import pytest

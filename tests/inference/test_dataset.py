@@ -71,7 +71,7 @@ def test_batches_hold_images_that_are_padded_alike(dataset):
 
 
 @pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
-def test_a_stopped_run_goes_on_without_doing_anything_twice(dataset, fault):
+def test_a_stopped_run_resumes_without_doing_anything_twice(dataset, fault):
     whole = _predict(dataset, dataset / "whole", _Predictor()).read_bytes()
     first, second, third = _Predictor(2, fault), _Predictor(), _Predictor()
     with pytest.raises(fault):
@@ -107,7 +107,7 @@ def test_processes_share_the_images_and_the_file_is_the_same(dataset):
     assert [sum(map(len, predictor.seen)) for predictor in predictors] == [3, 2, 2]
 
 
-def test_another_number_of_processes_goes_on(dataset):
+def test_another_number_of_processes_resumes(dataset):
     whole = _predict(dataset, dataset / "whole", _Predictor()).read_bytes()
     stopped, predictors = _Predictor(2), [_Predictor() for _ in range(2)]
     with pytest.raises(RuntimeError):

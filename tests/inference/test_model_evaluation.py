@@ -1,4 +1,4 @@
-"""Evaluating a predictor: anew when its weights changed, resumed when told which run it is."""
+"""Evaluating a predictor: again when its weights changed, resumed when told which run it is."""
 
 import json
 
@@ -28,7 +28,7 @@ class _Predictor:
         return [[PersonResult(box, 0.9, np.full((3, 30, 20), 2, np.uint8))] for _ in photos]
 
 
-def test_changed_weights_are_evaluated_anew(dataset, template_dir):
+def test_changed_weights_are_evaluated_again(dataset, template_dir):
     data = AnnotatedFiles(dataset / "annotations.json", dataset / "images").read()
     predictor = _Predictor()
     before = evaluate_model(predictor, data, template_dir)

@@ -45,7 +45,7 @@ def test_an_image_of_two_processes_counts_once(tmp_path):
     assert results == _entries(4) + _entries(5)
 
 
-def test_a_stopped_run_goes_on(tmp_path):
+def test_a_stopped_run_resumes(tmp_path):
     with ResultsWriter(tmp_path, RUN) as writer:
         writer.add(1, _entries(1))
         writer.add(2, _entries(2))

@@ -1,4 +1,4 @@
-"""What JAX is started with: a compile cache and a flag, and what somebody has set himself stays."""
+"""Settings that JAX starts with: a compile cache and a flag; the user's settings are kept."""
 
 import json
 import os

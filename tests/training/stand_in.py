@@ -1,4 +1,4 @@
-"""A small model that trains like the large one, for tests of the loop; also a script to kill.
+"""A small model that trains like the large one, for tests of the trainer; also a script to kill.
 
 python stand_in.py WORKDIR '{"total_steps": 9, "delay": 0.01}'
 """

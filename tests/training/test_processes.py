@@ -103,7 +103,7 @@ def test_a_killed_run_loses_nothing_beyond_its_last_save(stand_in, start, straig
 
 
 @pytest.mark.slow
-def test_sigterm_ends_with_its_own_code_and_the_run_goes_on(stand_in, start, straight, tmp_path):
+def test_sigterm_ends_with_its_own_code_and_the_run_resumes(stand_in, start, straight, tmp_path):
     changes = {"total_steps": STEPS, "checkpoint_every": 1000}
     process = start(tmp_path, delay=0.1, **changes)
     lines = tmp_path / "metrics.jsonl"
@@ -126,7 +126,7 @@ def free_port():
 
 @pytest.mark.slow
 def test_two_processes_of_four_devices_are_one_device(stand_in, start, tmp_path):
-    """One of them is asked to stop: both do, in the same step, and go on together."""
+    """One of them is asked to stop: both do, in the same step, and resume together."""
     together = tmp_path / "together"
     changes = {
         "total_steps": 24,

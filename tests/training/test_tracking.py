@@ -59,7 +59,7 @@ assert not {"torch", "tensorflow", "tensorboard"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
-def test_lines_after_the_last_checkpoint_are_written_anew(tmp_path):
+def test_lines_after_the_last_checkpoint_are_written_again(tmp_path):
     writer = tracking.MetricsWriter(tmp_path, 0)
     for step in (10, 20, 30):
         writer.write(step, {"loss": step / 10})

@@ -118,7 +118,7 @@ def test_resuming_says_what_changed(stand_in, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on(stand_in, straight, tmp_path, number):
+def test_a_signal_saves_and_the_run_resumes(stand_in, straight, tmp_path, number):
     def interrupt(step, batch):
         if step == 4:
             os.kill(os.getpid(), number)
@@ -148,7 +148,7 @@ def test_what_is_not_finite_never_reaches_the_weights(stand_in, tmp_path, bad):
     assert "step 5" in str(error) and "at step 3" in str(error)
     with runs.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [3]
-    # The data mended, the run goes on from there as if nothing had been.
+    # With the data repaired, the run resumes as if nothing had happened.
     mended = stand_in.train(stand_in.make_config(), tmp_path)
     assert mended.is_complete
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(mended.state.params))

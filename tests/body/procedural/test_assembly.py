@@ -204,7 +204,7 @@ def test_mirrored_pose_is_the_mirror_image(body, seed):
     np.testing.assert_array_equal(twice.orientation, pose.orientation)
 
 
-# Where a keypoint may come to lie: the patches of the surface nearest to it.
+# Where a keypoint may be: the patches of the surface nearest to it.
 KEYPOINT_PATCHES = {
     "nose": {23, 24},
     "left_eye": {24},

@@ -62,7 +62,7 @@ def test_flip_of_annotations_matches_the_original(golden_dir):
     person = annotations.parse_person(json.loads(str(ops["hflip/annotation_json"])))
     flipped = transforms.flip_densepose(person.densepose, symmetry)
     for name in ("x", "y", "i", "u", "v"):
-        # Exact: a table look-up, a label swap, and 256 - x in float32.
+        # Exact: a table lookup, a label swap, and 256 - x in float32.
         np.testing.assert_array_equal(getattr(flipped, name), ops[f"hflip/annotation_{name}"])
     np.testing.assert_array_equal(flipped.part_mask, ops["hflip/annotation_segm"])
 

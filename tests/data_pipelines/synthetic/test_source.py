@@ -280,7 +280,7 @@ def test_the_number_of_processes_changes_nothing(written, tmp_path):
     assert file_hashes(tmp_path / "two") == file_hashes(written)
 
 
-def test_an_interrupted_dataset_goes_on(written, tmp_path, monkeypatch):
+def test_an_interrupted_dataset_resumes(written, tmp_path, monkeypatch):
     folder = tmp_path / "resumed"
     calls = []
     write_image = dataset_files._write_image
