@@ -1,1 +1,1 @@
-"""Weights on disk: files of other systems and our own, and how their names and layouts differ."""
+"""Weights on disk: PyTorch's, detectron2's and our own files, and the table of their names."""

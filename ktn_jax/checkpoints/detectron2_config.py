@@ -27,7 +27,7 @@ _BACKBONES = {
     "build_hrfpn_backbone": "hrnet",
     "build_hrnet_fpn_backbone": "hrnet",
 }
-# What has a number of its own in MODEL.ROI_DENSEPOSE_HEAD, under their names.
+# Losses with a weight of their own in MODEL.ROI_DENSEPOSE_HEAD, by detectron2's names.
 _LOSS_KEYS = {
     "point_weight": "POINT_REGRESSION_WEIGHTS",
     "fine_segm_weight": "PART_WEIGHTS",

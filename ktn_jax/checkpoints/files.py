@@ -1,7 +1,8 @@
 """Reads and writes files of named arrays: the state dicts of PyTorch models, by file suffix.
 
 Names and layouts are left as the file has them (convolutions OIHW); `checkpoints.torch_names` knows
-what they mean. PyTorch is needed for `.pth` only, and is imported when such a file is met.
+what they mean. PyTorch is needed for `.pth` only, and is imported when such a file is read or
+written.
 """
 
 import math
@@ -98,8 +99,8 @@ def write_state_dict(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -
         array = np.asarray(value)
         if not _is_numeric(array):
             raise ValueError(f"{path}: {name} is not an array of numbers ({_kind(value)})")
-        # Not ascontiguousarray: it would give a scalar an axis. safetensors writes the memory as
-        # it lies, so a transposed view would come back scrambled.
+        # Not ascontiguousarray: it would give a scalar an axis. safetensors writes memory in its
+        # order, so a transposed view would come back scrambled.
         arrays[name] = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
     write(path, arrays)
 
@@ -222,7 +223,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
     # The library's own get_tensor copies: 1.1 s and 1.1 GiB of memory that belongs to the process
     # for the weights of KTN on a ResNet-50, where mapping takes 6 ms and pages that the system
-    # can drop. So it checks the header and says where each array lies, and this maps the file.
+    # can drop. So it checks the header and says where each array is, and this maps the file.
     try:
         with safetensors.safe_open(path, framework="np") as file:
             names = list(file.keys())

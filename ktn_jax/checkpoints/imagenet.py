@@ -33,7 +33,7 @@ _CAFFE2_END = {"w": "weight", "bn_s": "norm.weight", "bn_b": "norm.bias"}
 
 
 def find_kind(state: Mapping[str, np.ndarray]) -> str | None:
-    """Tells what wrote a file of weights: "caffe2" (MSRA), "torchvision", or None for neither."""
+    """Recognises the origin of weights: "caffe2" (MSRA), "torchvision", or None for neither."""
     if "conv1_w" in state and "res2_0_branch2a_w" in state:
         return "caffe2"
     if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
@@ -42,7 +42,7 @@ def find_kind(state: Mapping[str, np.ndarray]) -> str | None:
 
 
 def check_backbone(config: ConfigDict, kind: str, source: str) -> None:
-    """Checks that a configuration feeds a backbone what it was trained on.
+    """Checks that a configuration fits a backbone: its normalisation, strides and norms.
 
     Args:
         config: the `model` part of a configuration.

@@ -1,7 +1,7 @@
-"""Checkpoints of a run: WORKDIR/checkpoints/STEP, each a `state` and the `run` it belongs to.
+"""Checkpoints of a training run: WORKDIR/checkpoints/STEP, each with its `state` and its `run`.
 
-A checkpoint is written beside the others under a temporary name, in the background, and gets its
-name when it is complete: whatever ends a run, the checkpoints there are whole.
+Checkpoints are written in the background under a temporary name and renamed when complete, so a
+checkpoint is never half-written, however a run ends.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 FOLDER = "checkpoints"
 STATE, RUN = "state", "run"
-FORMAT = 1  # of what is written; read only if equal
+FORMAT = 1  # of the files; others are refused
 
 LOSS = "loss"
 
@@ -28,10 +28,10 @@ Tree = Any  # of arrays: a state of training
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a checkpoint says of its run beside the state."""
+    """A checkpoint's description of its run."""
 
     config: Mapping[str, Any]  # the whole configuration, as JSON holds it
-    data_position: int  # batches drawn so far: the step to make the next one of
+    data_position: int  # batches drawn so far, and so the step of the next one
     format: int = FORMAT
 
 
@@ -42,12 +42,12 @@ class CheckpointError(ValueError):
 class Checkpoints:
     """Saves and restores the states of one run.
 
-    The best checkpoint is that of the highest score. Where none was scored, or none that is left,
-    it is that of the lowest loss.
+    The best checkpoint is that of the highest score, or, where no checkpoint that is left has a
+    score, of the lowest loss.
     """
 
     def __init__(self, workdir: str | os.PathLike, keep_last: int = 3, score: str = "GPSm"):
-        """Opens the checkpoints of a work folder; the first save removes what is half-written.
+        """Opens the checkpoints of a work folder; the first save removes incomplete ones.
 
         Args:
             workdir: the folder; made if it is not there.
@@ -105,22 +105,22 @@ class Checkpoints:
         return self._manager.best_step()
 
     def _rank(self, metrics: Mapping[str, float]) -> tuple[bool, float]:
-        """What the metrics of checkpoints are ordered by, the best one last."""
+        """Sort key of the metrics of checkpoints, the best last."""
         is_scored = self._score in metrics
         return is_scored, metrics[self._score] if is_scored else -metrics[LOSS]
 
     def save(self, state: Tree, step: int, run: RunRecord, metrics: Mapping[str, float]) -> None:
         """Copies a state to the host and writes it in the background.
 
-        Waits for the save before to end, and raises what went wrong with it. A step that is saved
-        already is left alone.
+        Waits for the previous save to end, and raises its errors. A step that is saved already is
+        not saved again.
 
         Args:
-            state: on the devices; they may go on as soon as this returns.
+            state: on the devices, which may change it as soon as this returns.
             step: of the state.
-            run: what goes with it.
-            metrics: "loss", and scores by name, as far as they are known. Those that are not finite
-                are left out, and without the score and a loss this is never the best.
+            run: description of the run.
+            metrics: "loss", and scores by name, where known. Values that are not finite are
+                dropped; a checkpoint with neither the score nor a loss is never the best.
         """
         if step in self._manager.all_steps():
             return
@@ -138,11 +138,11 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Waits until everything is on disk; raises what went wrong in the background."""
+        """Waits until everything is on disk; raises errors of the background save."""
         self._manager.wait_until_finished()
 
     def read_run(self, step: int) -> RunRecord:
-        """Reads what a checkpoint says of its run.
+        """Reads a checkpoint's description of its run.
 
         Raises:
             CheckpointError: it is damaged, or of another version of this software.
@@ -164,7 +164,7 @@ class Checkpoints:
         Args:
             step: of the checkpoint.
             abstract_state: shapes and types of the state.
-            shardings: how it shall lie on the devices.
+            shardings: of the restored arrays.
 
         Returns:
             The state, bit for bit.
@@ -184,12 +184,13 @@ class Checkpoints:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(
                 f"{path}: does not fit the configuration's model and optimizer, or is damaged; to "
-                f"start anew from its weights, give another --workdir and --weights {path}\n{error}"
+                f"start a new run from its weights, give another --workdir and --weights "
+                f"{path}\n{error}"
             ) from error
 
 
 def find_checkpoint(path: str | os.PathLike) -> pathlib.Path | None:
-    """Finds the checkpoint that a path means.
+    """Finds the checkpoint that a path refers to.
 
     Args:
         path: a work folder, its folder of checkpoints, or one checkpoint.

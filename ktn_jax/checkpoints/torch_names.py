@@ -2,7 +2,7 @@
 
 Each rule pairs a torch name with a Flax path. `{n}`, `{m}`, ... stand for numbers, `{p}` for a
 pyramid level, `{c}` for a convolution of a bottleneck. Names the table does not know are errors,
-in either direction, so nothing is lost or left at its initial value unseen.
+in either direction, so no parameter is dropped or left at its initial value unnoticed.
 """
 
 import dataclasses
@@ -209,7 +209,7 @@ def _predictor_rules(is_auxiliary: bool) -> Iterator[Rule]:
 
 
 def _constant_rules() -> Iterator[Rule]:
-    """What checkpoints hold though it follows from the configuration; kept, and never learnt."""
+    """Constants that checkpoints hold although the configuration defines them."""
     for name in ("pixel_mean", "pixel_std"):
         yield Rule(name, f"constants/{name}")
     anchors = "proposal_generator.anchor_generator.cell_anchors.{n}"
@@ -291,7 +291,7 @@ def to_flax(state: Mapping[str, np.ndarray]) -> Variables:
 
 
 def unknown_names(names: Iterable[str]) -> list[str]:
-    """Lists names of no model: heads that this project does not have, counters of an optimizer."""
+    """Lists names that no model here has: other heads, counters of an optimizer."""
     table = {
         rule
         for is_auxiliary in (False, True)

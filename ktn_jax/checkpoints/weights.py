@@ -1,8 +1,8 @@
-"""Weights in any format, fitted to a model: nothing is skipped, filled in or cut to size unseen.
+"""Weights in any format, fitted to a model: nothing is skipped, filled in or resized unnoticed.
 
 Files hold the original's names (see `torch_names`); a folder is an orbax checkpoint of our own.
-`load` takes weights that fit a model exactly. `load_partly` takes what training may start from: any
-part of a model, and ImageNet backbones; it says what it found.
+`load` reads weights that fit a model exactly. `load_partly` reads weights to start training from:
+any part of a model, or an ImageNet backbone; it reports what it found.
 """
 
 import dataclasses
@@ -26,20 +26,23 @@ Variables = dict[str, Any]
 
 _COLLECTIONS = ("params", "batch_stats")
 _KTN_DECODER_PREDICTORS = ("ktn", "ktn_keypoints", "ktn_auxiliary")
-# Of constants in a file against the configuration's: rounding, far below any other convention.
+# Tolerance of constants in a file: above rounding, far below the differences of conventions.
 _CONSTANTS_TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class PartialFit:
-    """What a source has for a model. Paths are of Flax variables: `params/box_head/fc1/kernel`."""
+    """The weights that a source has for a model.
+
+    Paths are of Flax variables, such as `params/box_head/fc1/kernel`.
+    """
 
     arrays: dict[str, np.ndarray]  # by path, in the model's shapes and types
     missing: tuple[str, ...]  # paths of the model that the source does not have
     dropped: tuple[str, ...]  # names in the source that the model has no place for
 
     def fill_in(self, variables: Mapping[str, Any]) -> Variables:
-        """Puts the arrays in the place of those of `variables`, which has all of the model's."""
+        """Replaces arrays of `variables`, all of the model's, by those of the source."""
         merged = {path: self.arrays.get(path, x) for path, x in flatten(variables).items()}
         nested = traverse_util.unflatten_dict(merged, sep="/")
         return {name: nested.get(name, {}) for name in _COLLECTIONS}
@@ -142,8 +145,7 @@ def abstract_variables(model: Detector) -> Variables:
 
 def draw_variables(model: Detector, seed: int) -> Variables:
     """Draws the initial variables of a model, its body graph included."""
-    # A program that runs once, with a generator for every array: on a CPU, making it fast takes
-    # longer than all that it does.
+    # This program runs once: on a CPU, optimising it takes longer than running it.
     on_cpu = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     draw = jax.jit(model.init, compiler_options=on_cpu)
     return draw(jax.random.key(seed), *_any_images())
@@ -222,12 +224,12 @@ def load_partly(config: ConfigDict, path: str | os.PathLike) -> PartialFit:
         path: see `read_variables`; also an ImageNet ResNet (Caffe2's MSRA names, or torchvision's).
 
     Returns:
-        What fits, and the names of what does not.
+        The arrays that fit, and the names of those that do not.
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: nothing in it is the model's, arrays are of other shapes (all are listed), or
-            constants in the file, or what an ImageNet backbone needs, contradict the configuration.
+        ValueError: nothing in it fits the model, arrays have other shapes (all are listed), or
+            constants in the file or the needs of an ImageNet backbone contradict the configuration.
     """
     path = _existing(path)
     variables, unknown = (read_variables(path), []) if path.is_dir() else _read_known(config, path)
@@ -272,7 +274,7 @@ def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_count(path: str) -> bool:
-    """Whether it is the number of batches a statistic has seen.
+    """Whether a name is that of a batch norm's number of batches.
 
     PyTorch before 0.4.1 counted none, and nothing needs the number: it may be missing.
     """
@@ -293,13 +295,13 @@ def _mis_shaped(wanted: Mapping[str, Any], actual: Mapping[str, Any]) -> list[st
 
 
 def _torch_names(paths: Collection[str], flat: Mapping[str, Any]) -> list[str]:
-    """The original's names of some Flax paths, sorted; all of `flat` decide some of the names."""
+    """The original's names of some Flax paths, sorted; some names depend on all of `flat`."""
     names = torch_names.torch_names(list(flat)) if paths else {}
     return [f"{names[path]} ({path})" if path in names else path for path in sorted(paths)]
 
 
 def constants(config: ConfigDict) -> Variables:
-    """What the original's checkpoints hold beside parameters, from a `model` configuration."""
+    """The constants in the original's checkpoints, from a `model` configuration."""
     values = {
         "pixel_mean": np.float32(config.pixel_mean_bgr).reshape(3, 1, 1),
         "pixel_std": np.float32(config.pixel_std_bgr).reshape(3, 1, 1),

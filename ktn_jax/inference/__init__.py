@@ -1,1 +1,1 @@
-"""Inference: photos in, people out; jitted stages and what the host does around them."""
+"""Inference, from photos to people: the jitted stages of a model and the host code around them."""

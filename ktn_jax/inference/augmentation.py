@@ -1,10 +1,10 @@
-"""Test-time augmentation: people found and their charts averaged over scales and the mirror.
+"""Test-time augmentation: averages people and charts over scales and mirrored images.
 
-As detectron2's DensePoseGeneralizedRCNNWithTTA: boxes of all views are pooled and suppressed
-together, and every view then draws the charts of the same boxes, which are averaged as logits and
-as U and V. Two things differ: views are resized from the photo itself (detectron2's evaluation
-resizes what the plain run had resized before), and keypoints, which it does not support, are
-averaged as heatmaps.
+As in detectron2's DensePoseGeneralizedRCNNWithTTA, NMS runs over the boxes of all views together,
+every view predicts the charts of the boxes that remain, and logits, U and V are averaged. Two
+things differ: views are resized from the photo itself (detectron2's evaluation resizes the image
+that was resized for the plain run), and keypoints, which it does not support, are averaged as
+heatmaps.
 """
 
 import dataclasses
@@ -28,16 +28,16 @@ from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import images
 from ktn_jax.structures import DensePoseOutputs
 
-# What a person shows; other outputs of a model are neither mirrored nor averaged.
+# The outputs that are mirrored and averaged; others are dropped.
 _AVERAGED = ("coarse_segm", "fine_segm", "u", "v", "keypoints")
-_PEOPLE_AT_A_TIME = 32  # whose maps of all views are held at once, some 6 MB a person and view
-_MIN_SCORE = 1e-8  # detectron2's for pooled boxes, which all passed the detector's own
+_PEOPLE_AT_A_TIME = 32  # whose maps are in memory together, about 6 MB for each person and view
+_MIN_SCORE = 1e-8  # detectron2's; all boxes passed the detector's own threshold before
 _BUCKET_MULTIPLE = 32  # pixels; sizes of views are padded to buckets of this step
 
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """One scale of a photo after the first stage: row 0 as it is, row 1 mirrored."""
+    """One scale of a photo after the first stage: row 0 plain, row 1 mirrored."""
 
     size_hw: tuple[int, int]  # of the resized photo, without padding
     pyramid: Pyramid
@@ -47,18 +47,18 @@ class _View:
 
 
 class AugmentedPredictor:
-    """A predictor that looks at every photo at several scales, and mirrored.
+    """A predictor that averages over several scales of every photo and its mirror image.
 
-    It is called as `Predictor` is, and can be pickled. Photos go through one by one; the decoder's
+    It is called like `Predictor` and can be pickled. Photos are processed one by one; the decoder's
     maps of all views of a photo stay on the device until its people are done (1.1 GB with the
     default scales).
     """
 
     def __init__(self, stages: Stages, symmetry: UVSymmetry | None):
-        """Takes the programs of a model, and where the mirror takes U and V.
+        """Takes the programs of a model, and the tables of mirrored U and V.
 
         Args:
-            stages: their configuration's `test.augmentation` says which views.
+            stages: `test.augmentation` of their configuration sets the views.
             symmetry: of the body whose charts the model predicts; None is allowed without flip.
 
         Raises:
@@ -112,16 +112,16 @@ class AugmentedPredictor:
     def warm_up(
         self, sizes_hw: Iterable[tuple[int, int]], people: int | Iterable[int] = PEOPLE_BUCKETS[-1]
     ) -> None:
-        """Compiles and runs what photos of some sizes need, so that no later call compiles.
+        """Compiles and runs the programs for photos of some sizes, so that no later call compiles.
 
         Args:
             sizes_hw: (height, width) of photos as they will come.
-            people: the most people of a photo, or the numbers of people that photos will show.
+            people: the largest number of people in a photo, or all numbers that will occur.
         """
         most = self.config.model.box_head.max_detections
         if not isinstance(people, Iterable):
             people = range(1, people + 1)
-        # As many at a time as `find_augmented` draws.
+        # In groups of the same size as in `find_augmented`.
         chunks = set()
         for count in people:
             whole, rest = divmod(min(count, most), _PEOPLE_AT_A_TIME)
@@ -137,10 +137,10 @@ class AugmentedPredictor:
                 self._average(views, np.tile(box, (count, 1)), frame_hw)
 
     def frame_size(self, photo_hw: tuple[int, int]) -> tuple[int, int]:
-        """Size of the image that views are brought to: the one a plain predictor would see.
+        """Size of the common frame of the views: that of a plain predictor's resized image.
 
-        In this frame boxes are merged and keypoints are read, so that a single view of that size
-        gives exactly the plain result.
+        Boxes are merged and keypoints read in this frame, so that a single view of this size gives
+        exactly the plain result.
         """
         test = self.config.test
         return images.shortest_edge_size(photo_hw, test.short_side, test.max_side)
@@ -184,7 +184,7 @@ class AugmentedPredictor:
     def _merge(
         self, views: Sequence[_View], frame_hw: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Pools the boxes of all views in the frame and suppresses: boxes [N, 4], scores [N]."""
+        """Runs NMS over the boxes of all views in the frame: boxes [N, 4], scores [N]."""
         rows = [(view, row) for view in views for row in range(len(view.boxes))]
         boxes = np.concatenate(
             [
@@ -204,7 +204,7 @@ class AugmentedPredictor:
     def _average(
         self, views: Sequence[_View], boxes: np.ndarray, frame_hw: tuple[int, int]
     ) -> DensePoseOutputs:
-        """Draws the charts of boxes [N, 4] of the frame in every view, and averages them."""
+        """Predicts the charts of boxes [N, 4] of the frame in every view, and averages them."""
         total, count = None, 0
         for view in views:
             num_rows = len(view.boxes)
@@ -227,7 +227,7 @@ class AugmentedPredictor:
 
 
 def load_symmetry(data: ConfigDict) -> UVSymmetry:
-    """Loads where a mirror takes the charts that a model was trained on.
+    """Loads the tables that mirror the charts that a model was trained on.
 
     Args:
         data: the `data` section of its configuration.
@@ -257,12 +257,12 @@ def load_symmetry(data: ConfigDict) -> UVSymmetry:
 
 
 def mirror_outputs(outputs: DensePoseOutputs, symmetry: UVSymmetry) -> DensePoseOutputs:
-    """Turns the charts of mirrored people into charts of the people.
+    """Converts the charts of mirrored people to charts of the people.
 
     Args:
         outputs: NumPy maps [N, S, S, C].
-        symmetry: where the mirror takes U and V. They are looked up channel by channel, each as if
-            its own patch were there.
+        symmetry: mirrored U and V. They are looked up channel by channel, as if every pixel were on
+            the patch of the channel.
 
     Returns:
         The same, columns reversed, left and right swapped in coarse and fine parts, U, V and
@@ -293,7 +293,7 @@ def _keep_averaged(outputs: DensePoseOutputs) -> DensePoseOutputs:
 def move_boxes(
     boxes_xyxy: np.ndarray, from_hw: tuple[int, int], to_hw: tuple[int, int]
 ) -> np.ndarray:
-    """Scales boxes [..., 4] float32 from an image to another size of it; nothing is clipped."""
+    """Scales boxes [..., 4] float32 from one size of an image to another, without clipping."""
     scale = np.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]] * 2)
     return (boxes_xyxy * scale).astype(np.float32)
 

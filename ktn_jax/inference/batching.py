@@ -1,7 +1,7 @@
-"""The one way to batch photos: padded to few sizes, read ahead, and finished behind the network.
+"""Batches of photos: padded to few sizes, read ahead of the network, finished behind it.
 
-A batch holds photos that are padded to the same size, so that a folder of photos compiles a few
-programs and computes little for nothing.
+A batch holds photos that are padded to the same size, so that a folder of photos compiles few
+programs and little padding is computed. Prediction, evaluation and scoring while training use it.
 """
 
 import collections
@@ -20,8 +20,8 @@ Photo = TypeVar("Photo")
 Found = TypeVar("Found")
 Size = tuple[int, int]
 
-BATCHES_AHEAD = 2  # read while the network runs
-WINDOW = 16  # batches whose photos are grouped together where not all can be
+BATCHES_AHEAD = 2  # read ahead while the network runs
+WINDOW = 16  # batches whose photos are grouped by size, where not all can be
 _NEW_BUCKET_MULTIPLE = 64  # images larger than every bucket are padded to a multiple of this
 
 
@@ -36,11 +36,11 @@ def choose_bucket(size_hw: Size, buckets: Sequence[Size]) -> Size:
 
 
 def photo_bucket(size_hw: Size | None, test: ConfigDict) -> Size:
-    """Says what a photo is padded to once it is resized for the network.
+    """Chooses the size to which a photo is padded after resizing.
 
     Args:
-        size_hw: (height, width) of the photo itself. Photos of unknown size are put together: that
-            they cannot be read is found out when they are.
+        size_hw: (height, width) of the photo itself. Photos of unknown size are grouped together:
+            reading them will raise the error.
         test: the `test` section of a configuration.
     """
     if size_hw is None:
@@ -58,10 +58,10 @@ def batches_of_one_size(
     """Groups items that are padded to the same size.
 
     Args:
-        items: what stands for photos, in any order.
-        bucket_of: says what an item's photo is padded to.
+        items: items that identify photos, in any order.
+        bucket_of: gives the size to which an item's photo is padded.
         batch_size: photos in a batch.
-        window: items that are looked at together; None for all of them.
+        window: number of items that are grouped together; None for all.
 
     Yields:
         Batches, ordered by size and then as the items were; of each size (and window) only the
@@ -80,7 +80,7 @@ def batches_of_one_size(
 def pad(
     batch: Sequence[np.ndarray], bucket: Size, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes the network's input of images.
+    """Pads images to the network's input.
 
     Args:
         batch: at most `batch_size` images, uint8 [H, W, 3] that fit into the bucket.
@@ -89,7 +89,7 @@ def pad(
 
     Returns:
         uint8 [batch_size, *bucket, 3], zero beyond each image, and int32 [batch_size, 2] the
-        height and width of each; rows without an image are said to be full.
+        height and width of each; rows without an image have the bucket's size.
     """
     inputs = np.zeros((batch_size, *bucket, 3), np.uint8)
     sizes = np.full((batch_size, 2), bucket, np.int32)
@@ -105,14 +105,14 @@ def run(
     predict: Callable[[list[Photo]], Sequence[Found]],
     finish: Callable[[Sequence[Item], list[Photo], Sequence[Found]], Any],
 ) -> None:
-    """Reads ahead of the network and finishes behind it, so that it waits for neither.
+    """Reads ahead of the network and finishes behind it, so that the network waits for neither.
 
     Args:
         batches: of items; taken as they are needed.
         read: makes the photo of an item, in several threads at once; None leaves the item out.
         predict: called in this thread with the photos of one batch, if there are any.
-        finish: takes the items that were read, their photos and what was found in each, one batch
-            after the other, in another thread. What it raises stops the work.
+        finish: takes the items that were read, their photos and the results of each, batch by batch
+            in another thread. An error that it raises stops the work.
     """
     finishing: concurrent.futures.Future | None = None
     with (

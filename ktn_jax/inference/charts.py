@@ -1,4 +1,4 @@
-"""From chart maps to what a person shows: I, U, V in the box, keypoints. NumPy, on the host.
+"""From chart maps to I, U, V in a person's box, and keypoints. NumPy, on the host.
 
 Sizes here are those of boxes in the image, so nothing is static and nothing is jitted.
 """
@@ -105,7 +105,8 @@ def quantise(labels: np.ndarray, uv: np.ndarray) -> np.ndarray:
 
 
 def decode_keypoints(heatmaps: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Reads keypoints off heatmaps (Mask R-CNN, section 5), as detectron2 does.
+    """Decodes keypoints from heatmaps as detectron2 does (He et al., "Mask R-CNN", 2017, section
+    5).
 
     Args:
         heatmaps: [N, S, S, K] logits.

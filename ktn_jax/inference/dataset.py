@@ -1,7 +1,7 @@
-"""Runs a predictor over a dataset and streams what it finds to disk, image by image.
+"""Runs a predictor over a dataset and writes its results to disk, image by image.
 
-Memory does not grow with the dataset. A run that was stopped is resumed, and several processes
-share the images; see `results.shards` for the files.
+Memory does not grow with the dataset. A stopped run can be resumed, and several processes can share
+the images; see `results.shards` for the files.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ SHARD_FOLDER = "shards"
 RESULTS_FILE = "results.json"
 _SHOWN = 3  # files named in a message
 _DIGEST_LENGTH = 16
-# Of `test`, what changes speed and not results: a run is resumed with other values.
+# Keys of `test` that change speed and not results: a run may be resumed with other values.
 _FREE_KEYS = ("batch_size", "size_buckets")
 
 
@@ -45,15 +45,15 @@ def predict_dataset(
 
     Args:
         predictor: with weights.
-        truth: whose images; the people in them are not looked at.
+        truth: names the images; its people are not used.
         images_dir: the folder that their file names are relative to.
         output_dir: gets `shards/`, one file for each process, and `results.json`. A folder of the
             same run that was stopped is resumed.
-        run: what makes the results, see `describe_run`.
+        run: describes what the results depend on, see `describe_run`.
         processes: those that share the work; each calls this.
 
     Returns:
-        The path of the results file, in which every image of the dataset was looked at.
+        The path of the results file, which covers every image of the dataset.
 
     Raises:
         EvaluationError: image files are missing or of another size than annotated, or the folder
@@ -62,7 +62,7 @@ def predict_dataset(
     """
     processes = processes or Processes()
     shards, results_path = output_dir / SHARD_FOLDER, output_dir / RESULTS_FILE
-    # The split does not depend on what is done: processes start at different times.
+    # The split does not depend on what is done already: processes start at different times.
     share = truth.images[processes.index :: processes.count]
     _check_files(share, images_dir)
     with ResultsWriter(shards, run, processes.index) as writer:
@@ -127,7 +127,7 @@ def _read(image: ImageTruth, folder: pathlib.Path) -> np.ndarray:
 
 
 def _check_files(dataset: Sequence[ImageTruth], folder: pathlib.Path) -> None:
-    """Finds out before the work starts, not after hours."""
+    """Checks all image files before the work starts."""
     if not folder.is_dir():
         raise EvaluationError(f"{folder}: no such folder of images; name it with --images")
     missing = [
@@ -149,14 +149,16 @@ def describe_run(
     augmented: bool = False,
     symmetry: UVSymmetry | None = None,
 ) -> dict[str, Any]:
-    """Describes what decides a run's results, so that no other run is resumed as this one.
+    """Describes what a run's results depend on, so that a different run is not resumed by mistake.
 
     Args:
-        config: a whole configuration; its name, and what of `model` and `test` changes results.
-        variables: of the model: their values count, not the file they came from.
-        data: stands for the dataset: the annotation file's content, or what it is made from.
+        config: a whole configuration, of which the name and the values of `model` and `test` that
+            change results are read.
+        variables: of the model: their values are compared, not their file's name.
+        data: identifies the dataset: the content of the annotation file, or the settings that it is
+            rendered from.
         augmented: whether views are averaged.
-        symmetry: what mirrored views are turned back with.
+        symmetry: tables with which mirrored views are turned back.
 
     Returns:
         JSON values: digests, short enough for a message.
@@ -184,7 +186,7 @@ def describe_run(
 
 
 def default_folder(run: Mapping[str, Any]) -> pathlib.Path:
-    """A folder for the results of a run alone, so that the same run finds it again."""
+    """A folder name that only this run has, so that the same run finds it again."""
     digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
     return pathlib.Path("ktn_eval") / f"{run['name']}-{digest[:8]}"
 

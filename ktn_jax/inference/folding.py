@@ -1,4 +1,4 @@
-"""Norms with fixed statistics, folded into the convolutions before them: for inference only."""
+"""Folds norms with fixed statistics into the convolutions before them, for inference only."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,10 @@ _FOLDED = ("FrozenBN", "BN")
 
 
 def without_norms(config: ConfigDict) -> ConfigDict:
-    """Makes the `model` configuration of what `fold_norms` leaves.
+    """Makes the `model` configuration of a model after `fold_norms`.
 
     Returns:
-        The same without norms in the backbone, or the same where those are not folded.
+        The configuration without norms in the backbone; unchanged if they are not folded.
     """
     if config.backbone.norm not in _FOLDED:
         return config
@@ -29,11 +29,11 @@ def without_norms(config: ConfigDict) -> ConfigDict:
 
 
 def fold_norms(config: ConfigDict, variables: Mapping[str, Any]) -> Variables:
-    """Makes the backbone's convolutions do what its batch norms do to their results.
+    """Folds the backbone's batch norms into its convolutions.
 
     A norm with fixed statistics scales and shifts channels, and so can the convolution before it:
-    its kernel takes the scale, and it gets the shift as its bias. The result is the same but for
-    rounding, with one pass over every map of the backbone less.
+    its kernel takes the scale, and it gets the shift as its bias. The result is the same up to
+    rounding, with one pass less over every map of the backbone.
 
     Args:
         config: a `model` configuration.

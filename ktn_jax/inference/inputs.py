@@ -1,4 +1,4 @@
-"""What a predictor may be called with: a photo or several, as paths, PIL images or arrays."""
+"""Inputs of a predictor: one photo or several, as paths, PIL images or arrays."""
 
 import collections.abc
 import contextlib
@@ -23,12 +23,12 @@ Found = TypeVar("Found")
 Result = TypeVar("Result")
 
 
-# Pillow decodes an image when it is first looked at, and the same one may be in a list twice.
+# Pillow decodes an image on first use, and the same image may be in a list twice.
 _PIL_IMAGES = threading.Lock()
 
 
 class CallablePredictor(Protocol):
-    """`Predictor` or `AugmentedPredictor`, as those need it who give it batches of images."""
+    """A `Predictor` or `AugmentedPredictor` that is called with a list of images."""
 
     config: ConfigDict
 
@@ -44,21 +44,21 @@ def map_photos(
     find: Callable[[list[Prepared]], Sequence[Found]],
     finish: Callable[[Prepared, Found], Result],
 ) -> Result | list[Result]:
-    """Computes something of a photo, or of each of several, in batches.
+    """Applies functions to one photo, or to each of several, in batches.
 
     Args:
-        photos: what `images.to_image` takes, or a list, a tuple or an iterator of that. Of an
-            iterator as many photos are held as make `batching.WINDOW` batches.
+        photos: a photo as `images.to_image` takes it, or a list, a tuple or an iterator of photos.
+            Of an iterator, the photos of `batching.WINDOW` batches are in memory at once.
         test: the `test` section of a configuration.
         prepare: called with each image, uint8 [H, W, 3], in threads that read ahead.
-        find: called in this thread with what `prepare` made of a batch.
-        finish: makes a photo's result, in a thread behind.
+        find: called in this thread with the results of `prepare` for a batch.
+        finish: makes a photo's result, in another thread.
 
     Returns:
         The result of one photo, or a list of them in the order of the photos.
 
     Raises:
-        TypeError: what came is no photo, or holds one that is none.
+        TypeError: `photos` is not a photo, or contains something that is not.
         ValueError: an array of a wrong shape, or a file that cannot be read (`ImageError`).
     """
     if is_one_photo(photos):
@@ -101,10 +101,10 @@ def map_photos(
 
 
 def _alone(photo: Any) -> contextlib.AbstractContextManager[Any]:
-    """Keeps other threads away from PIL images meanwhile."""
+    """Locks out other threads while a PIL image is decoded."""
     return _PIL_IMAGES if isinstance(photo, Image.Image) else contextlib.nullcontext()
 
 
 def is_one_photo(photos: Any) -> bool:
-    """Whether something stands for one photo and not for several."""
+    """Whether the argument is one photo and not several."""
     return isinstance(photos, (str, os.PathLike, Image.Image)) or hasattr(photos, "__array__")

@@ -22,9 +22,9 @@ def load(
 ) -> "Predictor | AugmentedPredictor":
     """Loads a model that finds people in photos.
 
-    JAX and malloc are set up as the command line does it (see `jax_setup.prepare`): the programs of
-    a model are compiled once, and later processes find them. For that it is best called before JAX
-    is imported.
+    JAX and malloc are set up as by the command line (see `jax_setup.prepare`): the programs of a
+    model are compiled once and cached for later processes. Call it before JAX is imported, as one
+    compiler flag can only be set then.
 
     Example:
         model = ktn_jax.load("ktn:r50", "R.pth")
@@ -35,16 +35,16 @@ def load(
         weights: a file or a folder (see `checkpoints.weights.read_variables`), or the variables of
             the model.
         changes: `key=value` for the configuration.
-        augmented: whether people are averaged over the views of `test.augmentation`. Mirrored views
-            of models of real people need `data.symmetry`.
+        augmented: average over the views of `test.augmentation`. For models of real people mirrored
+            views need `data.symmetry`.
 
     Returns:
-        A `Predictor`, or an `AugmentedPredictor`, which is called alike.
+        A `Predictor`, or an `AugmentedPredictor`, which is called in the same way.
 
     Raises:
-        ValueError: no such configuration, a change that does not fit it, or weights that do not.
-        FileNotFoundError: there are no such weights.
-        TypeError: an argument is of none of these kinds.
+        ValueError: an unknown configuration, or changes or weights that do not fit it.
+        FileNotFoundError: the weights do not exist.
+        TypeError: an argument of another type.
     """
     # Before the modules that import JAX: some of it is read when JAX is imported.
     jax_setup.prepare()
@@ -54,13 +54,13 @@ def load(
     from ktn_jax.inference.stages import Stages
 
     config = _to_config(config, changes)
-    # Found out before the weights are read.
+    # Before the weights are read, so that a missing file is reported at once.
     flips = augmented and config.test.augmentation.flip
     symmetry = load_symmetry(config.data) if flips else None
     if isinstance(weights, Mapping):
         stages = Stages(config, checkpoints.fit(config, weights, "the variables given"))
     elif isinstance(weights, (str, os.PathLike)):
-        # Handed over without a name, so that what inference does not need is freed.
+        # Passed without a name, so that weights which inference does not need are freed.
         stages = Stages(config, checkpoints.load(config, weights))
     else:
         raise TypeError(f"weights: a path or variables, got {type(weights).__name__}")

@@ -25,7 +25,7 @@ from ktn_jax.runtime.processes import Processes
 
 PEOPLE_FOLDER, TEMPLATE_FOLDER = "people", "template"
 _FINE_TEMPLATE_FOLDER = "template-fine"
-# Of a run that is never resumed: its shards are removed before the next one.
+# Description of a run that is never resumed: its shards are removed before the next one.
 _UNNAMED_RUN = {"name": "not to be resumed"}
 
 
@@ -35,7 +35,7 @@ class AnnotatedImages:
 
     Attributes:
         truth: their annotations.
-        folder: that the annotations' file names are relative to.
+        folder: image folder, to which the annotations' file names are relative.
     """
 
     truth: GroundTruth
@@ -44,7 +44,7 @@ class AnnotatedImages:
 
 @dataclasses.dataclass(frozen=True)
 class AnnotatedFiles:
-    """Where images to evaluate on lie.
+    """The files of images to evaluate on.
 
     Attributes:
         annotations: DensePose-COCO annotations.
@@ -56,7 +56,7 @@ class AnnotatedFiles:
 
     @classmethod
     def in_folder(cls, folder: pathlib.Path) -> "AnnotatedFiles":
-        """Those of a folder with annotations.json and images/, as `ktn data synth` writes it."""
+        """Names the files of a folder with annotations.json and images/, as of `ktn data synth`."""
         return cls(folder / dataset_files.ANNOTATION_FILE, folder / dataset_files.IMAGE_FOLDER)
 
     def read(self, on_bad: Literal["raise", "skip"] = "raise") -> AnnotatedImages:
@@ -81,17 +81,17 @@ def evaluate_model(
 ) -> Metrics | None:
     """Finds the people of annotated images and scores them.
 
-    Without `run` everything is computed anew: the predictor's weights may have changed since the
-    last call. With it, detections that an earlier call left in `output_dir` are used.
+    Without `run` every call predicts all images, as the predictor's weights may have changed. With
+    it, detections that an earlier call with the same `run` left in `output_dir` are reused.
 
     Args:
         predictor: with weights.
-        data: what to look at.
+        data: the images and their annotations.
         template_dir: evaluation template, see `template_files.load_evaluation_template`.
         options: how to score.
-        output_dir: gets `results.json`, `metrics.json`, `report.html` and the detections of a run
-            that was stopped; all processes must see it. None leaves nothing on disk.
-        run: what makes the detections, see `dataset.describe_run`.
+        output_dir: folder for `results.json`, `metrics.json`, `report.html` and the detections of
+            an unfinished run; all processes must see it. None leaves nothing on disk.
+        run: describes what the detections depend on, see `dataset.describe_run`.
         processes: those that share the work; each calls this.
         progress: called with (images scored, images in all) of this process's share.
 
@@ -152,16 +152,15 @@ def evaluate_weights(
     processes: Processes | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[pathlib.Path, Metrics | None]:
-    """Evaluates weights as `ktn eval` does: a run that was stopped is resumed by the same call.
+    """Evaluates weights as `ktn eval` does; the same call resumes a stopped run.
 
     Args:
         config: a whole configuration.
         variables: of its model.
-        data: what to look at; people are rendered into `output_dir` where they are not there yet.
+        data: the files of annotated images, or people to render into `output_dir`.
         template_dir: evaluation template; None makes that of the project's own body.
         options: how to score.
-        output_dir: see `evaluate_model`; None takes a folder below the current one, named after
-            the run.
+        output_dir: see `evaluate_model`; None for a folder in the current one, named after the run.
         augmented: average over the views of `test.augmentation`.
         fine_template: split the edges of the template that is made; takes minutes.
         processes: those that share the work; each calls this.

@@ -1,4 +1,4 @@
-"""Runs a predictor over files of photos and writes what it finds, picture by picture."""
+"""Runs a predictor over image files and writes results and pictures."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ _JPEG_QUALITY = 90
 
 @dataclasses.dataclass
 class PhotosSummary:
-    """What was done: photos finished, people in them, and files that could not be read."""
+    """Counts of photos and people, and the files that could not be read."""
 
     num_photos: int = 0
     num_people: int = 0
@@ -44,12 +44,11 @@ def predict_files(
         predictor: with weights.
         photos: image files.
         output_dir: made if it does not exist.
-        min_score: people below are left out.
+        min_score: people with a lower score are left out.
 
     Returns:
-        What was done. A photo that cannot be read is reported there, the others are done all the
-        same; `results.json` holds what was found, in the order of the photos, even if something
-        stops the run.
+        The summary, with the photos that could not be read. `results.json` has the people of the
+        others in the order of the photos, even of a run that was interrupted.
     """
     output_dir = pathlib.Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -123,7 +122,7 @@ def _write_pictures(
 
 
 def output_names(photos: Sequence[pathlib.Path]) -> list[str]:
-    """Names for what is written: the photo's without suffix, numbered where two are the same."""
+    """Names for the output files: the photo's without suffix, numbered where two are the same."""
     taken: set[str] = set()
     names = []
     for path in photos:

@@ -1,7 +1,7 @@
-"""Photos in, people out: what the host does around the stages of the detector.
+"""The predictor, from photos to people: the host code around the stages of the detector.
 
-Nothing here depends on how many photos or people there are: photos are padded to a few sizes and
-people to a few counts, so a folder of photos compiles a few programs.
+Photos are padded to a few sizes and people to a few counts, so a folder of photos compiles few
+programs.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from ktn_jax.structures import DensePoseOutputs
 
 @dataclasses.dataclass(frozen=True)
 class FoundPerson:
-    """One detection as the network sees it, before it is brought to the size of the photo.
+    """One detection in the resized image.
 
     Attributes:
         box_xyxy: float32 [4] in pixels of the resized image.
@@ -38,7 +38,7 @@ class Predictor:
     """Finds the people of photos. It can be pickled, with its weights."""
 
     def __init__(self, stages: Stages):
-        """Takes the programs of a model; its configuration says how photos are resized."""
+        """Takes the programs of a model, whose configuration says how photos are resized."""
         self.stages = stages
         self.config = stages.config
 
@@ -56,17 +56,17 @@ class Predictor:
                 `images.to_image`); or a list, a tuple or an iterator of these, of any sizes.
 
         Returns:
-            The people of the one photo, best first, in its own pixels; or a list with those of
-            each photo.
+            The people of the photo, best first, in its own pixels; or a list of these for several
+            photos.
 
         Raises:
-            TypeError: what came is no photo, or holds one that is none.
+            TypeError: `photos` is not a photo, or contains something that is not.
             ValueError: an array of a wrong shape, or a file that cannot be read (`ImageError`).
         """
         return map_photos(photos, self.config.test, self._resize, self._find_resized, self._bring)
 
     def _resize(self, photo: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """The photo as the network sees it, and its own size."""
+        """The resized photo, and the photo's own size."""
         test = self.config.test
         resized = images.resize_short_side(photo, test.short_side, test.max_side)
         return resized, photo.shape[:2]
@@ -91,7 +91,7 @@ class Predictor:
             resized: uint8 [H, W, 3] RGB.
 
         Returns:
-            For each image its people, best first, in its pixels.
+            The people of each image, best first, in its pixels.
         """
         test = self.config.test
 
@@ -124,12 +124,13 @@ class Predictor:
     def warm_up(
         self, sizes_hw: Iterable[tuple[int, int]], people: int | Iterable[int] = PEOPLE_BUCKETS[-1]
     ) -> None:
-        """Compiles and runs what photos of some sizes need, so that no later call compiles.
+        """Compiles and runs the programs for photos of some sizes, so that no later call compiles.
 
         Args:
-            sizes_hw: (height, width) of photos as they will come. Those that are resized and padded
-                alike share their programs.
-            people: the most people of a photo, or the numbers of people that batches will hold.
+            sizes_hw: (height, width) of the photos. Sizes that are resized and padded to the same
+                input share programs.
+            people: the largest number of people in a photo, or all numbers of people in a batch
+                that will occur.
         """
         test, batch_size = self.config.test, self.config.test.batch_size
         most = batch_size * self.config.model.box_head.max_detections
@@ -154,11 +155,11 @@ class Predictor:
 
 
 def rows_of(people: Iterable[int], most: int) -> list[int]:
-    """The numbers of rows that the second stage runs on for these numbers of people, each once.
+    """The different numbers of rows that the second stage has for these numbers of people.
 
     Args:
-        people: in a batch.
-        most: that can be found.
+        people: numbers of people in a batch.
+        most: largest number that can be found.
     """
     rows = set()
     for count in people:
@@ -178,7 +179,7 @@ def to_result(
 
     Args:
         person: as the network found it.
-        from_hw: size of the image that the network saw, without padding.
+        from_hw: size of the resized image, without padding.
         to_hw: size of the photo.
         mask_threshold: see `charts.person_mask`.
 

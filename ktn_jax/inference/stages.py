@@ -28,17 +28,17 @@ PEOPLE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 100)
 
 
 class Pyramid:
-    """What the first stage passes to the second; decoded when people are first pooled from it."""
+    """The first stage's maps for the second; decoded when people are first pooled from them."""
 
     def __init__(self, levels: Features, decode: Callable[[Features], Features]):
-        """Takes the backbone's pyramid, and what makes the decoder's map of it."""
+        """Takes the backbone's pyramid, and the function that runs the decoder."""
         self._levels: Features | None = levels
         self._decode = decode
 
     def decoded(self) -> Features:
-        """What people are pooled from: [B, H / stride, W / stride, C] a level.
+        """The maps that people are pooled from: [B, H / stride, W / stride, C] for each level.
 
-        The pyramid itself is let go here.
+        The pyramid itself is freed here.
         """
         if self._levels is not None:
             self._decoded, self._levels = self._decode(self._levels), None
@@ -50,9 +50,10 @@ class Stages:
 
     Norms with fixed statistics are folded into the backbone's convolutions. The kernel that
     knowledge transfer synthesises is a constant of the weights: it is computed once, and the
-    transfer's parameters are let go.
+    transfer's parameters are freed.
 
-    Stages can be pickled: the configuration and the weights are, and programs are compiled anew.
+    Stages can be pickled: pickles hold the configuration and the weights, and programs are compiled
+    again.
 
     Attributes:
         config: the whole configuration.
@@ -68,7 +69,7 @@ class Stages:
         """Takes a whole configuration and the variables of its model (see `checkpoints.weights`).
 
         Raises:
-            ValueError: the configuration is of no model.
+            ValueError: the configuration describes no model.
         """
         self._build(config)
         self._shapes = _shapes(variables)
@@ -95,8 +96,8 @@ class Stages:
         self._run_dense = jax.jit(self._apply_dense)
 
     def _fold(self, variables: Variables) -> tuple[Variables, Array | None]:
-        """Makes the variables that run and the surface kernel from those of the whole model."""
-        # On the host, wherever they were: they may be spread over the devices of a training.
+        """Makes the folded variables and the surface kernel from the whole model's variables."""
+        # To the host: they may be sharded over the devices of a training run.
         variables = jax.tree.map(np.asarray, _collections(variables))
         kernel = self._synthesise(_synthesis_params(variables["params"]))
         return fold_norms(self.config.model, _without_transfer(variables)), kernel
@@ -107,11 +108,11 @@ class Stages:
         self.surface_kernel = None if surface_kernel is None else _to_device(surface_kernel)
 
     def replace_variables(self, variables: Variables) -> None:
-        """Gives the programs other weights; nothing is compiled again.
+        """Replaces the weights; nothing is compiled again.
 
         Args:
-            variables: of the same model, on the host or on any devices. They are copied: whoever
-                trains them may change them afterwards.
+            variables: of the same model, on the host or on any devices. They are copied, so
+                training may continue to change its own.
 
         Raises:
             ValueError: they are not of the same names and shapes.
@@ -130,7 +131,7 @@ class Stages:
         host_memory.return_freed()
 
     def detect(self, images: np.ndarray, image_size_hw: np.ndarray) -> tuple[Pyramid, Detections]:
-        """Runs the first stage; the decoder waits until somebody is to be pooled.
+        """Runs the first stage; the decoder runs when people are first pooled.
 
         Args:
             images: uint8 [B, H, W, 3] RGB, zero beyond each image.
@@ -145,9 +146,10 @@ class Stages:
         return Pyramid(levels, lambda levels: self._run_decode(variables, levels)), found
 
     def is_full(self, images: np.ndarray, image_size_hw: np.ndarray) -> bool:
-        """Whether images fill the input, up to the original's own padding: nothing is masked then.
+        """Whether images fill the input up to the original's own padding, so that no mask is
+        needed.
 
-        That is another program than for images that do not; the arguments are those of `detect`.
+        Both cases are different programs; the arguments are those of `detect`.
         """
         multiple = size_multiple(self.model.config)
         padded = -(-image_size_hw // multiple) * multiple
@@ -216,7 +218,7 @@ class Stages:
         return {"config": self.config, "shapes": self._shapes, **jax.device_get(arrays)}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        # A process that was started to predict has no other occasion for it.
+        # A worker process may call nothing else that sets JAX up.
         jax_setup.prepare()
         self._build(state["config"])
         self._shapes = state["shapes"]
@@ -234,7 +236,7 @@ def _to_device(value: Any) -> Array:
 
 
 def _collections(variables: Variables) -> dict[str, Any]:
-    """What of a checkpoint's variables the model has; constants are the configuration's."""
+    """The collections of a checkpoint that the model has; constants come from the configuration."""
     return {name: dict(variables[name]) for name in ("params", "batch_stats") if name in variables}
 
 
@@ -252,7 +254,7 @@ def _synthesis_params(params: Variables) -> dict[str, Any]:
 
 
 def _without_transfer(variables: Variables) -> dict[str, Any]:
-    """Drops what is only needed to synthesise the surface kernel."""
+    """Drops the parameters that are only needed to synthesise the surface kernel."""
     params = dict(variables["params"])
     params["predictor"] = {
         name: value for name, value in params["predictor"].items() if name != "transfer"

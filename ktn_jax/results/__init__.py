@@ -1,1 +1,1 @@
-"""What was found: people, the files that hold them, and pictures of them."""
+"""Results: people found, results files, and pictures of them."""

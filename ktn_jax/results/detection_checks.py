@@ -1,4 +1,4 @@
-"""What a detection in a results file must satisfy."""
+"""Checks of the detections in a results file."""
 
 import base64
 import binascii
@@ -19,16 +19,16 @@ class ResultsError(ValueError):
 
 
 def length_of_pixels(length: float, pixels: int) -> float:
-    """The length closest to `length` that a map of so many pixels stands for."""
+    """The length closest to `length` that truncates to a map of so many pixels."""
     shortest = float(pixels) if pixels > 1 else 0.0
     return float(np.clip(length, shortest, np.nextafter(np.float32(pixels + 1), np.float32(0))))
 
 
 def check_record(where: str, record: Any) -> dict[str, Any]:
-    """Checks a detection's fields and brings it to the layout with `uv_shape` and `uv_data`.
+    """Checks a detection's fields and converts it to the layout with `uv_shape` and `uv_data`.
 
-    The one check of results, whether a file is held in memory or read as a stream. The picture
-    stays encoded, and only its header is looked at: `records.decode_record` finds the rest.
+    All readers of results use it, in memory or as a stream. The picture stays encoded and only its
+    header is checked; `records.decode_record` checks the rest.
 
     Args:
         where: names the record in messages.

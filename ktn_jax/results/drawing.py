@@ -1,4 +1,4 @@
-"""Pictures of what was found: overlays of parts, boxes, scores, keypoints and UV isolines.
+"""Pictures of people found: overlays of parts, boxes, scores, keypoints and UV isolines.
 
 NumPy in, uint8 RGB out. Left and right are the person's own: warm colours are the right side, cool
 ones the left, grey the torso; of a limb's two patches the darker is the back or the inside.

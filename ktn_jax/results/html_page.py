@@ -75,7 +75,7 @@ class Paragraph:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What can be typed, as it stands."""
+    """A command to type."""
 
     text: str
     kind = "command"

@@ -17,7 +17,7 @@ def paste_iuv(
 
     Args:
         people: In any order. Where they overlap, the one with the higher score is in front.
-        image_size_hw: (height, width); what lies outside is cut off.
+        image_size_hw: (height, width); what is outside is cut off.
 
     Returns:
         [H, W, 3] uint8 of I, 255 U, 255 V, all 0 on background; and [H, W] uint8 (uint16 if there
@@ -56,8 +56,8 @@ def _overlap(
 def write_iuv_png(path: str | os.PathLike, iuv: np.ndarray) -> None:
     """Writes a full-size IUV map as an RGB PNG: red is I, green 255 U, blue 255 V.
 
-    OpenCV hands channels out in reverse: what it reads from this file is V, U, I. (The original
-    system's `*_IUV.png` were written by OpenCV and are the other way round.)
+    OpenCV reverses channels: from this file it reads V, U, I. (The original system's `*_IUV.png`
+    were written by OpenCV and have the reverse order.)
 
     Args:
         path: Of the PNG.

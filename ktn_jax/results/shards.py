@@ -1,8 +1,8 @@
 """Writes detections to disk while they are made, so that memory does not grow with the dataset.
 
-Every process appends to a file of its own, one line an image. A run that was stopped is resumed;
-the lines of all processes are merged to one results file in which every image stands once,
-whatever the number of processes was.
+Every process appends to a file of its own, one line an image. A stopped run can be resumed; the
+lines of all processes are merged to one results file that has every image once, whatever the number
+of processes.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ class ResultsWriter:
         run: Mapping[str, Any],
         process_index: int = 0,
     ) -> None:
-        """Opens the shard and finds out which images are done.
+        """Opens the shard and reads which images are done.
 
         Args:
             folder: shared by all processes of the run.
-            run: what made the detections (weights, configuration, data): JSON values. Shards of
-                another run are refused, not continued.
+            run: what the detections depend on (weights, configuration, data), as JSON values.
+                Shards of another run are refused.
             process_index: of this process; one process writes one file.
 
         Raises:
@@ -68,7 +68,7 @@ class ResultsWriter:
             self._handle.flush()
 
     def add(self, image_id: int, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Writes the detections of an image: all of them at once, an image is never added to.
+        """Writes the detections of an image, all of them at once.
 
         Args:
             image_id: of the annotation file.

@@ -1,7 +1,8 @@
 """Reads the entries of a large JSON file one by one.
 
 ijson would read a list twice as fast (0.33 s instead of 0.55 s for results of 265 MB), but does not
-tell where in the file an entry lies, which lets results be scored without holding their pictures.
+tell where in the file an entry is, which is needed to score results without keeping their pictures
+in memory.
 """
 
 import codecs
@@ -27,7 +28,7 @@ def iterate_objects(
     Args:
         path: of the file. At most one chunk, or one object if that is larger, is in memory.
         encoding: "utf-8" where texts matter. Latin-1 maps each byte to one character, so that
-            places in the text are places in the file; what is ASCII is read rightly.
+            positions in the text are positions in the file; only ASCII text is then read correctly.
 
     Yields:
         Offset and length of the object's text, in bytes with Latin-1, and the object.
@@ -103,7 +104,7 @@ class _Window:
                 entry, self.position = decoder.raw_decode(self._text, self.position)
                 return dict(entry)
             except json.JSONDecodeError as error:
-                # An entry that goes on behind the window fails near its end, or in a string.
+                # An entry that is cut by the window fails near its end, or in a string.
                 may_go_on = error.pos > len(self._text) - 64 or "Untermin" in error.msg
                 if not may_go_on or len(self._text) - self.position > _ENTRY_LIMIT:
                     raise JsonStreamError(

@@ -1,1 +1,1 @@
-"""Training: targets, the forward pass with its losses, and the loop around them."""
+"""Training: targets, the forward pass with its losses, the compiled step and the trainer."""

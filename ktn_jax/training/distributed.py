@@ -1,8 +1,8 @@
-"""Devices and processes: the mesh, how arrays lie on it, and how batches reach it.
+"""Devices and processes: the mesh, how arrays are placed on it, and how batches reach it.
 
-One axis, `data`: batches are split over it and parameters lie whole on every device. The transfer
-network of KTN, three quarters of the model, can be split over the same axis instead, with its
-optimizer state: each device then keeps some columns of its kernels.
+One axis, `data`: batches are split over it and parameters are replicated. KTN's transfer network,
+three quarters of the model, can be split over the same axis instead, with its optimizer state: each
+device then keeps some columns of its kernels.
 """
 
 import collections
@@ -19,7 +19,7 @@ Batch = Mapping[str, jax.Array]  # of all processes, on the mesh
 
 AXIS = "data"
 
-# Kernels [in, out] of the transfer's two dense layers, wherever they lie in a state.
+# Kernels [in, out] of the transfer's two dense layers, anywhere in a state.
 _SPLIT = re.compile(r".*predictor/transfer/fc\d/kernel")
 
 
@@ -56,8 +56,7 @@ def make_mesh(num_devices: int = 0) -> Mesh:
         num_devices: how many to use, 0 for all of all processes.
 
     Raises:
-        ValueError: there are not so many, or a part of them is wanted in a run of several
-            processes.
+        ValueError: there are fewer, or a run of several processes asks for a part of them.
     """
     devices = jax.devices()
     number = num_devices or len(devices)
@@ -82,7 +81,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -92,7 +91,7 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def state_shardings(abstract_state: Any, mesh: Mesh, shard_transfer: bool) -> Any:
-    """Decides how each array of a state lies on the mesh.
+    """Decides how each array of a state is placed on the mesh.
 
     Args:
         abstract_state: shapes of a state, any tree.
@@ -136,7 +135,7 @@ def _key(entry: Any) -> Any:
 
 
 def to_mesh(tree: Any, shardings: Any) -> Any:
-    """Puts arrays that every process holds whole onto the mesh."""
+    """Places arrays that every process holds in full on the mesh."""
 
     def put(value: Any, sharding: NamedSharding) -> jax.Array:
         value = np.asarray(value)
@@ -156,14 +155,14 @@ def to_devices(batch: HostBatch, sharding: NamedSharding) -> Batch:
 def prefetch(
     batches: Iterator[HostBatch], sharding: NamedSharding, ahead: int = 2
 ) -> Iterator[Batch]:
-    """Starts copying batches to the devices before they are asked for.
+    """Starts copying batches to the devices ahead of use.
 
     Copies run beside the computation, so no thread is needed: `batches` has its own.
 
     Args:
         batches: this process's rows.
         sharding: from `over_batch`.
-        ahead: batches that wait on the devices.
+        ahead: number of batches that wait on the devices.
 
     Yields:
         Batches in their order.

@@ -3,8 +3,8 @@
     normalise ─ pyramid ─ proposals ─ sampled ROIs ─ box head
                    └──── decoder ─ ROIs with DensePose ─ head ─ predictor (with the transfer)
 
-Crowds are not in a batch and padding is masked, so every image keeps its place: nothing is
-re-indexed, whoever lacks annotations.
+Crowds are not in a batch and padding is masked, so every image keeps its row, whether or not its
+people have annotations.
 """
 
 from collections.abc import Mapping
@@ -102,7 +102,7 @@ def apply(
         batch_stats: of the model; empty where no norm has any.
         batch: a training batch.
         key: PRNG key of the sampling.
-        samples: what to train on instead of sampling.
+        samples: given samples to train on; None draws them.
 
     Returns:
         Everything computed, and the statistics after the batch.
@@ -124,7 +124,7 @@ def _forward(
     pyramid = detector.extract(inputs, image_size_hw if loss.ignore_padding else None, train=True)
     logits, deltas = detector.rpn_head(pyramid.maps, pyramid.sizes)
     anchors = detector.anchors(logits)
-    # Where proposals lie is not differentiated.
+    # No gradient flows through the positions of proposals.
     proposals = detector.proposals_from(
         *lax.stop_gradient((logits, deltas)), pyramid.sizes, image_size_hw, train=True
     )

@@ -1,4 +1,4 @@
-"""What training starts from: nothing, an ImageNet backbone, another model's weights, or our own."""
+"""Initial weights of training: random, an ImageNet backbone, or those of another model."""
 
 import dataclasses
 import os
@@ -22,11 +22,11 @@ class Initial:
     """Variables to start from, and where they came from."""
 
     variables: Variables  # {"params", "batch_stats"}
-    source: str = ""  # empty: all of them were drawn
+    source: str = ""  # empty: all are random
     fit: weights.PartialFit | None = None  # of the source
 
     def report(self) -> list[str]:
-        """Says in lines what was loaded, what is new and what was left; no name is left out."""
+        """Lines that name every array that was loaded, is new, or has no place in the model."""
         if self.fit is None:
             return ["all weights are new: training from scratch"]
         lines = [f"{self.source}: {len(self.fit.arrays)} arrays loaded"]
@@ -56,7 +56,7 @@ def initial_edges(config: ConfigDict) -> dict[str, np.ndarray] | None:
 
 
 def build_trained_model(config: ConfigDict) -> Detector:
-    """Builds the model that a whole configuration trains here, its body graph included."""
+    """Builds the model of a whole configuration for training, its body graph included."""
     compute = Compute.choose(
         config.model.dtype, platform=jax.default_backend(), winograd=config.training.winograd
     )
@@ -73,7 +73,7 @@ def make_initial(config: ConfigDict, source: str | os.PathLike = "") -> Initial:
             scratch.
 
     Returns:
-        The variables: what the source has in the model's shape, and drawn values for the rest.
+        The variables: those that the source has, and random values for the rest.
 
     Raises:
         FileNotFoundError: nothing is at `source`.
@@ -89,8 +89,7 @@ def make_initial(config: ConfigDict, source: str | os.PathLike = "") -> Initial:
 
 
 def _draw(config: ConfigDict) -> Variables:
-    # Not of the model that trains: how it computes decides no initial value, and the plain
-    # definition compiles in less time.
+    # The plain model, not the one that trains: it has the same initial values and compiles faster.
     model = build_model(config.model, graph=initial_edges(config))
     variables = weights.draw_variables(model, config.seed)
     return {name: variables.get(name, {}) for name in ("params", "batch_stats")}

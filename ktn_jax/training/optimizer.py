@@ -1,7 +1,7 @@
 """SGD as detectron2 runs it, or Adam: schedule, clipping, decay by kind of parameter, frozen parts.
 
-Kinds are read off the tree: a module with a `scale` is a norm, and a norm whose statistics keep no
-`count` of batches is a frozen one, which nothing updates.
+Kinds follow from the tree: a module with a `scale` is a norm, and a norm whose statistics have no
+`count` of batches is frozen.
 """
 
 import re
@@ -109,7 +109,7 @@ def label_parameters(params: Tree, batch_stats: Tree, patterns: Sequence[str]) -
 
 
 def decay_factors(params: Tree, config: ConfigDict) -> Tree:
-    """Finds the weight decay of each parameter.
+    """Chooses the weight decay of each parameter.
 
     Args:
         params: of a model, or their shapes.
@@ -139,7 +139,7 @@ def make_optimizer(
     """Makes the optimizer of a configuration.
 
     The order is the reference's: clip the gradient, add the decay, accumulate the momentum, then
-    scale by the rate of the step, so that a change of rate acts at once.
+    scale by the learning rate of the step, so that a change of the rate acts at once.
 
     Args:
         config: a whole configuration.
@@ -157,7 +157,8 @@ def make_optimizer(
         raise ValueError(f"optimizer.name {settings.name!r}: one of {list(OPTIMIZERS)}")
     decay = _decay(settings, params)
     if settings.name == "adam":
-        # The decay is decoupled: adaptive moments would undo it (Loshchilov and Hutter, 2019).
+        # Decoupled: as a part of the gradient, the adaptive moments would cancel the decay
+        # (Loshchilov and Hutter, 2019).
         momenta = {"b1": settings.momentum, "b2": settings.second_momentum}
         rule = [
             optax.scale_by_adam(**momenta, nesterov=settings.nesterov),
@@ -176,10 +177,11 @@ def make_optimizer(
 
 
 def _slow_wide_kernels(full_rate_inputs: int) -> optax.GradientTransformation:
-    """Bounds what a step changes in a unit's output.
+    """Scales down the updates of wide kernels, so that no unit's output changes too much in a step.
 
-    Adam moves every weight alike, so that a unit moves with the number of its inputs: a rate that
-    suits a convolution is too high for the thousands of a dense layer (Yang et al., 2021).
+    Adam moves every weight by about the learning rate, so a unit's output changes in proportion to
+    its number of inputs: a rate that suits a convolution is too high for a dense layer with
+    thousands of inputs (Yang et al., 2021).
     """
     if not full_rate_inputs:
         return optax.identity()
@@ -226,7 +228,7 @@ def _decay_where(value: float, mask: Tree) -> optax.GradientTransformation:
     wanted = _flatten(mask)
 
     def only(params: Any) -> Any:
-        # What arrives lacks the frozen parameters: look paths up instead of zipping trees.
+        # The updates lack the frozen parameters: look paths up instead of zipping trees.
         return jax.tree_util.tree_map_with_path(
             lambda path, _: wanted["/".join(entry.key for entry in path)], params
         )

@@ -1,4 +1,4 @@
-"""What a run says while it trains: lines above its progress bar, and files of metrics."""
+"""Reports of a training run: lines above its progress bar, and files of metrics."""
 
 import os
 import time
@@ -65,13 +65,13 @@ class RunLog:
             self._progress.say(text)
 
     def begin_step(self, image_shape: tuple[int, ...]) -> None:
-        """Says that the step is compiled where images [B, H, W, 3] of a new size come."""
+        """Reports that the step is compiled, where images [B, H, W, 3] have a new size."""
         if len(image_shape) == 4 and image_shape not in self._seen_shapes:
             self.say(f"compiling the step for images of {image_shape[1]} x {image_shape[2]}")
         self._seen_shapes.add(image_shape)
 
     def end_step(self, metrics: StepMetrics) -> None:
-        """Counts a step that has ended, whose metrics are on the host; reports now and then."""
+        """Counts a step that has ended, whose metrics are on the host; reports if it is time."""
         self.steps += 1
         if not self._has_started:
             self.say(f"the first step ended after {time.perf_counter() - self._started:.1f} s")
@@ -84,7 +84,7 @@ class RunLog:
             self.report()
 
     def report(self) -> None:
-        """Shows and writes the means since the last time, if there are any."""
+        """Shows and writes the means since the last report, if there are any."""
         values = self._since_report.take()
         if not values:
             return
@@ -93,13 +93,13 @@ class RunLog:
         self._write(values)
 
     def take_loss(self) -> dict[str, float]:
-        """The mean `loss` since the last time, as a checkpoint keeps it; empty without a step."""
+        """The mean `loss` since the last call, for a checkpoint; empty without a step."""
         means = self._since_save.take()
         return {"loss": means["loss"]} if means else {}
 
     @contextmanager
     def evaluation(self) -> Iterator[dict[str, float]]:
-        """Reports the scores that are put into what it yields; their time is not training's."""
+        """Reports the scores that its block fills in; the block's time is not training time."""
         scores: dict[str, float] = {}
         start = time.perf_counter()
         with self._speed.paused():

@@ -1,4 +1,4 @@
-"""Everything that a training step changes: the one thing that checkpoints hold."""
+"""Everything that a training step changes, which is what checkpoints hold."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +16,8 @@ Tree = Mapping[str, Any]
 class TrainState:
     """State between two steps.
 
-    The random numbers of a step follow from `rng` and `step`, and so does the batch that the data
-    pipeline makes: a state says all there is to say about where a run stands.
+    The random numbers of a step and its batch follow from `rng` and `step`, so a run can be resumed
+    from a state alone.
     """
 
     step: Array  # int32 [], steps taken, and the position in the data
@@ -50,7 +50,7 @@ def create_state(
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(params),
-        # A copy: the step donates both.
+        # A copy: the step donates the memory of both.
         ema_params=jax.tree.map(jnp.copy, params) if has_ema else {},
         rng=jax.random.key_data(jax.random.key(seed)),
         is_finite=jnp.ones((), jnp.bool_),

@@ -1,4 +1,4 @@
-"""One training step: all that is compiled."""
+"""The compiled training step."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ LossFn = Callable[..., tuple[Array, tuple[Mapping[str, Array], Mapping[str, Any]
 
 @flax.struct.dataclass
 class StepMetrics:
-    """What a step tells the host, scalars but for the image ids; whole on every device."""
+    """The metrics of a step, replicated; scalars except for the image ids."""
 
     total: Array
     losses: Mapping[str, Array]
@@ -39,7 +39,7 @@ def make_train_step(
     shardings: Any,
     ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """Compiles the step of a run, when it first sees a batch of a shape.
+    """Makes the jitted step of a run, compiled for each shape of batches.
 
     Args:
         loss_fn: what is minimised, over the global batch.

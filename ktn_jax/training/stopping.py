@@ -19,14 +19,14 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """Notes the first SIGTERM or SIGINT instead of dying of it, and says so at once.
+    """Records the first SIGTERM or SIGINT and reports it at once.
 
-    A second one does what it does without this: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the
-    process. Only the main thread can set handlers; elsewhere nothing is noted.
+    A second signal has its default effect: Ctrl-C raises KeyboardInterrupt, SIGTERM ends the
+    process. Only the main thread can set handlers; in other threads nothing is recorded.
     """
 
     def __init__(self) -> None:
-        """Notes nothing until it is entered."""
+        """Sets no handler until it is entered."""
         self.is_set = False
         self._before: dict[int, Any] = {}
 
@@ -57,11 +57,11 @@ class StopSignal:
 
 
 class StopVote:
-    """Lets all processes of a run stop after the same step, else some would wait forever.
+    """Makes all processes of a run stop after the same step; otherwise some would wait forever.
 
-    Of one process, `is_agreed` is set as soon as the signal has arrived: the step under way is the
-    last. Of several, each votes after it has begun a step, through a program of its own that the
-    devices run behind the step's, and the host reads the result together with the metrics of that
+    With one process, `is_agreed` is true as soon as the signal arrives: the step under way is the
+    last. With several, each process votes after it has begun a step, in a small program that the
+    devices run after the step's, and the host reads the result together with the metrics of that
     step. So nothing waits, and all stop `behind` steps after the one that was begun when the first
     of them was signalled.
     """
@@ -77,11 +77,11 @@ class StopVote:
 
     @property
     def is_agreed(self) -> bool:
-        """Whether all processes are to stop now."""
+        """Whether all processes stop now."""
         return self._signal.is_set if self._is_alone else self._is_agreed
 
     def vote(self) -> None:
-        """Says whether this process was asked to stop. Every process calls it in every step."""
+        """Votes whether this process was asked to stop. Every process calls it in every step."""
         if not self._is_alone:
             own = np.full(jax.local_device_count(), self._signal.is_set)
             flags = distributed.to_devices({"stop": own}, self._sharding)["stop"]

@@ -1,4 +1,4 @@
-"""What a training step learns from: anchors, proposals and people, labelled and sampled.
+"""Training targets: anchors, proposals and people, labelled and sampled.
 
 B images, G people an image (padded), A anchors, S sampled ROIs, K ROIs of the DensePose branch.
 Boxes are xyxy float32 in pixels of the padded network input. Everything random takes a key, and
@@ -27,12 +27,12 @@ class People:
 
     boxes: Array  # [B, K, 4]
     gt_index: Array  # int32 [B, K] the person each matched
-    weight: Array  # [B, K] 0 for padding; above 1 where some stand for others
+    weight: Array  # [B, K] 0 for padding; above 1 for ROIs that represent others too
 
 
 @flax.struct.dataclass
 class Samples:
-    """All that a training step draws at random; fixed samples replay a step."""
+    """Everything that a training step draws at random; fixed samples repeat a step exactly."""
 
     anchors: AnchorTargets
     rois: RoiTargets
@@ -40,7 +40,7 @@ class Samples:
 
 
 def usable_people(batch: Batch) -> Array:
-    """Marks the people who train anything, bool [B, G]: not padding, and with a box to find."""
+    """Marks the people who can be trained on, bool [B, G]: not padding, and with a box."""
     return batch["is_valid"] & (box_ops.box_area(batch["boxes"]) > 0)
 
 
@@ -61,7 +61,7 @@ def label_anchors(
         anchors: [A, 4] of all levels.
         batch: a training batch.
         iou_thresholds: background below the first, person from the second.
-        num_samples: anchors an image.
+        num_samples: anchors per image.
         positive_fraction: the largest part of them that may be people.
         is_usable: bool [B, A], anchors that may train; None for all.
 
@@ -111,7 +111,7 @@ def sample_rois(
         key: PRNG key.
         proposals: of the network in training.
         batch: a training batch.
-        iou_threshold: a proposal is a person from here on.
+        iou_threshold: IoU from which a proposal is foreground.
         num_samples: S.
         positive_fraction: the largest part of S that may be people.
 
@@ -157,13 +157,13 @@ def choose_people(
 ) -> People:
     """Chooses the ROIs of the DensePose branch.
 
-    Where more qualify than fit, a random subset is weighted up to stand for all: sums keep their
-    expectation.
+    Where more qualify than fit, a random subset represents all, with weights that keep the
+    expectation of sums.
 
     Args:
         key: PRNG key.
         rois: sampled for the box head.
-        has_annotation: bool [B, G], people who have something to teach the branch.
+        has_annotation: bool [B, G], people with annotations for the branch.
         iou_threshold: an ROI qualifies if it overlaps its person more than this.
         number: K; cut to the number of ROIs.
 
@@ -218,7 +218,7 @@ def _require_masks(batch: Batch) -> None:
 
 
 def densepose_targets(people: People, batch: Batch) -> DensePoseTargets:
-    """Lays the annotations of each ROI's person beside it.
+    """Gathers the annotations of each ROI's person.
 
     Args:
         people: from `choose_people`.

@@ -1,4 +1,4 @@
-"""What a run says of itself: means of its losses, to files and to a progress line."""
+"""Metrics of a training run: means of losses, files, and a progress line."""
 
 import collections
 import contextlib
@@ -29,8 +29,8 @@ class MetricsWriter:
 
         Args:
             workdir: the folder; made if it is not there.
-            first_step: the run starts after this many steps. Lines of later ones, by a run that was
-                killed, are removed: the steps are taken anew.
+            first_step: the run starts after this many steps. Lines of later steps, of a run that
+                was killed, are removed: these steps are repeated.
         """
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class MetricsWriter:
 
 @contextlib.contextmanager
 def _hidden(module: str) -> Iterator[None]:
-    """Makes a module seem not to be installed, unless it is loaded already."""
+    """Makes a module seem not installed, unless it is imported already."""
     if module in sys.modules:
         yield
         return
@@ -73,7 +73,7 @@ def _open_events(folder: pathlib.Path, purge_step: int | None) -> Any:
 
     Args:
         folder: made if it is not there.
-        purge_step: TensorBoard drops what older files say from this step on.
+        purge_step: TensorBoard drops values of older files from this step on.
 
     Returns:
         A tensorboardX.SummaryWriter.
@@ -82,8 +82,8 @@ def _open_events(folder: pathlib.Path, purge_step: int | None) -> Any:
     # MiB, and its CUDA libraries beside JAX's.
     with _hidden("torch"):
         from tensorboardX import SummaryWriter
-    # The library's names differ by the second: a run that is killed and restarted within one would
-    # write over its own file.
+    # The library's file names have the second: a run that is killed and restarted within a second
+    # would overwrite its own file.
     suffix = f".{os.getpid()}.{time.monotonic_ns()}"
     return SummaryWriter(
         str(folder), purge_step=purge_step, filename_suffix=suffix, flush_secs=_FLUSH_SECONDS
@@ -126,7 +126,7 @@ class Averages:
             self._sums[name] += value
 
     def take(self) -> dict[str, float]:
-        """Returns the means by name and starts anew; empty without a step."""
+        """Returns the means by name and resets them; empty without a step."""
         means = {name: total / self._count for name, total in self._sums.items()}
         self.__init__()
         return means
@@ -142,7 +142,7 @@ def scalars(metrics: StepMetrics) -> dict[str, float]:
 
 
 class Speed:
-    """Images a second since it was last asked."""
+    """Images per second since the last call."""
 
     def __init__(self) -> None:
         """Starts the clock."""
@@ -155,13 +155,13 @@ class Speed:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stops the clock for what is not training."""
+        """Stops the clock while the block runs."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
 
     def take(self) -> float:
-        """Returns images a second and starts anew."""
+        """Returns images per second and restarts the clock."""
         now = time.perf_counter()
         rate = self._images / max(now - self._start, 1e-9)
         self._start, self._images = now, 0

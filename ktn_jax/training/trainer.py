@@ -1,7 +1,7 @@
 """A training run: restore or begin, step, report, evaluate, save, stop.
 
-The host runs a few steps ahead of the devices and never waits for a step to end: it reads what a
-step says only when later ones are under way.
+The host runs a few steps ahead of the devices and never waits for a step to end: it reads the
+metrics of a step only when later steps are under way.
 """
 
 import collections
@@ -36,11 +36,11 @@ from ktn_jax.training.step import LossFn, StepMetrics, make_train_step
 from ktn_jax.training.stopping import StopSignal, StopVote
 
 Variables = Mapping[str, Any]
-# From variables on one device of this process to scores by name. Every process calls it in the
+# Maps variables on one device of this process to scores by name. Every process calls it after the
 # same step, with the same values, and must get the same scores.
 Evaluate = Callable[[Variables], Mapping[str, float]]
 
-_STEPS_BEHIND = 2  # how far the host's reading lags behind what it has begun
+_STEPS_BEHIND = 2  # steps that are begun before the metrics of one are read
 _COLLECTIONS = ("params", "batch_stats")
 
 
@@ -48,12 +48,12 @@ class NonFiniteError(ArithmeticError):
     """A loss or a gradient was NaN or infinite; nothing of that step is in the weights."""
 
     def __init__(self, step: int, metrics: StepMetrics, checkpoint: int | None):
-        """Words the message.
+        """Makes the message.
 
         Args:
             step: the number of steps taken before.
             metrics: of the step, on the host.
-            checkpoint: step of the last one, None without any.
+            checkpoint: step of the last checkpoint, None without any.
         """
         self.step = step
         self.losses = {name: float(value) for name, value in sorted(metrics.losses.items())}
@@ -77,7 +77,7 @@ class TrainingEnd:
 
 
 class Trainer:
-    """The state of a run, its compiled step and its checkpoints.
+    """A training run: its state, its compiled step and its checkpoints.
 
         with Trainer(config, workdir, loss_fn, abstract, initialise) as trainer:
             trainer.fit(batches_from)  # or trainer.step(batch), trainer.save()
@@ -108,8 +108,8 @@ class Trainer:
             loss_fn: loss_fn(params, batch_stats, batch, key) -> (total, (losses by name, new
                 batch_stats)) over the global batch.
             abstract: shapes of the {"params", "batch_stats"} that train.
-            initialise: makes them to begin with, of NumPy or JAX; not called to resume from a
-                checkpoint.
+            initialise: makes the initial values, NumPy or JAX arrays; not called when a checkpoint
+                is resumed from.
 
         Raises:
             CheckpointError: the last checkpoint is damaged or of another model.
@@ -179,12 +179,12 @@ class Trainer:
             batch: this process's rows, of NumPy, or the global batch on the mesh.
 
         Returns:
-            The metrics, on the devices. Where `is_finite` is False the state has not changed, and
-            will not by further steps.
+            The metrics, on the devices. If `is_finite` is False, this and later steps do not change
+            the state.
         """
         if not all(isinstance(rows, jax.Array) for rows in batch.values()):
             batch = distributed.to_devices(batch, distributed.over_batch(self.mesh))
-        # Nothing may travel unasked: it would wait for the devices.
+        # No implicit transfers: they would wait for the devices.
         with jax.transfer_guard("disallow"):
             self.state, metrics = self.train_step(self.state, batch)
         self.steps_taken += 1
@@ -194,13 +194,13 @@ class Trainer:
         """Saves the state in the background, unless that of this step is saved already.
 
         Args:
-            metrics: by which the best checkpoint is chosen: see `Checkpoints`.
+            metrics: to choose the best checkpoint by, see `Checkpoints`.
         """
         record = RunRecord(config=_as_json(self.config), data_position=self.steps_taken)
         self.checkpoints.save(self.state, self.steps_taken, record, metrics or {})
 
     def variables(self) -> Variables:
-        """The model as it is evaluated and exported, on one device of this process.
+        """The weights to evaluate or export, on one device of this process.
 
         Returns:
             {"params", "batch_stats"}, params being the running average where one is kept. They may
@@ -217,7 +217,7 @@ class Trainer:
     ) -> TrainingEnd:
         """Trains until `config.total_steps`, or until a signal asks all processes to stop.
 
-        SIGTERM and Ctrl-C save and return after the step under way, or, of several processes, a few
+        SIGTERM and Ctrl-C save and return after the step under way, or with several processes a few
         steps later (see `StopVote`); an evaluation under way ends first. The second signal aborts.
 
         Args:
@@ -229,7 +229,7 @@ class Trainer:
             How it ended. The state is saved.
 
         Raises:
-            NonFiniteError: the losses left the finite numbers.
+            NonFiniteError: a loss or a gradient is not finite.
             ValueError: the batches ended, or the scores lack `training.best_metric`.
         """
         config, total = self.config, self.config.total_steps
@@ -275,7 +275,7 @@ class Trainer:
         )
 
     def _batches(self, batches_from: Callable[[int], Iterator[HostBatch]]) -> Iterator[Batch]:
-        """Batches on the devices, a few ahead; closing it ends whatever makes them."""
+        """Batches on the devices, a few ahead; closing the iterator also closes the loader's."""
         if self.steps_taken < self.config.total_steps:
             sharding = distributed.over_batch(self.mesh)
             yield from distributed.prefetch(batches_from(self.steps_taken), sharding)
@@ -320,7 +320,7 @@ class Trainer:
 
 
 def make_detector_trainer(config: ConfigDict, workdir: str | os.PathLike) -> Trainer:
-    """Makes the trainer of a configuration's detector, which starts from `training.weights`."""
+    """Makes the trainer of a configuration's detector; `training.weights` initialises it."""
     model = initialisation.build_trained_model(config)
 
     def initialise() -> Variables:
@@ -338,7 +338,7 @@ def _is_due(step: int, every: int, is_last: bool = False) -> bool:
 
 
 def _as_json(config: ConfigDict) -> dict[str, Any]:
-    """The configuration as JSON would give it back: lists for tuples."""
+    """The configuration with JSON's types: lists for tuples."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
