@@ -1,8 +1,8 @@
 """DensePose-COCO annotations as typed records.
 
-Frames: boxes are xywh in pixels of the original image, measured from its top-left corner.
-Keypoints are as in the file, which counts pixels: 0 is the middle of the first one. DensePose
-points lie on a 256x256 grid over the person's box: x_image = box_x + x * box_width / 256.
+Frames: boxes are xywh in pixels of the original image, measured from its top-left corner. Keypoints
+are as in the file, which counts pixels: 0 is the middle of the first one. DensePose points are on a
+256x256 grid over the person's box: x_image = box_x + x * box_width / 256.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class ImageRecord:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFacts:
-    """What batches are planned from before any image is read."""
+    """The facts about images from which batches are planned, before any image is read."""
 
     sizes_hw: np.ndarray  # [N, 2] int32 height, width
     people: np.ndarray  # [N] int32 people who train the detector: crowd regions do not count
@@ -81,17 +81,17 @@ class SkipCounts:
     """How many records were left out because they were bad."""
 
     images: int = 0
-    people: int = 0  # annotations, those of the images left out included
-    densepose: int = 0  # people who stayed, without their DensePose
+    people: int = 0  # annotations, including those of images that were left out
+    densepose: int = 0  # people who were kept without their DensePose
 
     @property
     def total(self) -> int:
-        """Records left out or cut down."""
+        """Records left out, or kept without their DensePose."""
         return self.images + self.people + self.densepose
 
 
 class ImageSequence(Sequence[ImageRecord]):
-    """Image records made when they are asked for.
+    """Image records, parsed on demand.
 
     Decoded part masks take 64 kB a person: those of all of DensePose-COCO would fill 2.5 GB.
     """
@@ -128,7 +128,7 @@ class ImageSequence(Sequence[ImageRecord]):
             yield image, [clean_person(raw, dense) for raw, dense in people]
 
     def facts(self) -> ImageFacts:
-        """Reads what a loader must know beforehand, without decoding a mask."""
+        """Collects the facts of all images, without decoding a mask."""
         sizes = [(image["height"], image["width"]) for image in self._images]
         trainable = [
             [pair for pair in people if not pair[0].get("iscrowd")] for people in self._people
@@ -169,8 +169,8 @@ def parse_dataset(
     Args:
         source: path of the JSON file, or what it holds.
         on_bad: "raise" stops at a file with errors, naming them; "skip" leaves bad records out.
-        max_skipped_fraction: with "skip", the share of records above which the file is refused: a
-            file that is mostly bad is another format, not a file with slips.
+        max_skipped_fraction: with "skip", the share of bad records above which the file is refused:
+            it probably has another format.
         images_dir: where given, images are read too, and missing or broken ones are bad records.
 
     Returns:
@@ -229,15 +229,15 @@ def decode_part_mask(dp_masks: Sequence[Any]) -> np.ndarray:
 
 
 def clean_person(raw: Mapping[str, Any], with_densepose: bool = True) -> dict[str, Any]:
-    """Brings one annotation that passed `record_checks` to one form.
+    """Normalises an annotation that passed `record_checks`.
 
     Args:
         raw: the annotation as JSON gave it.
         with_densepose: False leaves `dp_*` out.
 
     Returns:
-        Its fields, without those that are null or empty. `area` and `iscrowd` are always there: a
-        missing area is the box's. All of `dp_*` are there, or none.
+        Its fields, without those that are null or empty. `area` and `iscrowd` are always set: a
+        missing area is the box's. Either all of `dp_*` are set or none.
     """
     _, _, width, height = raw["bbox"]
     cleaned = {"iscrowd": 0, "area": float(width * height)}

@@ -1,7 +1,6 @@
 """Validates datasets in the DensePose-COCO format and names every bad record.
 
-`check_dataset` decides what is usable, and the parser in `annotations` takes exactly that: there is
-no second opinion.
+`check_dataset` decides what is usable, and the parser in `annotations` uses exactly that.
 """
 
 import collections
@@ -23,16 +22,16 @@ from ktn_jax.data_pipelines.coco.findings import DENSEPOSE_KINDS, KINDS, Collect
 from ktn_jax.data_pipelines.coco.json_values import is_integer
 
 SECTIONS = ("images", "annotations", "categories")
-PERSON = "person"  # the category that is judged and used
+PERSON = "person"  # the category that is checked and used
 
 
 @dataclasses.dataclass(frozen=True)
 class AnnotationReport:
-    """What a file holds and what is wrong with it.
+    """The contents of an annotation file and the findings about it.
 
-    The three sets are positions in the file's lists. A record is in one if it has an error: an
-    annotation also if its image is bad. `bad_densepose` are people whose `dp_*` alone is wrong:
-    they stay, as people without DensePose.
+    The three sets are positions in the file's lists, of records with an error. An annotation is
+    also bad if its image is. `bad_densepose` are people of whom only `dp_*` is wrong: they are kept
+    as people without DensePose.
     """
 
     file: str
@@ -100,7 +99,7 @@ def check_file(
         images_dir: folder that `file_name` is relative to; None leaves the images unread.
 
     Returns:
-        The report. What is wrong is in it, never raised.
+        The report. Errors in the file are reported, not raised.
     """
     raw, finding = load_json(path)
     if finding is not None:
@@ -137,7 +136,8 @@ def _decode(content: bytes) -> Any:
     try:
         return orjson.loads(content)  # in less than half the time
     except orjson.JSONDecodeError:
-        # It refuses NaN, of which the record is to be named, and its messages lack the place.
+        # It refuses NaN, for which a finding must name the record, and its messages lack the
+        # position.
         return json.loads(content)
     finally:
         if was_enabled:
@@ -155,7 +155,7 @@ def check_dataset(
         images_dir: folder that `file_name` is relative to; None leaves the images unread.
 
     Returns:
-        The report. What is wrong is in it, never raised.
+        The report. Errors in the file are reported, not raised.
     """
     top = Collector(file, "(file)")
     categories, people = _check_top(raw, top)
@@ -192,7 +192,8 @@ def check_image_bytes(content: bytes, height: int, width: int) -> tuple[str, str
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
-            # The size that people see and annotate, which a camera's EXIF note may have turned.
+            # The size of the photo as it is shown and annotated: EXIF orientation may swap the
+            # sides.
             found = ImageOps.exif_transpose(image).size[::-1]
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         return "image_unreadable", str(error)
@@ -236,7 +237,7 @@ def _check_top(raw: Any, found: Collector) -> tuple[set[int], set[int]]:
     categories = [c for c in raw["categories"] if isinstance(c, Mapping)]
     for category in categories:
         name, number = category.get("name"), category.get("id")
-        # Whatever the one category is called, it is what is there.
+        # The only category is that of people, whatever its name.
         is_person = name == PERSON or len(categories) == 1
         if is_integer(number):
             known[number] = name
@@ -291,7 +292,7 @@ def _check_annotations(
     sound = find_sound_masks(annotations)
     for position, raw in enumerate(annotations):
         if is_of_category(raw, others):
-            continue  # not ours to judge
+            continue  # of another category
         found = Collector(file, record_checks.record_name("annotations", position, raw))
         record_checks.check_annotation(raw, sizes, categories, found, position in sound)
         if has_id(raw):

@@ -1,4 +1,4 @@
-"""What a person's DensePose annotation must satisfy."""
+"""Checks of a person's DensePose annotation."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ DENSEPOSE_POINT_KEYS = ("dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
 DENSEPOSE_KEYS = (*DENSEPOSE_POINT_KEYS, "dp_masks")
 
 
-_BLOCK = 32  # annotations whose masks are looked at together
+_BLOCK = 32  # annotations whose masks are checked together
 _LOWEST = np.zeros((5, 1))
 _HIGHEST = np.array([[PART_GRID], [PART_GRID], [parts.NUM_PATCHES], [1], [1]])
 
 
 def has_densepose(raw: Mapping[str, Any]) -> bool:
-    """Whether an annotation carries anything of DensePose, complete or not."""
+    """Whether an annotation has any DensePose field, complete or not."""
     for key in DENSEPOSE_POINT_KEYS:
         if not is_absent(raw.get(key)):
             return True
@@ -38,7 +38,7 @@ def find_sound_masks(annotations: Sequence[Any]) -> set[int]:
 
     Returns:
         Positions of annotations in whose `dp_masks` every mask can be decoded. The others have
-        none, are of another form, or stand near one that is damaged: each is to be looked at.
+        none, have another form, or were checked together with a damaged one: check them one by one.
     """
     sound: set[int] = set()
     for start in range(0, len(annotations), _BLOCK):

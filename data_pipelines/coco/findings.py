@@ -1,4 +1,4 @@
-"""What can be wrong with a DensePose-COCO file, and how it is told."""
+"""The kinds of errors in a DensePose-COCO file, and their messages."""
 
 import dataclasses
 
@@ -34,11 +34,11 @@ KINDS: dict[str, str] = {
     "keypoints_not_finite": "keypoints hold NaN or infinity",
     "keypoint_visibility": "a keypoint's visibility is outside 0..2",
     "keypoint_confidence": "a visibility is a fraction, read as labelled from 0.2 on",
-    "keypoint_outside": "a labelled keypoint lies outside its image",
+    "keypoint_outside": "a labelled keypoint is outside its image",
     "keypoint_count": "num_keypoints differs from the number of labelled keypoints",
     "polygon_length": "a polygon is not three or more x, y pairs",
     "polygon_not_finite": "a polygon holds NaN or infinity",
-    "polygon_outside": "a polygon lies further from its image than the image is large",
+    "polygon_outside": "a polygon is further from its image than the image is large",
     "segmentation_rle": "a run-length segmentation has the wrong size or cannot be decoded",
     "densepose_incomplete": "some dp_ keys hold something and others are missing or empty",
     "densepose_type": "a dp_ value is not a list of numbers",
@@ -65,7 +65,7 @@ DENSEPOSE_KINDS = frozenset(list(KINDS)[list(KINDS).index("densepose_incomplete"
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing wrong: which file, which record in it, which field, and what."""
+    """One error: its file, record and field, and what is wrong."""
 
     kind: str  # a key of KINDS
     file: str
@@ -92,6 +92,6 @@ class Collector:
     findings: list[Finding] = dataclasses.field(default_factory=list)
 
     def add(self, kind: str, field: str, message: str) -> None:
-        """Notes one finding; KeyError on a kind that KINDS does not explain."""
+        """Adds a finding; KeyError for a kind that is not in KINDS."""
         KINDS[kind]
         self.findings.append(Finding(kind, self.file, self.record, field, message))

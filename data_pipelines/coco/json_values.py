@@ -1,4 +1,4 @@
-"""Questions to a value that came from a JSON file."""
+"""Checks and conversions of JSON values."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ _CONTAINERS = {list, tuple, dict}
 
 
 def is_absent(value: Any) -> bool:
-    """Whether the value of an optional field says that there is none: null or empty."""
+    """Whether an optional field's value means that the field is missing: null or empty."""
     return value is None or (not value and type(value) in _CONTAINERS)
 
 

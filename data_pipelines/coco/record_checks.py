@@ -1,6 +1,6 @@
-"""What one record of a DensePose-COCO file must satisfy, and what is said when it does not.
+"""Checks of single records of a DensePose-COCO file.
 
-A field that need not be there may also be null or empty, which means the same.
+Optional fields may be missing, null or empty, which means the same.
 """
 
 import math
@@ -18,17 +18,17 @@ from ktn_jax.data_pipelines.coco.json_values import is_absent, is_integer, is_nu
 
 MAX_IMAGE_ID = 2**31 - 1  # image ids travel as int32
 MAX_ANNOTATION_ID = 2**63 - 1
-_MAX_SIDE = 1 << 16  # pixels; no format of ours holds larger pictures
+_MAX_SIDE = 1 << 16  # pixels; JPEG and our formats hold no larger pictures
 
 # UltraPose writes a confidence for the visibility; its own loader counts keypoints from here on.
 MIN_KEYPOINT_CONFIDENCE = 0.2
 
-# Boxes and keypoints come rounded, and keypoints as pixel indices: a pixel over is no mistake.
+# Boxes and keypoints are rounded, and keypoints are pixel indices: a pixel over is no error.
 _BORDER_TOLERANCE = 1.0
 
 
 def record_name(section: str, position: int, raw: Any) -> str:
-    """Names a record by its id, or by its place where it has no usable id."""
+    """Names a record by its id, or by its position where it has no usable id."""
     if isinstance(raw, Mapping) and is_integer(raw.get("id")):
         return f"{section.removesuffix('s')} {raw['id']}"
     return f"{section}[{position}]"
@@ -95,7 +95,7 @@ def check_annotation(
     found: Collector,
     has_sound_masks: bool = False,
 ) -> None:
-    """Checks one entry of `annotations`: one of a person, or one that does not say what it is of.
+    """Checks one entry of `annotations`, of a person or without a valid category.
 
     Args:
         raw: the entry as JSON gave it.
@@ -223,10 +223,10 @@ def _check_segmentation(value: Any, size_hw: tuple[int, int], found: Collector) 
 
 
 def _is_near(points: np.ndarray, size_hw: tuple[int, int]) -> bool:
-    """Whether points [N, 2] (x, y) lie no further outside an image than it is large.
+    """Whether points [N, 2] (x, y) are no further outside an image than it is large.
 
-    Outlines that leave their image by a little are common. Drawing takes memory by the length of
-    the outline: one that reaches to 1e9 is a slip, and would end the process.
+    Outlines that leave their image by a little are common. Drawing takes memory in proportion to
+    the length of the outline: a coordinate of 1e9 would end the process.
     """
     limit = max(size_hw)
     return bool((points >= -limit).all() and (points <= 2 * limit).all())

@@ -4,8 +4,8 @@ A mask is a list of run lengths in column-major order, background first. Files h
 list of integers or packed in a string: six bits a character, five of value and one "more follows",
 and from the fourth run on the difference to the run two before.
 
-pycocotools decodes the same masks but writes past its buffer, or does not end, when the runs do not
-fit the size: it may only be given what was checked here.
+pycocotools decodes the same masks but writes past its buffer, or does not terminate, when the runs
+do not fit the size: pass it only masks that were checked here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,14 +57,14 @@ def _run_list(counts: Any) -> np.ndarray:
 
 
 def _unpack(packed: bytes, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Unpacks the runs of masks whose strings stand one behind the other.
+    """Unpacks the runs of masks whose strings are concatenated.
 
     Args:
         packed: all strings.
-        lengths: of each mask's, in characters; zero only for the one and only mask.
+        lengths: of each mask's string, in characters; zero only if there is just one mask.
 
     Returns:
-        The runs of all masks, and the place of each mask's first run among them.
+        The runs of all masks, and the index of each mask's first run.
 
     Raises:
         RleError: as `decode_counts`.
@@ -88,7 +88,7 @@ def _unpack(packed: bytes, lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarr
 
 
 def _long_runs(characters: np.ndarray, ends: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Reads runs of several characters, from behind `before` to `ends`."""
+    """Reads runs of several characters, from after `before` to `ends`."""
     sizes = ends - before
     longest = int(sizes.max(initial=0))
     if longest > _MAX_CHARACTERS:
@@ -106,7 +106,7 @@ def _sum_differences(steps: np.ndarray, firsts: np.ndarray) -> np.ndarray:
     """From a mask's fourth run on, a step is the difference to the run two before."""
     runs = steps.copy()
     for parity in (0, 1):
-        # Summed over the masks' bounds; what the masks before have added comes off again.
+        # Sums across all masks; the sum of the masks before is subtracted again.
         chain = runs[parity::2]
         np.cumsum(chain, out=chain)
     before = np.stack([runs[firsts], np.where(firsts > 0, runs[firsts - 1], 0)])
@@ -139,7 +139,7 @@ def decode_rle(rle: Mapping[str, Any], size_hw: tuple[int, int] | None = None) -
 
 
 def check_rle(rle: Mapping[str, Any], size_hw: tuple[int, int] | None = None) -> None:
-    """Does what `decode_rle` does, except for drawing the mask."""
+    """Checks a mask as `decode_rle` does, without decoding it."""
     _checked_runs(rle, size_hw)
 
 
@@ -157,11 +157,11 @@ def are_packed_masks(rles: Iterable[Any], size_hw: tuple[int, int]) -> bool:
     """Tells whether all of some masks are packed and sound: faster than one `check_rle` each.
 
     Args:
-        rles: what should be `{"size": [height, width], "counts": string}`.
+        rles: values to check, each `{"size": [height, width], "counts": string}` if it is right.
         size_hw: the size they must have.
 
     Returns:
-        False if one of them is not; `check_rle` says what is wrong with it, if anything is.
+        False if one of them is not; `check_rle` finds out whether and what is wrong with it.
     """
     texts = []
     for entry in rles:

@@ -1,6 +1,6 @@
-"""Pictures of annotations: what the file says, drawn over what the camera saw.
+"""Pictures of annotations, drawn over their images.
 
-Colours are those of `results.drawing`, so an annotation and a detection compare at a glance.
+Colours are those of `results.drawing`, so that annotations and detections are easy to compare.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Which detection takes which person, for all measures, area ranges and thresholds at once.
 
-The rules are those of the DensePose evaluation, itself a variant of COCO's; where they surprise,
-a comment says so. Ground truth and detections are named by their place, -1 is "none".
+The rules are those of the DensePose evaluation, a variant of COCO's; comments mark surprising ones.
+People and detections are identified by their index, -1 is "none".
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class ImageMatches:
 
 
 def is_outside(area: np.ndarray) -> np.ndarray:
-    """Tells for areas [N] in square pixels which are outside each range: [A, N] bool."""
+    """Finds which areas [N] in square pixels are outside each range: [A, N] bool."""
     return (area < AREA_RANGES[:, :1]) | (area > AREA_RANGES[:, 1:])
 
 
@@ -50,7 +50,7 @@ def match_image(
         similarity: [M, D, G] of each measure, detections by falling score.
         box_iou: [D, G].
         is_crowd: [G] bool: may be taken more than once.
-        is_person_ignored: [A, G] bool, people that count neither way.
+        is_person_ignored: [A, G] bool, people who are neither found nor missed.
         is_detection_outside: [A, D] bool, detections whose area is outside the range.
         thresholds: [T] ascending.
 
@@ -62,7 +62,7 @@ def match_image(
     detection_match = np.full((*shape, detections), -1)
     person_match = np.full((*shape, people), -1)
     is_ignored = np.zeros((*shape, detections), bool)
-    # Nobody to find (or no person at all): nothing that was detected can be wrong.
+    # Nobody to find, or no person at all: no detection can be wrong.
     is_ignored |= is_person_ignored.all(axis=1)[None, :, None, None]
     if detections and people:
         _match_by_similarity(
@@ -108,8 +108,8 @@ def _match_by_similarity(state, similarity, is_crowd, is_person_ignored, thresho
 def _forgive_by_box(state, box_iou, is_crowd, is_person_ignored) -> None:
     """Lets an unmatched detection take the ignore flag of a person its box covers.
 
-    Looked up in the matches of the last threshold only, and then applied to all: a detection
-    matched at 0.5 but not at 0.95 is changed too, and a regular person clears the flag.
+    Decided by the matches of the last threshold only, and then applied to all: a detection matched
+    at 0.5 but not at 0.95 is changed too, and a regular person clears the flag.
     """
     detection_match, person_match, is_ignored = state
     for area, ignored in enumerate(is_person_ignored):

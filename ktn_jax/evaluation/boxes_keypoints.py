@@ -1,4 +1,4 @@
-"""COCO's own measures, of boxes, masks and keypoints, by pycocotools in the same run."""
+"""COCO's own measures of boxes, masks and keypoints, computed by pycocotools."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ def evaluate_coco(
             the body pixels of the IUV pictures.
 
     Returns:
-        Measure -> name -> per cent (None where nobody is to be found), and notes.
+        Measure -> name -> per cent (None where there is nobody to find), and notes.
     """
     people = truth.coco["annotations"]
     summaries = {"bbox": _evaluate("bbox", truth, people, _boxes(results))}
@@ -91,8 +91,8 @@ def _evaluate(
 ) -> dict[str, float | None]:
     names = _KEYPOINT_NAMES if kind == "keypoints" else _BOX_NAMES
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        # It writes into the entries it is given: hand it copies. It takes the id 0 for "no match":
-        # people are numbered anew. The category is reduced to one.
+        # It modifies the entries it is given, so pass copies. To it, id 0 means "no match", so
+        # people get new ids. All categories of people become one.
         numbered = [{**p, "id": i, "category_id": 1} for i, p in enumerate(people, start=1)]
         coco_truth = _dataset(truth, numbered)
         coco_results = coco_truth.loadRes(detected) if detected else _dataset(truth, [])

@@ -1,4 +1,4 @@
-"""The one exception of this package, so that a caller can tell bad input from a slip of ours."""
+"""The exception of this package, so that callers can tell bad input from bugs."""
 
 
 class EvaluationError(ValueError):

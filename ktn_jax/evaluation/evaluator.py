@@ -35,7 +35,7 @@ def evaluate_files(
         options: how to score.
         output_dir: where `metrics.json` and `report.html` go; None writes nothing.
         images_dir: pictures for the report's best and worst people.
-        progress: called with (images done, images in all) now and then.
+        progress: called with (images scored, number of images) during the run.
 
     Returns:
         All scores.
@@ -64,7 +64,7 @@ def evaluate_results(
     images_dir: str | pathlib.Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> metrics.Metrics:
-    """Does what `evaluate_files` does, with annotations that are already read."""
+    """Does the same as `evaluate_files` with annotations that are already read."""
     results = index_results(results_path, truth)
     load_evaluation_template(
         template_dir
@@ -85,14 +85,14 @@ def evaluate_scores(
     output_dir: str | pathlib.Path | None = None,
     images_dir: str | pathlib.Path | None = None,
 ) -> metrics.Metrics:
-    """Does the rest of `evaluate_files` when images are scored, here or by several processes.
+    """Does the rest of `evaluate_files` once images are scored, here or by several processes.
 
     Args:
         scores: of all images, ascending ids.
         truth: the annotations.
         results: index of the results file.
         template_dir: the template that the images were scored with.
-        options: those that they were scored with.
+        options: the options of scoring.
         output_dir: see `evaluate_files`.
         images_dir: see `evaluate_files`.
 
@@ -180,7 +180,7 @@ def summarise_scores(
         scores: of all images, ascending ids.
         options: those that they were scored with.
         extra: further measures (boxes, masks, keypoints) by name.
-        notes: what the reader should know.
+        notes: remarks for the reader.
 
     Returns:
         The metrics.

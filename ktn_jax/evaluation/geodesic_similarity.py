@@ -1,9 +1,9 @@
 """Geodesic point similarity (GPS) between a detection and an annotated person.
 
-Every annotated point and the prediction at its pixel are moved to the nearest vertex of a finely
-subdivided body, and their geodesic distance is read from a table. Distances are in metres: the
-mean distances below are those of the DensePose evaluation, where 0.255 m was chosen so that a
-point 0.30 m away scores one half (exp(-0.30^2 / (2 * 0.255^2)) = 0.5).
+Every annotated point and the prediction at its pixel are mapped to the nearest vertices of a finely
+subdivided body, whose geodesic distance is read from a table. Distances are in metres: the mean
+distances below are those of the DensePose evaluation, where 0.255 m was chosen so that a point 0.30
+m away scores one half (exp(-0.30^2 / (2 * 0.255^2)) = 0.5).
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ PATCH_MEAN_DISTANCE = np.array(
     + [0.128] * 4
     + [0.150] * 2
 )
-_CANDIDATES = 4  # neighbours fetched to settle ties; more equal ones fall back to a full search
+_CANDIDATES = 4  # nearest neighbours to choose from in ties; more ties take a full search
 _PATCH_GAP = 1000.0  # charts are 1 wide
 _LEVELS = 256  # U and V of a prediction have 8 bits
 
@@ -42,7 +42,7 @@ class EvaluationTemplate:
         u: [N] float64, first chart coordinate of the subdivided vertices.
         v: [N] float64, second chart coordinate.
         part: [N] uint8 in 1..24.
-        row: [N] int64, the row of the geodesic table that stands for each vertex, from 0.
+        row: [N] int64, the row of the geodesic table of each vertex, from 0.
         geodesics: [R (R - 1) / 2] distances in metres; the pair (i, j), i > j, is at
             i (i - 1) / 2 + j. Usually memory mapped.
         origin: where it came from, for reports.
@@ -82,7 +82,7 @@ class EvaluationTemplate:
             )
 
     def distance(self, rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
-        """Looks geodesic distances up.
+        """Looks up geodesic distances.
 
         Args:
             rows_a: [P] int64 rows of the table.
@@ -103,16 +103,16 @@ class EvaluationTemplate:
 
 
 def is_patch(part: np.ndarray) -> np.ndarray:
-    """Tells which annotated or predicted labels are patches 1..24, and not background or others."""
+    """Finds which annotated or predicted labels are patches 1..24, not background or others."""
     return (part > 0) & (part <= NUM_PATCHES) & (part == np.floor(part))
 
 
 class VertexFinder:
     """Finds the nearest vertex of a patch, with the reference's rule for ties: the first one.
 
-    The reference measures all vertices and takes the first minimum of the (rounded) distances.
-    A k-d tree gives the few nearest; their distances are recomputed as the reference does, and
-    where more tie than were fetched the whole patch is measured.
+    The reference computes the distances to all vertices and takes the first minimum of the rounded
+    values. Here a k-d tree gives the few nearest vertices, whose distances are recomputed as in the
+    reference; if all of them tie, the whole patch is searched.
     """
 
     def __init__(self, template: EvaluationTemplate) -> None:
@@ -121,7 +121,7 @@ class VertexFinder:
         self._vertices = [
             np.flatnonzero(template.part == part) for part in range(NUM_PATCH_CHANNELS)
         ]
-        # One tree for all patches, held apart by a third coordinate: one search an image.
+        # One tree for all patches, separated by a third coordinate: one search per image.
         self._tree = cKDTree(np.column_stack([self._points, template.part * _PATCH_GAP]))
         # Predictions are 8-bit: each (I, U, V) is searched for at most once. -1 is "not yet".
         self._known = np.full(NUM_PATCH_CHANNELS * _LEVELS * _LEVELS, -1, np.int32)
@@ -144,8 +144,8 @@ class VertexFinder:
         exact[self._part[candidates] != part[:, None]] = np.inf
         is_best = exact == exact.min(axis=1, keepdims=True)
         nearest = np.where(is_best, candidates, len(self._points)).min(axis=1)
-        # The tree's own rounding decides which candidates it returned: leave it a margin. Points
-        # far outside the chart come near to other patches in the tree.
+        # A margin for the tree's own rounding in the choice of candidates. Points far outside the
+        # chart are near other patches in the tree.
         is_unsure = (rough[:, -1] <= rough[:, 0] * (1 + 1e-12) + 1e-300) | (
             rough[:, 0] > _PATCH_GAP / 4
         )

@@ -12,9 +12,9 @@ from ktn_jax.data_pipelines.coco.checks import DatasetError
 from ktn_jax.data_pipelines.coco.densepose_checks import DENSEPOSE_POINT_KEYS
 from ktn_jax.evaluation.errors import EvaluationError
 
-# A file that is mostly bad is another format, not one with slips.
+# A file with more bad records than this probably has another format.
 _MAX_SKIPPED_FRACTION = 0.5
-# What pycocotools reads.
+# The fields that pycocotools reads.
 _COCO_FIELDS = ("id", "image_id", "bbox", "area", "iscrowd", "segmentation", "keypoints")
 
 
@@ -26,9 +26,9 @@ class PersonTruth:
         annotation_id: of the annotation file.
         box_xywh: in pixels of the image.
         area: in square pixels, as annotated.
-        is_crowd: whether the annotation stands for a group.
+        is_crowd: whether the annotation is of a group.
         points: [5, P] float64: x and y in 0..255 of the box, patch, U, V; None without dense
-            annotation, such a person is neither found nor missed.
+            annotation: such a person is neither found nor missed.
         dp_masks: coarse masks as annotated, their run lengths checked, or None.
         segmentation: COCO polygons or RLE as annotated, its run lengths checked, or None.
     """
@@ -70,9 +70,9 @@ class GroundTruth:
         images: by ascending image id.
         person_categories: ids of the categories that are people; usually one.
         categories: ids of all categories of the file.
-        coco: images and people as COCO's own measures read them.
-        skipped_images: ids of images that were left out because they were bad.
-        notes: what the reader should know.
+        coco: images and people in COCO's format, for COCO's own measures.
+        skipped_images: ids of bad images that were left out.
+        notes: remarks for the reader of scores.
     """
 
     name: str
@@ -85,7 +85,7 @@ class GroundTruth:
 
     @property
     def category_id(self) -> int:
-        """The category that results of a model name."""
+        """The category id for results of a model."""
         return min(self.person_categories)
 
 

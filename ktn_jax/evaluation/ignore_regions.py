@@ -1,7 +1,7 @@
-"""Parts of an image where nobody was annotated, so that nothing found there is right or wrong.
+"""Regions of an image without annotations, where detections are neither right nor wrong.
 
 Image entries may list them as polygons (`ignore_regions_x`, `ignore_regions_y`). People and
-detections that lie inside are left out before anything is matched.
+detections inside are left out before matching.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def draw(
 
 
 def is_kept(region: np.ndarray, box_xywh: Sequence[float], body: np.ndarray | None = None) -> bool:
-    """Tells whether a person or a detection counts.
+    """Decides whether a person or a detection counts.
 
     Args:
         region: [H, W] bool, true where nothing counts.

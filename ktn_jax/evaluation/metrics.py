@@ -12,7 +12,7 @@ MEASURES = ("GPS", "GPSm", "IOU")
 
 
 def percent(value: float) -> float | None:
-    """Turns a score in [0, 1] into per cent; None for the -1 of "nobody to find"."""
+    """Converts a score in [0, 1] to per cent, and the -1 of "nobody to find" to None."""
     return None if value < 0 else float(value) * 100
 
 
@@ -26,8 +26,8 @@ class Metrics:
         patches: sums of the geodesic errors by patch.
         people: score of every person with dense annotation.
         curves: precision and recall of GPS, GPSm and IOU.
-        meta: how the numbers were made.
-        notes: what the reader should know.
+        meta: how the numbers were computed.
+        notes: remarks for the reader.
     """
 
     summaries: dict[str, dict[str, float | None]]
@@ -38,7 +38,7 @@ class Metrics:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """Writes the content of `metrics.json`, numbers with all their digits."""
+        """Returns the content of `metrics.json`, numbers with all their digits."""
         found = sum(person.detection_id > 0 for person in self.people)
         content = {
             **self.summaries,
@@ -50,7 +50,7 @@ class Metrics:
         return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
     def table(self) -> str:
-        """Writes the scores as text: averages by measure, then the error of every patch."""
+        """Formats the scores as text: averages by measure, then the error of every patch."""
         lines = []
         for group in _groups(self.summaries):
             columns = list(self.summaries[group[0]])
@@ -69,7 +69,7 @@ class Metrics:
 
 
 def _groups(summaries: dict[str, dict]) -> list[list[str]]:
-    """Gathers measures that have the same columns."""
+    """Groups measures that have the same columns."""
     groups: dict[tuple, list[str]] = {}
     for name, values in summaries.items():
         groups.setdefault(tuple(values), []).append(name)

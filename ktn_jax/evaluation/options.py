@@ -1,4 +1,4 @@
-"""What a caller decides about scoring."""
+"""Options of scoring."""
 
 import dataclasses
 from typing import Literal
@@ -18,8 +18,7 @@ class ScoringOptions:
         mode: "upstream" scores as today's detectron2, "ktn" as the KTNv2 code, which published
             KTN numbers come from.
         min_iou: lowest threshold of the averages over GPS, GPSm and IoU, in (0, 0.95].
-        workers: processes that score; None takes one per available core, and none at all for a
-            few images.
+        workers: scoring processes; None for one per available core, or none at all for few images.
         on_bad: "raise" stops at an annotation file with errors, "skip" leaves bad records out and
             notes how many.
     """
@@ -30,7 +29,7 @@ class ScoringOptions:
     on_bad: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
-        """Finds a wrong option before hours of work.
+        """Checks the options before any work is done.
 
         Raises:
             ValueError: an option is out of range.

@@ -1,9 +1,9 @@
 """Geodesic error of every surface patch, in centimetres, over the people that were found.
 
-GPS hides where a system errs. Here every annotated person takes the detection whose box overlaps
-theirs best (IoU of at least 0.5, detections served by falling score), whatever is predicted inside,
-and the error of each annotated point is booked to its true patch. A point predicted as background
-has no distance: it counts as outside 5, 10 and 20 cm and not in the mean.
+GPS does not show where on the body errors are. Here every annotated person gets the detection whose
+box overlaps theirs best (IoU of at least 0.5, detections in order of falling score), whatever it
+predicts, and the error of each annotated point counts for its true patch. A point predicted as
+background has no distance: it counts as outside 5, 10 and 20 cm and not in the mean.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _CM_PER_METRE = 100
 
 @dataclasses.dataclass(frozen=True)
 class PatchErrors:
-    """Sums over points by true patch, so that images add up.
+    """Sums over points by true patch, which can be added over images.
 
     Attributes:
         points: [25] annotated points of found people (row 0 is unused).
@@ -36,7 +36,7 @@ class PatchErrors:
     within: np.ndarray
 
     def rows(self, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-        """Returns what a reader wants to know by patch name, and over "all" points."""
+        """Returns mean errors and shares by patch name, and over "all" points."""
         table = {}
         for name, select in [("all", slice(1, None)), *((n, i) for i, n in enumerate(names) if i)]:
             points, on_body = self.points[select].sum(), self.on_body[select].sum()
@@ -58,8 +58,8 @@ class PersonScore:
     Attributes:
         image_id: of the annotation file.
         annotation_id: of the annotation file.
-        detection_id: the detection taken, from 1 in file order; 0 when nobody overlapped.
-        gps: of that detection, 0 when nobody overlapped.
+        detection_id: the person's detection, from 1 in file order; 0 if none overlapped.
+        gps: of that detection, 0 if none overlapped.
         box_iou: with that detection.
         num_points: annotated.
     """
@@ -134,7 +134,7 @@ def measure_patches(
 
 
 def _take_boxes(people: Sequence, box_iou: np.ndarray) -> dict[int, int]:
-    """Serves detections by falling score: person -> detection."""
+    """Assigns detections to people in order of falling score: person -> detection."""
     taken: dict[int, int] = {}
     is_free = np.array([person.points is not None for person in people], bool)
     for line, overlaps in enumerate(box_iou):
@@ -146,7 +146,7 @@ def _take_boxes(people: Sequence, box_iou: np.ndarray) -> dict[int, int]:
 
 
 def _book(total: PatchErrors, person, pair) -> None:
-    if pair is None:  # the box fits, but no point lies in it
+    if pair is None:  # the box fits, but no point is in it
         patch = person.points[2]
         np.add.at(total.points, patch[is_patch(patch)].astype(int), 1)
         return

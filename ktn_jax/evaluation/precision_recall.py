@@ -1,4 +1,4 @@
-"""Precision, recall and the familiar numbers (AP, AP50, ..., AR_L) from matched images."""
+"""Precision, recall and their averages (AP, AP50, ..., AR_L) from matched images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def accumulate(
     """Pools the matches of all images.
 
     Args:
-        matches: of every image, in ascending order of image id: it settles ties of the score.
+        matches: of every image, in ascending order of image id, which decides ties of scores.
         scores: [D] of every image's detections, in the order of its matches.
         thresholds: [T] that the matches were made with.
 

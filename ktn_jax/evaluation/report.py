@@ -32,11 +32,11 @@ def render_report(
         metrics: of the run.
         truth: the annotations.
         results: index of the results file, which is read again for the people shown.
-        template: its vertices, if it knows them, carry the errors by patch.
-        images_dir: pictures for the people shown; without it they stand on grey.
+        template: if it has vertices, the errors are drawn on them.
+        images_dir: pictures for the people shown; None shows them on grey.
 
     Returns:
-        HTML with all pictures inside.
+        HTML with all pictures embedded.
     """
     rows = metrics.patches.rows(PATCH_NAMES)
     heading = f"DensePose scores of {metrics.meta.get('results', '')}"

@@ -1,4 +1,4 @@
-"""The figures of the report. Matplotlib without pyplot, so that nothing is kept or shown."""
+"""The figures of the report, with Matplotlib but without pyplot, which would keep them."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -104,7 +104,7 @@ def people_cards(
     results: ResultIndex,
     images_dir: str | pathlib.Path | None,
 ) -> Figure:
-    """Draws people with what was predicted for them and where the annotation disagrees."""
+    """Draws people with their predictions and the annotated points."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(people)))
     images = {image.image_id: image for image in truth.images}
@@ -154,7 +154,7 @@ def _draw_person(panel, image, person, detection, iuv, images_dir) -> None:
 
 
 def _read_picture(images_dir, file_name: str, size_hw: tuple[int, int]) -> np.ndarray:
-    """Returns float RGB [H, W, 3]; grey where there is no picture of the annotated size."""
+    """Returns float RGB [H, W, 3]; grey if there is no picture of the annotated size."""
     if images_dir is not None and file_name:
         for name in (file_name, pathlib.PurePosixPath(file_name).name):
             try:

@@ -1,8 +1,8 @@
 """Detections from a results file of any system, read without holding the file in memory.
 
-One pass over the file notes of every detection its image, box and score and where it lies; the
-IUV pictures, nearly all of a file, are read again one by one when their image is scored. Accepted
-are a JSON list of detections and JSON lines (one detection a line).
+One pass over the file records the image, box, score and file position of every detection; the IUV
+pictures, nearly all of a file, are read one by one when their image is scored. A file is a JSON
+list of detections or JSON lines (one detection per line).
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Detection:
     """A detection without its IUV picture.
 
     Attributes:
-        detection_id: its place in the file, from 1.
+        detection_id: its position in the file, from 1.
         image_id: of the annotation file.
         score: finite.
         box_xywh: in pixels of the image.
@@ -44,13 +44,13 @@ class Detection:
 
 @dataclasses.dataclass(frozen=True)
 class ResultIndex:
-    """What a results file holds.
+    """Index of a results file.
 
     Attributes:
         path: of the file.
         by_image: detections of each image, best score first, equal scores in file order.
         keypoints: [51] by detection id, of the detections that have them.
-        notes: what the reader should know.
+        notes: remarks for the reader.
     """
 
     path: pathlib.Path
@@ -79,14 +79,14 @@ def iterate_entries(path: pathlib.Path) -> Iterator[tuple[int, int, dict[str, An
 
 
 def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
-    """Goes through a results file and checks every detection against the annotation file.
+    """Indexes a results file and checks every detection against the annotation file.
 
     Args:
         path: a JSON list of detections, or JSON lines.
         truth: the annotations that the results belong to.
 
     Returns:
-        Where each person detection lies.
+        The index of the person detections.
 
     Raises:
         EvaluationError: the file is not JSON, or a detection has a wrong or missing field.
@@ -164,12 +164,12 @@ def _checked(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_file_name(where: str, record: Mapping[str, Any], annotated: str) -> None:
-    """Stops where image ids were given in another order than the annotations'."""
+    """Raises an error if file names show that image ids are not those of the annotations."""
     given = record.get("file_name")
     if not isinstance(given, str):
         return
     ours, theirs = (pathlib.PurePosixPath(name).stem for name in (given, annotated))
-    # Releases of COCO differ in what stands before the number.
+    # Releases of COCO differ in the prefix of the number.
     if not (ours.endswith(theirs) or theirs.endswith(ours)):
         raise EvaluationError(
             f"{where}: image_id {record['image_id']} with file_name {given!r:.200}, but the "
@@ -196,7 +196,7 @@ def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, An
     name = os.path.basename(getattr(handle, "name", "results"))
     where = f"{name}: detection {detection.detection_id} of image {detection.image_id}"
     handle.seek(detection.offset)
-    # As in `iterate_entries`: no other text than ASCII matters.
+    # As in `iterate_entries`: only ASCII text matters.
     record = _checked(where, json.loads(handle.read(detection.length).decode("latin-1")))
     try:
         iuv = decode_record(where, record)

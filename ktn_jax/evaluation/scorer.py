@@ -1,7 +1,6 @@
 """Scores images: similarities of every detection and person, and errors per patch.
 
-The work of one image needs nothing of any other, so images are spread over processes; what comes
-back of an image is small.
+Images are independent, so they are spread over processes; the scores of an image are small.
 """
 
 import concurrent.futures
@@ -34,7 +33,7 @@ _MIN_IMAGES_FOR_PROCESSES = 64  # below, starting processes takes longer than sc
 
 @dataclasses.dataclass(frozen=True)
 class ImageScores:
-    """What one image contributes. D detections by falling score (at most 20), G people.
+    """The scores of one image. D detections by falling score (at most 20), G people.
 
     Attributes:
         image_id: of the annotation file.
@@ -42,7 +41,7 @@ class ImageScores:
         is_crowd: [G] bool.
         is_ignored: [G] bool, people without dense annotation.
         person_area: [G] square pixels.
-        detection_ids: [D], places in the results file, from 1.
+        detection_ids: [D], positions in the results file, from 1.
         scores: [D].
         detection_area: [D] square pixels of the box.
         gps: [D, G] in [0, 1]; 0 for people without dense annotation.
@@ -91,7 +90,7 @@ class ImageScorer:
             read: gives a detection's IUV picture uint8 [3, h, w] and its segmentation or None.
 
         Returns:
-            The scores; they pickle, and are small.
+            The scores, which can be pickled and are small.
         """
         region = image.ignore_regions and ignore_regions.draw(
             *image.ignore_regions, image.image_size_hw
@@ -170,7 +169,7 @@ class ImageScorer:
     ) -> dict[tuple[int, int], "PairDistances"]:
         """Measures every detection against every person: (detection, person) -> distances.
 
-        A pair is left out where no annotated point lies in the detection: its GPS is 0.
+        A pair is left out where no annotated point is in the detection: its GPS is 0.
         """
         places, patches, rows, sampled = [], [], [], []
         annotated = [i for i, person in enumerate(people) if person.points is not None]
@@ -223,7 +222,7 @@ class PairDistances:
 
 def _sample(person_box, x, y, detection_box, picture) -> np.ndarray | None:
     """Reads a detection at a person's points: uint8 [3, P], 0 outside; None if all are outside."""
-    # Written in the reference's order of operations: truncation makes the last bit matter.
+    # In the reference's order of operations: the last bit matters to truncation.
     column = (x * person_box[2] / 255.0 + person_box[0] - detection_box[0]).astype(int)
     row = (y * person_box[3] / 255.0 + person_box[1] - detection_box[1]).astype(int)
     width, height = int(detection_box[2]), int(detection_box[3])
@@ -263,7 +262,7 @@ def _as_rle(
 
 
 class _Worker:
-    """Scores lists of images; holds what a process opens once."""
+    """Scores lists of images; holds the files that a process opens once."""
 
     def __init__(self, template, results_path: pathlib.Path, mode: str) -> None:
         if isinstance(template, pathlib.Path):
@@ -308,9 +307,9 @@ def score_images(
     Args:
         truth: the annotations.
         results: index of the results file.
-        template: a template, or the folder that holds it (each process maps it by itself).
+        template: a template, or its folder (each process maps it itself).
         options: how to score, and with how many processes.
-        progress: called with (images done, images in all) now and then.
+        progress: called with (images scored, number of images) during the run.
 
     Yields:
         Scores of every image.
@@ -329,7 +328,7 @@ def score_images(
     done = 0
     with contextlib.ExitStack() as stack:
         if workers > 1:
-            # Not forked: the caller may hold threads (JAX does), and a fork copies their locks.
+            # Not forked: the caller may have threads (JAX does), and a fork copies their locks.
             context = multiprocessing.get_context("spawn")
             pool = concurrent.futures.ProcessPoolExecutor(
                 workers, context, _start_process, arguments

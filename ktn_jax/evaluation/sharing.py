@@ -1,7 +1,7 @@
-"""Scores a results file by several processes, each its share of the images.
+"""Shares the scoring of a results file between processes.
 
-Scores travel between processes as files of JSON lines beside the shards of the detections: numbers
-keep all their digits, and nothing is unpickled.
+Processes exchange scores as files of JSON lines beside the shards of the detections: numbers keep
+all their digits, and nothing is unpickled.
 """
 
 import dataclasses
@@ -55,10 +55,10 @@ def evaluate_shared(
         truth: the annotations.
         template_dir: evaluation template, already converted if it is of the official files.
         processes: those that share the images; each calls this.
-        options: how to score; `workers` are the processes that each of these starts.
+        options: how to score; each process starts `workers` scoring processes.
         output_dir: where `metrics.json` and `report.html` go.
         images_dir: pictures for the report.
-        progress: called with (images done, images in all) of this process's share.
+        progress: called with (images scored, number of images) of this process's share.
 
     Returns:
         All scores in process 0, None in the others.
@@ -97,7 +97,7 @@ def evaluate_shared(
     )
     for index in range(processes.count):
         _scores_file(folder, index).unlink()
-    # The others stay until the end: a process that leaves early looks like a failure.
+    # The others wait until the end: to JAX a process that exits early is a failure.
     processes.wait("evaluated")
     return metrics
 
@@ -119,7 +119,7 @@ def _read_scores(path: pathlib.Path) -> Iterator[ImageScores]:
 
 
 def to_json(scores: ImageScores) -> dict[str, Any]:
-    """Turns the scores of an image into JSON values; `from_json` gives back the same numbers."""
+    """Converts the scores of an image to JSON values; `from_json` gives back the same numbers."""
     content: dict[str, Any] = {
         name: np.asarray(getattr(scores, name)).tolist() for name in ("image_id", *_ARRAYS)
     }

@@ -3,7 +3,7 @@
 A folder in our format holds `template.npz` (U, V, patch, row of the table, and if known the
 vertices) and `geodesics.npy`, the condensed table, which is memory mapped: the 27,554 vertices of
 the official one make 1.5 GB, of which an evaluation touches what it needs. The official table is a
-pickle; it is converted once, without running what a pickle can run.
+pickle; it is converted once, without running code from it.
 """
 
 import contextlib
@@ -77,8 +77,8 @@ def convert_official_files(
 ) -> None:
     """Converts the three files of the DensePose evaluation to our format.
 
-    No hashes of these files are published, so they cannot be checked against any here: their own
-    are written down in the result and shown in reports. Whoever has hashes passes them.
+    No hashes of these files are published, so their hashes are written to the result and shown in
+    reports. Pass `expected_sha256` to check them.
 
     Args:
         source: folder with `SMPL_subdiv.mat`, `SMPL_SUBDIV_TRANSFORM.mat` and `Pdist_matrix.pkl`.
@@ -134,8 +134,8 @@ def write_body_template(
     Args:
         target: folder to write.
         body: the project's own body, or a user's body with the published charts.
-        origin: which body, for reports. The result is marked as not comparable with published
-            numbers whatever the body: those rest on one table.
+        origin: which body, for reports. The result is always marked as not comparable with
+            published numbers: those are measured with one table.
         subdivided: split every edge once, as the published evaluation does; for the project's body
             sixteen times the table (0.3 GB) and minutes.
 
@@ -158,7 +158,7 @@ def write_body_template(
 
 
 def ensure_own_template(folder: str | pathlib.Path, subdivided: bool = False) -> None:
-    """Makes the evaluation template of the project's procedural body, if it is not there yet.
+    """Makes the evaluation template of the project's procedural body unless it exists.
 
     Args:
         folder: to write it into.
@@ -193,7 +193,7 @@ def write_template(
         part: [N] patch 1..24.
         row: [N] row of the table for every vertex, from 0.
         geodesics: blocks of the condensed table in metres, in order: (1, 0), (2, 0), (2, 1), ...
-            Only one block is held at a time.
+            Only one block is in memory at a time.
         num_distances: length of the whole table.
         origin: where the template comes from, for reports.
         dtype: of the table on disk.

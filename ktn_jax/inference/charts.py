@@ -105,8 +105,9 @@ def quantise(labels: np.ndarray, uv: np.ndarray) -> np.ndarray:
 
 
 def decode_keypoints(heatmaps: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Decodes keypoints from heatmaps as detectron2 does (He et al., "Mask R-CNN", 2017, section
-    5).
+    """Decodes keypoints from heatmaps as detectron2 does.
+
+    He et al., "Mask R-CNN" (ICCV 2017), section 5.
 
     Args:
         heatmaps: [N, S, S, K] logits.

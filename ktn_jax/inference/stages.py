@@ -146,8 +146,7 @@ class Stages:
         return Pyramid(levels, lambda levels: self._run_decode(variables, levels)), found
 
     def is_full(self, images: np.ndarray, image_size_hw: np.ndarray) -> bool:
-        """Whether images fill the input up to the original's own padding, so that no mask is
-        needed.
+        """Whether images fill the input up to the original's own padding, so need no masks.
 
         Both cases are different programs; the arguments are those of `detect`.
         """
