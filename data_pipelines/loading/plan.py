@@ -162,12 +162,12 @@ class TrainingPlan:
             canvas_hw = _smallest_canvas(self.canvases, resized[examples])
             batches.append(
                 PlannedBatch(
-                    examples,
-                    _shrink_to(resized[examples], canvas_hw),
-                    is_flipped[examples],
-                    rotation[examples],
-                    zoom[examples],
-                    canvas_hw,
+                    examples=examples,
+                    resized_hw=_shrink_to(resized[examples], canvas_hw),
+                    is_flipped=is_flipped[examples],
+                    rotation_degrees=rotation[examples],
+                    zoom=zoom[examples],
+                    canvas_hw=canvas_hw,
                 )
             )
         order = np.argsort(self._raw(epoch, _BATCH_ORDER, len(batches)), kind="stable")

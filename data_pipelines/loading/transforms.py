@@ -90,7 +90,13 @@ def _label_person(person: PersonRecord, with_mask: bool) -> PersonLabels:
     keypoints[is_labelled, :2] += 0.5
     keypoints[~is_labelled] = 0
     mask = grid_mask(person.segmentation, person.box_xywh) if with_mask else None
-    return PersonLabels(box, keypoints, person.densepose, _outline(person, box), mask)
+    return PersonLabels(
+        box_xyxy=box,
+        keypoints=keypoints,
+        densepose=person.densepose,
+        outline=_outline(person, box),
+        person_mask=mask,
+    )
 
 
 def grid_mask(segmentation: Segmentation, box_xywh: np.ndarray) -> np.ndarray | None:
@@ -185,7 +191,9 @@ def _flip_person(person: PersonLabels, width: int, symmetry: UVSymmetry | None) 
     outline = person.outline * [-1, 1] + [width, 0]
     mask = None if person.person_mask is None else person.person_mask[:, ::-1]
     box = np.array([width - x1, y0, width - x0, y1])
-    return PersonLabels(box, keypoints, densepose, outline, mask)
+    return PersonLabels(
+        box_xyxy=box, keypoints=keypoints, densepose=densepose, outline=outline, person_mask=mask
+    )
 
 
 def flip_densepose(densepose: DensePoseRecord, symmetry: UVSymmetry) -> DensePoseRecord:
@@ -194,7 +202,9 @@ def flip_densepose(densepose: DensePoseRecord, symmetry: UVSymmetry) -> DensePos
     mirrored = mirror_by_tables(symmetry, patch, densepose.u, densepose.v)
     i, u, v = (np.asarray(values, np.float32) for values in mirrored)
     mask = parts.COARSE_FLIP.astype(np.uint8)[densepose.part_mask[:, ::-1]]
-    return DensePoseRecord(np.float32(PART_GRID) - densepose.x, densepose.y, i, u, v, mask)
+    return DensePoseRecord(
+        x=np.float32(PART_GRID) - densepose.x, y=densepose.y, i=i, u=u, v=v, part_mask=mask
+    )
 
 
 def rotation_and_zoom(size_hw: tuple[int, int], degrees: float, zoom: float) -> np.ndarray:
@@ -260,7 +270,9 @@ def _warp_person(
         cells = _source_cells(person.box_xyxy, box, matrix)
         densepose = densepose and _warp_densepose(densepose, person.box_xyxy, box, matrix, cells)
         mask = None if mask is None else _take_cells(mask, cells)
-    return PersonLabels(box, keypoints, densepose, outline, mask)
+    return PersonLabels(
+        box_xyxy=box, keypoints=keypoints, densepose=densepose, outline=outline, person_mask=mask
+    )
 
 
 def _source_cells(old_box: np.ndarray, new_box: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -299,4 +311,4 @@ def _warp_densepose(
         return None
     x, y = points[stays].astype(np.float32).T
     i, u, v = (values[stays] for values in (densepose.i, densepose.u, densepose.v))
-    return DensePoseRecord(x, y, i, u, v, mask)
+    return DensePoseRecord(x=x, y=y, i=i, u=u, v=v, part_mask=mask)

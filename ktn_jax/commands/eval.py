@@ -198,9 +198,9 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
         output, metrics = model_evaluation.evaluate_weights(
             config,
             _variables(arguments, config),  # not kept here: the predictor keeps what it needs
-            data,
-            arguments.template,
-            options,
+            data=data,
+            template_dir=arguments.template,
+            options=options,
             output_dir=arguments.output,
             augmented=arguments.tta,
             fine_template=arguments.fine_template,

@@ -120,11 +120,11 @@ def run_demo(request: DemoRequest, say: Say) -> Outcome:
     record.finish(metrics)
     content = page.render_demo(
         record.content,
-        config,
-        metrics,
-        request.output / WORKDIR / JSON_LINES,
-        shown,
-        _commands(request, record.config_name),
+        config=config,
+        metrics=metrics,
+        losses_path=request.output / WORKDIR / JSON_LINES,
+        rows=shown,
+        commands=_commands(request, record.config_name),
     )
     with atomic_files.replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
@@ -256,8 +256,8 @@ def _evaluate(request: DemoRequest, config: ConfigDict, say: Say) -> Metrics:
         config,
         # From the file, so that the scores are those of what the commands on the page load.
         weights.load(config, output / WEIGHTS_FILE),
-        model_evaluation.AnnotatedFiles.in_folder(request.data / TEST_PEOPLE),
-        template,
+        data=model_evaluation.AnnotatedFiles.in_folder(request.data / TEST_PEOPLE),
+        template_dir=template,
         output_dir=output / RESULTS,
     )
     return metrics

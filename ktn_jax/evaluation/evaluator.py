@@ -71,7 +71,13 @@ def evaluate_results(
     )  # converts official files once, before processes open them
     scores = list(score_images(truth, results, template_dir, options, progress=progress))
     return evaluate_scores(
-        scores, truth, results, template_dir, options, output_dir=output_dir, images_dir=images_dir
+        scores,
+        truth=truth,
+        results=results,
+        template_dir=template_dir,
+        options=options,
+        output_dir=output_dir,
+        images_dir=images_dir,
     )
 
 

@@ -115,7 +115,14 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
             )
         _check_file_name(where, record, file_names[image_id])
         box = tuple(float(x) for x in record["bbox"])
-        detection = Detection(number, image_id, float(record["score"]), box, offset, length)
+        detection = Detection(
+            detection_id=number,
+            image_id=image_id,
+            score=float(record["score"]),
+            box_xywh=box,
+            offset=offset,
+            length=length,
+        )
         key = (detection.image_id, detection.score, box)
         duplicates += key in seen
         seen.add(key)

@@ -93,7 +93,13 @@ def evaluate_shared(
             "processes see the same folder?"
         )
     metrics = evaluator.evaluate_scores(
-        joined, truth, results, template_dir, options, output_dir=output_dir, images_dir=images_dir
+        joined,
+        truth=truth,
+        results=results,
+        template_dir=template_dir,
+        options=options,
+        output_dir=output_dir,
+        images_dir=images_dir,
     )
     for index in range(processes.count):
         _scores_file(folder, index).unlink()

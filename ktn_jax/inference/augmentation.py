@@ -167,7 +167,13 @@ class AugmentedPredictor:
         inputs, sizes = batching.pad(rows, bucket, len(rows))
         pyramid, found = self.stages.detect(inputs, sizes)
         found = jax.device_get(found)
-        return _View(size, pyramid, found.boxes, found.scores, found.is_valid)
+        return _View(
+            size_hw=size,
+            pyramid=pyramid,
+            boxes=found.boxes,
+            scores=found.scores,
+            is_valid=found.is_valid,
+        )
 
     def _buckets(self, short_side: int) -> list[tuple[int, int]]:
         """The configured buckets, scaled as the images are, so that few programs are compiled."""

@@ -75,7 +75,12 @@ def predict_dataset(
             disable=not processes.is_first,
         ) as progress:
             _predict_images(
-                predictor, missing, images_dir, writer, truth.category_id, progress.update
+                predictor,
+                dataset=missing,
+                images_dir=images_dir,
+                writer=writer,
+                category_id=truth.category_id,
+                update=progress.update,
             )
     processes.wait("predicted")
     if processes.is_first:

@@ -109,14 +109,19 @@ def evaluate_model(
         raise ValueError("a run to be resumed, or of several processes, needs an output_dir")
     with _folder_for_results(output_dir, run is not None, processes) as folder:
         results = dataset.predict_dataset(
-            predictor, data.truth, data.folder, folder, run or _UNNAMED_RUN, processes
+            predictor,
+            truth=data.truth,
+            images_dir=data.folder,
+            output_dir=folder,
+            run=run or _UNNAMED_RUN,
+            processes=processes,
         )
         return sharing.evaluate_shared(
             results,
-            data.truth,
-            template_dir,
-            processes,
-            options,
+            truth=data.truth,
+            template_dir=template_dir,
+            processes=processes,
+            options=options,
             output_dir=output_dir,
             images_dir=data.folder,
             progress=progress,
@@ -178,7 +183,9 @@ def evaluate_weights(
         images, description = None, data.describe()
     else:
         images, description = data.read(options.on_bad), data.annotations.read_bytes()
-    run = dataset.describe_run(config, variables, description, augmented, symmetry)
+    run = dataset.describe_run(
+        config, variables, data=description, augmented=augmented, symmetry=symmetry
+    )
     folder = output_dir or dataset.default_folder(run)
     template = template_dir or folder / (
         _FINE_TEMPLATE_FOLDER if fine_template else TEMPLATE_FOLDER

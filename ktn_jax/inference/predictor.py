@@ -63,7 +63,13 @@ class Predictor:
             TypeError: `photos` is not a photo, or contains something that is not.
             ValueError: an array of a wrong shape, or a file that cannot be read (`ImageError`).
         """
-        return map_photos(photos, self.config.test, self._resize, self._find_resized, self._bring)
+        return map_photos(
+            photos,
+            test=self.config.test,
+            prepare=self._resize,
+            find=self._find_resized,
+            finish=self._bring,
+        )
 
     def _resize(self, photo: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """The resized photo, and the photo's own size."""
@@ -191,12 +197,12 @@ def to_result(
         return None
     maps = person.charts
     labels, uv = charts.chart_in_box(
-        maps.coarse_segm,
-        maps.fine_segm,
-        maps.u,
-        maps.v,
-        charts.box_size_hw(boxes[0]),
-        mask_threshold,
+        coarse=maps.coarse_segm,
+        fine=maps.fine_segm,
+        u=maps.u,
+        v=maps.v,
+        size_hw=charts.box_size_hw(boxes[0]),
+        mask_threshold=mask_threshold,
     )
     keypoints = None
     if maps.keypoints is not None:

@@ -148,12 +148,12 @@ class Trainer:
             self.steps_taken = int(self.state.step)
             self.train_step = make_train_step(
                 loss_fn,
-                optimizer,
-                make_schedule(config.optimizer, config.total_steps),
-                label_parameters(*parts, frozen_patterns(config)),
-                self.mesh,
-                shardings,
-                ema_decay,
+                optimizer=optimizer,
+                schedule=make_schedule(config.optimizer, config.total_steps),
+                labels=label_parameters(*parts, frozen_patterns(config)),
+                mesh=self.mesh,
+                shardings=shardings,
+                ema_decay=ema_decay,
             )
             self._opened = opened.pop_all()
 

@@ -112,7 +112,11 @@ def _compare_chart(dump: Dump, prefix: str, person: FoundPerson, iuv: np.ndarray
             expected = dump[f"{prefix}/labels{suffix}"]
             maps = person.charts
             labels, uv = charts.chart_in_box(
-                maps.coarse_segm, maps.fine_segm, maps.u, maps.v, expected.shape
+                coarse=maps.coarse_segm,
+                fine=maps.fine_segm,
+                u=maps.u,
+                v=maps.v,
+                size_hw=expected.shape,
             )
             rows += _compare_labels(dump, f"{prefix}/labels{suffix}", labels, expected)
             rows.append(_compare_float_uv(dump, f"{prefix}/uv{suffix}", uv, labels == expected))

@@ -162,7 +162,7 @@ def test_another_run_is_refused_and_a_stopped_one_resumes(evaluated, stand_in, m
     assert cli.main([*command[:-3], "--scene=hard", *command[-2:]]) == 1
     assert "other settings" in capsys.readouterr().err
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ktn_jax.inference.dataset.predict_dataset", interrupt)
@@ -191,7 +191,7 @@ def test_augmented_views_from_the_command(evaluated, monkeypatch):
     made, tables = [], (np.zeros((24, 256, 256)),) * 2
     monkeypatch.setattr("ktn_jax.inference.augmentation.load_symmetry", lambda data: tables)
 
-    def predict(predictor, truth, images, folder, run, processes):
+    def predict(predictor, *, run, **_):
         made.append((predictor, run))
         raise ValueError("enough")
 
