@@ -85,7 +85,7 @@ def _check_ignore_regions(raw: Mapping[str, Any], found: Collector) -> None:
         if x is None or y is None or len(x) != len(y) or len(x) < 3:
             found.add("ignore_regions", field, "must be three or more x, and as many y")
         elif not _is_near(np.stack([x, y], axis=1), (raw["height"], raw["width"])):
-            found.add("ignore_regions", field, "must lie in the image")
+            found.add("ignore_regions", field, "must be in the image")
 
 
 def check_annotation(
@@ -219,7 +219,7 @@ def _check_segmentation(value: Any, size_hw: tuple[int, int], found: Collector) 
         elif not np.isfinite(numbers).all():
             found.add("polygon_not_finite", field, "must be finite")
         elif all(size_hw) and not _is_near(numbers.reshape(-1, 2), size_hw):
-            found.add("polygon_outside", field, "must lie in the image")
+            found.add("polygon_outside", field, "must be in the image")
 
 
 def _is_near(points: np.ndarray, size_hw: tuple[int, int]) -> bool:

@@ -80,7 +80,7 @@ class Scene:
             if field.name.endswith("_range") and (value[0] > value[1] or value[0] < 0):
                 raise ValueError(f"{field.name} must be (lowest, highest) from 0 on, got {value}")
             if field.name.endswith(("_probability", "_fraction")) and not 0 <= value <= 1:
-                raise ValueError(f"{field.name} must lie in [0, 1], got {value}")
+                raise ValueError(f"{field.name} must be in [0, 1], got {value}")
         if min(self.image_size_hw) < 16:
             raise ValueError(f"image_size_hw must be at least 16 x 16, got {self.image_size_hw}")
         if self.stature_range[0] <= 0:

@@ -34,7 +34,7 @@ class Lighting:
         """
         normals = normals.astype(np.float32)
         # einsum, here and for textures: BLAS would start threads for these thin products, which
-        # slows down whoever renders on all cores and may round differently with their number.
+        # slows down rendering on all cores and may round differently with their number.
         towards = np.einsum("nd,d->n", normals, self.direction.astype(np.float32))
         upward = (0.5 - 0.5 * normals[:, 1:2]).clip(0, 1)  # y runs down in the camera frame
         light = self.ground + upward * (self.sky - self.ground)

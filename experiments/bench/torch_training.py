@@ -19,7 +19,7 @@ Tensor = torch.Tensor
 class Sampled:
     """What a step trains on. B images, A anchors, R and N ROIs of all, P points a person.
 
-    Padding is left out by whoever makes it.
+    Its maker leaves padding out.
     """
 
     anchor_labels: Tensor  # int64 [B, A]: 1, 0, -1

@@ -18,7 +18,7 @@ NUM_COARSE_CHANNELS = NUM_COARSE + 1
 BACKGROUND = 0
 
 PART_GRID = 256
-"""Side of the grid over a person's box on which annotated points and part masks lie."""
+"""Side of the grid over a person's box of annotated points and part masks."""
 
 PATCH_NAMES: tuple[str, ...] = (
     "background",

@@ -101,7 +101,7 @@ def run_demo(request: DemoRequest, say: Say) -> Outcome:
     record = _Record(request, config)
     path = request.output / REPORT_FILE
     if record.is_complete and path.is_file():
-        say("This demo is done already; --output elsewhere or another --seed makes another.")
+        say("This demo is done already; give another --output for a new one.")
         return Outcome(True, record.content, path)
     with record.timed("render"):
         test_people = _render(request, config, say)

@@ -58,7 +58,7 @@ def clip_boxes(boxes: Array, image_size_hw: Array) -> Array:
             those of `boxes`, or absent where all images have one size.
 
     Returns:
-        [..., N, 4]. A box that lies outside the image becomes empty.
+        [..., N, 4]. A box outside the image becomes empty.
 
     Raises:
         ValueError: the last axes are not 4 and 2.

@@ -223,7 +223,7 @@ def _describe(error: Exception, path: pathlib.Path) -> str:
         if frame.filename == os.fspath(path)
     ]
     place = f"{path}:{lines[-1]}" if lines else f"{path}"
-    # Of a ValueError the message is meant for whoever reads it; others say little without a name.
+    # The message of a ValueError is meant for users; other errors need their name to make sense.
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
     hint = ""
     if isinstance(error, ModuleNotFoundError) and error.name == "configs":

@@ -138,10 +138,10 @@ class Trainer:
             )
             latest = self.checkpoints.latest_step()
             if latest is None:
-                lies = {name: getattr(shardings, name) for name in _COLLECTIONS}
+                placements = {name: getattr(shardings, name) for name in _COLLECTIONS}
                 variables = initialise()
                 variables = {name: variables.get(name, {}) for name in _COLLECTIONS}
-                placed = distributed.to_mesh(variables, lies)
+                placed = distributed.to_mesh(variables, placements)
                 self.state = jax.jit(create, out_shardings=shardings)(placed)
             else:
                 self.state = self.checkpoints.restore(latest, shapes, shardings)

@@ -1,4 +1,4 @@
-"""detectron2 configurations as ours, and a clear word on what we do not have."""
+"""detectron2 configurations as ours, and errors that name what is not supported."""
 
 import json
 import re

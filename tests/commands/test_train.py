@@ -46,7 +46,7 @@ def run(tmp_path, *arguments):
         (["--num-processes=2"], "need --coordinator"),
     ],
 )
-def test_slips_are_messages(tmp_path, capsys, arguments, message):
+def test_mistakes_are_messages(tmp_path, capsys, arguments, message):
     assert run(tmp_path, *arguments) == 1
     assert message in capsys.readouterr().err
 

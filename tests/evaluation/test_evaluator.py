@@ -209,7 +209,7 @@ def test_report_holds_everything_it_shows(flat_world, tmp_path):
         ({"dp_masks": None}, "dp_masks: .*is missing or empty though other dp_ keys are there"),
         ({"segmentation": [[1, 2]]}, r"segmentation\[0\]: .*three or more x, y pairs, got 2"),
         ({"segmentation": {"size": [300, 500]}}, "segmentation: .*'size' and 'counts'"),
-        ({"segmentation": [[0, 0, 1e9, 0, 5, 5]]}, r"segmentation\[0\]: .*must lie in the image"),
+        ({"segmentation": [[0, 0, 1e9, 0, 5, 5]]}, r"segmentation\[0\]: .*must be in the image"),
     ],
 )
 def test_masks_that_cannot_be_drawn_are_named(flat_world, tmp_path, change, message):

@@ -1,4 +1,4 @@
-"""Reading results and annotations: layouts, streaming, and a clear word about what is wrong."""
+"""Reading results and annotations: layouts, streaming, and errors that say what is wrong."""
 
 import copy
 import json

@@ -85,7 +85,7 @@ def test_more_people_than_a_call_takes(predictor, photos, people, monkeypatch):
         _assert_same_people(one, other)
 
 
-def test_transfer_is_let_go_once_its_kernel_is_made(predictor, people):
+def test_transfer_is_freed_once_its_kernel_is_made(predictor, people):
     assert "transfer" not in predictor.stages.variables["params"]["predictor"]
     assert predictor.stages.surface_kernel.shape == (4, 4, 32, 25)
     assert len(people[0]) == 5  # found without it

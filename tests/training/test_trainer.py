@@ -149,9 +149,9 @@ def test_what_is_not_finite_never_reaches_the_weights(stand_in, tmp_path, bad):
     with runs.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [3]
     # With the data repaired, the run resumes as if nothing had happened.
-    mended = stand_in.train(stand_in.make_config(), tmp_path)
-    assert mended.is_complete
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(mended.state.params))
+    repaired = stand_in.train(stand_in.make_config(), tmp_path)
+    assert repaired.is_complete
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(repaired.state.params))
 
 
 def test_a_gradient_that_is_not_finite_is_caught_too(stand_in, tmp_path):

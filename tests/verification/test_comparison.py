@@ -1,4 +1,4 @@
-"""Our model against the dumps of the original, and that a slip does not pass."""
+"""Our model against the dumps of the original, and that a mistake does not pass."""
 
 import json
 
@@ -48,7 +48,7 @@ def _edited(golden_dir, tmp_path, **changes):
     return tmp_path / "dump.npz"
 
 
-def test_a_slip_shows_in_the_stage_that_it_is_in(golden_dir, tmp_path):
+def test_a_mistake_shows_in_its_stage(golden_dir, tmp_path):
     def flip(kernel):
         return np.ascontiguousarray(kernel[:, :, ::-1])
 

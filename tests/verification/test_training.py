@@ -1,4 +1,4 @@
-"""A training step of ours against the dumps of the original, and that a slip does not pass."""
+"""A training step of ours against the dumps of the original, and that a mistake does not pass."""
 
 import dataclasses
 import json
