@@ -59,24 +59,30 @@ def results(dump: Dump) -> Iterator[Row]:
 
 def _compare_people(dump: Dump, people: list[FoundPerson], note: str) -> Iterator[Row]:
     """Compares people brought to the requested size: boxes, scores, keypoints, charts."""
-    from_hw = tuple(int(v) for v in dump["input/image_size"])
-    to_hw = tuple(int(v) for v in dump["input/output_height_width"])
+    from_hw = _size_hw(dump, "input/image_size")
+    to_hw = _size_hw(dump, "input/output_height_width")
     threshold = dump.config.model.predictor.mask_threshold
-    results = [to_result(person, from_hw, to_hw, threshold) for person in people]
-    results = [result for result in results if result is not None]
+    shown = [  # without those of whom the photo shows nothing
+        (person, result)
+        for person in people
+        if (result := to_result(person, from_hw, to_hw, threshold)) is not None
+    ]
+    results = [result for _, result in shown]
     boxes = np.stack([r.box_xyxy for r in results]) if results else np.zeros((0, 4))
     rows = [
         compare(dump, "infer/final/boxes", boxes, limit=BOX_PIXELS),
         compare(dump, "infer/final/scores", [r.score for r in results], limit=SCORE),
     ]
     if "infer/final/keypoints" in dump.keys:
-        final = [result.keypoints for result in results]
+        final = [r.keypoints for r in results if r.keypoints is not None]
         rows += _compare_keypoints(dump, "infer/final/keypoints", final)
         network = [
-            charts.decode_keypoints(p.charts.keypoints[None], p.box_xyxy[None])[0] for p in people
+            charts.decode_keypoints(p.charts.keypoints[None], p.box_xyxy[None])[0]
+            for p in people
+            if p.charts.keypoints is not None
         ]
         rows += _compare_keypoints(dump, "infer/det/keypoints", [k[:, [0, 1, 3]] for k in network])
-    for index, (person, result) in enumerate(zip(people, results, strict=False)):
+    for index, (person, result) in enumerate(shown):
         if f"infer/chart/{index}/result_uint8" in dump.keys:
             rows += _compare_chart(dump, f"infer/chart/{index}", person, result.iuv)
         else:  # more people than the original found
@@ -84,6 +90,11 @@ def _compare_people(dump: Dump, people: list[FoundPerson], note: str) -> Iterato
     if "infer/final/masks" in dump.keys:
         rows.append(_compare_masks(dump, results, to_hw))
     yield from (dataclasses.replace(row, key=row.key + note) for row in rows)
+
+
+def _size_hw(dump: Dump, key: str) -> tuple[int, int]:
+    height, width = dump[key]
+    return int(height), int(width)
 
 
 def _compare_keypoints(dump: Dump, key: str, keypoints: list[np.ndarray]) -> list[Row]:

@@ -58,6 +58,26 @@ def test_a_mistake_shows_in_its_stage(golden_dir, tmp_path):
     assert failed == {"infer/densepose/head"}
 
 
+def test_charts_are_compared_with_those_of_the_same_person(golden_dir, tmp_path):
+    """A person outside the image is in no photo; those after it keep their charts."""
+
+    def put_outside(boxes):
+        return np.concatenate([[[-20.0, -20.0, -10.0, -10.0]], boxes]).astype(boxes.dtype)
+
+    def repeat_first(rows):
+        return np.concatenate([rows[:1], rows])
+
+    whole = Dump(golden_dir / "densepose_r50_legacy_tiny.npz")
+    prefix = "infer/densepose/lowres"
+    per_person = ["infer/det/scores", *(f"{prefix}/{name}" for name in whole.under(prefix))]
+    changes = {name.replace("/", "__"): repeat_first for name in per_person}
+    changes["infer__det__boxes"] = put_outside
+    rows = list(people.results(Dump(_edited(golden_dir, tmp_path, **changes))))
+    assert len([row for row in rows if "/uv" in row.key]) == len(whole["infer/det/boxes"])
+    failed = [row for row in rows if not row.is_ok]
+    assert not failed, dumps.format_rows(failed)
+
+
 def test_files_that_are_no_dump_are_refused(golden_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match="none.npz"):
         Dump(tmp_path / "none.npz")
