@@ -5,10 +5,14 @@ Boxes are xyxy float32 in pixels of the padded network input. Rows beyond what w
 padding: zero, and False in `is_valid`.
 """
 
+from typing import Generic, TypeVar
+
 import flax.struct
 import jax
+import numpy as np
 
 Array = jax.Array
+AnyArray = TypeVar("AnyArray", bound=jax.Array | np.ndarray)  # on the device, or on the host
 
 
 @flax.struct.dataclass
@@ -30,21 +34,21 @@ class Detections:
 
 
 @flax.struct.dataclass
-class DensePoseOutputs:
+class DensePoseOutputs(Generic[AnyArray]):
     """Chart maps of N people, logits where a class is chosen; None for outputs a model lacks.
 
     A map covers its box: cell (row, column) of S x S is at fraction ((column + .5) / S,
     (row + .5) / S) of it.
     """
 
-    coarse_segm: Array  # [N, S, S, 2 or 15]: what decides person against background
-    fine_segm: Array  # [N, S, S, 25]: background and 24 surface patches
-    u: Array  # [N, S, S, 25], the channel of the patch counts
-    v: Array  # [N, S, S, 25]
-    part_segm: Array | None = None  # [N, S, S, 15]: KTN's coarse parts, a training signal
-    keypoints: Array | None = None  # [N, S', S', 17] heatmaps
-    sigma: Array | None = None  # [N, S, S, 25]: U, V variance before the softplus
-    kappa_u: Array | None = None  # [N, S, S, 25]: anisotropy of the U, V residuals
-    kappa_v: Array | None = None  # [N, S, S, 25]
-    fine_segm_confidence: Array | None = None  # [N, S, S, 1]
-    coarse_segm_confidence: Array | None = None  # [N, S, S, 1]
+    coarse_segm: AnyArray  # [N, S, S, 2 or 15]: what decides person against background
+    fine_segm: AnyArray  # [N, S, S, 25]: background and 24 surface patches
+    u: AnyArray  # [N, S, S, 25], the channel of the patch counts
+    v: AnyArray  # [N, S, S, 25]
+    part_segm: AnyArray | None = None  # [N, S, S, 15]: KTN's coarse parts, a training signal
+    keypoints: AnyArray | None = None  # [N, S', S', 17] heatmaps
+    sigma: AnyArray | None = None  # [N, S, S, 25]: U, V variance before the softplus
+    kappa_u: AnyArray | None = None  # [N, S, S, 25]: anisotropy of the U, V residuals
+    kappa_v: AnyArray | None = None  # [N, S, S, 25]
+    fine_segm_confidence: AnyArray | None = None  # [N, S, S, 1]
+    coarse_segm_confidence: AnyArray | None = None  # [N, S, S, 1]

@@ -209,7 +209,7 @@ class AugmentedPredictor:
 
     def _average(
         self, views: Sequence[_View], boxes: np.ndarray, frame_hw: tuple[int, int]
-    ) -> DensePoseOutputs:
+    ) -> DensePoseOutputs[np.ndarray]:
         """Predicts the charts of boxes [N, 4] of the frame in every view, and averages them."""
         total, count = None, 0
         for view in views:
@@ -262,7 +262,9 @@ def load_symmetry(data: ConfigDict) -> UVSymmetry:
         raise ValueError(f"{data.symmetry}: no such file; {advice}") from error
 
 
-def mirror_outputs(outputs: DensePoseOutputs, symmetry: UVSymmetry) -> DensePoseOutputs:
+def mirror_outputs(
+    outputs: DensePoseOutputs[np.ndarray], symmetry: UVSymmetry
+) -> DensePoseOutputs[np.ndarray]:
     """Converts the charts of mirrored people to charts of the people.
 
     Args:
@@ -291,7 +293,7 @@ def mirror_outputs(outputs: DensePoseOutputs, symmetry: UVSymmetry) -> DensePose
     )
 
 
-def _keep_averaged(outputs: DensePoseOutputs) -> DensePoseOutputs:
+def _keep_averaged(outputs: DensePoseOutputs[np.ndarray]) -> DensePoseOutputs[np.ndarray]:
     names = [field.name for field in dataclasses.fields(outputs)]
     return outputs.replace(**{name: None for name in names if name not in _AVERAGED})
 

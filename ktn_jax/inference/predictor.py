@@ -31,7 +31,7 @@ class FoundPerson:
 
     box_xyxy: np.ndarray
     score: float
-    charts: DensePoseOutputs
+    charts: DensePoseOutputs[np.ndarray]
 
 
 class Predictor:

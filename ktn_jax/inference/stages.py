@@ -156,7 +156,7 @@ class Stages:
 
     def charts(
         self, pyramid: Pyramid, boxes_xyxy: np.ndarray, batch_index: np.ndarray
-    ) -> DensePoseOutputs | None:
+    ) -> DensePoseOutputs[np.ndarray] | None:
         """Runs the second stage on people.
 
         Args:
@@ -202,7 +202,7 @@ class Stages:
         decoded: Features,
         boxes: Array,
         batch_index: Array,
-    ) -> DensePoseOutputs:
+    ) -> DensePoseOutputs[Array]:
         return self.model.apply(
             variables,
             decoded,

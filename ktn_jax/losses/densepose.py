@@ -71,7 +71,7 @@ class DensePoseWeights:
 
 
 def densepose_losses(
-    outputs: DensePoseOutputs,
+    outputs: DensePoseOutputs[Array],
     targets: DensePoseTargets,
     weights: DensePoseWeights,
     *,
@@ -106,7 +106,7 @@ def densepose_losses(
 
 
 def point_losses(
-    outputs: DensePoseOutputs, targets: DensePoseTargets, min_variance: float = 0.01
+    outputs: DensePoseOutputs[Array], targets: DensePoseTargets, min_variance: float = 0.01
 ) -> dict[str, Array]:
     """Computes the losses at annotated points: U, V and the surface patch.
 
@@ -149,7 +149,7 @@ def point_losses(
 
 
 def area_losses(
-    outputs: DensePoseOutputs, targets: DensePoseTargets, from_masks: bool = False
+    outputs: DensePoseOutputs[Array], targets: DensePoseTargets, from_masks: bool = False
 ) -> dict[str, Array]:
     """Computes the segmentation losses: mean cross-entropies over the cells of the maps.
 

@@ -30,7 +30,7 @@ class BoxHead(nn.Module):
     num_layers: int = 2
     compute: Compute = PLAIN
 
-    def setup(self):
+    def setup(self) -> None:
         self.hidden = [
             nn.Dense(
                 self.hidden_features,

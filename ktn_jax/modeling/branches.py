@@ -88,4 +88,5 @@ def by_bands(function: Callable[..., Array], maps: Sequence[Array]) -> Array:
     shape = jax.eval_shape(function, *maps)
     # Every element is overwritten. XLA would allocate a constant early and keep it in memory.
     out = jnp.full(shape.shape, maps[0][0, 0, 0, 0], shape.dtype)
-    return lax.fori_loop(0, math.ceil(height / rows), write_band, out)
+    joined: Array = lax.fori_loop(0, math.ceil(height / rows), write_band, out)
+    return joined

@@ -46,7 +46,7 @@ class ChartPredictor(nn.Module):
     graph: Mapping[str, Array] | None = None
     compute: Compute = PLAIN
 
-    def setup(self):
+    def setup(self) -> None:
         if self.kind not in TRANSFER_SOURCES:
             raise ValueError(f"unknown predictor {self.kind!r}: one of {list(TRANSFER_SOURCES)}")
         self.kernels = {
@@ -147,7 +147,7 @@ class ChartPredictor(nn.Module):
             start += channels
         return outputs
 
-    def __call__(self, features: Array, surface_kernel: Array | None) -> DensePoseOutputs:
+    def __call__(self, features: Array, surface_kernel: Array | None) -> DensePoseOutputs[Array]:
         """Predicts chart maps.
 
         Args:
@@ -159,24 +159,25 @@ class ChartPredictor(nn.Module):
         """
         return self.upsample(self.low_resolution(features, surface_kernel))
 
-    def upsample(self, low: Mapping[str, Array]) -> DensePoseOutputs:
+    def upsample(self, low: Mapping[str, Array]) -> DensePoseOutputs[Array]:
         """Upsamples `low_resolution` outputs to the side of the chart maps."""
 
-        def up(name: str) -> Array | None:
-            if name not in low:
-                return None
+        def up(name: str) -> Array:
             x = low[name].astype(jnp.float32)
             size = (x.shape[1] * self.up_scale, x.shape[2] * self.up_scale)
             return interpolate.resize_bilinear(x, size)
 
+        def up_if_there(name: str) -> Array | None:
+            return up(name) if name in low else None
+
         coarse, fine = up("mask" if self.sources else "coarse"), up("fine")
-        confidences = {}
+        confidences: dict[str, Array] = {}
         if self.has_segm_confidence:
             for name in ("fine", "coarse"):
                 logits = up(f"{name}_confidence")
                 confidences[name] = nn.softplus(logits) + self.segm_confidence_epsilon
             fine, coarse = fine * confidences["fine"], coarse * confidences["coarse"]
-        keypoints = low["keypoint"] if self.kind == "ktn_auxiliary" else up("keypoint")
+        keypoints = low["keypoint"] if self.kind == "ktn_auxiliary" else up_if_there("keypoint")
         return DensePoseOutputs(
             coarse_segm=coarse,
             fine_segm=fine,
@@ -184,9 +185,9 @@ class ChartPredictor(nn.Module):
             v=up("v"),
             part_segm=up("coarse") if self.sources else None,
             keypoints=keypoints,
-            sigma=up("sigma"),
-            kappa_u=up("kappa_u"),
-            kappa_v=up("kappa_v"),
+            sigma=up_if_there("sigma"),
+            kappa_u=up_if_there("kappa_u"),
+            kappa_v=up_if_there("kappa_v"),
             fine_segm_confidence=confidences.get("fine"),
             coarse_segm_confidence=confidences.get("coarse"),
         )

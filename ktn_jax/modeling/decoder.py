@@ -1,5 +1,7 @@
 """Decoders: from the pyramid to the one stride-4 map that people are pooled from."""
 
+import functools
+import operator
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -26,7 +28,7 @@ class PanopticDecoder(nn.Module):
     @nn.compact
     def __call__(self, levels: Mapping[str, Array], sizes: Mapping[str, Array | None]) -> Array:
         """Maps levels, finest first, i-th [B, H / 2^i, W / 2^i, C], to [B, H, W, out_features]."""
-        total = None
+        refined = []
         for index, (level, x) in enumerate(levels.items()):
             valid_hw = sizes[level]
             for step in range(max(index, 1)):
@@ -38,7 +40,8 @@ class PanopticDecoder(nn.Module):
                     x = replicate_edge(x, valid_hw)
                     x = interpolate.resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
                     valid_hw = None if valid_hw is None else 2 * valid_hw
-            total = x if total is None else total + x
+            refined.append(x)
+        total = functools.reduce(operator.add, refined)
         return Conv(self.out_features, compute=self.compute, name="predictor")(total)
 
 
@@ -57,13 +60,14 @@ class MultiInstanceDecoder(nn.Module):
         Raises:
             ValueError: a level is not half the size of the one before.
         """
-        total, finer = None, None
+        refined: list[Array] = []
+        finer: tuple[str, Array] | None = None
         for index, (level, x) in enumerate(levels.items()):
             if finer is not None:
                 x = x + self._adapt(*finer, x, sizes[level])
             finer = (level, x)
-            refined = self._to_first_resolution(index, level, x, sizes[level])
-            total = refined if total is None else total + refined
+            refined.append(self._to_first_resolution(index, level, x, sizes[level]))
+        total = functools.reduce(operator.add, refined)
         if not self.is_multi_scale:
             return Conv(self.out_features, compute=self.compute, name="predictor")(total)
         branches = self._multi_scale(total, next(iter(sizes.values())))

@@ -14,6 +14,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from ktn_jax.modeling import decoder as decoders
@@ -50,7 +51,7 @@ class Detector(nn.Module):
     compute: Compute
     graph: Mapping[str, Array] | None = None  # initial body graph of the transfer
 
-    def setup(self):
+    def setup(self) -> None:
         config, compute = self.config, self.compute
         self.backbone, self.neck = _build_backbone(config, compute)
         num_anchors = len(config.rpn.anchor_sizes[0]) * len(config.rpn.aspect_ratios)
@@ -80,7 +81,7 @@ class Detector(nn.Module):
             compute=compute,
         )
 
-    def __call__(self, images: Array, image_size_hw: Array) -> DensePoseOutputs:
+    def __call__(self, images: Array, image_size_hw: Array) -> DensePoseOutputs[Array]:
         """Runs every submodule that has parameters once, for `init`.
 
         Zeros replace the selected boxes and pooled features: selecting and pooling have no
@@ -144,11 +145,11 @@ class Detector(nn.Module):
             delta_weights=rpn.delta_weights,
         )
 
-    def anchors(self, maps: Mapping[str, Array]) -> list:
+    def anchors(self, maps: Mapping[str, Array]) -> list[np.ndarray]:
         """Anchors of every level of `maps` ([B, H, W, ...] by level), [H * W * A, 4] each."""
         rpn = self.config.rpn
         return anchor_boxes(
-            level_sizes=[x.shape[1:3] for x in maps.values()],
+            level_sizes=[(x.shape[1], x.shape[2]) for x in maps.values()],
             strides=[FIRST_STRIDE * 2**index for index in range(len(maps))],
             anchor_sizes=rpn.anchor_sizes,
             aspect_ratios=rpn.aspect_ratios,
@@ -239,13 +240,16 @@ class Detector(nn.Module):
 
     def run_head(self, pooled: Array) -> Array:
         """Runs the DensePose head on pooled people [N, P, P, C]: [N, P, P, channels]."""
-        return self.densepose_head(pooled)
+        features: Array = self.densepose_head(pooled)
+        return features
 
     def surface_kernel(self) -> Array | None:
         """The synthesised surface classifier [k, k, C, 25]; None if the model learns its own."""
         return self.predictor.surface_kernel(self.box_head.class_and_delta_weights())
 
-    def predict_charts(self, head_features: Array, surface_kernel: Array | None = None):
+    def predict_charts(
+        self, head_features: Array, surface_kernel: Array | None = None
+    ) -> DensePoseOutputs[Array]:
         """Runs the predictor; the kernel is synthesised unless it is given."""
         if surface_kernel is None:
             surface_kernel = self.surface_kernel()
@@ -257,7 +261,7 @@ class Detector(nn.Module):
         boxes: Array,
         batch_index: Array,
         surface_kernel: Array | None = None,
-    ) -> DensePoseOutputs:
+    ) -> DensePoseOutputs[Array]:
         """Second stage.
 
         Args:
@@ -285,15 +289,17 @@ class Detector(nn.Module):
         self, levels: Features, boxes: Array, batch_index: Array | None, pooler: ConfigDict
     ) -> Array:
         strides = [FIRST_STRIDE * 2**index for index in range(len(levels.maps))]
-        maps, sizes = list(levels.maps.values()), list(levels.sizes.values())
-        sizes = None if sizes[0] is None else sizes
+        maps = list(levels.maps.values())
+        sizes = [size for size in levels.sizes.values() if size is not None] or None
         chunk_size = None
         if self.compute.chunks:
             chunk_size = cache_sized_chunk(
                 pooler.pooled_size, pooler.sampling_ratio, maps[0].shape[-1]
             )
 
-        def pool(maps, sizes, boxes: Array, batch_index: Array) -> Array:
+        def pool(
+            maps: list[Array], sizes: list[Array] | None, boxes: Array, batch_index: Array
+        ) -> Array:
             return multilevel_roi_align(
                 maps,
                 strides,
@@ -309,9 +315,9 @@ class Detector(nn.Module):
         if batch_index is not None:
             return pool(maps, sizes, boxes, batch_index)
 
-        def pool_image(maps, sizes, boxes: Array) -> Array:
-            alone = jax.tree.map(lambda x: x[None], (maps, sizes))
-            return pool(*alone, boxes, jnp.zeros(boxes.shape[0], jnp.int32))
+        def pool_image(maps: list[Array], sizes: list[Array] | None, boxes: Array) -> Array:
+            maps, sizes = jax.tree.map(lambda x: x[None], (maps, sizes))
+            return pool(maps, sizes, boxes, jnp.zeros(boxes.shape[0], jnp.int32))
 
         pooled = jax.vmap(pool_image)(maps, sizes, boxes)
         return pooled.reshape(-1, *pooled.shape[2:])

@@ -4,6 +4,8 @@ Branch i runs at stride 4 * 2^i. Images need no size multiple: where an upsample
 a cell larger than the branch it is added to, the excess is cut off.
 """
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
@@ -49,7 +51,7 @@ class Fuse(nn.Module):
         """Maps branches i [B, H_i, W_i, C_i] of valid `sizes` to the same shapes."""
         fused = []
         for target, own in enumerate(branches):
-            total = None
+            maps = []
             for source, x in enumerate(branches):
                 if source > target:
                     x = ConvNorm(
@@ -71,8 +73,8 @@ class Fuse(nn.Module):
                         features=own.shape[-1],
                         train=train,
                     )
-                total = x if total is None else total + x
-            fused.append(nn.relu(total))
+                maps.append(x)
+            fused.append(nn.relu(functools.reduce(operator.add, maps)))
         return fused
 
     def _down(

@@ -244,9 +244,9 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
         members = channels // self.num_groups
         x32 = x.astype(jnp.float32)
-        if valid_hw is None:
-            count, mask = height * width, None
-        else:
+        count: Array | int = height * width
+        mask = None
+        if valid_hw is not None:
             count = valid_hw.prod(axis=-1).reshape(-1, 1).astype(jnp.float32)
             mask = valid_mask(valid_hw, height, width)
 
@@ -298,9 +298,9 @@ class ConvNorm(nn.Module):
         if self.norm == "FrozenBN":
             return FrozenBatchNorm(scale_init=self.scale_init, name="norm")(x)
         if self.norm == "BN":
-            norm = BatchNorm(scale_init=self.scale_init, name="norm")
-            return norm(x, train, strided_size(valid_hw, self.stride))
+            batch_norm = BatchNorm(scale_init=self.scale_init, name="norm")
+            return batch_norm(x, train, strided_size(valid_hw, self.stride))
         if self.norm == "GN":
-            norm = GroupNorm(scale_init=self.scale_init, name="norm")
-            return norm(x, strided_size(valid_hw, self.stride))
+            group_norm = GroupNorm(scale_init=self.scale_init, name="norm")
+            return group_norm(x, strided_size(valid_hw, self.stride))
         raise ValueError(f"unknown norm {self.norm!r}: one of '', 'FrozenBN', 'BN', 'GN'")

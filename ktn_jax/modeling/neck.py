@@ -91,11 +91,12 @@ class HRFPN(nn.Module):
             )
             valid_hw = None if valid_hw is None else (valid_hw - 1) * 2**index + 4
             maps.append(nn.relu(BatchNorm(name=f"interp{index}_norm")(x, train, valid_hw)))
-            map_sizes.append(valid_hw)
+            if valid_hw is not None:
+                map_sizes.append(valid_hw)
         height = min(x.shape[1] for x in maps)
         width = min(x.shape[2] for x in maps)
         fused = jnp.concatenate([x[:, :height, :width] for x in maps], axis=-1)
-        fused_hw = None if map_sizes[0] is None else jnp.stack(map_sizes).min(axis=0)
+        fused_hw = jnp.stack(map_sizes).min(axis=0) if map_sizes else None
         levels = []
         for index in range(self.num_levels):
             size = 2**index

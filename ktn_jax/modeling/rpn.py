@@ -110,7 +110,9 @@ def select_proposals(
         is_valid &= (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
         limit = min(post_nms_top_k, boxes.shape[1])
 
-        def suppress(boxes: Array, scores: Array, is_valid: Array, limit: int = limit):
+        def suppress(
+            boxes: Array, scores: Array, is_valid: Array, limit: int = limit
+        ) -> tuple[Array, Array]:
             index, is_kept = nms(
                 boxes, scores, is_valid, iou_threshold=nms_threshold, max_outputs=limit
             )

@@ -40,7 +40,7 @@ class TrainingOutputs:
     anchors: Array  # [A, 4]
     class_logits: Array  # [B, S, 2]
     deltas: Array  # [B, S, 4]
-    charts: DensePoseOutputs  # of N = B * K ROIs
+    charts: DensePoseOutputs[Array]  # of N = B * K ROIs
     samples: Samples
     pyramid: Features
     proposals: Proposals
