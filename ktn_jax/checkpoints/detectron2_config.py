@@ -37,7 +37,7 @@ _LOSS_KEYS = {
     "densepose_iou_threshold": "FG_IOU_THRESHOLD",
 }
 
-_LEVELS = {
+_LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
     "resnet": {"rpn": ("p2", "p3", "p4", "p5", "p6"), "roi_heads": ("p2", "p3", "p4", "p5")},
     "hrnet": dict.fromkeys(("rpn", "roi_heads"), ("p1", "p2", "p3", "p4", "p5")),
 }

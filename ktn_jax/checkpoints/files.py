@@ -13,7 +13,7 @@ import types
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +24,7 @@ _WRAPPERS = ("model", "state_dict", "blobs")  # detectron2, many training script
 _PARALLEL_PREFIX = "module."  # what torch.nn.DataParallel puts in front of every name
 _DUMP_PREFIX = "state/"  # a dump of a model's stages keeps its weights under this
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_SAFETENSORS_TYPES = {
+_SAFETENSORS_TYPES: dict[str, str | np.dtype] = {
     **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
     **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
@@ -32,7 +32,10 @@ _SAFETENSORS_TYPES = {
 }
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads the named arrays of a checkpoint.
 
     Args:
@@ -72,7 +75,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in state.items()}
 
 
-def write_state_dict(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
+def write_state_dict(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -> None:
     """Writes named arrays as a checkpoint, replacing an older file only once all is written.
 
     Args:
@@ -105,7 +108,7 @@ def write_state_dict(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -
     write(path, arrays)
 
 
-def _by_suffix(path: pathlib.Path, table: Mapping[str, Callable], done: str) -> Callable:
+def _by_suffix(path: pathlib.Path, table: Mapping[str, _Function], done: str) -> _Function:
     try:
         return table[path.suffix.lower()]
     except KeyError:
@@ -186,9 +189,11 @@ def _from_tensor(path: pathlib.Path, name: str, tensor: Any) -> np.ndarray:
     torch = _torch(path)
     try:
         tensor = tensor.detach().cpu()
-        if tensor.dtype == torch.bfloat16:  # a type NumPy has only through ml_dtypes
-            return tensor.contiguous().view(torch.int16).numpy().view(_BFLOAT16)
-        return tensor.numpy()
+        is_bfloat16 = tensor.dtype == torch.bfloat16  # NumPy has it only through ml_dtypes
+        array: np.ndarray = (
+            tensor.contiguous().view(torch.int16) if is_bfloat16 else tensor
+        ).numpy()
+        return array.view(_BFLOAT16) if is_bfloat16 else array
     except (TypeError, RuntimeError) as error:  # sparse, quantised, 8-bit floats
         raise ValueError(f"{path}: {name} is no plain tensor: {_first_sentence(error)}") from error
 

@@ -7,6 +7,7 @@ configuration loads without an error and is much worse: the configuration is che
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ State = dict[str, np.ndarray]
 
 _BODY = "backbone.bottom_up"
 _EPSILON = 1e-5  # of the norms
-_TRUNKS = {
+_TRUNKS: dict[str, dict[str, Any]] = {
     "caffe2": {
         "pixel_mean_bgr": (103.53, 116.28, 123.675),
         "pixel_std_bgr": (1.0, 1.0, 1.0),
@@ -56,7 +57,7 @@ def check_backbone(config: ConfigDict, kind: str, source: str) -> None:
         raise ValueError(f"{source} is a ResNet, but model.backbone.name={config.backbone.name}")
     wrong = []
     for key, wanted in _TRUNKS[kind].items():
-        actual = config
+        actual: Any = config
         for name in key.split("."):
             actual = actual[name]
         if not np.allclose(actual, wanted, rtol=1e-3):

@@ -46,7 +46,7 @@ class Checkpoints:
     score, of the lowest loss.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep_last: int = 3, score: str = "GPSm"):
+    def __init__(self, workdir: str | os.PathLike[str], keep_last: int = 3, score: str = "GPSm"):
         """Opens the checkpoints of a work folder; the first save removes incomplete ones.
 
         Args:
@@ -189,7 +189,7 @@ class Checkpoints:
             ) from error
 
 
-def find_checkpoint(path: str | os.PathLike) -> pathlib.Path | None:
+def find_checkpoint(path: str | os.PathLike[str]) -> pathlib.Path | None:
     """Finds the checkpoint that a path refers to.
 
     Args:

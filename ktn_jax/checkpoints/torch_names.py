@@ -287,7 +287,8 @@ def to_flax(state: Mapping[str, np.ndarray]) -> Variables:
     flat = {}
     for name, (path, rule) in found.items():
         flat[path] = _layout_to_flax(rule.layout, np.asarray(state[name]), channels, name)
-    return traverse_util.unflatten_dict(flat, sep="/")
+    variables: Variables = traverse_util.unflatten_dict(flat, sep="/")
+    return variables
 
 
 def unknown_names(names: Iterable[str]) -> list[str]:
@@ -354,26 +355,27 @@ def _neck_channels(state: Mapping[str, np.ndarray]) -> int | None:
     """Width of the pyramid, which tells how pooled features were flattened."""
     for name in ("backbone.fpn_output2.weight", "backbone.fpn_conv.0.weight"):
         if name in state:
-            return state[name].shape[0]
+            return int(state[name].shape[0])
     return None
 
 
-def _pooled_side(size: int, channels: int | None, name: str) -> int:
+def _pooled_shape(size: int, channels: int | None, name: str) -> tuple[int, int]:
+    """Channels and side of the pooled regions that `size` features were flattened from."""
     side = math.isqrt(size // channels) if channels else 0
     if not channels or side * side * channels != size:
         raise ValueError(
             f"{name} reads {size} features, which are no square of cells of the pyramid's "
             f"{channels} channels"
         )
-    return side
+    return channels, side
 
 
 def _layout_to_flax(layout: str, array: np.ndarray, channels: int | None, name: str) -> np.ndarray:
     if layout == "same":
         return array.astype(np.int32) if name.endswith("tracked") else array
     if layout == "flatten":  # torch flattens C, H, W; Flax H, W, C
-        side = _pooled_side(array.shape[1], channels, name)
-        array = array.reshape(-1, channels, side, side).transpose(2, 3, 1, 0)
+        depth, side = _pooled_shape(array.shape[1], channels, name)
+        array = array.reshape(-1, depth, side, side).transpose(2, 3, 1, 0)
         return array.reshape(-1, array.shape[-1])
     return array.transpose(_TO_FLAX[layout])
 
@@ -382,8 +384,8 @@ def _layout_to_torch(layout: str, array: np.ndarray, channels: int | None, name:
     if layout == "same":
         return array
     if layout == "flatten":
-        side = _pooled_side(array.shape[0], channels, name)
-        array = array.reshape(side, side, channels, -1).transpose(3, 2, 0, 1)
+        depth, side = _pooled_shape(array.shape[0], channels, name)
+        array = array.reshape(side, side, depth, -1).transpose(3, 2, 0, 1)
         return np.ascontiguousarray(array.reshape(array.shape[0], -1))
     return np.ascontiguousarray(array.transpose(np.argsort(_TO_FLAX[layout])))
 

@@ -48,7 +48,7 @@ class PartialFit:
         return {name: nested.get(name, {}) for name in _COLLECTIONS}
 
 
-def read_variables(path: str | os.PathLike) -> Variables:
+def read_variables(path: str | os.PathLike[str]) -> Variables:
     """Reads Flax variables from a checkpoint file of the original's names or an orbax folder.
 
     Args:
@@ -73,7 +73,7 @@ def read_variables(path: str | os.PathLike) -> Variables:
         raise ValueError(f"{path}: {error}") from error
 
 
-def write_variables(path: str | os.PathLike, variables: Mapping[str, Any]) -> None:
+def write_variables(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> None:
     """Writes Flax variables: a path with a suffix as a file of the original's names, else orbax.
 
     Raises:
@@ -90,7 +90,7 @@ def write_variables(path: str | os.PathLike, variables: Mapping[str, Any]) -> No
         checkpointer.save(path.absolute(), jax.tree.map(np.asarray, dict(variables)))
 
 
-def convert(source: str | os.PathLike, target: str | os.PathLike) -> int:
+def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:
     """Converts weights between the formats of `read_variables` and `write_variables`.
 
     Args:
@@ -166,7 +166,7 @@ def count_parameters(variables: Mapping[str, Any]) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))
 
 
-def load(config: ConfigDict, path: str | os.PathLike) -> Variables:
+def load(config: ConfigDict, path: str | os.PathLike[str]) -> Variables:
     """Reads the weights of a configuration's model.
 
     Args:

@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 import sys
+from typing import Any
 
 EXAMPLES = """
   ktn demo                              # demo/report.html at the end
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _show(record: dict) -> None:
+def _show(record: dict[str, Any]) -> None:
     for name in ("bbox", "GPS", "GPSm", "keypoints"):
         values = record["scores"].get(name, {})
         shown = [f"{key} {value:5.1f}" for key, value in values.items() if value is not None]

@@ -171,7 +171,12 @@ class _Record:
             "test_images": request.num_test_images,
         }
         request.output.mkdir(parents=True, exist_ok=True)
-        self.content = {"settings": settings, "seconds": {}, "cpu_seconds": {}, "scores": None}
+        self.content: dict[str, Any] = {
+            "settings": settings,
+            "seconds": {},
+            "cpu_seconds": {},
+            "scores": None,
+        }
         if self._path.is_file():
             stored = json.loads(self._path.read_text(encoding="utf-8"))
             if stored.get("settings") != settings:
@@ -266,14 +271,14 @@ def _evaluate(request: DemoRequest, config: ConfigDict, say: Say) -> Metrics:
 def _commands(request: DemoRequest, config_name: str) -> dict[str, str]:
     """Commands that use the trained weights, by what they do; quoted for a shell."""
     output, test_people = request.output, request.data / TEST_PEOPLE
-    model = ["--config", config_name]
+    model: list[object] = ["--config", config_name]
     for change in request.changes:
         model += ["--set", change]
     model += ["--weights", output / WEIGHTS_FILE]
     images = test_people / dataset_files.IMAGE_FOLDER
     template = request.data / TEMPLATE
     seed = 2 * HELD_OUT_SEED
-    rows = {
+    rows: dict[str, list[object]] = {
         "Find people in pictures": ["predict", images, *model, "--output", output / "predicted"],
         "Score the test set again": ["eval", *model, "--data", test_people]
         + ["--template", template, "--output", output / "scored"],

@@ -33,7 +33,7 @@ class PhotosSummary:
 def predict_files(
     predictor: CallablePredictor,
     photos: Sequence[pathlib.Path],
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike[str],
     min_score: float = 0.0,
 ) -> PhotosSummary:
     """Predicts photos and writes `*_iuv.png`, `*_instances.png`, `*_overlay.jpg`, `results.json`.

@@ -53,7 +53,7 @@ def _overlap(
     return tuple(image_part), tuple(person_part)
 
 
-def write_iuv_png(path: str | os.PathLike, iuv: np.ndarray) -> None:
+def write_iuv_png(path: str | os.PathLike[str], iuv: np.ndarray) -> None:
     """Writes a full-size IUV map as an RGB PNG: red is I, green 255 U, blue 255 V.
 
     OpenCV reverses channels: from this file it reads V, U, I. (The original system's `*_IUV.png`
@@ -72,7 +72,7 @@ def write_iuv_png(path: str | os.PathLike, iuv: np.ndarray) -> None:
     _write_png(path, iuv)
 
 
-def write_instances_png(path: str | os.PathLike, instances: np.ndarray) -> None:
+def write_instances_png(path: str | os.PathLike[str], instances: np.ndarray) -> None:
     """Writes the map of people's numbers as a grey PNG, 8-bit for up to 255 people, else 16-bit.
 
     Args:
@@ -90,6 +90,6 @@ def write_instances_png(path: str | os.PathLike, instances: np.ndarray) -> None:
     _write_png(path, instances)
 
 
-def _write_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
+def _write_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
     with atomic_files.replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="png")

@@ -234,7 +234,7 @@ def records_to_people(records: Iterable[Mapping[str, Any]]) -> dict[int, list[Pe
     return people
 
 
-def write_results(path: str | os.PathLike, records: Sequence[Mapping[str, Any]]) -> None:
+def write_results(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]]) -> None:
     """Writes a results file, one record a line, replacing an older file only when complete.
 
     Args:
@@ -253,7 +253,7 @@ def write_results(path: str | os.PathLike, records: Sequence[Mapping[str, Any]])
         temporary.write_text("[" + ",\n ".join(lines) + "]\n", encoding="utf-8")
 
 
-def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_results(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads a results file.
 
     Args:

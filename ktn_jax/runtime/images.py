@@ -8,7 +8,7 @@ import glob
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ class ImageError(ValueError):
     """An image file cannot be read. The message names the file and the reason."""
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads an image file as it is meant to be seen; see `decode_image`.
 
     Args:
@@ -185,7 +185,7 @@ def _to_rgb(image: Image.Image, file_format: str | None) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def find_images(inputs: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
+def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[pathlib.Path]:
     """Lists the image files that a command line names.
 
     Args:
@@ -215,10 +215,11 @@ def find_images(inputs: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
     return list(found.values())
 
 
-def _expand(name: str | os.PathLike) -> list[pathlib.Path]:
+def _expand(name: str | os.PathLike[str]) -> list[pathlib.Path]:
     path = pathlib.Path(name)
     if path.is_file():  # before globbing: a file may well be called "beach [2].jpg"
         return [path]
+    candidates: Iterable[pathlib.Path]
     if path.is_dir():
         candidates = path.iterdir()
     else:

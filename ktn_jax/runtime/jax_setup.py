@@ -10,7 +10,7 @@ import sys
 
 from ktn_jax.runtime import host_memory
 
-_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_CACHE_OPTION, _CACHE_VARIABLE = "jax_compilation_cache_dir", "JAX_COMPILATION_CACHE_DIR"
 _MIN_TIME_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 # On CPUs, these releases of jaxlib send single convolutions to a library that is slow at their
@@ -44,8 +44,8 @@ def prepare() -> None:
 def _configure_imported() -> None:
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None and _CACHE_VARIABLE not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", _cache_folder())
+    if getattr(jax.config, _CACHE_OPTION) is None and _CACHE_VARIABLE not in os.environ:
+        jax.config.update(_CACHE_OPTION, _cache_folder())
         if _MIN_TIME_VARIABLE not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 

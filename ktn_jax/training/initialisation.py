@@ -63,7 +63,7 @@ def build_trained_model(config: ConfigDict) -> Detector:
     return build_model(config.model, compute=compute, graph=initial_edges(config))
 
 
-def make_initial(config: ConfigDict, source: str | os.PathLike = "") -> Initial:
+def make_initial(config: ConfigDict, source: str | os.PathLike[str] = "") -> Initial:
     """Makes the variables that training starts from.
 
     Args:

@@ -24,7 +24,7 @@ _FLUSH_SECONDS = 1  # of event files
 class MetricsWriter:
     """Writes scalars to WORKDIR/metrics.jsonl and WORKDIR/tensorboard/."""
 
-    def __init__(self, workdir: str | os.PathLike, first_step: int):
+    def __init__(self, workdir: str | os.PathLike[str], first_step: int):
         """Opens both.
 
         Args:

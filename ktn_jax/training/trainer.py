@@ -94,7 +94,7 @@ class Trainer:
     def __init__(
         self,
         config: ConfigDict,
-        workdir: str | os.PathLike,
+        workdir: str | os.PathLike[str],
         loss_fn: LossFn,
         abstract: Variables,
         initialise: Callable[[], Variables],

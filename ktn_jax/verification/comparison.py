@@ -9,7 +9,7 @@ from ktn_jax.verification import intermediates, people, training
 from ktn_jax.verification.dump import Dump, Row
 
 
-def verify(path: str | os.PathLike) -> Iterator[Row]:
+def verify(path: str | os.PathLike[str]) -> Iterator[Row]:
     """Compares our model with a dump, stage by stage, end to end, and in a training step.
 
     Args:

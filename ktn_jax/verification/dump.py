@@ -53,7 +53,7 @@ class Row:
 class Dump:
     """A dump, opened and checked."""
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         """Opens the file.
 
         Raises:
@@ -86,7 +86,8 @@ class Dump:
         """Reads an array; a KeyError names what the file lacks."""
         if key not in self.keys:
             raise KeyError(f"{self.path} has no {key!r}")
-        return self._file[key]
+        array: np.ndarray = self._file[key]
+        return array
 
     def under(self, prefix: str) -> list[str]:
         """Names that follow `prefix` + "/", up to the next slash, in order."""
@@ -102,7 +103,8 @@ class Dump:
         case = json.loads(str(self["meta_json"])).get("case") if "meta_json" in self.keys else None
         if case is None or not path.is_file():
             return {}
-        return json.loads(path.read_text()).get(case, {})
+        noise: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text())
+        return noise.get(case, {})
 
 
 def compare(
@@ -127,11 +129,11 @@ def compare(
     return Row(key, expected.shape, error, error / max(float(expected.std()), 1e-12), limit)
 
 
-def to_nhwc(array: np.ndarray) -> jnp.ndarray:
+def to_nhwc(array: np.ndarray) -> Array:
     return jnp.asarray(array.transpose(0, 2, 3, 1))
 
 
-def to_nchw(array: Array) -> np.ndarray:
+def to_nchw(array: Array | np.ndarray) -> np.ndarray:
     return np.asarray(array).transpose(0, 3, 1, 2)
 
 

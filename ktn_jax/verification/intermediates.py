@@ -33,7 +33,7 @@ class Runner:
         self.model = build_model(dump.config.model, compute=compute)
         self._variables = dump.variables
 
-    def __call__(self, method: Callable, *args: Any) -> Any:
+    def __call__(self, method: Callable[..., Any], *args: Any) -> Any:
         run = jax.jit(lambda variables, *args: self.model.apply(variables, *args, method=method))
         return jax.device_get(run(self._variables, *args))
 

@@ -182,17 +182,18 @@ def read_samples(dump: Dump) -> Samples:
     def stack(pattern: str) -> list[np.ndarray]:
         return [dump[pattern.format(index)] for index in images]
 
-    classes = _pad(stack("train/roi/{}/gt_classes"), fill=FOREGROUND + 1)
+    stored = stack("train/roi/{}/gt_classes")
+    classes = _pad(stored, fill=FOREGROUND + 1)
     rois = RoiTargets(
-        boxes=_pad(stack("train/roi/{}/proposal_boxes")),
-        is_valid=_pad([np.ones(len(x), bool) for x in stack("train/roi/{}/gt_classes")]),
-        is_foreground=classes == FOREGROUND,
-        gt_boxes=_pad(stack("train/roi/{}/gt_boxes")),
-        gt_index=_pad(stack("train/roi/{}/gt_index")).astype(np.int32),
+        boxes=jnp.asarray(_pad(stack("train/roi/{}/proposal_boxes"))),
+        is_valid=jnp.asarray(_pad([np.ones(len(x), bool) for x in stored])),
+        is_foreground=jnp.asarray(classes == FOREGROUND),
+        gt_boxes=jnp.asarray(_pad(stack("train/roi/{}/gt_boxes"))),
+        gt_index=jnp.asarray(_pad(stack("train/roi/{}/gt_index")), jnp.int32),
     )
     anchors = AnchorTargets(
-        labels=np.stack(stack("train/rpn/{}/gt_labels")).astype(np.int32),
-        boxes=np.stack(stack("train/rpn/{}/matched_gt_boxes")),
+        labels=jnp.asarray(np.stack(stack("train/rpn/{}/gt_labels")), jnp.int32),
+        boxes=jnp.asarray(np.stack(stack("train/rpn/{}/matched_gt_boxes"))),
     )
     return Samples(anchors, rois, _read_chosen(dump, images))
 
@@ -213,7 +214,11 @@ def _read_chosen(dump: Dump, images: Sequence[str]) -> People:
         distance = np.abs(gt_boxes[image][:, None] - people[None]).max(-1)
         index.append(distance.argmin(-1) if len(people) else np.zeros(0, int))
     weight = [np.ones(len(boxes[image]), np.float32) for image in images]
-    return People(_pad(list(boxes.values())), _pad(index).astype(np.int32), _pad(weight))
+    return People(
+        boxes=jnp.asarray(_pad(list(boxes.values()))),
+        gt_index=jnp.asarray(_pad(index), jnp.int32),
+        weight=jnp.asarray(_pad(weight)),
+    )
 
 
 def _image_of(dump: Dump, stored: str, images: Sequence[str]) -> str:
@@ -242,8 +247,13 @@ def run_step(dump: Dump, batch: Batch, samples: Samples, compute: Compute | None
     # The original's sums over these images are not divided.
     loss.images_per_device = len(batch["image"])
 
-    def step(params, batch_stats, batch, samples):
-        def total_loss(params):
+    def step(
+        params: Mapping[str, Any],
+        batch_stats: Mapping[str, Any],
+        batch: Mapping[str, jax.Array],
+        samples: Samples,
+    ) -> Any:
+        def total_loss(params: Mapping[str, Any]) -> tuple[Any, Any]:
             outputs, stats = forward.apply(
                 model,
                 loss,
@@ -304,7 +314,8 @@ def _proposals(dump: Dump, image: int, step: Step) -> Row:
 def _chosen(dump: Dump, batch: Batch, step: Step) -> Iterator[Row]:
     """Compares our choice of ROIs for the DensePose branch, from the stored ROIs, with theirs."""
     rois, loss = step.outputs.samples.rois, dump.config.loss
-    teachers = targets.teachers(batch, densepose_people_only=True, from_masks=False)
+    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+    teachers = targets.teachers(arrays, densepose_people_only=True, from_masks=False)
     people = targets.choose_people(
         jax.random.key(0),
         jax.tree.map(jnp.asarray, rois),
@@ -380,7 +391,7 @@ def _gradients(dump: Dump, step: Step) -> Iterator[Row]:
         if ours.shape != expected.shape:
             yield Row(f"{key} (ours {ours.shape})", expected.shape, np.inf, np.inf, 0.0)
             continue
-        error, norm = np.linalg.norm(ours - expected), np.linalg.norm(expected)
+        error, norm = float(np.linalg.norm(ours - expected)), float(np.linalg.norm(expected))
         yield _gradient_row(key, expected.shape, error, norm, _gradient_limit(dump, name))
 
 
@@ -403,7 +414,7 @@ def _gradient_norms(dump: Dump, step: Step) -> Iterator[Row]:
             yield Row(f"{row_key} (not ours)", (), np.inf, np.inf, 0.0)
             continue
         gradient = np.asarray(gradient, np.float64)
-        norm = np.linalg.norm(gradient)
+        norm = float(np.linalg.norm(gradient))
         if expected is None:
             yield Row(f"{row_key} (null)", gradient.shape, norm, 0.0, 0.0)
             continue

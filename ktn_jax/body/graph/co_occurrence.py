@@ -12,7 +12,7 @@ Synonyms = Mapping[str, tuple[str, ...]]  # words, each with others that stand f
 
 
 def count_pairs(
-    path: str | os.PathLike, sources: Mapping[str, Synonyms], surfaces: Synonyms
+    path: str | os.PathLike[str], sources: Mapping[str, Synonyms], surfaces: Synonyms
 ) -> dict[str, dict[tuple[str, str], int]]:
     """Counts the relationships that join a source word and a surface word.
 
@@ -70,7 +70,7 @@ def _pairs(
     return []
 
 
-def _read_words(path: str | os.PathLike) -> Iterator[frozenset[str]]:
+def _read_words(path: str | os.PathLike[str]) -> Iterator[frozenset[str]]:
     """The words of subject and object of every relationship."""
     images = iterate_objects(pathlib.Path(path), "utf-8")
     for index, (_, _, image) in enumerate(images):
@@ -85,7 +85,7 @@ def _read_words(path: str | os.PathLike) -> Iterator[frozenset[str]]:
             ) from error
 
 
-def _word(node: Mapping[str, Any], index: int, path: str | os.PathLike) -> str:
+def _word(node: Mapping[str, Any], index: int, path: str | os.PathLike[str]) -> str:
     names = [node["name"]] if "name" in node else node.get("names")
     if not names or not isinstance(names[0], str):
         raise ValueError(f"{path}: entry {index} has a subject or object without a name")
