@@ -111,7 +111,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> i
     return count_parameters(variables)
 
 
-def _existing(path: str | os.PathLike) -> pathlib.Path:
+def _existing(path: str | os.PathLike[str]) -> pathlib.Path:
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there are no weights at {path}")
@@ -216,7 +216,7 @@ def check_fit(abstract: Variables, variables: Mapping[str, Any], source: str) ->
         )
 
 
-def load_partly(config: ConfigDict, path: str | os.PathLike) -> PartialFit:
+def load_partly(config: ConfigDict, path: str | os.PathLike[str]) -> PartialFit:
     """Reads what a source has for a configuration's model.
 
     Args:

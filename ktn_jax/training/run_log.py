@@ -17,7 +17,7 @@ class RunLog:
 
     def __init__(
         self,
-        workdir: str | os.PathLike,
+        workdir: str | os.PathLike[str],
         *,
         first_step: int,
         total_steps: int,
