@@ -8,7 +8,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "base"
     config.total_steps = 130_000
-    config.batch_size = 16  # images a step, on all devices together
+    config.batch_size = 16  # images per step, on all devices together
     config.checkpoint_every = 5_000  # steps
     config.seed = 0  # of initial weights, sampling and the order of the images
     config.model = _model()
@@ -57,7 +57,7 @@ def _model() -> ConfigDict:
     model.rpn.nms_threshold = 0.7
     model.rpn.batch_size_per_image = 256  # anchors that are sampled for training
     model.rpn.positive_fraction = 0.5
-    model.rpn.iou_thresholds = (0.3, 0.7)  # background below, person from
+    model.rpn.iou_thresholds = (0.3, 0.7)  # background below the first, person from the second
 
     model.box_head = ConfigDict()
     model.box_head.pooled_size = 7
@@ -124,13 +124,15 @@ def _loss() -> ConfigDict:
     loss.keypoint_weight = 0.1
     loss.normalise_keypoints_by_visible = True  # else by ROIs that could have been sampled
     loss.min_uv_variance = 0.01  # of the confidence models
-    # Person from background from instance masks (`person_mask` in the batch) instead of dp_masks.
+    # Train person against background with instance masks (`person_mask` in the batch) instead of
+    # dp_masks.
     loss.coarse_segm_from_masks = False
     # ROIs that train the DensePose branch: foreground whose IoU with its person is above this.
     loss.densepose_iou_threshold = 0.7
     # Their number in each image. Where more qualify, a weighted random subset represents all.
     loss.densepose_rois_per_image = 32
-    # As in the original, people without DensePose teach no keypoints; False lets them.
+    # True, as in the original: only people with DensePose train keypoints. False: all people with
+    # keypoints do.
     loss.densepose_people_only = True
     # The original convolves the padding of a batch as if it were image. True computes every image
     # as if it were padded on its own, as inference does.
@@ -139,11 +141,11 @@ def _loss() -> ConfigDict:
 
 
 def _optimizer() -> ConfigDict:
-    """SGD with momentum. Rates and steps are those of 16 images; nothing rescales them."""
+    """SGD with momentum. Rates and steps are for batches of 16 images and are not rescaled."""
     optimizer = ConfigDict()
     optimizer.name = "sgd"  # or adam, with decoupled weight decay, for short runs from scratch
     optimizer.second_momentum = 0.999  # of adam: beta2, for the squares of gradients
-    # Of adam: kernels with more inputs than this have a proportionally lower rate; 0: none has.
+    # Of adam: kernels with more inputs than this have a proportionally lower rate; 0 turns it off.
     optimizer.full_rate_inputs = 0
     optimizer.learning_rate = 0.01
     optimizer.momentum = 0.9
@@ -154,8 +156,8 @@ def _optimizer() -> ConfigDict:
     optimizer.schedule = "multi_step"  # or cosine, to 0 at total_steps
     optimizer.decay_steps = (100_000, 120_000)  # of multi_step; they do not follow total_steps
     optimizer.decay_factor = 0.1
-    optimizer.warmup_steps = 1_000  # linear
-    optimizer.warmup_factor = 0.1  # of the learning rate, at step 0
+    optimizer.warmup_steps = 1_000  # of a linear warm-up
+    optimizer.warmup_factor = 0.1  # share of the learning rate at step 0
     # Of gradients: none, value (of each number), norm (of each parameter, as detectron2), or
     # global_norm (of all parameters together).
     optimizer.clip = "none"
@@ -163,7 +165,7 @@ def _optimizer() -> ConfigDict:
     # Parameters that do not train: regular expressions that match the start of a path, such as
     # "box_head/". Frozen norms and backbone.freeze_at need none.
     optimizer.frozen = ()
-    optimizer.ema_decay = 0.0  # of an average of the parameters, which is exported; 0: none
+    optimizer.ema_decay = 0.0  # of an average of the parameters, which is exported; 0 keeps none
     return optimizer
 
 
@@ -198,14 +200,14 @@ def _data() -> ConfigDict:
     # synthetic people need no file.
     data.symmetry = "data/densepose/UV_symmetry_transforms.mat"
     data.on_bad_annotation = "raise"  # or skip
-    data.max_skipped_fraction = 0.01  # of the records; above it, skip is an error too
+    data.max_skipped_fraction = 0.01  # with skip: largest share of bad records
     data.with_person_masks = False  # rasterise segmentations, for losses that need them
     data.tfds = ConfigDict()  # a dataset that `ktn data build` made
     data.tfds.config = "densepose_coco_2014"
     data.tfds.dir = "data/tfds"
     data.tfds.splits = ("train", "valminusminival")
-    data.max_people = 20  # an image; with more, those with DensePose and the largest are kept
-    data.max_points = 200  # a person
+    data.max_people = 20  # per image; of more, those with DensePose and the largest are kept
+    data.max_points = 200  # per person
     data.loader = "threads"  # tf_data, threads or processes
     data.workers = 8
     data.batches_ahead = 2
@@ -229,7 +231,7 @@ def _data() -> ConfigDict:
 def _test() -> ConfigDict:
     test = ConfigDict()
     test.short_side = 800  # pixels to which the short side of an image is resized
-    test.max_side = 1333  # unless the long side would exceed this
+    test.max_side = 1333  # largest long side, which wins over short_side
     # Network inputs are padded to one of these (height, width), the smallest that fits, so that a
     # folder of photos compiles a few times. Larger images get a bucket of their own. An input whose
     # sides are the image's, rounded up to 32, needs no masking and is faster.

@@ -45,8 +45,8 @@ class DataSettings:
     """How batches are made."""
 
     batch_size: int = 16  # of all processes together
-    max_people: int = 20  # an image; with more, those with DensePose and the largest are kept
-    max_points: int = 200  # a person; more are an error before the first batch
+    max_people: int = 20  # per image; of more, those with DensePose and the largest are kept
+    max_points: int = 200  # per person; more are an error before the first batch
     seed: int = 0
     loader: Literal["tf_data", "threads", "processes"] = "tf_data"
     workers: int = 4
