@@ -7,12 +7,14 @@ import sys
 # Neither 0 nor 1, so that a scheduler can tell them apart.
 EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: the state is saved, the same command resumes
 EXIT_NOT_FINITE = 76
+EVALUATION_FOLDER = "evaluation"  # in the work folder
 
 EXAMPLES = f"""
   ktn train --config ktn:tiny --workdir W                     # synthetic people, on a CPU
   ktn train --config densepose_rcnn:r50 --workdir W --weights R-50.pkl
   ktn train --config ktn:r50 --workdir W --weights K \\
       --config.data.annotations=a.json --config.data.images=photos
+  ktn train ... --config.training.evaluate_every=5000         # scores data.evaluation
   ktn train ... --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 0
   ktn convert W model.safetensors                             # the last checkpoint
 
@@ -43,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ktn_jax import commands
     from ktn_jax.data_pipelines.loading.configured import make_training_data
+    from ktn_jax.inference.repeated_evaluation import RepeatedEvaluation
     from ktn_jax.runtime import configuration
     from ktn_jax.training.trainer import NonFiniteError, make_detector_trainer
 
@@ -52,13 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.weights is not None:
         changes.append(f"training.weights={arguments.weights!r}")
     config = configuration.load_config(arguments.config, changes)
-    commands.join_processes(arguments)
-    import jax
-
-    data = make_training_data(config, jax.process_index(), jax.process_count())
+    processes = commands.join_processes(arguments)
+    data = make_training_data(config, processes.index, processes.count)
+    evaluate = None
+    if config.training.evaluate_every:
+        evaluate = RepeatedEvaluation(config, arguments.workdir / EVALUATION_FOLDER, processes)
     try:
         with make_detector_trainer(config, arguments.workdir) as trainer:
-            end = trainer.fit(data.batches_from)
+            end = trainer.fit(data.batches_from, evaluate)
     except NonFiniteError as error:
         print(f"ktn train: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_NOT_FINITE

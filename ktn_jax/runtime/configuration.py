@@ -44,6 +44,7 @@ _NOT_NEGATIVE = (
     "optimizer.weight_decay_norm",
     "optimizer.warmup_steps",
     "training.evaluate_every",
+    "data.evaluation.num_images",
     "training.num_devices",
 )
 

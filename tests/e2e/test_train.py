@@ -167,6 +167,25 @@ def test_a_killed_run_ends_in_the_same_bits_and_the_same_file(folder, start, str
 
 
 @pytest.mark.extended
+def test_scores_stand_beside_the_losses(folder, start):
+    """On rendered people; a resumed run scores what is left and forgets no score."""
+    changes = {"training.evaluate_every": 2, "data.evaluation.num_images": 3}
+    changes |= {"training.keep_last": 1, "checkpoint_every": 1000}
+    finish(folder, start("scored", **changes, total_steps=4))
+    finish(folder, start("scored", **changes))
+    lines = [line for line in read_metrics(folder / "scored") if "eval/GPSm" in line]
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    assert all({"eval/box", "eval/GPS"} <= line.keys() for line in lines)
+    written = json.loads((folder / "scored" / "evaluation" / "metrics.json").read_text())
+    for name, measure in (("box", "bbox"), ("GPS", "GPS"), ("GPSm", "GPSm")):
+        assert lines[-1][f"eval/{name}"] == pytest.approx(written[measure]["AP"])
+    best = max(lines, key=lambda line: (line["eval/GPSm"], line["step"]))["step"]
+    with runs.Checkpoints(folder / "scored", keep_last=1) as checkpoints:
+        assert checkpoints.best_step() == best
+        assert checkpoints.steps() == sorted({best, 5})
+
+
+@pytest.mark.extended
 def test_four_images_are_learnt_by_heart(tmp_path):
     """Every loss falls, and nearly every point on a body gets its patch."""
     changes = ["data.synthetic.num_images=4", "total_steps=200", "checkpoint_every=1000"]

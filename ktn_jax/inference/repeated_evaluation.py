@@ -1,0 +1,136 @@
+"""Scores of a model that is being trained, on the images that `data.evaluation` names."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from ktn_jax.data_pipelines.loading.configured import make_scene
+from ktn_jax.data_pipelines.synthetic.held_out import HeldOutPeople
+from ktn_jax.evaluation import template_files
+from ktn_jax.evaluation.metrics import Metrics
+from ktn_jax.inference.model_evaluation import (
+    PEOPLE_FOLDER,
+    TEMPLATE_FOLDER,
+    AnnotatedFiles,
+    AnnotatedImages,
+    evaluate_model,
+)
+from ktn_jax.inference.predictor import Predictor
+from ktn_jax.inference.stages import Stages
+from ktn_jax.runtime.processes import Processes
+
+_RENDERED_IMAGES = 100  # where the configuration does not say how many
+# Average precision in per cent: a name here -> measure of `Metrics`.
+_SCORES = {"box": "bbox", "GPS": "GPS", "GPSm": "GPSm"}
+
+
+class RepeatedEvaluation:
+    """Scores weights of one configuration, again and again with the same compiled programs.
+
+    Several processes share the images; each makes one and calls it with the same weights.
+    """
+
+    def __init__(
+        self, config: ConfigDict, output_dir: pathlib.Path, processes: Processes | None = None
+    ):
+        """Reads the annotations and the template, or makes them, before any training.
+
+        Args:
+            config: a whole configuration, of which `data.evaluation` names the images. Where it
+                names none and training is on rendered people, others are rendered.
+            output_dir: gets `metrics.json` and `report.html` of the last call, and what is made;
+                all processes must see it.
+            processes: those that share the images.
+
+        Raises:
+            ValueError: files that are not given, are missing or do not fit.
+        """
+        self._config = config
+        self._folder = output_dir
+        self._processes = processes or Processes()
+        files, template = config.data.evaluation, config.data.evaluation.template
+        self._template = pathlib.Path(template) if template else output_dir / TEMPLATE_FOLDER
+        is_rendered = config.data.source == "synthetic" and not files.annotations
+        if not is_rendered and not (files.annotations and files.images and template):
+            raise ValueError(
+                "training.evaluate_every needs data.evaluation.annotations, images and template"
+            )
+        if self._processes.is_first:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            if is_rendered:
+                number = files.num_images or _RENDERED_IMAGES
+                people = HeldOutPeople(make_scene(config.data.synthetic), number)
+                people.write(output_dir / PEOPLE_FOLDER)
+            if not template:
+                template_files.ensure_own_template(self._template)
+            # Official files are converted now, once.
+            template_files.load_evaluation_template(self._template)
+        self._processes.wait("evaluation prepared")
+        if is_rendered:
+            self._images = AnnotatedFiles.in_folder(output_dir / PEOPLE_FOLDER).read()
+        else:
+            given = AnnotatedFiles(pathlib.Path(files.annotations), pathlib.Path(files.images))
+            self._images = _first_images(given.read(), files.num_images)
+        self._predictor: Predictor | None = None
+
+    def __call__(self, variables: Mapping[str, Any]) -> dict[str, float]:
+        """Scores weights.
+
+        Args:
+            variables: {"params", "batch_stats"} of the configuration's model. They are not kept.
+
+        Returns:
+            Average precision in per cent: `box`, `GPS` and `GPSm`, without those that the
+            annotations do not define; the same in all processes.
+
+        Raises:
+            ValueError: an image is missing or does not fit, see `evaluate_model`.
+        """
+        if self._predictor is None:
+            self._predictor = Predictor(Stages(self._config, variables))
+        else:
+            self._predictor.stages.replace_variables(variables)
+        metrics = evaluate_model(
+            self._predictor,
+            self._images,
+            self._template,
+            output_dir=self._folder,
+            processes=self._processes,
+        )
+        values = self._tell_all(metrics)
+        return {
+            name: float(value)
+            for name, value in zip(_SCORES, values, strict=True)
+            if not math.isnan(value)
+        }
+
+    def _tell_all(self, metrics: Metrics | None) -> np.ndarray:
+        """[3] scores of process 0, where alone `metrics` are known; NaN for none."""
+        values = np.full(len(_SCORES), np.nan)
+        if metrics is not None:
+            found = (metrics.summaries.get(measure, {}).get("AP") for measure in _SCORES.values())
+            values[:] = [np.nan if value is None else value for value in found]
+        if self._processes.count == 1:
+            return values
+        return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
+def _first_images(data: AnnotatedImages, number: int) -> AnnotatedImages:
+    """The first images of a set by id; 0 for all."""
+    if not number:
+        return data
+    truth = data.truth
+    images = truth.images[:number]
+    kept = {image.image_id for image in images}
+    coco = {
+        **truth.coco,
+        "images": [image for image in truth.coco["images"] if image["id"] in kept],
+        "annotations": [one for one in truth.coco["annotations"] if one["image_id"] in kept],
+    }
+    return dataclasses.replace(data, truth=dataclasses.replace(truth, images=images, coco=coco))
