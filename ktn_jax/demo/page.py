@@ -61,16 +61,16 @@ def render_demo(
         html_page.Paragraph(_summary(record, config, metrics)),
         html_page.Heading("Scores on the test set (%)"),
         html_page.Paragraph(
-            "Bodies, clothes, backgrounds and poses of the test people were never trained on. "
-            "The surface they are measured on is the project's own: these numbers do not compare "
+            "The bodies, clothes, backgrounds and poses of the test people were not in the "
+            "training set. The surface is the project's own body, so these numbers do not compare "
             "with published ones."
         ),
         _score_table(metrics),
         html_page.Heading("Test pictures"),
         html_page.Paragraph(
-            "The first of the test set, not the best. Warm colours are the right side of the "
-            "body, cool ones the left; in the IUV columns a patch is darker towards U = 0 and paler"
-            " towards V = 1."
+            "The first pictures of the test set, not the best. Warm colours are the right side of "
+            "the body, cool ones the left; in the IUV columns a patch is darker towards U = 0 and "
+            "paler towards V = 1."
         ),
         *(html_page.image_picture(row, "a test image") for row in rows),
         html_page.Heading("Losses"),
