@@ -218,13 +218,13 @@ def _data() -> ConfigDict:
     data.zoom_range = (1.0, 1.0)
     data.aspect_limits = (1.0, 1.35)  # long / short side, borders of the bins that share canvases
     data.canvas_levels = 2  # canvas sizes for each bin
-    # What training.evaluate_every scores: annotation file, image folder and evaluation template.
-    # Without annotations, a training on rendered people is scored on others.
+    # For training.evaluate_every: annotation file, image folder and evaluation template. Training
+    # on rendered people needs none: other people are rendered.
     data.evaluation = ConfigDict()
     data.evaluation.annotations = ""
     data.evaluation.images = ""
     data.evaluation.template = ""
-    data.evaluation.num_images = 0  # the first of the annotations, 0 for all; rendered: 0 for 100
+    data.evaluation.num_images = 0  # only the first; 0 for all, or for 100 rendered ones
     data.synthetic = ConfigDict()
     data.synthetic.num_images = 1_000
     data.synthetic.seed = 0

@@ -1,4 +1,4 @@
-"""Scores of a model that is being trained, on the images that `data.evaluation` names."""
+"""Scores a model during its training, on the images of `data.evaluation`."""
 
 import dataclasses
 import math
@@ -25,13 +25,13 @@ from ktn_jax.inference.predictor import Predictor
 from ktn_jax.inference.stages import Stages
 from ktn_jax.runtime.processes import Processes
 
-_RENDERED_IMAGES = 100  # where the configuration does not say how many
-# Average precision in per cent: a name here -> measure of `Metrics`.
+_RENDERED_IMAGES = 100  # where the configuration gives no number
+# Average precision in per cent: name of the score -> measure of `Metrics`.
 _SCORES = {"box": "bbox", "GPS": "GPS", "GPSm": "GPSm"}
 
 
 class RepeatedEvaluation:
-    """Scores weights of one configuration, again and again with the same compiled programs.
+    """Scores different weights of one configuration with the same compiled programs.
 
     Several processes share the images; each makes one and calls it with the same weights.
     """
@@ -39,17 +39,17 @@ class RepeatedEvaluation:
     def __init__(
         self, config: ConfigDict, output_dir: pathlib.Path, processes: Processes | None = None
     ):
-        """Reads the annotations and the template, or makes them, before any training.
+        """Reads the annotations and the template, or makes them, before training starts.
 
         Args:
-            config: a whole configuration, of which `data.evaluation` names the images. Where it
-                names none and training is on rendered people, others are rendered.
-            output_dir: gets `metrics.json` and `report.html` of the last call, and what is made;
-                all processes must see it.
+            config: a whole configuration. `data.evaluation` names the images; if it names none and
+                training is on rendered people, other people are rendered.
+            output_dir: folder for `metrics.json` and `report.html` of the last call, and for
+                rendered people and their template; all processes must see it.
             processes: those that share the images.
 
         Raises:
-            ValueError: files that are not given, are missing or do not fit.
+            ValueError: files are not named, missing or do not fit.
         """
         self._config = config
         self._folder = output_dir
@@ -111,7 +111,7 @@ class RepeatedEvaluation:
         }
 
     def _tell_all(self, metrics: Metrics | None) -> np.ndarray:
-        """[3] scores of process 0, where alone `metrics` are known; NaN for none."""
+        """[3] scores, sent by process 0, which alone has `metrics`; NaN where there is no score."""
         values = np.full(len(_SCORES), np.nan)
         if metrics is not None:
             found = (metrics.summaries.get(measure, {}).get("AP") for measure in _SCORES.values())
