@@ -98,11 +98,13 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, None without any."""
-        return self._manager.latest_step()
+        step: int | None = self._manager.latest_step()
+        return step
 
     def best_step(self) -> int | None:
         """Step of the best checkpoint, None if none has a loss or a score."""
-        return self._manager.best_step()
+        step: int | None = self._manager.best_step()
+        return step
 
     def _rank(self, metrics: Mapping[str, float]) -> tuple[bool, float]:
         """Sort key of the metrics of checkpoints, the best last."""

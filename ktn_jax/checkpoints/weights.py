@@ -135,12 +135,16 @@ def _read_orbax(path: pathlib.Path) -> Variables:
         raise ValueError(f"{path} is no orbax checkpoint of a model: {error}") from error
     if not isinstance(restored, Mapping) or "params" not in restored:
         raise ValueError(f"{path} holds no params: is it a model's checkpoint?")
-    return jax.tree.map(np.asarray, dict(restored))
+    variables: Variables = jax.tree.map(np.asarray, dict(restored))
+    return variables
 
 
 def abstract_variables(model: Detector) -> Variables:
     """Shapes and types of a model's variables, without computing any."""
-    return jax.eval_shape(lambda key: model.init(key, *_any_images()), jax.random.key(0))
+    shapes: Variables = jax.eval_shape(
+        lambda key: model.init(key, *_any_images()), jax.random.key(0)
+    )
+    return shapes
 
 
 def draw_variables(model: Detector, seed: int) -> Variables:
@@ -148,7 +152,8 @@ def draw_variables(model: Detector, seed: int) -> Variables:
     # This program runs once: on a CPU, optimising it takes longer than running it.
     on_cpu = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     draw = jax.jit(model.init, compiler_options=on_cpu)
-    return draw(jax.random.key(seed), *_any_images())
+    variables: Variables = draw(jax.random.key(seed), *_any_images())
+    return variables
 
 
 def _any_images() -> tuple[jax.Array, jax.Array]:
@@ -193,7 +198,8 @@ def fit(config: ConfigDict, variables: Mapping[str, Any], source: str) -> Variab
     for path, wanted in flatten(abstract).items():
         if _is_count(path):
             flat.setdefault(path, np.zeros(wanted.shape, wanted.dtype))
-    return traverse_util.unflatten_dict(flat, sep="/")
+    fitted: Variables = traverse_util.unflatten_dict(flat, sep="/")
+    return fitted
 
 
 def check_fit(abstract: Variables, variables: Mapping[str, Any], source: str) -> None:
@@ -254,7 +260,8 @@ def load_partly(config: ConfigDict, path: str | os.PathLike[str]) -> PartialFit:
 
 def _read_known(config: ConfigDict, path: pathlib.Path) -> tuple[Variables, list[str]]:
     """Reads a file as variables, and the names in it that no model has."""
-    state, unknown = files.read_state_dict(path), []
+    state = files.read_state_dict(path)
+    unknown: list[str] = []
     kind = imagenet.find_kind(state)
     if kind is not None:
         imagenet.check_backbone(config.model, kind, str(path))
@@ -270,7 +277,8 @@ def _read_known(config: ConfigDict, path: pathlib.Path) -> tuple[Variables, list
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of `params` and `batch_stats` by path, such as `params/box_head/fc1/kernel`."""
     trees = {name: dict(variables[name]) for name in _COLLECTIONS if name in variables}
-    return traverse_util.flatten_dict(trees, sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(trees, sep="/")
+    return flat
 
 
 def _is_count(path: str) -> bool:
@@ -302,14 +310,14 @@ def _torch_names(paths: Collection[str], flat: Mapping[str, Any]) -> list[str]:
 
 def constants(config: ConfigDict) -> Variables:
     """The constants in the original's checkpoints, from a `model` configuration."""
-    values = {
-        "pixel_mean": np.float32(config.pixel_mean_bgr).reshape(3, 1, 1),
-        "pixel_std": np.float32(config.pixel_std_bgr).reshape(3, 1, 1),
+    values: Variables = {
+        "pixel_mean": np.array(config.pixel_mean_bgr, np.float32).reshape(3, 1, 1),
+        "pixel_std": np.array(config.pixel_std_bgr, np.float32).reshape(3, 1, 1),
     }
     if config.predictor.name in _KTN_DECODER_PREDICTORS:
         for level, sizes in enumerate(config.rpn.anchor_sizes):
             anchors = box_ops.cell_anchors(sizes, config.rpn.aspect_ratios)
-            values[f"cell_anchors{level}"] = np.float32(anchors)
+            values[f"cell_anchors{level}"] = anchors.astype(np.float32)
     return values
 
 

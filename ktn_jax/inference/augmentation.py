@@ -33,6 +33,7 @@ _AVERAGED = ("coarse_segm", "fine_segm", "u", "v", "keypoints")
 _PEOPLE_AT_A_TIME = 32  # whose maps are in memory together, about 6 MB for each person and view
 _MIN_SCORE = 1e-8  # detectron2's; all boxes passed the detector's own threshold before
 _BUCKET_MULTIPLE = 32  # pixels; sizes of views are padded to buckets of this step
+_NO_SYMMETRY = "mirrored views need the body's UV symmetry tables, got None"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class AugmentedPredictor:
         self.config = stages.config
         augmentation = self.config.test.augmentation
         if augmentation.flip and symmetry is None:
-            raise ValueError("mirrored views need the body's UV symmetry tables, got None")
+            raise ValueError(_NO_SYMMETRY)
         if not augmentation.short_sides:
             raise ValueError("test.augmentation.short_sides is empty: give at least one scale")
         self._symmetry = symmetry
@@ -92,13 +93,14 @@ class AugmentedPredictor:
 
     def __call__(self, photos: Photo | Photos) -> list[PersonResult] | list[list[PersonResult]]:
         """Finds the people of a photo, or of each of several; see `Predictor`."""
-        return map_photos(
+        people = map_photos(
             photos,
             self.config.test,
             prepare=lambda photo: photo,
             find=lambda batch: [self._people(photo) for photo in batch],
             finish=lambda _, people: people,
         )
+        return people
 
     def _people(self, photo: np.ndarray) -> list[PersonResult]:
         frame_hw, photo_hw = self.frame_size(photo.shape[:2]), photo.shape[:2]
@@ -126,14 +128,14 @@ class AugmentedPredictor:
         for count in people:
             whole, rest = divmod(min(count, most), _PEOPLE_AT_A_TIME)
             chunks |= ({_PEOPLE_AT_A_TIME} if whole else set()) | ({rest} if rest else set())
-        for size_hw in dict.fromkeys(map(tuple, sizes_hw)):
+        for size_hw in dict.fromkeys((height, width) for height, width in sizes_hw):
             photo, frame_hw = np.zeros((*size_hw, 3), np.uint8), self.frame_size(size_hw)
             sides = self.config.test.augmentation.short_sides
             views = [self._view(photo, side) for side in sides]
             self._merge(views, frame_hw)
             num_rows = len(views[0].boxes)
             for count in {people_bucket(num_rows * c): c for c in sorted(chunks)}.values():
-                box = np.float32([0, 0, frame_hw[1], frame_hw[0]])
+                box = np.array([0, 0, frame_hw[1], frame_hw[0]], np.float32)
                 self._average(views, np.tile(box, (count, 1)), frame_hw)
 
     def frame_size(self, photo_hw: tuple[int, int]) -> tuple[int, int]:
@@ -179,12 +181,12 @@ class AugmentedPredictor:
         """The configured buckets, scaled as the images are, so that few programs are compiled."""
         test = self.config.test
         if short_side == test.short_side:
-            return [tuple(bucket) for bucket in test.size_buckets]
+            return [(height, width) for height, width in test.size_buckets]
         step = _BUCKET_MULTIPLE
         scale = short_side / test.short_side
         return [
-            tuple(int(np.ceil(side * scale / step)) * step for side in bucket)
-            for bucket in test.size_buckets
+            (int(np.ceil(height * scale / step)) * step, int(np.ceil(width * scale / step)) * step)
+            for height, width in test.size_buckets
         ]
 
     def _merge(
@@ -198,7 +200,7 @@ class AugmentedPredictor:
                 for v, row in rows
             ]
         )
-        limit = np.float32([frame_hw[1], frame_hw[0]] * 2)
+        limit = np.array([frame_hw[1], frame_hw[0]] * 2, np.float32)
         boxes = np.clip(boxes, 0, limit)
         scores = np.concatenate([view.scores[row] for view, row in rows])
         is_valid = np.concatenate([view.is_valid[row] for view, row in rows])
@@ -221,15 +223,23 @@ class AugmentedPredictor:
                 np.concatenate(stacked),
                 np.repeat(np.arange(num_rows, dtype=np.int32), len(boxes)),
             )
+            if outputs is None:
+                raise ValueError("there are no boxes to draw the charts of")
             outputs = _keep_averaged(outputs)
             for row in range(num_rows):
                 part = slice(row * len(boxes), (row + 1) * len(boxes))
                 maps = jax.tree.map(lambda x, part=part: x[part], outputs)
                 if row:
-                    maps = mirror_outputs(maps, self._symmetry)
+                    maps = self._turn_back(maps)
                 total = maps if total is None else jax.tree.map(np.add, total, maps)
                 count += 1
-        return jax.tree.map(lambda x: x / np.float32(count), total)
+        mean: DensePoseOutputs[np.ndarray] = jax.tree.map(lambda x: x / np.float32(count), total)
+        return mean
+
+    def _turn_back(self, mirrored: DensePoseOutputs[np.ndarray]) -> DensePoseOutputs[np.ndarray]:
+        if self._symmetry is None:
+            raise ValueError(_NO_SYMMETRY)
+        return mirror_outputs(mirrored, self._symmetry)
 
 
 def load_symmetry(data: ConfigDict) -> UVSymmetry:
@@ -277,14 +287,17 @@ def mirror_outputs(
         keypoints. Two coarse channels, person and background, have no sides. Outputs that are not
         averaged by test-time augmentation become None.
     """
-    maps = jax.tree.map(lambda x: x[:, :, ::-1], _keep_averaged(outputs))
+    maps: DensePoseOutputs[np.ndarray] = jax.tree.map(
+        lambda x: x[:, :, ::-1], _keep_averaged(outputs)
+    )
     patch = np.broadcast_to(np.arange(maps.u.shape[-1]), maps.u.shape)
     _, u, v = mirror_by_tables(symmetry, patch, maps.u, maps.v)
     coarse = maps.coarse_segm
     if coarse.shape[-1] > 2:
         coarse = coarse[..., parts.COARSE_FLIP]
     keypoints = maps.keypoints
-    return maps.replace(
+    return dataclasses.replace(
+        maps,
         coarse_segm=coarse,
         fine_segm=maps.fine_segm[..., parts.PATCH_FLIP],
         u=u[..., parts.PATCH_FLIP].astype(np.float32),
@@ -295,7 +308,8 @@ def mirror_outputs(
 
 def _keep_averaged(outputs: DensePoseOutputs[np.ndarray]) -> DensePoseOutputs[np.ndarray]:
     names = [field.name for field in dataclasses.fields(outputs)]
-    return outputs.replace(**{name: None for name in names if name not in _AVERAGED})
+    dropped: dict[str, Any] = {name: None for name in names if name not in _AVERAGED}
+    return dataclasses.replace(outputs, **dropped)
 
 
 def move_boxes(
@@ -303,7 +317,7 @@ def move_boxes(
 ) -> np.ndarray:
     """Scales boxes [..., 4] float32 from one size of an image to another, without clipping."""
     scale = np.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]] * 2)
-    return (boxes_xyxy * scale).astype(np.float32)
+    return np.asarray(boxes_xyxy * scale, np.float32)
 
 
 def mirror_boxes(boxes_xyxy: np.ndarray, width: int) -> np.ndarray:

@@ -28,7 +28,7 @@ _NEW_BUCKET_MULTIPLE = 64  # images larger than every bucket are padded to a mul
 def choose_bucket(size_hw: Size, buckets: Sequence[Size]) -> Size:
     """Chooses the smallest (height, width) that holds an image, or makes one for a larger image."""
     height, width = size_hw
-    fitting = [tuple(b) for b in buckets if b[0] >= height and b[1] >= width]
+    fitting = [(b[0], b[1]) for b in buckets if b[0] >= height and b[1] >= width]
     if fitting:
         return min(fitting, key=lambda bucket: bucket[0] * bucket[1])
     multiple = _NEW_BUCKET_MULTIPLE
@@ -114,7 +114,7 @@ def run(
         finish: takes the items that were read, their photos and the results of each, batch by batch
             in another thread. An error that it raises stops the work.
     """
-    finishing: concurrent.futures.Future | None = None
+    finishing: concurrent.futures.Future[Any] | None = None
     with (
         concurrent.futures.ThreadPoolExecutor(BATCHES_AHEAD + 1) as readers,
         concurrent.futures.ThreadPoolExecutor(1) as finisher,
@@ -133,7 +133,9 @@ def _read_ahead(
     batches: Iterable[Sequence[Item]],
     read: Callable[[Item], Photo | None],
 ) -> Iterator[tuple[list[Item], list[Photo]]]:
-    waiting: collections.deque[list[tuple[Item, concurrent.futures.Future]]] = collections.deque()
+    waiting: collections.deque[list[tuple[Item, concurrent.futures.Future[Photo | None]]]] = (
+        collections.deque()
+    )
     for batch in batches:
         waiting.append([(item, pool.submit(read, item)) for item in batch])
         if len(waiting) > BATCHES_AHEAD:
@@ -143,8 +145,8 @@ def _read_ahead(
 
 
 def _collect(
-    reading: Sequence[tuple[Item, concurrent.futures.Future]],
+    reading: Sequence[tuple[Item, concurrent.futures.Future[Photo | None]]],
 ) -> tuple[list[Item], list[Photo]]:
-    pairs = [(item, future.result()) for item, future in reading]
-    pairs = [(item, photo) for item, photo in pairs if photo is not None]
+    read = [(item, future.result()) for item, future in reading]
+    pairs = [(item, photo) for item, photo in read if photo is not None]
     return [item for item, _ in pairs], [photo for _, photo in pairs]

@@ -40,14 +40,14 @@ def person_mask(coarse: np.ndarray, mask_threshold: float) -> np.ndarray:
         ValueError: another threshold with more than two channels.
     """
     if mask_threshold == 0.5:
-        return coarse.argmax(-1) > 0
+        return np.asarray(coarse.argmax(-1) > 0)
     if coarse.shape[-1] != 2:
         raise ValueError(
             f"mask_threshold {mask_threshold} needs a two-channel mask, got {coarse.shape[-1]}"
         )
     # softmax over two channels is the sigmoid of their difference
     probability = 1 / (1 + np.exp(coarse[..., 0] - coarse[..., 1]))
-    return probability > mask_threshold
+    return np.asarray(probability > mask_threshold)
 
 
 def chart_in_box(
@@ -88,7 +88,8 @@ def _read_channel(maps: np.ndarray, labels: np.ndarray) -> np.ndarray:
     y0, y1, x0, x1 = y0[:, None], y1[:, None], x0[None], x1[None]
     top = (1 - wx) * maps[y0, x0, labels] + wx * maps[y0, x1, labels]
     bottom = (1 - wx) * maps[y1, x0, labels] + wx * maps[y1, x1, labels]
-    return (1 - wy) * top + wy * bottom
+    values: np.ndarray = (1 - wy) * top + wy * bottom
+    return values
 
 
 def _bilinear_taps(size_out: int, size_in: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -139,7 +140,7 @@ def rescale_boxes(
     Returns:
         float32 [N, 4] and bool [N], False for boxes that clipping left empty.
     """
-    scale = np.float32([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]] * 2)
-    limit = np.float32([to_hw[1], to_hw[0]] * 2)
+    scale = np.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]] * 2, np.float32)
+    limit = np.array([to_hw[1], to_hw[0]] * 2, np.float32)
     boxes = np.clip(boxes_xyxy.astype(np.float32) * scale, 0, limit)
     return boxes, (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])

@@ -180,7 +180,7 @@ def describe_run(
     for name in sorted(flat):
         values = np.ascontiguousarray(flat[name])
         weights.update(f"{name} {values.shape} {values.dtype}\n".encode())
-        weights.update(values.reshape(-1).view(np.uint8))
+        weights.update(values.reshape(-1).view(np.uint8).data)
     return {
         "name": config.name,
         "settings": _digest(settings),
@@ -197,4 +197,4 @@ def default_folder(run: Mapping[str, Any]) -> pathlib.Path:
 
 
 def _digest(digest: Any) -> str:
-    return digest.hexdigest()[:_DIGEST_LENGTH]
+    return str(digest.hexdigest())[:_DIGEST_LENGTH]

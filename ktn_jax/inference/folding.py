@@ -61,4 +61,5 @@ def fold_norms(config: ConfigDict, variables: Mapping[str, Any]) -> Variables:
         folded[f"params/{layer}/conv/kernel"] = (kernel * scale).astype(kernel.dtype)
         bias = norm["bias"] - norm["mean"] * scale
         folded[f"params/{layer}/conv/bias"] = bias.astype(kernel.dtype)
-    return traverse_util.unflatten_dict(folded, sep="/")
+    nested: Variables = traverse_util.unflatten_dict(folded, sep="/")
+    return nested

@@ -137,8 +137,7 @@ def output_names(photos: Sequence[pathlib.Path]) -> list[str]:
 def image_ids(photos: Sequence[pathlib.Path]) -> list[int]:
     """COCO image ids: the number that names each photo (000000000785.jpg), else 1, 2, 3, ..."""
     numbers = [re.fullmatch(r"(?:COCO_\w+_)?0*(\d+)", path.stem) for path in photos]
-    if all(numbers):
-        ids = [int(number[1]) for number in numbers]
-        if len(set(ids)) == len(ids):
-            return ids
+    ids = [int(number[1]) for number in numbers if number is not None]
+    if len(set(ids)) == len(photos):
+        return ids
     return list(range(1, len(photos) + 1))

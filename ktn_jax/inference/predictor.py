@@ -63,13 +63,14 @@ class Predictor:
             TypeError: `photos` is not a photo, or contains something that is not.
             ValueError: an array of a wrong shape, or a file that cannot be read (`ImageError`).
         """
-        return map_photos(
+        people = map_photos(
             photos,
             test=self.config.test,
             prepare=self._resize,
             find=self._find_resized,
             finish=self._bring,
         )
+        return people
 
     def _resize(self, photo: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """The resized photo, and the photo's own size."""
@@ -156,7 +157,7 @@ class Predictor:
             pyramid, detections = self.stages.detect(inputs, sizes)
             jax.device_get(detections)
             for count in rows:
-                boxes = np.tile(np.float32([0, 0, width, height]), (count, 1))
+                boxes = np.tile(np.array([0, 0, width, height], np.float32), (count, 1))
                 self.stages.charts(pyramid, boxes, np.zeros(count, np.int32))
 
 
@@ -207,7 +208,7 @@ def to_result(
     keypoints = None
     if maps.keypoints is not None:
         decoded = charts.decode_keypoints(maps.keypoints[None], person.box_xyxy[None])[0]
-        scale = np.float32([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0], 1])
+        scale = np.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0], 1], np.float32)
         keypoints = decoded[:, [0, 1, 3]] * scale
     return PersonResult(
         box_xyxy=boxes[0],

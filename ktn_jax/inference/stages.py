@@ -5,7 +5,7 @@ S side of a chart map. Boxes are xyxy float32 in pixels of the padded network in
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from ktn_jax.structures import DensePoseOutputs, Detections
 
 Array = jax.Array
 Variables = Mapping[str, Any]
+Output = TypeVar("Output")
 
 # The second stage runs on as many rows as there are people, rounded up to one of these; more
 # people than the last take several calls.
@@ -167,7 +168,7 @@ class Stages:
         Returns:
             Their maps [N, S, S, C], NumPy; None without people.
         """
-        parts = []
+        parts: list[DensePoseOutputs[np.ndarray]] = []
         for start in range(0, len(boxes_xyxy), PEOPLE_BUCKETS[-1]):
             part = boxes_xyxy[start : start + PEOPLE_BUCKETS[-1]]
             count = len(part)
@@ -185,15 +186,18 @@ class Stages:
             return None
         if len(parts) == 1:
             return parts[0]
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        whole: DensePoseOutputs[np.ndarray] = jax.tree.map(
+            lambda *arrays: np.concatenate(arrays), *parts
+        )
+        return whole
 
     def _apply_detect(
         self, variables: Variables, images: Array, image_size_hw: Array, is_full: bool
     ) -> tuple[Features, Detections]:
-        return self.model.apply(variables, images, image_size_hw, is_full, method=Detector.detect)
+        return self._apply(Detector.detect, variables, images, image_size_hw, is_full)
 
     def _apply_decode(self, variables: Variables, levels: Features) -> Features:
-        return self.model.apply(variables, levels, method=Detector.decode)
+        return self._apply(Detector.decode, variables, levels)
 
     def _apply_dense(
         self,
@@ -203,14 +207,15 @@ class Stages:
         boxes: Array,
         batch_index: Array,
     ) -> DensePoseOutputs[Array]:
-        return self.model.apply(
-            variables,
-            decoded,
-            jnp.asarray(boxes),
-            batch_index,
-            surface_kernel,
-            method=Detector.dense,
+        return self._apply(
+            Detector.dense, variables, decoded, jnp.asarray(boxes), batch_index, surface_kernel
         )
+
+    def _apply(
+        self, method: Callable[..., Output], variables: Variables, *arguments: Any
+    ) -> Output:
+        output = self.model.apply(variables, *arguments, method=method)
+        return cast(Output, output)  # Flax adds the type of a call that changes variables
 
     def __getstate__(self) -> dict[str, Any]:
         arrays = {"variables": self.variables, "surface_kernel": self.surface_kernel}
@@ -231,7 +236,8 @@ def people_bucket(count: int) -> int:
 
 def _to_device(value: Any) -> Array:
     """Copies an array to the device: an alias would keep a whole mapped checkpoint in memory."""
-    return jax.block_until_ready(jax.device_put(np.array(value)))
+    array: Array = jax.block_until_ready(jax.device_put(np.array(value)))
+    return array
 
 
 def _collections(variables: Variables) -> dict[str, Any]:

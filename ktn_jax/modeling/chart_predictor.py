@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ktn_jax.body import parts
 from ktn_jax.modeling.compute import PLAIN, Compute, matmul
-from ktn_jax.modeling.knowledge_transfer import KnowledgeTransfer
+from ktn_jax.modeling.knowledge_transfer import Graph, KnowledgeTransfer
 from ktn_jax.modeling.layers import msra_init
 from ktn_jax.ops import interpolate
 from ktn_jax.structures import DensePoseOutputs
@@ -43,7 +43,7 @@ class ChartPredictor(nn.Module):
     uv_confidence: str = ""  # "", "iid_iso" or "indep_aniso"
     has_segm_confidence: bool = False
     segm_confidence_epsilon: float = 0.01
-    graph: Mapping[str, Array] | None = None
+    graph: Graph | None = None
     compute: Compute = PLAIN
 
     def setup(self) -> None:

@@ -23,6 +23,7 @@ from ktn_jax.modeling.box_head import BoxHead, select_detections
 from ktn_jax.modeling.chart_predictor import ChartPredictor
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.hrnet import HRNet
+from ktn_jax.modeling.knowledge_transfer import Graph
 from ktn_jax.modeling.layers import per_channel, zero_invalid
 from ktn_jax.modeling.neck import FPN, HRFPN
 from ktn_jax.modeling.resnet import BLOCKS_OF_DEPTH, ResNet
@@ -49,7 +50,7 @@ class Detector(nn.Module):
 
     config: ConfigDict  # the `model` part, frozen
     compute: Compute
-    graph: Mapping[str, Array] | None = None  # initial body graph of the transfer
+    graph: Graph | None = None  # initial body graph of the transfer
 
     def setup(self) -> None:
         config, compute = self.config, self.compute
@@ -332,7 +333,7 @@ def build_model(
     config: ConfigDict,
     *,
     compute: Compute | None = None,
-    graph: Mapping[str, Array] | None = None,
+    graph: Graph | None = None,
 ) -> Detector:
     """Builds the detector of a `model` configuration.
 

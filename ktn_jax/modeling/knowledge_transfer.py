@@ -5,11 +5,13 @@ from collections.abc import Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ktn_jax.body import parts
 from ktn_jax.modeling.box_head import NUM_CLASS_AND_DELTA_ROWS
 
 Array = jax.Array
+Graph = Mapping[str, Array | np.ndarray]  # edges [25, K_s] by source
 
 NUM_SOURCE_NODES = {
     "keypoint": parts.NUM_KEYPOINTS,
@@ -29,7 +31,7 @@ class KnowledgeTransfer(nn.Module):
 
     out_features: int  # input channels x kernel area of the surface classifier
     sources: tuple[str, ...] = ("keypoint", "box", "part")  # checkpoints fix the order
-    graph: Mapping[str, Array] | None = None  # initial edges [25, K_s]; None for small noise
+    graph: Graph | None = None  # initial edges [25, K_s]; None for small noise
 
     @nn.compact
     def __call__(self, classifiers: Mapping[str, Array]) -> Array:

@@ -42,36 +42,36 @@ def check_record(where: str, record: Any) -> dict[str, Any]:
     """
     if not isinstance(record, Mapping):
         raise ResultsError(f"{where}: wanted an object with fields, got {record!r:.50}")
-    record = dict(record)
-    if "densepose" in record:
-        picture = record.pop("densepose")
+    checked: dict[str, Any] = dict(record)
+    if "densepose" in checked:
+        picture = checked.pop("densepose")
         try:
-            record["uv_shape"], record["uv_data"] = picture[0]
+            checked["uv_shape"], checked["uv_data"] = picture[0]
         except (IndexError, KeyError, TypeError, ValueError):
             raise ResultsError(
                 f"{where}: densepose must be [[shape, base64 PNG], box], got {picture!r:.50}"
             ) from None
     missing = [
-        name for name in ("image_id", "score", "bbox", "uv_shape", "uv_data") if name not in record
+        name for name in ("image_id", "score", "bbox", "uv_shape", "uv_data") if name not in checked
     ]
     if missing:
         raise ResultsError(f"{where}: missing {', '.join(missing)}")
     for name in ("image_id", "category_id"):
-        if name in record and type(record[name]) is not int:
-            raise ResultsError(f"{where}: {name} must be a whole number, got {record[name]!r:.50}")
-    if not _are_numbers([record["score"]], 1):
-        raise ResultsError(f"{where}: score must be a finite number, got {record['score']!r:.50}")
-    box = record["bbox"]
+        if name in checked and type(checked[name]) is not int:
+            raise ResultsError(f"{where}: {name} must be a whole number, got {checked[name]!r:.50}")
+    if not _are_numbers([checked["score"]], 1):
+        raise ResultsError(f"{where}: score must be a finite number, got {checked['score']!r:.50}")
+    box = checked["bbox"]
     if not _are_numbers(box, 4) or min(box[2:]) < 0 or max(map(abs, box)) > _LARGEST_COORDINATE:
         raise ResultsError(
             f"{where}: bbox must be [x, y, w, h] in pixels, finite, w and h not negative, "
             f"got {box!r:.80}"
         )
-    keypoints = record.get("keypoints")
+    keypoints = checked.get("keypoints")
     if keypoints is not None and not _are_numbers(keypoints, 3 * parts.NUM_KEYPOINTS):
         raise ResultsError(f"{where}: keypoints must be 51 finite numbers, got {keypoints!r:.50}")
-    _check_picture(where, record)
-    return record
+    _check_picture(where, checked)
+    return checked
 
 
 def _check_picture(where: str, record: Mapping[str, Any]) -> None:

@@ -144,7 +144,7 @@ def draw_iuv(iuv: np.ndarray) -> np.ndarray:
     shaded = PATCH_COLOURS[iuv[..., 0]] * (0.45 + 0.55 * u)
     shaded += 0.45 * v * (255 - shaded)
     shaded[iuv[..., 0] == 0] = 0
-    return np.rint(shaded).astype(np.uint8)
+    return np.asarray(np.rint(shaded), np.uint8)
 
 
 def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str] | None = None) -> np.ndarray:
@@ -168,7 +168,7 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str] | None = No
         _check_picture("image", image)
     height = max(len(image) for image in images)
     gap = max(2, height // 60)
-    columns = []
+    columns: list[np.ndarray] = []
     for number, image in enumerate(images):
         if len(image) != height:
             width = max(round(image.shape[1] * height / len(image)), 1)

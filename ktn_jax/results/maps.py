@@ -40,17 +40,15 @@ def _overlap(
     person: PersonResult, image_size_hw: tuple[int, int]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Rows and columns of the image that a person's picture covers, and of the picture there."""
-    image_part, person_part = [], []
-    for start, pixels, limit in zip(
-        (int(person.box_xyxy[1]), int(person.box_xyxy[0])),
-        person.iuv.shape[1:],
-        image_size_hw,
-        strict=True,
-    ):
-        first, last = max(start, 0), max(min(start + pixels, limit), max(start, 0))
-        image_part.append(slice(first, last))
-        person_part.append(slice(first - start, last - start))
-    return tuple(image_part), tuple(person_part)
+    _, height, width = person.iuv.shape
+    rows, own_rows = _overlap_of_side(int(person.box_xyxy[1]), height, image_size_hw[0])
+    columns, own_columns = _overlap_of_side(int(person.box_xyxy[0]), width, image_size_hw[1])
+    return (rows, columns), (own_rows, own_columns)
+
+
+def _overlap_of_side(start: int, pixels: int, limit: int) -> tuple[slice, slice]:
+    first, last = max(start, 0), max(min(start + pixels, limit), max(start, 0))
+    return slice(first, last), slice(first - start, last - start)
 
 
 def write_iuv_png(path: str | os.PathLike[str], iuv: np.ndarray) -> None:

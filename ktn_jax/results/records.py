@@ -48,7 +48,7 @@ class PersonResult:
     iuv: np.ndarray
     keypoints: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Checks the fields.
 
         Raises:
@@ -80,11 +80,11 @@ class PersonResult:
 
 def _end_of_box(start: float, length: float, pixels: int) -> np.float32:
     """Where a side of a float32 box ends, such that max(int(end - start), 1) is `pixels`."""
-    start = np.float32(start)
-    end = np.float32(start + length_of_pixels(length, pixels))
-    while max(int(end - start), 1) > pixels:  # a few steps of the last bit at most
+    first = np.float32(start)
+    end = np.float32(first + length_of_pixels(length, pixels))
+    while max(int(end - first), 1) > pixels:  # a few steps of the last bit at most
         end = np.nextafter(end, np.float32(-np.inf))
-    while max(int(end - start), 1) < pixels:
+    while max(int(end - first), 1) < pixels:
         end = np.nextafter(end, np.float32(np.inf))
     return end
 

@@ -82,7 +82,7 @@ class ResultsWriter:
             raise ShardError(f"{self._path.name}: image {image_id} is already written")
         wrong = {e.get("image_id") for e in entries} - {image_id}
         if wrong:
-            raise ShardError(f"entries of image {image_id} name images {sorted(wrong)}")
+            raise ShardError(f"entries of image {image_id} name images {sorted(wrong, key=str)}")
         text = json.dumps(list(entries), allow_nan=False)
         self._handle.write(b'{"image_id": %d, "results": %s}\n' % (image_id, text.encode()))
         self._handle.flush()

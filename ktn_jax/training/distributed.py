@@ -144,7 +144,7 @@ def to_mesh(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def to_devices(batch: HostBatch, sharding: NamedSharding) -> Batch:
+def to_devices(batch: HostBatch | Batch, sharding: NamedSharding) -> Batch:
     """Puts this process's rows of a batch onto its devices, as part of the global batch."""
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))

@@ -7,6 +7,8 @@ Crowds are not in a batch and padding is masked, so every image keeps its row, w
 people have annotations.
 """
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,7 +80,7 @@ def make_loss_fn(model: Detector, loss: ConfigDict) -> LossFn:
             samples=samples,
         )
         losses = compute_losses(model.config, loss, outputs, batch)
-        return sum(losses.values()), (losses, stats)
+        return functools.reduce(operator.add, losses.values()), (losses, stats)
 
     return loss_fn
 
@@ -123,12 +125,11 @@ def _forward(
     inputs = detector.normalise(batch["image"], image_size_hw)
     pyramid = detector.extract(inputs, image_size_hw if loss.ignore_padding else None, train=True)
     logits, deltas = detector.rpn_head(pyramid.maps, pyramid.sizes)
-    anchors = detector.anchors(logits)
+    anchors = jnp.concatenate([jnp.asarray(level) for level in detector.anchors(logits)])
     # No gradient flows through the positions of proposals.
     proposals = detector.proposals_from(
         *lax.stop_gradient((logits, deltas)), pyramid.sizes, image_size_hw, train=True
     )
-    anchors = jnp.concatenate([jnp.asarray(level) for level in anchors])
     if samples is None:
         is_usable = _usable_anchors(logits, pyramid) if loss.ignore_padding else None
         samples = draw_samples(
@@ -169,7 +170,8 @@ def _usable_anchors(logits: Mapping[str, Array], pyramid: Features) -> Array:
     """Marks anchors centred on the valid part of their level, bool [B, A]."""
     masks = {}
     for level, x in logits.items():
-        mask = valid_mask(pyramid.sizes[level], x.shape[1], x.shape[2])
+        valid_hw = pyramid.sizes[level]
+        mask = True if valid_hw is None else valid_mask(valid_hw, x.shape[1], x.shape[2])
         masks[level] = jnp.broadcast_to(mask, x.shape)
     return _flatten_levels(masks, 1)[..., 0]
 

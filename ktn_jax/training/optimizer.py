@@ -105,7 +105,8 @@ def label_parameters(params: Tree, batch_stats: Tree, patterns: Sequence[str]) -
     labels = {path: FROZEN if is_frozen(path) else TRAINED for path in flat}
     if FROZEN in labels.values() and TRAINED not in labels.values():
         raise ValueError(f"optimizer.frozen {list(patterns)} leaves nothing to train")
-    return traverse_util.unflatten_dict(labels, sep="/")
+    nested: Tree = traverse_util.unflatten_dict(labels, sep="/")
+    return nested
 
 
 def decay_factors(params: Tree, config: ConfigDict) -> Tree:
@@ -124,13 +125,14 @@ def decay_factors(params: Tree, config: ConfigDict) -> Tree:
     def factor(path: str) -> float:
         module, _, name = path.rpartition("/")
         if f"{module}/scale" in flat:
-            return config.weight_decay_norm
+            return float(config.weight_decay_norm)
         # Some modules hold several layers and prefix the names: `delta_bias`.
         if name == "bias" or name.endswith("_bias"):
-            return config.weight_decay_bias
-        return config.weight_decay
+            return float(config.weight_decay_bias)
+        return float(config.weight_decay)
 
-    return traverse_util.unflatten_dict({path: factor(path) for path in flat}, sep="/")
+    factors: Tree = traverse_util.unflatten_dict({path: factor(path) for path in flat}, sep="/")
+    return factors
 
 
 def make_optimizer(
@@ -237,4 +239,5 @@ def _decay_where(value: float, mask: Tree) -> optax.GradientTransformation:
 
 
 def _flatten(tree: Tree) -> dict[str, Any]:
-    return traverse_util.flatten_dict(dict(tree), sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
+    return flat

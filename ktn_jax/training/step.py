@@ -1,5 +1,6 @@
 """The compiled training step."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,7 +65,8 @@ def make_train_step(
         is_finite = all_finite((total, losses, gradients, batch_stats))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        proposed = state.replace(
+        proposed = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
@@ -72,7 +74,7 @@ def make_train_step(
             ema_params=_average(state.ema_params, params, state.step, ema_decay),
         )
         is_kept = is_finite & state.is_finite
-        chosen = jax.tree.map(
+        chosen: TrainState = jax.tree.map(
             lambda new, old: jnp.where(is_kept, new, old.astype(new.dtype)), proposed, state
         )
         metrics = StepMetrics(
@@ -83,7 +85,7 @@ def make_train_step(
             is_finite=is_finite,
             image_id=batch["image_id"],
         )
-        return chosen.replace(is_finite=is_kept), metrics
+        return dataclasses.replace(chosen, is_finite=is_kept), metrics
 
     return jax.jit(
         train_step,
@@ -116,5 +118,5 @@ def _average(average: Any, params: Any, step: Array, decay: float) -> Any:
     """Exponential moving average; early steps decay faster, so that the start is forgotten."""
     if not decay:
         return average
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, params)

@@ -69,7 +69,9 @@ def label_anchors(
         Labels and matched boxes. Without people every label is background or -1.
     """
 
-    def one_image(key: Array, boxes: Array, is_valid: Array, is_usable: Array | None):
+    def one_image(
+        key: Array, boxes: Array, is_valid: Array, is_usable: Array | None
+    ) -> AnchorTargets:
         matches, labels = match_anchors(anchors, boxes, is_valid, iou_thresholds)
         if is_usable is not None:
             labels = jnp.where(is_usable, labels, -1)
@@ -119,7 +121,9 @@ def sample_rois(
         S ROIs an image, people first; where proposals are too few, the rest is padding.
     """
 
-    def one_image(key: Array, boxes: Array, is_valid: Array, people: Array, is_person: Array):
+    def one_image(
+        key: Array, boxes: Array, is_valid: Array, people: Array, is_person: Array
+    ) -> RoiTargets:
         boxes = jnp.concatenate([boxes, people])
         is_valid = jnp.concatenate([is_valid, is_person])
         iou = box_ops.pairwise_iou(people, boxes)
@@ -229,12 +233,12 @@ def densepose_targets(people: People, batch: Batch) -> DensePoseTargets:
     """
 
     def of_person(values: Array) -> Array:
-        gathered = jax.vmap(lambda rows, index: rows[index])(values, people.gt_index)
+        gathered: Array = jax.vmap(lambda rows, index: rows[index])(values, people.gt_index)
         return gathered.reshape(-1, *values.shape[2:])
 
-    names = ("point_is_valid", "point_x", "point_y", "point_i", "point_u", "point_v")
-    names += ("has_densepose", "part_mask", "keypoints")
-    names += tuple(name for name in ("person_mask", "has_person_mask") if name in batch)
+    names = ["point_is_valid", "point_x", "point_y", "point_i", "point_u", "point_v"]
+    names += ["has_densepose", "part_mask", "keypoints"]
+    names += [name for name in ("person_mask", "has_person_mask") if name in batch]
     return DensePoseTargets(
         boxes=people.boxes.reshape(-1, 4),
         weight=people.weight.reshape(-1),

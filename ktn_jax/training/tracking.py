@@ -61,7 +61,7 @@ def _hidden(module: str) -> Iterator[None]:
     if module in sys.modules:
         yield
         return
-    sys.modules[module] = None
+    sys.modules[module] = None  # type: ignore[assignment]  # so import says that there is none
     try:
         yield
     finally:
@@ -128,7 +128,8 @@ class Averages:
     def take(self) -> dict[str, float]:
         """Returns the means by name and resets them; empty without a step."""
         means = {name: total / self._count for name, total in self._sums.items()}
-        self.__init__()
+        self._sums.clear()
+        self._count = 0
         return means
 
 

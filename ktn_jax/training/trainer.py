@@ -11,8 +11,8 @@ import os
 import pathlib
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
@@ -118,14 +118,14 @@ class Trainer:
         self.config = config
         self.mesh = distributed.make_mesh(config.training.num_devices)
         distributed.check_batch_size(config.batch_size, self.mesh)
-        parts = [abstract.get(name, {}) for name in _COLLECTIONS]
-        optimizer = make_optimizer(config, *parts)
+        params, batch_stats = (abstract.get(name, {}) for name in _COLLECTIONS)
+        optimizer = make_optimizer(config, params, batch_stats)
         ema_decay = config.optimizer.ema_decay
 
         def create(variables: Variables) -> TrainState:
             return create_state(variables, optimizer, config.seed, bool(ema_decay))
 
-        shapes = jax.eval_shape(create, dict(zip(_COLLECTIONS, parts, strict=True)))
+        shapes = jax.eval_shape(create, {"params": params, "batch_stats": batch_stats})
         shardings = distributed.state_shardings(shapes, self.mesh, config.training.shard_transfer)
         self._workdir = pathlib.Path(workdir)
         self._replicate = jax.jit(
@@ -150,7 +150,7 @@ class Trainer:
                 loss_fn,
                 optimizer=optimizer,
                 schedule=make_schedule(config.optimizer, config.total_steps),
-                labels=label_parameters(*parts, frozen_patterns(config)),
+                labels=label_parameters(params, batch_stats, frozen_patterns(config)),
                 mesh=self.mesh,
                 shardings=shardings,
                 ema_decay=ema_decay,
@@ -182,7 +182,7 @@ class Trainer:
             The metrics, on the devices. If `is_finite` is False, this and later steps do not change
             the state.
         """
-        if not all(isinstance(rows, jax.Array) for rows in batch.values()):
+        if not _is_on_devices(batch):
             batch = distributed.to_devices(batch, distributed.over_batch(self.mesh))
         # No implicit transfers: they would wait for the devices.
         with jax.transfer_guard("disallow"):
@@ -208,7 +208,8 @@ class Trainer:
         """
         params = self.state.ema_params or self.state.params
         whole = self._replicate({"params": params, "batch_stats": self.state.batch_stats})
-        return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+        own: Variables = jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+        return own
 
     def fit(
         self,
@@ -255,7 +256,7 @@ class Trainer:
                 self._settle(log, pending, behind=0 if is_saved else _STEPS_BEHIND)
                 stop.read(behind=_STEPS_BEHIND)
                 if is_saved:
-                    scores = self._evaluate(evaluate, log) if is_scored else {}
+                    scores = self._evaluate(evaluate, log) if evaluate and is_scored else {}
                     self.save(log.take_loss() | scores)
             self._settle(log, pending, behind=0)
             log.report()
@@ -274,7 +275,9 @@ class Trainer:
             is_first_process=jax.process_index() == 0,
         )
 
-    def _batches(self, batches_from: Callable[[int], Iterator[HostBatch]]) -> Iterator[Batch]:
+    def _batches(
+        self, batches_from: Callable[[int], Iterator[HostBatch]]
+    ) -> Generator[Batch, None, None]:
         """Batches on the devices, a few ahead; closing the iterator also closes the loader's."""
         if self.steps_taken < self.config.total_steps:
             sharding = distributed.over_batch(self.mesh)
@@ -319,7 +322,7 @@ class Trainer:
                 log.say(f"changed since: {name}: {before} -> {now}")
 
 
-def make_detector_trainer(config: ConfigDict, workdir: str | os.PathLike) -> Trainer:
+def make_detector_trainer(config: ConfigDict, workdir: str | os.PathLike[str]) -> Trainer:
     """Makes the trainer of a configuration's detector; `training.weights` initialises it."""
     model = initialisation.build_trained_model(config)
 
@@ -331,6 +334,10 @@ def make_detector_trainer(config: ConfigDict, workdir: str | os.PathLike) -> Tra
 
     loss_fn = make_loss_fn(model, config.loss)
     return Trainer(config, workdir, loss_fn, weights.abstract_variables(model), initialise)
+
+
+def _is_on_devices(batch: HostBatch | Batch) -> TypeGuard[Batch]:
+    return all(isinstance(rows, jax.Array) for rows in batch.values())
 
 
 def _is_due(step: int, every: int, is_last: bool = False) -> bool:
@@ -347,11 +354,12 @@ def _as_json(config: ConfigDict) -> dict[str, Any]:
             return [plain(item) for item in value]
         return value
 
-    return plain(config.to_dict())
+    values: dict[str, Any] = plain(config.to_dict())
+    return values
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{name}.")
