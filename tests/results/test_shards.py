@@ -90,6 +90,8 @@ def test_an_image_is_written_once_and_entries_belong_to_it(tmp_path):
             writer.add(1, [])
         with pytest.raises(ShardError, match=r"entries of image 2 name images \[1\]"):
             writer.add(2, _entries(1))
+        with pytest.raises(ShardError, match=r"entries of image 2 name images \[1, None\]"):
+            writer.add(2, [*_entries(1), {"score": 0.5}])
         with pytest.raises(ValueError, match="JSON compliant"):
             writer.add(3, [{"image_id": 3, "score": float("nan")}])
     assert _merged(tmp_path)[0] == (1, 0)
