@@ -5,10 +5,10 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
-import scipy.io
 
 from ktn_jax.body import parts, symmetry
 from ktn_jax.body.surface import Template
+from ktn_jax.runtime import mat_files
 
 _CHART_FIELDS = (
     "All_Faces",
@@ -46,15 +46,18 @@ def load_template(
         ValueError: a field is missing, of the wrong shape or out of range, or the body is not
             symmetric; the message names the file and the field.
     """
-    content = _read_mat(uv_processed_mat, _CHART_FIELDS)
+    content = mat_files.read_arrays(uv_processed_mat, _CHART_FIELDS)
     vertices = _read_vertices(body_vertices) * metres_per_unit
-    to_vertex = content["All_vertices"].astype(np.int64).ravel() - 1  # MATLAB counts from 1
+    to_vertex, chart_faces, face_patch = (
+        mat_files.whole_numbers(uv_processed_mat, field, content[field])
+        for field in ("All_vertices", "All_Faces", "All_FaceIndices")
+    )
+    to_vertex, chart_faces = to_vertex.ravel() - 1, chart_faces - 1  # MATLAB counts from 1
     if to_vertex.min() < 0 or to_vertex.max() >= len(vertices):
         raise ValueError(
             f"{uv_processed_mat}: All_vertices asks for {to_vertex.max() + 1} body vertices, "
             f"body_vertices has {len(vertices)}"
         )
-    chart_faces = content["All_Faces"].astype(np.int64) - 1
     if chart_faces.ndim != 2 or chart_faces.shape[1] != 3:
         raise ValueError(f"{uv_processed_mat}: All_Faces must be [F, 3], got {chart_faces.shape}")
     if chart_faces.min() < 0 or chart_faces.max() >= len(to_vertex):
@@ -71,7 +74,7 @@ def load_template(
             ),
             chart_to_vertex=to_vertex,
             chart_faces=chart_faces,
-            face_patch=content["All_FaceIndices"].ravel(),
+            face_patch=face_patch.ravel(),
             vertex_mirror=mirror,
             uv_symmetry=uv_symmetry,
             mirrors_by_tables=uv_symmetry is not None,
@@ -91,11 +94,10 @@ def load_uv_symmetry(path: str | os.PathLike[str]) -> symmetry.UVSymmetry:
         FileNotFoundError: the file is missing.
         ValueError: a field is missing, of another shape, or outside [0, 1]; it is named.
     """
-    content = _read_mat(path, ("U_transforms", "V_transforms"))
+    content = mat_files.read_cells(path, ("U_transforms", "V_transforms"))
     tables = []
-    for field in ("U_transforms", "V_transforms"):
-        cells = content[field].ravel()
-        shapes = {np.shape(cell) for cell in cells}
+    for field, cells in content.items():
+        shapes = {cell.shape for cell in cells[: parts.NUM_PATCHES + 1]}  # enough for the message
         wanted = (symmetry.TABLE_SIZE, symmetry.TABLE_SIZE)
         if len(cells) != parts.NUM_PATCHES or shapes != {wanted}:
             raise ValueError(
@@ -122,19 +124,6 @@ def _read_vertices(source: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
     if vertices.ndim != 2 or vertices.shape[1] != 3 or not np.isfinite(vertices).all():
         raise ValueError(f"{name}: wanted finite vertices [V, 3], got shape {vertices.shape}")
     return vertices.astype(np.float64)
-
-
-def _read_mat(path: str | os.PathLike[str], fields: tuple[str, ...]) -> dict[str, np.ndarray]:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content = scipy.io.loadmat(path, variable_names=list(fields))
-    except Exception as error:  # the reader raises anything from TypeError to zlib.error
-        raise ValueError(f"{path}: not a readable MATLAB 5 file: {error}") from error
-    missing = [field for field in fields if field not in content]
-    if missing:
-        raise ValueError(f"{path}: no field {', '.join(missing)}")
-    return {field: content[field] for field in fields}
 
 
 @contextlib.contextmanager

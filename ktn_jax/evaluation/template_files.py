@@ -6,14 +6,12 @@ the official one make 1.5 GB, of which an evaluation touches what it needs. The 
 pickle; it is converted once, without running code from it.
 """
 
-import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-import scipy.io
 
 from ktn_jax.body.evaluation_mesh import make_evaluation_mesh
 from ktn_jax.body.geodesics import condensed_geodesics
@@ -21,6 +19,7 @@ from ktn_jax.body.procedural import assembly
 from ktn_jax.body.surface import Template
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
+from ktn_jax.runtime import mat_files
 from ktn_jax.runtime.atomic_files import replacing
 from ktn_jax.runtime.pickles import load_arrays
 
@@ -99,8 +98,10 @@ def convert_official_files(
             raise EvaluationError(
                 f"{source / name}: sha256 {hashes[name]}, expected {expected}; get it again"
             )
-    surface = _load_mat(source / UV_FILE, ("U_subdiv", "V_subdiv", "Part_ID_subdiv"))
-    (index,) = _load_mat(source / INDEX_FILE, ("index",))
+    surface = _load_mat(
+        source / UV_FILE, ("U_subdiv", "V_subdiv", "Part_ID_subdiv"), whole=("Part_ID_subdiv",)
+    )
+    (index,) = _load_mat(source / INDEX_FILE, ("index",), whole=("index",))
     try:
         table = load_arrays(source / DISTANCE_FILE)["Pdist_matrix"]
         distances = np.asarray(table).reshape(-1)
@@ -116,7 +117,7 @@ def convert_official_files(
         u=surface[0],
         v=surface[1],
         part=surface[2],
-        row=index.astype(np.int64) - 1,  # MATLAB counts from 1
+        row=index - 1,  # MATLAB counts from 1
         geodesics=(distances[i : i + _WRITE_BLOCK] for i in range(0, len(distances), _WRITE_BLOCK)),
         num_distances=len(distances),
         dtype=distances.dtype,
@@ -268,20 +269,15 @@ def _template(arrays: Mapping, geodesics: np.ndarray, meta: Mapping) -> Evaluati
     )
 
 
-def _load_mat(path: pathlib.Path, names: tuple[str, ...]) -> list[np.ndarray]:
-    with _reading(path):
-        content = scipy.io.loadmat(path, variable_names=names)
-        return [np.asarray(content[name]).reshape(-1) for name in names]
-
-
-@contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Iterator[None]:
+def _load_mat(
+    path: pathlib.Path, names: tuple[str, ...], whole: tuple[str, ...]
+) -> list[np.ndarray]:
     try:
-        yield
-    except KeyError as error:
-        raise EvaluationError(f"{path}: no array {error}") from error
-    except Exception as error:  # SciPy's reader raises many kinds on a damaged file
-        raise EvaluationError(f"{path}: not a readable MATLAB file ({error})") from error
+        content = mat_files.read_arrays(path, names)
+        content |= {name: mat_files.whole_numbers(path, name, content[name]) for name in whole}
+    except ValueError as error:
+        raise EvaluationError(str(error)) from error
+    return [content[name].reshape(-1) for name in names]
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -58,8 +58,8 @@ def test_official_files_are_converted_once(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"U_subdiv": None}, "SMPL_subdiv.mat: no array 'U_subdiv'"),
-        ({"index": None}, "SMPL_SUBDIV_TRANSFORM.mat: no array 'index'"),
+        ({"U_subdiv": None}, "SMPL_subdiv.mat: no field U_subdiv"),
+        ({"index": None}, "SMPL_SUBDIV_TRANSFORM.mat: no field index"),
         ({"Pdist_matrix": None}, "Pdist_matrix.pkl: wanted"),
         ({"Pdist_matrix": np.zeros((5, 1), np.float32)}, "needs 780 distances"),
         ({"Pdist_matrix": np.zeros((780, 1), np.int64)}, "distances of type int64"),
@@ -105,7 +105,7 @@ def test_missing_and_broken_files(tmp_path):
         template_files.load_evaluation_template(tmp_path)
     _write_official(tmp_path / "given")
     (tmp_path / "given" / template_files.UV_FILE).write_bytes(b"not matlab")
-    with pytest.raises(EvaluationError, match="SMPL_subdiv.mat: not a readable MATLAB file"):
+    with pytest.raises(EvaluationError, match="SMPL_subdiv.mat: not a readable MATLAB 5 file"):
         template_files.load_evaluation_template(tmp_path / "given")
 
 
