@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ktn_jax.checkpoints.weights import convert
     from ktn_jax.inference.loading import load
+    from ktn_jax.inference.model_evaluation import AnnotatedFiles
     from ktn_jax.inference.model_evaluation import evaluate_model as evaluate
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.results.records import PersonResult, read_results, write_results
     from ktn_jax.runtime.configuration import load_config
+    from ktn_jax.training.trainer import Trainer
 
 __version__ = "0.1.0"
 __all__ = [
+    "AnnotatedFiles",
     "PersonResult",
     "Predictor",
+    "Trainer",
     "convert",
     "evaluate",
     "load",
@@ -27,8 +31,10 @@ __all__ = [
 
 # Public name -> module, and its name there.
 _PLACES = {
+    "AnnotatedFiles": ("inference.model_evaluation", "AnnotatedFiles"),
     "PersonResult": ("results.records", "PersonResult"),
     "Predictor": ("inference.predictor", "Predictor"),
+    "Trainer": ("training.trainer", "Trainer"),
     "convert": ("checkpoints.weights", "convert"),
     "evaluate": ("inference.model_evaluation", "evaluate_model"),
     "load": ("inference.loading", "load"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import shutil
 import tempfile
@@ -54,6 +55,11 @@ class AnnotatedFiles:
     annotations: pathlib.Path
     images: pathlib.Path
 
+    def __post_init__(self) -> None:
+        """Takes paths of any kind."""
+        for name in ("annotations", "images"):
+            object.__setattr__(self, name, pathlib.Path(getattr(self, name)))
+
     @classmethod
     def in_folder(cls, folder: pathlib.Path) -> "AnnotatedFiles":
         """Names the files of a folder with annotations.json and images/, as of `ktn data synth`."""
@@ -70,11 +76,11 @@ class AnnotatedFiles:
 
 def evaluate_model(
     predictor: CallablePredictor,
-    data: AnnotatedImages,
-    template_dir: pathlib.Path,
+    data: AnnotatedFiles | AnnotatedImages,
+    template_dir: str | os.PathLike[str],
     options: ScoringOptions = DEFAULT_OPTIONS,
     *,
-    output_dir: pathlib.Path | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
     run: Mapping[str, Any] | None = None,
     processes: Processes | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -86,7 +92,7 @@ def evaluate_model(
 
     Args:
         predictor: with weights.
-        data: the images and their annotations.
+        data: the images and their annotations; files are read in every call.
         template_dir: evaluation template, see `template_files.load_evaluation_template`.
         options: how to score.
         output_dir: folder for `results.json`, `metrics.json`, `report.html` and the detections of
@@ -105,25 +111,27 @@ def evaluate_model(
         ktn_jax.runtime.images.ImageError: an image file cannot be read.
     """
     processes = processes or Processes()
+    images = data.read(options.on_bad) if isinstance(data, AnnotatedFiles) else data
+    output_dir = None if output_dir is None else pathlib.Path(output_dir)
     if output_dir is None and (run is not None or processes.count > 1):
         raise ValueError("a run to be resumed, or of several processes, needs an output_dir")
     with _folder_for_results(output_dir, run is not None, processes) as folder:
         results = dataset.predict_dataset(
             predictor,
-            truth=data.truth,
-            images_dir=data.folder,
+            truth=images.truth,
+            images_dir=images.folder,
             output_dir=folder,
             run=run or _UNNAMED_RUN,
             processes=processes,
         )
         return sharing.evaluate_shared(
             results,
-            truth=data.truth,
-            template_dir=template_dir,
+            truth=images.truth,
+            template_dir=pathlib.Path(template_dir),
             processes=processes,
             options=options,
             output_dir=output_dir,
-            images_dir=data.folder,
+            images_dir=images.folder,
             progress=progress,
         )
 

@@ -29,10 +29,11 @@ class _Predictor:
 
 
 def test_changed_weights_are_evaluated_again(dataset, template_dir):
-    data = AnnotatedFiles(dataset / "annotations.json", dataset / "images").read()
+    files = AnnotatedFiles(str(dataset / "annotations.json"), str(dataset / "images"))
     predictor = _Predictor()
-    before = evaluate_model(predictor, data, template_dir)
+    before = evaluate_model(predictor, files, str(template_dir))  # read in the call
     assert before.summaries["bbox"]["AP"] == pytest.approx(100)
+    data = files.read()
     predictor.shift = 15.0
     after = evaluate_model(predictor, data, template_dir)
     assert after.summaries["bbox"]["AP"] == 0
