@@ -183,7 +183,8 @@ def parse_dataset(
     """
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
-    file, raw = "(memory)", source
+    file = "(memory)"
+    raw: Any = source
     if not isinstance(source, Mapping):
         file = str(source)
         raw, unreadable = checks.load_json(source)
@@ -268,8 +269,9 @@ def parse_person(raw: Mapping[str, Any], with_densepose: bool = True) -> PersonR
         keypoints[:, 2] = np.where(visibility == np.round(visibility), visibility, confident)
     densepose = None
     if "dp_x" in raw:
-        columns = (np.asarray(raw[key], np.float32) for key in DENSEPOSE_POINT_KEYS)
-        densepose = DensePoseRecord(*columns, decode_part_mask(raw["dp_masks"]))
+        x, y, i, u, v = (np.asarray(raw[key], np.float32) for key in DENSEPOSE_POINT_KEYS)
+        part_mask = decode_part_mask(raw["dp_masks"])
+        densepose = DensePoseRecord(x=x, y=y, i=i, u=u, v=v, part_mask=part_mask)
     return PersonRecord(
         annotation_id=raw["id"],
         box_xywh=box,

@@ -252,7 +252,7 @@ def _check_top(raw: Any, found: Collector) -> tuple[set[int], set[int]]:
 
 
 def _check_images(
-    images: list, file: str, images_dir: str | os.PathLike[str] | None, findings: list[Finding]
+    images: list[Any], file: str, images_dir: str | os.PathLike[str] | None, findings: list[Finding]
 ) -> tuple[dict[int, tuple[int, int]], set[int]]:
     """Returns (height, width) by image id, (0, 0) where the image is bad, and bad positions."""
     sizes: dict[int, tuple[int, int]] = {}
@@ -278,7 +278,7 @@ def _check_images(
 
 
 def _check_annotations(
-    annotations: list,
+    annotations: list[Any],
     sizes: Mapping[int, tuple[int, int]],
     categories: set[int],
     people: set[int],
@@ -330,7 +330,7 @@ def _count(
     bad_densepose: set[int],
     people: set[int],
 ) -> dict[str, int]:
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for position, annotation in enumerate(raw["annotations"]):
         if position in bad_annotations:
             continue

@@ -72,13 +72,15 @@ def check_densepose(
         _check_masks(raw["dp_masks"], found, has_sound_masks)
     if not absent and _are_points([raw[key] for key in DENSEPOSE_POINT_KEYS]):
         return
-    columns = {}
+    columns: dict[str, np.ndarray] = {}
     for key in DENSEPOSE_POINT_KEYS:
         if key not in absent:
-            columns[key] = to_numbers(raw[key])
-            if columns[key] is None:
+            column = to_numbers(raw[key])
+            if column is None:
                 found.add("densepose_type", key, "must be a list of numbers")
-    if len(columns) < len(DENSEPOSE_POINT_KEYS) or any(c is None for c in columns.values()):
+            else:
+                columns[key] = column
+    if len(columns) < len(DENSEPOSE_POINT_KEYS):
         return
     lengths = {key: len(columns[key]) for key in DENSEPOSE_POINT_KEYS}
     if len(set(lengths.values())) > 1:

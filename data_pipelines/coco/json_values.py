@@ -1,6 +1,6 @@
 """Checks and conversions of JSON values."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -13,12 +13,12 @@ def is_absent(value: Any) -> bool:
     return value is None or (not value and type(value) in _CONTAINERS)
 
 
-def is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> TypeGuard[int]:
     """Whether a JSON value is an integer; true and false are not."""
     return type(value) is int
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a JSON value is a number; true and false are not."""
     return type(value) in _NUMBERS
 

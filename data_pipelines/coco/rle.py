@@ -99,7 +99,8 @@ def _long_runs(characters: np.ndarray, ends: np.ndarray, before: np.ndarray) -> 
         value = (characters[before[here] + 1 + place] & 31).astype(np.int64)
         steps[here] |= value << (5 * place)
     is_negative = (characters[ends] & 16) > 0
-    return steps - (is_negative * np.int64(1) << (5 * sizes))  # two's complement
+    runs: np.ndarray = steps - (is_negative * np.int64(1) << (5 * sizes))  # two's complement
+    return runs
 
 
 def _sum_differences(steps: np.ndarray, firsts: np.ndarray) -> np.ndarray:
@@ -163,13 +164,14 @@ def are_packed_masks(rles: Iterable[Any], size_hw: tuple[int, int]) -> bool:
     Returns:
         False if one of them is not; `check_rle` finds out whether and what is wrong with it.
     """
-    texts = []
+    texts: list[str] = []
     for entry in rles:
         if not isinstance(entry, dict) or entry.get("size") not in ([*size_hw], size_hw):
             return False
-        texts.append(entry.get("counts"))
-    if not all(isinstance(text, str) and text for text in texts):
-        return False
+        text = entry.get("counts")
+        if not isinstance(text, str) or not text:
+            return False
+        texts.append(text)
     if not texts:
         return True
     try:
@@ -184,7 +186,7 @@ def rle_size(rle: Mapping[str, Any]) -> tuple[int, int]:
     """Reads (height, width) of a run-length mask; RleError where there is none to read."""
     if not isinstance(rle, Mapping) or "counts" not in rle:
         raise RleError("not an object with 'size' and 'counts'")
-    size = rle.get("size")
+    size: Any = rle.get("size")
     is_pair = isinstance(size, list | tuple) and len(size) == 2
     if not is_pair or any(type(side) is not int or not 0 < side <= 1 << 16 for side in size):
         raise RleError(f"size must be [height, width] in pixels, got {size!r}")

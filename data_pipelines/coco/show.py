@@ -13,7 +13,7 @@ from PIL import Image
 
 from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
-from ktn_jax.data_pipelines.coco.annotations import ImageRecord, PersonRecord
+from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord
 from ktn_jax.data_pipelines.loading.sources import Source
 from ktn_jax.results.drawing import PATCH_COLOURS, side_by_side
 
@@ -46,7 +46,9 @@ def draw_boxes(image: np.ndarray, record: ImageRecord) -> np.ndarray:
         corners = (_pixel(x, y), _pixel(x + width - 1, y + height - 1))
         cv2.rectangle(canvas, *corners, colour, stroke)
         if isinstance(person.segmentation, list):
-            outlines = [np.int32(np.reshape(ring, (-1, 2))) for ring in person.segmentation]
+            outlines = [
+                np.asarray(ring).reshape(-1, 2).astype(np.int32) for ring in person.segmentation
+            ]
             cv2.polylines(canvas, outlines, True, colour, 1, cv2.LINE_AA)
     return canvas
 
@@ -61,7 +63,7 @@ def draw_keypoints(image: np.ndarray, record: ImageRecord) -> np.ndarray:
         for first, second in parts.KEYPOINT_SKELETON:
             if is_labelled[first] and is_labelled[second]:
                 cv2.line(canvas, at[first], at[second], _side(first, second), stroke, cv2.LINE_AA)
-        for index in np.flatnonzero(is_labelled):
+        for index in np.flatnonzero(is_labelled).tolist():
             is_visible = person.keypoints[index, 2] == 2
             width = cv2.FILLED if is_visible else stroke
             cv2.circle(canvas, at[index], 2 * stroke, _side(index, index), width, cv2.LINE_AA)
@@ -71,8 +73,8 @@ def draw_keypoints(image: np.ndarray, record: ImageRecord) -> np.ndarray:
 def draw_part_masks(image: np.ndarray, record: ImageRecord) -> np.ndarray:
     """Draws the coarse parts, each in the colour of one of its patches."""
     canvas = image.copy()
-    for person in _dense(record):
-        rows, columns, labels = _mask_in_image(person, image.shape[:2])
+    for box_xywh, dense in _dense(record):
+        rows, columns, labels = _mask_in_image(box_xywh, dense.part_mask, image.shape[:2])
         window = canvas[rows, columns]
         is_part = labels > 0
         colours = _PART_COLOURS[labels[is_part]]
@@ -100,14 +102,13 @@ def draw_points(image: np.ndarray, record: ImageRecord, colour_by: str = "patche
         raise ValueError(f"colour_by must be 'patches', 'u' or 'v', got {colour_by!r}")
     canvas = (image * 0.6).astype(np.uint8)
     stroke = _stroke(image)
-    for person in _dense(record):
-        dense = person.densepose
+    for box_xywh, dense in _dense(record):
         patch = dense.i.astype(int)
         colours = PATCH_COLOURS[patch]
         if colour_by != "patches":
             level = np.rint(255 * getattr(dense, colour_by)).astype(np.uint8)
             colours = cv2.applyColorMap(level, cv2.COLORMAP_VIRIDIS).reshape(-1, 3)[:, ::-1]
-        x0, y0, width, height = person.box_xywh
+        x0, y0, width, height = box_xywh
         at_x, at_y = x0 + dense.x * width / PART_GRID, y0 + dense.y * height / PART_GRID
         for x, y, colour, is_body in zip(at_x, at_y, colours.tolist(), patch > 0, strict=True):
             if is_body:
@@ -192,25 +193,30 @@ def write_pictures(
     return written
 
 
-def _dense(record: ImageRecord) -> list[PersonRecord]:
-    return [person for person in record.people if person.densepose is not None]
+def _dense(record: ImageRecord) -> list[tuple[np.ndarray, DensePoseRecord]]:
+    """Boxes xywh of the people who have DensePose, and what they have."""
+    return [
+        (person.box_xywh, person.densepose)
+        for person in record.people
+        if person.densepose is not None
+    ]
 
 
 def _mask_in_image(
-    person: PersonRecord, size_hw: tuple[int, int]
+    box_xywh: np.ndarray, part_mask: np.ndarray, size_hw: tuple[int, int]
 ) -> tuple[slice, slice, np.ndarray]:
     """Rows and columns of the image under a person's grid, and the label at each pixel's middle."""
-    x0, y0, width, height = person.box_xywh
+    x0, y0, width, height = box_xywh
     rows = slice(max(int(y0), 0), min(int(np.ceil(y0 + height)), size_hw[0]))
     columns = slice(max(int(x0), 0), min(int(np.ceil(x0 + width)), size_hw[1]))
     cell_y = _cells(np.arange(rows.start, rows.stop), y0, height)
     cell_x = _cells(np.arange(columns.start, columns.stop), x0, width)
-    return rows, columns, person.densepose.part_mask[np.ix_(cell_y, cell_x)]
+    return rows, columns, part_mask[np.ix_(cell_y, cell_x)]
 
 
 def _cells(pixels: np.ndarray, start: float, length: float) -> np.ndarray:
-    cells = np.floor((pixels + 0.5 - start) * PART_GRID / length).astype(int)
-    return np.clip(cells, 0, PART_GRID - 1)
+    cells: np.ndarray = np.floor((pixels + 0.5 - start) * PART_GRID / length).astype(int)
+    return cells.clip(0, PART_GRID - 1)
 
 
 def _pixel(x: float, y: float) -> tuple[int, int]:
@@ -225,4 +231,4 @@ def _side(first: int, second: int) -> tuple[int, int, int]:
 
 
 def _stroke(image: np.ndarray) -> int:
-    return max(1, round(min(image.shape[:2]) / 250))
+    return max(1, round(int(min(image.shape[:2])) / 250))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ktn_jax.data_pipelines.synthetic.held_out import HeldOutPeople
     from ktn_jax.evaluation.metrics import Metrics
     from ktn_jax.evaluation.options import ScoringOptions
+    from ktn_jax.inference.model_evaluation import AnnotatedFiles
 
 EXAMPLES = """
   ktn eval --results results.json --annotations densepose_minival2014.json --template eval_data/
@@ -182,6 +183,17 @@ def _score_file(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _data(arguments: argparse.Namespace, config: "ConfigDict") -> "AnnotatedFiles | HeldOutPeople":
+    from ktn_jax.inference.model_evaluation import AnnotatedFiles
+
+    if arguments.data == "synthetic":
+        return _held_out_people(arguments, config)
+    annotations, images = _locate(arguments)
+    if images is None:
+        raise ValueError("a model needs images: name them with --images")
+    return AnnotatedFiles(annotations, images)
+
+
 def _evaluate_model(arguments: argparse.Namespace) -> int:
     from ktn_jax import commands
     from ktn_jax.inference import model_evaluation
@@ -190,15 +202,11 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     config = configuration.load_config(arguments.config, arguments.changes)
     processes = commands.join_processes(arguments)
-    if arguments.data == "synthetic":
-        data = _held_out_people(arguments, config)
-    else:
-        data = model_evaluation.AnnotatedFiles(*_locate(arguments))
     with _progress(processes.is_first) as progress:
         output, metrics = model_evaluation.evaluate_weights(
             config,
             _variables(arguments, config),  # not kept here: the predictor keeps what it needs
-            data=data,
+            data=_data(arguments, config),
             template_dir=arguments.template,
             options=options,
             output_dir=arguments.output,

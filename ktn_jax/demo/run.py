@@ -265,6 +265,8 @@ def _evaluate(request: DemoRequest, config: ConfigDict, say: Say) -> Metrics:
         template_dir=template,
         output_dir=output / RESULTS,
     )
+    if metrics is None:
+        raise RuntimeError("the demo runs in one process, which should have the scores")
     return metrics
 
 

@@ -13,6 +13,8 @@ AREA_RANGES = np.array([[0, 1e5**2], [32**2, 96**2], [96**2, 1e5**2]])
 MAX_DETECTIONS = 20
 _IGNORED_BOX_IOU = 0.8
 
+_State = tuple[np.ndarray, np.ndarray, np.ndarray]  # the first three arrays of `ImageMatches`
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageMatches:
@@ -63,7 +65,7 @@ def match_image(
     person_match = np.full((*shape, people), -1)
     is_ignored = np.zeros((*shape, detections), bool)
     # Nobody to find, or no person at all: no detection can be wrong.
-    is_ignored |= is_person_ignored.all(axis=1)[None, :, None, None]
+    is_ignored |= np.asarray(is_person_ignored.all(axis=1))[None, :, None, None]
     if detections and people:
         _match_by_similarity(
             (detection_match, person_match, is_ignored),
@@ -84,7 +86,13 @@ def match_image(
     )
 
 
-def _match_by_similarity(state, similarity, is_crowd, is_person_ignored, thresholds) -> None:
+def _match_by_similarity(
+    state: _State,
+    similarity: np.ndarray,
+    is_crowd: np.ndarray,
+    is_person_ignored: np.ndarray,
+    thresholds: np.ndarray,
+) -> None:
     detection_match, person_match, is_ignored = state
     floor = np.minimum(thresholds, 1 - 1e-10)[:, None]
     is_regular = ~is_person_ignored[None, :, None, :]
@@ -98,14 +106,16 @@ def _match_by_similarity(state, similarity, is_crowd, is_person_ignored, thresho
         value = np.where(pool, similarity[:, place, None, None], -1.0)
         best = _last_argmax(value)
         has_match = pool.any(axis=-1)
-        index = np.nonzero(has_match)
+        measure, area, threshold = np.nonzero(has_match)
         taken = best[has_match]
-        detection_match[(*index, place)] = taken
-        person_match[(*index, taken)] = place
-        is_ignored[(*index, place)] = is_person_ignored[index[1], taken]
+        detection_match[measure, area, threshold, place] = taken
+        person_match[measure, area, threshold, taken] = place
+        is_ignored[measure, area, threshold, place] = is_person_ignored[area, taken]
 
 
-def _forgive_by_box(state, box_iou, is_crowd, is_person_ignored) -> None:
+def _forgive_by_box(
+    state: _State, box_iou: np.ndarray, is_crowd: np.ndarray, is_person_ignored: np.ndarray
+) -> None:
     """Lets an unmatched detection take the ignore flag of a person its box covers.
 
     Decided by the matches of the last threshold only, and then applied to all: a detection matched
@@ -133,4 +143,5 @@ def _forgive_by_box(state, box_iou, is_crowd, is_person_ignored) -> None:
 
 
 def _last_argmax(values: np.ndarray) -> np.ndarray:
-    return values.shape[-1] - 1 - np.argmax(values[..., ::-1], axis=-1)
+    last: np.ndarray = values.shape[-1] - 1 - np.argmax(values[..., ::-1], axis=-1)
+    return last

@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -35,7 +36,7 @@ def evaluate_coco(
         Measure -> name -> per cent (None where there is nobody to find), and notes.
     """
     people = truth.coco["annotations"]
-    summaries = {"bbox": _evaluate("bbox", truth, people, _boxes(results))}
+    summaries = {"bbox": _evaluate("bbox", truth, people, [box for _, box in _boxes(results)])}
     notes = []
     if people and all(person.get("segmentation") for person in people):
         segmented = _segments(results, scores)
@@ -56,13 +57,14 @@ def evaluate_coco(
         annotated = [nothing | person for person in people]
         detected = [
             {**entry, "keypoints": results.keypoints[number].tolist()}
-            for number, entry in _boxes(results, with_numbers=True)
+            for number, entry in _boxes(results)
         ]
         summaries["keypoints"] = _evaluate("keypoints", truth, annotated, detected)
     return summaries, notes
 
 
-def _boxes(results: ResultIndex, with_numbers: bool = False) -> list:
+def _boxes(results: ResultIndex) -> list[tuple[int, dict[str, Any]]]:
+    """Detections as COCO reads them, each with its number, in the order of the file."""
     entries = []
     for image_id, found in results.by_image.items():
         for detection in found[:COCO_MAX_DETECTIONS]:
@@ -74,20 +76,20 @@ def _boxes(results: ResultIndex, with_numbers: bool = False) -> list:
             }
             entries.append((detection.detection_id, entry))
     entries.sort(key=lambda item: item[0])
-    return entries if with_numbers else [entry for _, entry in entries]
+    return entries
 
 
-def _segments(results: ResultIndex, scores: Sequence[ImageScores]) -> list[dict]:
+def _segments(results: ResultIndex, scores: Sequence[ImageScores]) -> list[dict[str, Any]]:
     masks = {number: rle for image in scores for number, rle in image.segmentations.items()}
     return [
         {key: value for key, value in entry.items() if key != "bbox"}
         | {"segmentation": masks[number]}
-        for number, entry in _boxes(results, with_numbers=True)
+        for number, entry in _boxes(results)
     ]
 
 
 def _evaluate(
-    kind: str, truth: GroundTruth, people: Sequence[dict], detected: list[dict]
+    kind: str, truth: GroundTruth, people: Sequence[dict[str, Any]], detected: list[dict[str, Any]]
 ) -> dict[str, float | None]:
     names = _KEYPOINT_NAMES if kind == "keypoints" else _BOX_NAMES
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
@@ -103,7 +105,7 @@ def _evaluate(
     return {n: percent(float(x)) for n, x in zip(names, evaluation.stats, strict=True)}
 
 
-def _dataset(truth: GroundTruth, annotations: list[dict]) -> COCO:
+def _dataset(truth: GroundTruth, annotations: list[dict[str, Any]]) -> COCO:
     dataset = COCO()
     dataset.dataset = {
         "info": {},

@@ -7,6 +7,7 @@ import numpy as np
 
 from ktn_jax.evaluation import assignment, boxes_keypoints, metrics, patch_errors, precision_recall
 from ktn_jax.evaluation.errors import EvaluationError
+from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
 from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
 from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
 from ktn_jax.evaluation.result_files import ResultIndex, index_results
@@ -125,7 +126,8 @@ def evaluate_scores(
         }
     )
     if output_dir is not None:
-        _write(result, scores, truth, results, template, images_dir, pathlib.Path(output_dir))
+        folder = pathlib.Path(output_dir)
+        _write(folder, result, truth, results=results, template=template, images_dir=images_dir)
     return result
 
 
@@ -210,10 +212,18 @@ def summarise_scores(
     )
 
 
-def _write(result, scores, truth: GroundTruth, results, template, images_dir, output_dir) -> None:
+def _write(
+    folder: pathlib.Path,
+    result: metrics.Metrics,
+    truth: GroundTruth,
+    *,
+    results: ResultIndex,
+    template: EvaluationTemplate,
+    images_dir: str | pathlib.Path | None,
+) -> None:
     from ktn_jax.evaluation import report  # Matplotlib is slow to import and needed only here
 
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "metrics.json").write_text(result.to_json())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(result.to_json())
     page = report.render_report(result, truth, results, template, images_dir=images_dir)
-    (output_dir / "report.html").write_text(page, encoding="utf-8")
+    (folder / "report.html").write_text(page, encoding="utf-8")

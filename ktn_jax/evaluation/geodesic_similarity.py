@@ -104,7 +104,8 @@ class EvaluationTemplate:
 
 def is_patch(part: np.ndarray) -> np.ndarray:
     """Finds which annotated or predicted labels are patches 1..24, not background or others."""
-    return (part > 0) & (part <= NUM_PATCHES) & (part == np.floor(part))
+    is_one: np.ndarray = (part > 0) & (part <= NUM_PATCHES) & (part == np.floor(part))
+    return is_one
 
 
 class VertexFinder:
@@ -143,7 +144,7 @@ class VertexFinder:
         exact = np.sqrt(offsets[..., 0] * offsets[..., 0] + offsets[..., 1] * offsets[..., 1])
         exact[self._part[candidates] != part[:, None]] = np.inf
         is_best = exact == exact.min(axis=1, keepdims=True)
-        nearest = np.where(is_best, candidates, len(self._points)).min(axis=1)
+        nearest: np.ndarray = np.where(is_best, candidates, len(self._points)).min(axis=1)
         # A margin for the tree's own rounding in the choice of candidates. Points far outside the
         # chart are near other patches in the tree.
         is_unsure = (rough[:, -1] <= rough[:, 0] * (1 + 1e-12) + 1e-300) | (
@@ -163,7 +164,8 @@ class VertexFinder:
             scale = float(_LEVELS - 1)
             new_u, new_v = unknown // _LEVELS % _LEVELS / scale, unknown % _LEVELS / scale
             self._known[unknown] = self.find(unknown // _LEVELS**2, new_u, new_v)
-        return self._known[codes].astype(np.int64)
+        vertices: np.ndarray = self._known[codes].astype(np.int64)
+        return vertices
 
 
 def person_similarity(

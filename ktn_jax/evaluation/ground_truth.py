@@ -58,7 +58,7 @@ class ImageTruth:
     file_name: str
     image_size_hw: tuple[int, int]
     people: tuple[PersonTruth, ...]
-    ignore_regions: tuple[list, list] | None = None
+    ignore_regions: tuple[list[Any], list[Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,8 @@ def read_ground_truth(
         dataset = parse_dataset(source, on_bad, _MAX_SKIPPED_FRACTION)
     except DatasetError as error:
         raise EvaluationError(str(error)) from error
-    images, annotations = [], []
+    images: list[ImageTruth] = []
+    annotations: list[dict[str, Any]] = []
     for image, entries in dataset.images.entries():
         images.append(
             ImageTruth(
@@ -163,7 +164,7 @@ def _coco_person(entry: Mapping[str, Any]) -> dict[str, Any]:
     return person
 
 
-def _ignore_regions(image: Mapping[str, Any]) -> tuple[list, list] | None:
+def _ignore_regions(image: Mapping[str, Any]) -> tuple[list[Any], list[Any]] | None:
     if not image.get("ignore_regions_x"):
         return None
     return image["ignore_regions_x"], image["ignore_regions_y"]

@@ -49,7 +49,7 @@ def is_kept(region: np.ndarray, box_xywh: Sequence[float], body: np.ndarray | No
     if not inside.any():
         return True
     if body is None:
-        return inside.sum() / width / height < _PERSON_LIMIT
+        return bool(inside.sum() / width / height < _PERSON_LIMIT)
     if inside.shape != body.shape or not body.any():
         return True  # cut by the image border: the reference cannot compare the two, and keeps it
-    return np.count_nonzero(body & inside) / np.count_nonzero(body) < _DETECTION_LIMIT
+    return bool(np.count_nonzero(body & inside) / np.count_nonzero(body) < _DETECTION_LIMIT)

@@ -7,12 +7,15 @@ not fit.
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 from scipy.ndimage import zoom
 
 from ktn_jax.body.parts import PART_GRID
+
+Rle = Mapping[str, Any]  # COCO's run-length mask: size and counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +32,13 @@ class PlacedMask:
     left: int
     mask: np.ndarray
 
-    def to_rle(self, image_size_hw: tuple[int, int]) -> dict:
+    def to_rle(self, image_size_hw: tuple[int, int]) -> dict[str, Any]:
         """Encodes the mask on the whole image, in COCO's compressed format."""
         canvas = np.zeros(image_size_hw, np.uint8, order="F")
         height, width = self.mask.shape
         canvas[self.top : self.top + height, self.left : self.left + width] = self.mask
-        return coco_mask.encode(canvas)
+        encoded: dict[str, Any] = coco_mask.encode(canvas)
+        return encoded
 
 
 def place(
@@ -61,8 +65,8 @@ def place(
 def annotated_mask(
     box_xywh: Sequence[float],
     image_size_hw: tuple[int, int],
-    dp_masks: Sequence | None,
-    segmentation: Sequence | Mapping | None,
+    dp_masks: Sequence[Any] | None,
+    segmentation: Sequence[Any] | Rle | None,
     zoom_labels: bool = False,
 ) -> PlacedMask:
     """Draws an annotated person: the coarse masks if there are any, else the COCO segmentation.
@@ -93,7 +97,7 @@ def annotated_mask(
     return PlacedMask(0, 0, decode([rle])[..., 0].astype(bool))
 
 
-def part_labels(dp_masks: Sequence) -> np.ndarray:
+def part_labels(dp_masks: Sequence[Any]) -> np.ndarray:
     """Decodes coarse masks to labels [256, 256] float64 in 0..14; later parts are on top."""
     labels = np.zeros((PART_GRID, PART_GRID))
     present = _present_parts(dp_masks)
@@ -104,30 +108,32 @@ def part_labels(dp_masks: Sequence) -> np.ndarray:
     return labels
 
 
-def _part_union(dp_masks: Sequence) -> np.ndarray:
+def _part_union(dp_masks: Sequence[Any]) -> np.ndarray:
     present = [rle for _, rle in _present_parts(dp_masks)]
     if not present:
         return np.zeros((PART_GRID, PART_GRID))
     return decode([coco_mask.merge(present)])[..., 0].astype(np.float64)
 
 
-def _present_parts(dp_masks: Sequence) -> list[tuple[int, Mapping]]:
+def _present_parts(dp_masks: Sequence[Any]) -> list[tuple[int, Rle]]:
     masks = enumerate(dp_masks, start=1)
     return [(part, _compress(rle)) for part, rle in masks if rle]
 
 
-def _compress(rle: Mapping) -> Mapping:
+def _compress(rle: Rle) -> Rle:
     if isinstance(rle["counts"], list):
-        return coco_mask.frPyObjects(dict(rle), *rle["size"])
+        compressed: Rle = coco_mask.frPyObjects(dict(rle), *rle["size"])
+        return compressed
     return rle
 
 
-def decode(rles: Sequence[Mapping]) -> np.ndarray:
+def decode(rles: Sequence[Rle]) -> np.ndarray:
     """Decodes COCO RLEs of one size to uint8 [h, w, n]."""
     with warnings.catch_warnings():
         # pycocotools 2.0.11 calls NumPy 2 in a deprecated way.
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        return coco_mask.decode([_compress(rle) for rle in rles])
+        decoded: np.ndarray = coco_mask.decode([_compress(rle) for rle in rles])
+    return decoded
 
 
 def mask_iou(

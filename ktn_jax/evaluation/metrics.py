@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ktn_jax.body.parts import PATCH_NAMES
@@ -68,9 +69,9 @@ class Metrics:
         return "\n".join(lines).rstrip() + "\n"
 
 
-def _groups(summaries: dict[str, dict]) -> list[list[str]]:
+def _groups(summaries: Mapping[str, Mapping[str, float | None]]) -> list[list[str]]:
     """Groups measures that have the same columns."""
-    groups: dict[tuple, list[str]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     for name, values in summaries.items():
         groups.setdefault(tuple(values), []).append(name)
     return list(groups.values())

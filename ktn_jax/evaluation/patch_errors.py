@@ -13,6 +13,8 @@ import numpy as np
 
 from ktn_jax.body.parts import NUM_PATCH_CHANNELS
 from ktn_jax.evaluation.geodesic_similarity import is_patch
+from ktn_jax.evaluation.ground_truth import PersonTruth
+from ktn_jax.evaluation.result_files import Detection
 
 WITHIN_CM = (5, 10, 20)
 _MIN_BOX_IOU = 0.5
@@ -37,10 +39,12 @@ class PatchErrors:
 
     def rows(self, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
         """Returns mean errors and shares by patch name, and over "all" points."""
-        table = {}
-        for name, select in [("all", slice(1, None)), *((n, i) for i, n in enumerate(names) if i)]:
+        table: dict[str, dict[str, float | None]] = {}
+        selections: list[tuple[str, slice | int]] = [("all", slice(1, None))]
+        selections += [(name, index) for index, name in enumerate(names) if index]
+        for name, select in selections:
             points, on_body = self.points[select].sum(), self.on_body[select].sum()
-            row = {
+            row: dict[str, float | None] = {
                 "points": int(points),
                 "on_body_percent": _ratio(100 * on_body, points),
                 "mean_cm": _ratio(self.sum_cm[select].sum(), on_body),
@@ -72,6 +76,15 @@ class PersonScore:
     num_points: int
 
 
+@dataclasses.dataclass(frozen=True)
+class PairDistances:
+    """Geodesic distances of a person's points [P] to what a detection predicts there."""
+
+    patch: np.ndarray
+    distances: np.ndarray
+    is_same_row: np.ndarray
+
+
 def _ratio(a: float, b: float) -> float | None:
     return float(a) / float(b) if b else None
 
@@ -86,16 +99,19 @@ def add_up(errors: Iterable[PatchErrors]) -> PatchErrors:
 
 
 def _zeros() -> PatchErrors:
-    whole = [np.zeros(NUM_PATCH_CHANNELS, np.int64) for _ in range(2)]
-    within = np.zeros((len(WITHIN_CM), NUM_PATCH_CHANNELS), np.int64)
-    return PatchErrors(*whole, np.zeros(NUM_PATCH_CHANNELS), within)
+    return PatchErrors(
+        points=np.zeros(NUM_PATCH_CHANNELS, np.int64),
+        on_body=np.zeros(NUM_PATCH_CHANNELS, np.int64),
+        sum_cm=np.zeros(NUM_PATCH_CHANNELS),
+        within=np.zeros((len(WITHIN_CM), NUM_PATCH_CHANNELS), np.int64),
+    )
 
 
 def measure_patches(
     image_id: int,
-    people: Sequence,
-    detections: Sequence,
-    pairs: Mapping,
+    people: Sequence[PersonTruth],
+    detections: Sequence[Detection],
+    pairs: Mapping[tuple[int, int], PairDistances],
     gps: np.ndarray,
     box_iou: np.ndarray,
 ) -> tuple[PatchErrors, tuple[PersonScore, ...]]:
@@ -119,7 +135,7 @@ def measure_patches(
             continue
         line = taken.get(column)
         if line is not None:
-            _book(total, person, pairs.get((line, column)))
+            _book(total, person.points[2], pairs.get((line, column)))
         records.append(
             PersonScore(
                 image_id=image_id,
@@ -133,7 +149,7 @@ def measure_patches(
     return total, tuple(records)
 
 
-def _take_boxes(people: Sequence, box_iou: np.ndarray) -> dict[int, int]:
+def _take_boxes(people: Sequence[PersonTruth], box_iou: np.ndarray) -> dict[int, int]:
     """Assigns detections to people in order of falling score: person -> detection."""
     taken: dict[int, int] = {}
     is_free = np.array([person.points is not None for person in people], bool)
@@ -145,10 +161,9 @@ def _take_boxes(people: Sequence, box_iou: np.ndarray) -> dict[int, int]:
     return taken
 
 
-def _book(total: PatchErrors, person, pair) -> None:
+def _book(total: PatchErrors, annotated: np.ndarray, pair: PairDistances | None) -> None:
     if pair is None:  # the box fits, but no point is in it
-        patch = person.points[2]
-        np.add.at(total.points, patch[is_patch(patch)].astype(int), 1)
+        np.add.at(total.points, annotated[is_patch(annotated)].astype(int), 1)
         return
     patch, centimetres = pair.patch, pair.distances.astype(np.float64) * _CM_PER_METRE
     on_body = np.isfinite(centimetres)

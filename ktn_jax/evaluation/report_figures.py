@@ -4,17 +4,18 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from ktn_jax.body.parts import NUM_PATCHES, PATCH_NAMES
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
-from ktn_jax.evaluation.ground_truth import GroundTruth
+from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth, PersonTruth
 from ktn_jax.evaluation.metrics import MEASURES
 from ktn_jax.evaluation.patch_errors import WITHIN_CM, PersonScore
 from ktn_jax.evaluation.precision_recall import RECALL_LEVELS, Curves
-from ktn_jax.evaluation.result_files import ResultIndex, read_payload
+from ktn_jax.evaluation.result_files import Detection, ResultIndex, read_payload
 
 _SHOWN_THRESHOLDS = (0.5, 0.65, 0.75, 0.85, 0.95)
 _GREY = 96
@@ -79,22 +80,26 @@ def error_on_template(
     # None, a patch without points, becomes NaN and is drawn grey.
     errors = np.array([None] + [rows[name]["mean_cm"] for name in PATCH_NAMES[1:]], float)
     vertices, values = template.vertices, errors[template.part]
+    if vertices is None:
+        raise ValueError("the positions of the template's vertices are not known")
     figure = Figure(figsize=(8, 6), layout="constrained")
     panels = figure.subplots(1, 2)
     known = values[np.isfinite(values)]
     limit = known.max() if known.size else 1.0
-    points = None
+    drawn = []
     for panel, side, title in zip(panels, (1, -1), ("front", "back"), strict=True):
         # The body faces +z: painted from far to near, so that near vertices hide far ones.
         order = np.argsort(side * vertices[:, 2])
         x, y = side * vertices[order, 0], vertices[order, 1]
         panel.scatter(x, y, c="#dddddd", s=6, linewidths=0)
-        points = panel.scatter(
-            x, y, c=values[order], s=6, linewidths=0, cmap="viridis", vmin=0, vmax=limit
+        drawn.append(
+            panel.scatter(
+                x, y, c=values[order], s=6, linewidths=0, cmap="viridis", vmin=0, vmax=limit
+            )
         )
         panel.set(aspect="equal", title=title)
         panel.axis("off")
-    figure.colorbar(points, ax=panels, label="mean error (cm)", shrink=0.7)
+    figure.colorbar(drawn[0], ax=panels, label="mean error (cm)", shrink=0.7)
     return figure
 
 
@@ -126,7 +131,14 @@ def people_cards(
     return figure
 
 
-def _draw_person(panel, image, person, detection, iuv, images_dir) -> None:
+def _draw_person(
+    panel: Axes,
+    image: ImageTruth,
+    person: PersonTruth,
+    detection: Detection,
+    iuv: np.ndarray,
+    images_dir: str | pathlib.Path | None,
+) -> None:
     picture = _read_picture(images_dir, image.file_name, image.image_size_hw)
     colours = patch_colours()
     left, top = int(detection.box_xywh[0]), int(detection.box_xywh[1])
@@ -138,22 +150,25 @@ def _draw_person(panel, image, person, detection, iuv, images_dir) -> None:
     picture[y, x] = 0.35 * picture[y, x] + 0.65 * 255 * colours[labels]
     panel.imshow(picture.astype(np.uint8), interpolation="nearest")
     px, py, width, height = person.box_xywh
-    patch = np.clip(person.points[2].astype(int), 0, NUM_PATCHES)
-    panel.scatter(
-        px + person.points[0] * width / 255,
-        py + person.points[1] * height / 255,
-        c=colours[patch],
-        s=14,
-        edgecolors="white",
-        linewidths=0.5,
-    )
+    if person.points is not None:
+        patch = np.clip(person.points[2].astype(int), 0, NUM_PATCHES)
+        panel.scatter(
+            px + person.points[0] * width / 255,
+            py + person.points[1] * height / 255,
+            c=colours[patch],
+            s=14,
+            edgecolors="white",
+            linewidths=0.5,
+        )
     margin = _MARGIN * max(width, height) + 2
     panel.set_xlim(px - margin, px + width + margin)
     panel.set_ylim(py + height + margin, py - margin)
     panel.axis("off")
 
 
-def _read_picture(images_dir, file_name: str, size_hw: tuple[int, int]) -> np.ndarray:
+def _read_picture(
+    images_dir: str | pathlib.Path | None, file_name: str, size_hw: tuple[int, int]
+) -> np.ndarray:
     """Returns float RGB [H, W, 3]; grey if there is no picture of the annotated size."""
     if images_dir is not None and file_name:
         for name in (file_name, pathlib.PurePosixPath(file_name).name):

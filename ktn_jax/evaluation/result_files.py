@@ -114,7 +114,8 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
                 "made on another set of images?"
             )
         _check_file_name(where, record, file_names[image_id])
-        box = tuple(float(x) for x in record["bbox"])
+        x, y, width, height = (float(value) for value in record["bbox"])
+        box = (x, y, width, height)
         detection = Detection(
             detection_id=number,
             image_id=image_id,

@@ -11,6 +11,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -22,9 +23,18 @@ from ktn_jax.evaluation.assignment import MAX_DETECTIONS
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth, PersonTruth
 from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
-from ktn_jax.evaluation.patch_errors import PatchErrors, PersonScore, measure_patches
+from ktn_jax.evaluation.patch_errors import (
+    PairDistances,
+    PatchErrors,
+    PersonScore,
+    measure_patches,
+)
 from ktn_jax.evaluation.result_files import Detection, ResultIndex, read_payload
 from ktn_jax.evaluation.template_files import load_evaluation_template
+
+Box = tuple[float, float, float, float]  # xywh in pixels of the image
+Template = geodesic.EvaluationTemplate | pathlib.Path
+Task = Sequence[tuple[ImageTruth, Sequence[Detection]]]
 
 COCO_MAX_DETECTIONS = 100
 _IMAGES_PER_TASK = 8
@@ -65,7 +75,7 @@ class ImageScores:
     box_iou: np.ndarray
     patches: PatchErrors
     people: tuple[PersonScore, ...]
-    segmentations: dict[int, dict] = dataclasses.field(default_factory=dict)
+    segmentations: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 class ImageScorer:
@@ -106,7 +116,8 @@ class ImageScorer:
             for detection, (_, given), mask in zip(needed, payloads, placed, strict=True)
         }
         pictures = [iuv for iuv, _ in payloads]
-        people, kept = image.people, range(len(needed))
+        people: Sequence[PersonTruth] = image.people
+        kept: Sequence[int] = range(len(needed))
         if region is not None:
             is_kept = ignore_regions.is_kept
             people = [person for person in people if is_kept(region, person.box_xywh)]
@@ -121,7 +132,14 @@ class ImageScorer:
         )
         return dataclasses.replace(scored, segmentations=segmentations)
 
-    def _score_kept(self, image, people, top, pictures, placed) -> ImageScores:
+    def _score_kept(
+        self,
+        image: ImageTruth,
+        people: Sequence[PersonTruth],
+        top: Sequence[Detection],
+        pictures: Sequence[np.ndarray],
+        placed: Sequence[masks.PlacedMask],
+    ) -> ImageScores:
         is_crowd = np.array([person.is_crowd for person in people], bool)
         pairs = self._pair_distances(people, top, pictures)
         gps = np.zeros((len(top), len(people)))
@@ -166,21 +184,24 @@ class ImageScorer:
         people: Sequence[PersonTruth],
         detections: Sequence[Detection],
         pictures: Sequence[np.ndarray],
-    ) -> dict[tuple[int, int], "PairDistances"]:
+    ) -> dict[tuple[int, int], PairDistances]:
         """Measures every detection against every person: (detection, person) -> distances.
 
         A pair is left out where no annotated point is in the detection: its GPS is 0.
         """
         places, patches, rows, sampled = [], [], [], []
-        annotated = [i for i, person in enumerate(people) if person.points is not None]
+        annotated = [
+            (column, person, person.points)
+            for column, person in enumerate(people)
+            if person.points is not None
+        ]
         if not annotated:
             return {}
-        points = np.concatenate([people[i].points[2:] for i in annotated], axis=1)
-        ends = np.cumsum([people[i].points.shape[1] for i in annotated])[:-1]
-        found = np.split(self._finder.find(*points), ends)
-        for column, vertices in zip(annotated, found, strict=True):
-            person = people[column]
-            x, y = person.points[:2]
+        part, u, v = np.concatenate([points[2:] for _, _, points in annotated], axis=1)
+        ends = np.cumsum([points.shape[1] for _, _, points in annotated])[:-1]
+        found = np.split(self._finder.find(part, u, v), ends)
+        for (column, person, points), vertices in zip(annotated, found, strict=True):
+            x, y = points[:2]
             on_body = vertices >= 0  # points annotated as background are not scored
             person_rows = self._template.row[vertices[on_body]]
             person_patch = self._template.part[vertices[on_body]]
@@ -211,16 +232,9 @@ class ImageScorer:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class PairDistances:
-    """Geodesic distances of a person's points [P] to what a detection predicts there."""
-
-    patch: np.ndarray
-    distances: np.ndarray
-    is_same_row: np.ndarray
-
-
-def _sample(person_box, x, y, detection_box, picture) -> np.ndarray | None:
+def _sample(
+    person_box: Box, x: np.ndarray, y: np.ndarray, detection_box: Box, picture: np.ndarray
+) -> np.ndarray | None:
     """Reads a detection at a person's points: uint8 [3, P], 0 outside; None if all are outside."""
     # In the reference's order of operations: the last bit matters to truncation.
     column = (x * person_box[2] / 255.0 + person_box[0] - detection_box[0]).astype(int)
@@ -237,16 +251,17 @@ def _sample(person_box, x, y, detection_box, picture) -> np.ndarray | None:
 def _box_iou(detections: Sequence[Detection], people: Sequence[PersonTruth]) -> np.ndarray:
     if not detections or not people:
         return np.zeros((len(detections), len(people)))
-    return coco_mask.iou(
+    iou: np.ndarray = coco_mask.iou(
         [list(detection.box_xywh) for detection in detections],
         [list(person.box_xywh) for person in people],
         [int(person.is_crowd) for person in people],
     )
+    return iou
 
 
 def _as_rle(
     detection: Detection, given: object, mask: masks.PlacedMask, image_size_hw: tuple[int, int]
-) -> dict:
+) -> dict[str, Any]:
     if not isinstance(given, dict):
         return mask.to_rle(image_size_hw)
     try:
@@ -261,16 +276,19 @@ def _as_rle(
     return given
 
 
+Outcome = list[ImageScores] | EvaluationError
+
+
 class _Worker:
     """Scores lists of images; holds the files that a process opens once."""
 
-    def __init__(self, template, results_path: pathlib.Path, mode: str) -> None:
+    def __init__(self, template: Template, results_path: pathlib.Path, mode: str) -> None:
         if isinstance(template, pathlib.Path):
             template = load_evaluation_template(template)
         self._scorer = ImageScorer(template, mode)
         self._handle = open(results_path, "rb")  # noqa: SIM115 (closed by close)
 
-    def __call__(self, task) -> list[ImageScores] | EvaluationError:
+    def __call__(self, task: Task) -> Outcome:
         try:
             return [self._scorer.score(image, found, self._read) for image, found in task]
         except EvaluationError as error:
@@ -286,12 +304,14 @@ class _Worker:
 _process_worker: _Worker | None = None
 
 
-def _start_process(*arguments) -> None:
+def _start_process(template: Template, results_path: pathlib.Path, mode: str) -> None:
     global _process_worker
-    _process_worker = _Worker(*arguments)
+    _process_worker = _Worker(template, results_path, mode)
 
 
-def _work_in_process(task) -> list[ImageScores] | EvaluationError:
+def _work_in_process(task: Task) -> Outcome:
+    if _process_worker is None:
+        raise RuntimeError("_start_process was not called in this process")
     return _process_worker(task)
 
 
@@ -348,7 +368,7 @@ def score_images(
                 progress(done, len(pairs))
 
 
-def _guarded(outcomes: Iterator) -> Iterator:
+def _guarded(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
     try:
         yield from outcomes
     except BrokenProcessPool as error:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -207,7 +208,7 @@ def write_template(
     """
     target = pathlib.Path(target)
     target.mkdir(parents=True, exist_ok=True)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "u": np.asarray(u, np.float64).reshape(-1),
         "v": np.asarray(v, np.float64).reshape(-1),
         "part": np.asarray(part, np.uint8).reshape(-1),
@@ -222,7 +223,8 @@ def write_template(
         _template(arrays, table, meta)  # checks that the arrays belong together
         del table
     with replacing(target / SURFACE_FILE) as path:
-        np.savez(path, meta=json.dumps(meta), **arrays)
+        content: dict[str, Any] = {"meta": json.dumps(meta), **arrays}
+        np.savez(path, **content)
 
 
 def _fill(table: np.memmap, blocks: Iterable[np.ndarray], target: pathlib.Path) -> None:
@@ -255,7 +257,9 @@ def _open_template(folder: pathlib.Path) -> EvaluationTemplate:
         ) from error
 
 
-def _template(arrays: Mapping, geodesics: np.ndarray, meta: Mapping) -> EvaluationTemplate:
+def _template(
+    arrays: Mapping[str, np.ndarray], geodesics: np.ndarray, meta: Mapping[str, Any]
+) -> EvaluationTemplate:
     return EvaluationTemplate(
         u=arrays["u"],
         v=arrays["v"],
