@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 for success, 1 for a mistake in arguments or files (reported on stderr).
     """
+    _accept_every_character()
     arguments = build_parser().parse_args(argv)
     if argv is None:
         host_memory.restart_with_huge_pages()
@@ -58,3 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"ktn {arguments.command}: {message}", file=sys.stderr)  # noqa: T201
         return 1
+
+
+def _accept_every_character() -> None:
+    """Escapes what a terminal's encoding lacks: a file's name must not cost the report."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

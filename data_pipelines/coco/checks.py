@@ -20,6 +20,7 @@ from ktn_jax.data_pipelines.coco import record_checks
 from ktn_jax.data_pipelines.coco.densepose_checks import find_sound_masks, has_densepose
 from ktn_jax.data_pipelines.coco.findings import DENSEPOSE_KINDS, KINDS, Collector, Finding
 from ktn_jax.data_pipelines.coco.json_values import is_integer
+from ktn_jax.runtime.images import ImageError, explain_error, open_image
 
 SECTIONS = ("images", "annotations", "categories")
 PERSON = "person"  # the category that is checked and used
@@ -190,15 +191,15 @@ def check_image_bytes(content: bytes, height: int, width: int) -> tuple[str, str
         (kind, message) of what is wrong, or None.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content)) as image:
             image.load()
             # The size of the photo as it is shown and annotated: EXIF orientation may swap the
             # sides.
             found = ImageOps.exif_transpose(image).size[::-1]
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        return "image_unreadable", str(error)
+    except (UnidentifiedImageError, Image.DecompressionBombError, ImageError) as error:
+        return "image_unreadable", explain_error(error)
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        return "image_truncated", f"{error} ({len(content)} bytes)"
+        return "image_truncated", f"{explain_error(error)} ({len(content)} bytes)"
     if found != (height, width):
         return "image_size_mismatch", f"file is {found[1]}x{found[0]}, record {width}x{height}"
     return None

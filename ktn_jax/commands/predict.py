@@ -1,8 +1,11 @@
 """find people in photos and write which point of the body each pixel shows"""
 
 import argparse
+import math
+import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 EXAMPLES = """
   ktn predict photo.jpg --config ktn:r50 --weights R.pth --output out/
@@ -11,6 +14,7 @@ EXAMPLES = """
 
 For each photo: NAME_iuv.png (red I, green 255 U, blue 255 V), NAME_instances.png (people numbered
 from 1 by score), NAME_overlay.jpg; for all of them results.json (DensePose-COCO results format).
+The same command resumes a stopped run.
 """
 
 
@@ -21,42 +25,112 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photos", nargs="+", help="files, folders or globs")
     commands.add_config_arguments(parser)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", help=".pth, .pkl, .safetensors file or an orbax folder")
+    source.add_argument(
+        "--weights",
+        type=os.path.expanduser,
+        help=".pth, .pkl, .safetensors file or an orbax folder",
+    )
     source.add_argument(
         "--random-weights",
         action="store_true",
         help="untrained weights, to measure speed and memory",
     )
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write into")
+    parser.add_argument("--output", required=True, type=_path, help="folder to write into")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the files of another run in the folder (never the photos)",
+    )
+    parser.add_argument(
+        "--recursive", action="store_true", help="search the subfolders of folders too"
+    )
+    parser.add_argument(
+        "--annotations",
+        type=_path,
+        metavar="FILE",
+        help="COCO JSON that lists the photos: results get its image ids and person category",
+    )
     parser.add_argument(
         "--min-score",
-        type=float,
+        type=_score,
         default=0.5,
         help="lowest score of people to draw and list (default 0.5)",
     )
 
 
+def _path(text: str) -> pathlib.Path:
+    return pathlib.Path(os.path.expanduser(text))
+
+
+def _score(text: str) -> float:
+    score = float(text)
+    if math.isnan(score):
+        raise ValueError("not a number")
+    return score
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Predicts; a photo that cannot be read is reported and skipped, and the exit code is 1."""
+    """Predicts; a photo that cannot be read or written is reported, and the exit code is 1.
+
+    It is 75 if the command was stopped and can be resumed.
+    """
     from ktn_jax.checkpoints import weights
-    from ktn_jax.inference.photos import predict_files
+    from ktn_jax.commands import train
+    from ktn_jax.inference import dataset, photos
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
-    from ktn_jax.runtime import configuration, images
+    from ktn_jax.runtime import configuration, image_files
 
     config = configuration.load_config(arguments.config, arguments.changes)
-    photos = images.find_images(arguments.photos)
-    # Passed without a name, so that weights which inference does not need are freed.
-    stages = Stages(
-        config,
-        weights.initialise(config, seed=0)
-        if arguments.random_weights
-        else weights.load(config, arguments.weights),
-    )
-    summary = predict_files(Predictor(stages), photos, arguments.output, arguments.min_score)
-    for path, reason in summary.failures:
-        print(f"skipped {path}: {reason}", file=sys.stderr)  # noqa: T201
+    own_endings = (*photos.PICTURE_ENDINGS, photos.RESULTS_FILE)
+    found = image_files.find_images(arguments.photos, arguments.recursive, own_endings)
+    _say(found.notes)
+    ids, category_id = _ids_and_category(arguments, found.paths)
+    try:
+        if arguments.random_weights:
+            variables = weights.initialise(config, seed=0)
+        else:
+            variables = weights.load(config, arguments.weights)
+        described = dataset.describe_run(config, variables, data=b"")
+        predictor = Predictor(Stages(config, variables))
+        del variables  # so that weights which inference does not need are freed
+        summary = photos.predict_files(
+            predictor,
+            found.paths,
+            arguments.output,
+            arguments.min_score,
+            ids=ids,
+            category_id=category_id,
+            run=described,
+            overwrite=arguments.overwrite,
+        )
+    except KeyboardInterrupt:
+        _say(["ktn predict: stopped; the same command resumes it"])
+        return train.EXIT_INTERRUPTED
+    _say([f"{path}: {note}" for path, note in summary.notes])
+    _say([f"skipped {path}: {reason}" for path, reason in summary.failures])
     print(  # noqa: T201
         f"{summary.num_people} people in {summary.num_photos} photos, written to {arguments.output}"
     )
     return 1 if summary.failures else 0
+
+
+def _ids_and_category(
+    arguments: argparse.Namespace, paths: Sequence[pathlib.Path]
+) -> tuple[list[int], int]:
+    from ktn_jax.evaluation.ground_truth import read_ground_truth
+    from ktn_jax.inference import photo_names, photos
+    from ktn_jax.results import records
+
+    if arguments.annotations is None:
+        return photo_names.image_ids(paths), records.PERSON_CATEGORY
+    if arguments.annotations.resolve() == (arguments.output / photos.RESULTS_FILE).resolve():
+        raise ValueError(f"{arguments.annotations} would be written over: give another --output")
+    # People are not used: their errors do not matter here.
+    truth = read_ground_truth(arguments.annotations, on_bad="skip")
+    return photo_names.annotated_ids(paths, truth), truth.category_id
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)  # noqa: T201

@@ -2,10 +2,15 @@
 
 import contextlib
 import dataclasses
+import errno
+import hashlib
+import json
+import math
 import os
 import pathlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,20 +19,38 @@ from tqdm import tqdm
 
 from ktn_jax.inference import batching
 from ktn_jax.inference.inputs import CallablePredictor
+from ktn_jax.inference.photo_names import as_text, image_ids, output_names
 from ktn_jax.results import drawing, maps, records
+from ktn_jax.results.detection_checks import check_record
 from ktn_jax.results.records import PersonResult
-from ktn_jax.runtime import atomic_files, images
+from ktn_jax.results.shards import ResultsWriter, ShardError, merge_results
+from ktn_jax.runtime import atomic_files, images, json_stream
 
+RESULTS_FILE = "results.json"
+PARTIAL_FOLDER = "results.partial"
+PICTURE_ENDINGS = ("_iuv.png", "_instances.png", "_overlay.jpg")
 _JPEG_QUALITY = 90
+_LONGEST_JPEG_SIDE = 65_500  # of the library that writes it
+_SHOWN = 3  # files named in a message
+# What no other photo could be written after.
+_ERRORS_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclasses.dataclass
 class PhotosSummary:
-    """Counts of photos and people, and the files that could not be read."""
+    """Counts of photos and people, and what could not be done.
+
+    Attributes:
+        num_photos: in the results, those of the part that was resumed included.
+        num_people: in the results.
+        failures: photos that could not be read or written, and why.
+        notes: remarks about photos that are in the results.
+    """
 
     num_photos: int = 0
     num_people: int = 0
     failures: list[tuple[pathlib.Path, str]] = dataclasses.field(default_factory=list)
+    notes: list[tuple[pathlib.Path, str]] = dataclasses.field(default_factory=list)
 
 
 def predict_files(
@@ -35,109 +58,229 @@ def predict_files(
     photos: Sequence[pathlib.Path],
     output_dir: str | os.PathLike[str],
     min_score: float = 0.0,
+    *,
+    ids: Sequence[int] | None = None,
+    category_id: int = records.PERSON_CATEGORY,
+    run: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> PhotosSummary:
     """Predicts photos and writes `*_iuv.png`, `*_instances.png`, `*_overlay.jpg`, `results.json`.
 
-    Photos are read ahead of the network and pictures written behind it.
+    Photos are read ahead of the network and pictures written behind it. The people of each photo
+    are kept in the folder `results.partial` as soon as they are found; `results.json` is written
+    when all photos are done, and an older one is whole until then.
 
     Args:
         predictor: with weights.
         photos: image files.
         output_dir: made if it does not exist.
         min_score: people with a lower score are left out.
+        ids: image ids of the photos, all different; None for `photo_names.image_ids`.
+        category_id: of people.
+        run: describes weights and configuration, see `dataset.describe_run`. The same call resumes
+            a stopped one, photos that could not be read are tried again. None: nothing is resumed.
+        overwrite: replace the files of another run; never those of `photos`.
 
     Returns:
-        The summary, with the photos that could not be read. `results.json` has the people of the
-        others in the order of the photos, even of a run that was interrupted.
+        The summary, with the photos that could not be read or written. `results.json` has the
+        people of the others by ascending image id, each with the `file_name` that was given and the
+        `output_name` with which the names of its pictures begin.
+
+    Raises:
+        ValueError: `min_score` is not a number, `ids` are not as many as the photos or not all
+            different, the folder holds files of another run, or a photo would be written over.
     """
+    if math.isnan(min_score):
+        raise ValueError("min_score must be a number, got nan")
     output_dir = pathlib.Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    names, ids = output_names(photos), image_ids(photos)
-    test = predictor.config.test
-    failures: dict[int, str] = {}
-    found_records: dict[int, list[dict[str, Any]]] = {}
-    num_people = 0
+    ids = image_ids(photos) if ids is None else ids
+    if len(ids) != len(photos) or len(set(ids)) != len(ids):
+        raise ValueError(f"wanted {len(photos)} different image ids, got {len(set(ids))}")
+    names = output_names(photos)
+    _check_output(output_dir, photos, names, overwrite)
+    # Of a run that nothing describes, nobody can tell whether it is the same.
+    description: dict[str, Any] = {"run": secrets.token_hex(8)} if run is None else dict(run)
+    description["photos"] = _digest(photos, ids, (category_id, min_score))
+    with _open_partial(output_dir, description, overwrite) as writer:
+        work = _Work(photos, names, ids, output_dir, min_score, category_id, writer)
+        work.run(predictor)
+    num_photos, _ = merge_results(output_dir / PARTIAL_FOLDER, output_dir / RESULTS_FILE)
+    shutil.rmtree(output_dir / PARTIAL_FOLDER)
+    num_people = sum(1 for _ in json_stream.iterate_objects(output_dir / RESULTS_FILE))
+    return PhotosSummary(
+        num_photos,
+        num_people,
+        [(photos[index], reason) for index, reason in sorted(work.failures.items())],
+        [(photos[index], note) for index, note in sorted(work.notes.items())],
+    )
 
-    def bucket_of(index: int) -> batching.Size:
-        return batching.photo_bucket(images.peek_size_hw(photos[index]), test)
 
-    def read(index: int) -> np.ndarray | None:
+class _Work:
+    """The photos of a run that are not done yet: read, written and kept one by one."""
+
+    def __init__(
+        self,
+        photos: Sequence[pathlib.Path],
+        names: Sequence[str],
+        ids: Sequence[int],
+        output_dir: pathlib.Path,
+        min_score: float,
+        category_id: int,
+        writer: ResultsWriter,
+    ):
+        self._photos, self._names, self._ids = photos, names, ids
+        self._output_dir = output_dir
+        self._min_score, self._category_id = min_score, category_id
+        self._writer = writer
+        self.failures: dict[int, str] = {}
+        self.notes: dict[int, str] = {}
+
+    def run(self, predictor: CallablePredictor) -> None:
+        test = predictor.config.test
+        missing = [n for n, image_id in enumerate(self._ids) if image_id not in self._writer.done]
+
+        def bucket_of(index: int) -> batching.Size:
+            return batching.photo_bucket(images.peek_size_hw(self._photos[index]), test)
+
+        batches = batching.batches_of_one_size(
+            missing, bucket_of, test.batch_size, batching.WINDOW * test.batch_size
+        )
+        done, total = len(self._writer.done), len(self._photos)
+        with tqdm(total=total, initial=done, unit=" photos", desc="predict") as progress:
+
+            def finish(*batch: Any) -> None:
+                self._write(*batch)
+                progress.update(len(self._writer.done) + len(self.failures) - progress.n)
+
+            batching.run(batches, self._read, predictor, finish)
+
+    def _read(self, index: int) -> np.ndarray | None:
+        path = self._photos[index]
         try:
-            return images.read_image(photos[index])
+            image = images.read_image(path)
         except (images.ImageError, OSError) as error:
-            failures[index] = str(error)
+            self.failures[index] = str(error).removeprefix(f"{path}: ")
             return None
+        height, width = image.shape[:2]
+        if max(height, width) > _LONGEST_JPEG_SIDE:
+            self.failures[index] = (
+                f"{width} x {height} pixels: its overlay would be a JPEG, whose sides have at most "
+                f"{_LONGEST_JPEG_SIDE:,}"
+            )
+            return None
+        frames = images.count_frames(path)
+        if frames > 1:
+            self.notes[index] = f"the first of {frames} frames is used"
+        return image
 
-    def write(
+    def _write(
+        self,
         batch: Sequence[int],
         pictures: Sequence[np.ndarray],
         found: Sequence[Sequence[PersonResult]],
     ) -> None:
-        nonlocal num_people
         for index, picture, people in zip(batch, pictures, found, strict=True):
-            people = [person for person in people if person.score >= min_score]
-            _write_pictures(output_dir / names[index], picture, people)
-            found_records[index] = records.people_to_records(
-                ids[index], people, file_name=photos[index].name
-            )
-            num_people += len(people)
-        progress.update(len(found_records) + len(failures) - progress.n)
+            people = [person for person in people if person.score >= self._min_score]
+            name = self._names[index]
+            try:
+                entries = self._entries(index, people)
+                _write_pictures(self._output_dir, name, picture, people)
+            except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in _ERRORS_OF_THE_DISK:
+                    raise
+                reason = error.strerror if isinstance(error, OSError) else None
+                self.failures[index] = (
+                    f"its results cannot be written to {self._output_dir}: {reason or error}"
+                )
+                continue
+            # Outside: after half a line nothing can be appended.
+            self._writer.add(self._ids[index], entries)
 
-    batches = batching.batches_of_one_size(
-        range(len(photos)), bucket_of, test.batch_size, batching.WINDOW * test.batch_size
-    )
-    with (
-        _written_at_the_end(output_dir / "results.json", found_records),
-        tqdm(total=len(photos), unit=" photos", desc="predict") as progress,
-    ):
-        batching.run(batches, read, predictor, write)
-    return PhotosSummary(
-        len(found_records),
-        num_people,
-        [(photos[index], reason) for index, reason in sorted(failures.items())],
-    )
-
-
-@contextlib.contextmanager
-def _written_at_the_end(
-    path: pathlib.Path, found: Mapping[int, Sequence[dict[str, Any]]]
-) -> Iterator[None]:
-    """Writes the records gathered so far by photo, also when interrupted."""
-    try:
-        yield
-    finally:
-        in_order = [record for _, of_photo in sorted(found.items()) for record in of_photo]
-        records.write_results(path, in_order)
+    def _entries(self, index: int, people: Sequence[PersonResult]) -> list[dict[str, Any]]:
+        found = records.people_to_records(
+            self._ids[index],
+            people,
+            category_id=self._category_id,
+            file_name=as_text(self._photos[index]),
+            output_name=as_text(self._names[index]),
+        )
+        return [check_record(f"person {number}", record) for number, record in enumerate(found)]
 
 
 def _write_pictures(
-    prefix: pathlib.Path, image: np.ndarray, people: Sequence[PersonResult]
+    folder: pathlib.Path, name: str, image: np.ndarray, people: Sequence[PersonResult]
 ) -> None:
+    """Writes the three pictures of a photo, or none of them."""
+    paths = [folder / f"{name}{ending}" for ending in PICTURE_ENDINGS]
     iuv, instances = maps.paste_iuv(people, image.shape[:2])
-    maps.write_iuv_png(f"{prefix}_iuv.png", iuv)
-    maps.write_instances_png(f"{prefix}_instances.png", instances)
     overlay = Image.fromarray(drawing.draw_people(image, people, show_keypoints=True))
-    with atomic_files.replacing(f"{prefix}_overlay.jpg") as temporary:
-        overlay.save(temporary, format="jpeg", quality=_JPEG_QUALITY)
+    try:
+        maps.write_iuv_png(paths[0], iuv)
+        maps.write_instances_png(paths[1], instances)
+        with atomic_files.replacing(paths[2]) as temporary:
+            overlay.save(temporary, format="jpeg", quality=_JPEG_QUALITY)
+    except (OSError, ValueError):
+        for path in paths:
+            with contextlib.suppress(OSError):  # of a name too long, which was not written either
+                path.unlink(missing_ok=True)
+        raise
 
 
-def output_names(photos: Sequence[pathlib.Path]) -> list[str]:
-    """Names for the output files: the photo's without suffix, numbered where two are the same."""
-    taken: set[str] = set()
-    names = []
-    for path in photos:
-        name, number = path.stem, 2
-        while name in taken:
-            name, number = f"{path.stem}-{number}", number + 1
-        taken.add(name)
-        names.append(name)
-    return names
+def _check_output(
+    folder: pathlib.Path, photos: Sequence[pathlib.Path], names: Sequence[str], overwrite: bool
+) -> None:
+    """Raises ValueError if what will be written is there already, and not of this run."""
+    targets = [folder / RESULTS_FILE]
+    targets += [folder / f"{name}{ending}" for name in names for ending in PICTURE_ENDINGS]
+    inputs = {path.resolve() for path in photos}
+    clashes = [str(path) for path in targets if path.resolve() in inputs]
+    if clashes:
+        raise ValueError(
+            f"{_some(clashes)} would be written over, and is one of the photos: write to another "
+            "folder"
+        )
+    if overwrite or (folder / PARTIAL_FOLDER).exists():  # checked when that run began
+        return
+    # Names too long to exist are reported with their photo.
+    existing = [str(path) for path in targets if os.path.lexists(path)]
+    if existing:
+        raise ValueError(
+            f"{folder} holds files that this would replace: {_some(existing)}; write to another "
+            "folder, or replace them with overwrite (--overwrite)"
+        )
 
 
-def image_ids(photos: Sequence[pathlib.Path]) -> list[int]:
-    """COCO image ids: the number that names each photo (000000000785.jpg), else 1, 2, 3, ..."""
-    numbers = [re.fullmatch(r"(?:COCO_\w+_)?0*(\d+)", path.stem) for path in photos]
-    ids = [int(number[1]) for number in numbers if number is not None]
-    if len(set(ids)) == len(photos):
-        return ids
-    return list(range(1, len(photos) + 1))
+def _some(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(paths[:_SHOWN]) + more
+
+
+def _open_partial(
+    folder: pathlib.Path, description: Mapping[str, Any], overwrite: bool
+) -> ResultsWriter:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / PARTIAL_FOLDER
+    try:
+        return ResultsWriter(partial, description)
+    except ShardError as error:
+        if not overwrite:
+            raise ValueError(
+                f"{partial} is a stopped run with other photos, weights or options: finish it with "
+                "its own command, write to another folder, or replace it with overwrite "
+                "(--overwrite)"
+            ) from error
+    shutil.rmtree(partial)
+    return ResultsWriter(partial, description)
+
+
+def _digest(photos: Sequence[pathlib.Path], ids: Sequence[int], options: Sequence[Any]) -> str:
+    """Identifies photos by path, id, size and time of change, and the options of a run."""
+    digest = hashlib.sha256(json.dumps(list(options)).encode())
+    for path, image_id in zip(photos, ids, strict=True):
+        try:
+            status = path.stat()
+            facts = (status.st_size, status.st_mtime_ns)
+        except OSError:
+            facts = (-1, -1)  # it will be reported when it is read
+        digest.update(json.dumps([as_text(path), int(image_id), *facts]).encode())
+    return digest.hexdigest()[:16]

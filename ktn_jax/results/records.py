@@ -21,6 +21,7 @@ from PIL import Image
 from ktn_jax.body import parts
 from ktn_jax.results.detection_checks import ResultsError, check_record, length_of_pixels
 from ktn_jax.runtime import atomic_files
+from ktn_jax.runtime.images import explain_error
 
 PERSON_CATEGORY = 1  # COCO's id
 # Float32 boxes around pixel 10,000 are exact to 0.001; below this a length counts as the same.
@@ -127,7 +128,7 @@ def decode_iuv(text: str) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=["png"]) as png:
             mode, iuv = png.mode, np.array(png)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ResultsError(f"not a PNG in base64: {error}") from error
+        raise ResultsError(f"not a PNG in base64: {explain_error(error)}") from error
     if mode != "RGB":
         raise ResultsError(f"the PNG is {mode}, not RGB with the channels I, 255 U, 255 V")
     if iuv[..., 0].max() > parts.NUM_PATCHES:
@@ -239,7 +240,8 @@ def write_results(path: str | os.PathLike[str], records: Sequence[Mapping[str, A
 
     Args:
         path: Of the JSON file.
-        records: As of `people_to_records`; none at all gives the list [].
+        records: As of `people_to_records`; none at all gives the list []. Numbers and arrays of
+            NumPy are written as numbers and lists.
 
     Raises:
         ResultsError: a record is wrong; the message names its number and the field.
@@ -247,10 +249,23 @@ def write_results(path: str | os.PathLike[str], records: Sequence[Mapping[str, A
     """
     lines = []
     for number, record in enumerate(records):
-        checked = check_record(f"{path}: record {number}", record)
+        checked = check_record(f"{path}: record {number}", _without_numpy(record))
         lines.append(json.dumps(checked, allow_nan=False))
     with atomic_files.replacing(path) as temporary:
         temporary.write_text("[" + ",\n ".join(lines) + "]\n", encoding="utf-8")
+
+
+def _without_numpy(value: Any) -> Any:
+    """The same value with JSON's types in place of NumPy's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _without_numpy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_numpy(item) for item in value]
+    return value
 
 
 def read_results(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

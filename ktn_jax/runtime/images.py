@@ -1,24 +1,28 @@
-"""Finds, reads and resizes images on the host, before the network.
+"""Reads and resizes images on the host, before the network; `image_files` finds them.
 
 In memory an image is RGB uint8 [H, W, 3].
 """
 
 import contextlib
-import glob
+import functools
 import io
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 _DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 # In these formats Pillow's 32-bit mode "I" holds 16-bit samples; in others white is unknown.
 _FORMATS_OF_16_BIT_I = ("PNG", "PPM")
 _ON_THEIR_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+# Of these, further frames are further pictures; the others of a phone's JPEG (MPO) are previews.
+_FORMATS_WITH_FRAMES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_BYTES_IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-fA-F]+>")
 
 
 class ImageError(ValueError):
@@ -29,7 +33,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads an image file as it is meant to be seen; see `decode_image`.
 
     Args:
-        path: A file in any format that Pillow reads.
+        path: A file in any format that `open_image` reads.
 
     Returns:
         [H, W, 3] uint8 RGB.
@@ -56,7 +60,7 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
     reproduces. Of an animation the first frame is read. Colour profiles are not applied.
 
     Args:
-        content: The file's bytes, in any format that Pillow reads.
+        content: The file's bytes, in any format that `open_image` reads.
         name: Of the file, for errors.
 
     Returns:
@@ -67,9 +71,88 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
             bomb (Pillow's limit, 179 million), or of 32-bit samples, of which nothing says what
             white is.
     """
-    with _image_errors(name), Image.open(io.BytesIO(content)) as file:
+    if not content:
+        raise ImageError(f"{name}: not an image, or a damaged one: the file is empty")
+    with _image_errors(name), open_image(io.BytesIO(content)) as file:
         pixels = _to_rgb(ImageOps.exif_transpose(file), file.format)
     return _with_pixels(pixels, name)
+
+
+def open_image(file: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
+    """Opens an image file as `PIL.Image.open` does, HEIC too where the extra `heif` is installed.
+
+    Args:
+        file: Its path, or its bytes.
+
+    Returns:
+        The image, not decoded yet; closing it closes the file.
+
+    Raises:
+        ImageError: it is HEIC, and no reader is installed; the message says what to install.
+        PIL.UnidentifiedImageError: it is in no known format. Other errors are Pillow's.
+    """
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        if not _is_heif(file):
+            raise
+    if not _add_heif_reader():
+        raise ImageError(
+            "it is a HEIC image, for which a reader must be installed: pip install 'ktn_jax[heif]'"
+        )
+    return Image.open(file)
+
+
+def _is_heif(file: str | os.PathLike[str] | io.BytesIO) -> bool:
+    if isinstance(file, io.BytesIO):
+        head = file.getvalue()[:12]
+    else:
+        with open(file, "rb") as opened:
+            head = opened.read(12)
+    return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
+
+
+@functools.cache
+def _add_heif_reader() -> bool:
+    """Gives Pillow its reader of HEIC; False where it is not installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def count_frames(path: str | os.PathLike[str]) -> int:
+    """Counts the frames of an animation or the pages of a TIFF; only the first is ever read.
+
+    Args:
+        path: Of an image file.
+
+    Returns:
+        1 for a still image, and for what cannot be read: reading it says why.
+    """
+    try:
+        with open_image(path) as file:
+            if file.format not in _FORMATS_WITH_FRAMES:
+                return 1
+            return int(getattr(file, "n_frames", 1))
+    except Exception:  # Pillow's decoders raise nearly anything on damaged data
+        return 1
+
+
+def explain_error(error: Exception) -> str:
+    """Says why an image could not be read, from what Pillow raised.
+
+    Args:
+        error: Of any type; the message may name the file that was in memory by its address.
+
+    Returns:
+        A part of a sentence without such names, never empty.
+    """
+    if isinstance(error, UnidentifiedImageError):
+        return "its first bytes are not those of a known format"
+    return _BYTES_IN_MEMORY.sub("the file", str(error)) or type(error).__name__
 
 
 def to_image(photo: Any) -> np.ndarray:
@@ -117,7 +200,7 @@ def peek_size_hw(photo: Any) -> tuple[int, int] | None:
     try:
         if isinstance(photo, Image.Image):
             return _oriented_size_hw(photo)
-        with Image.open(photo) as file:
+        with open_image(photo) as file:
             return _oriented_size_hw(file)
     except Exception:  # whatever it is, reading the photo raises it again with an explanation
         return None
@@ -141,7 +224,7 @@ def _image_errors(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: too large to be a photo: {error}") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        reason = str(error) or type(error).__name__
+        reason = explain_error(error)
         raise ImageError(f"{name}: not an image, or a damaged one: {reason}") from error
 
 
@@ -183,54 +266,6 @@ def _to_rgb(image: Image.Image, file_format: str | None) -> np.ndarray:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # straight to RGB is the same, with a warning
     return np.array(image.convert("RGB"))
-
-
-def find_images(inputs: Sequence[str | os.PathLike[str]]) -> list[pathlib.Path]:
-    """Lists the image files that a command line names.
-
-    Args:
-        inputs: Files (taken whatever their suffix), folders (their images, not those of their
-            subfolders) and globs (`**` goes into subfolders; images only).
-
-    Returns:
-        Paths in the order of `inputs`, sorted by name inside a folder or glob, each file once. In
-        folders and globs, hidden files and other suffixes than `IMAGE_SUFFIXES` are passed over.
-
-    Raises:
-        ImageError: an input is no file and matches no image. All such inputs are named.
-    """
-    found: dict[pathlib.Path, pathlib.Path] = {}  # by real path, so that two ways to it are one
-    unmatched = []
-    for name in inputs:
-        paths = _expand(name)
-        if not paths:
-            unmatched.append(os.fspath(name))
-        for path in paths:
-            found.setdefault(path.resolve(), path)
-    if unmatched:
-        raise ImageError(
-            f"no image found at {', '.join(unmatched)}: give image files, folders or quoted globs "
-            f"(looked for {' '.join(IMAGE_SUFFIXES)})"
-        )
-    return list(found.values())
-
-
-def _expand(name: str | os.PathLike[str]) -> list[pathlib.Path]:
-    path = pathlib.Path(name)
-    if path.is_file():  # before globbing: a file may well be called "beach [2].jpg"
-        return [path]
-    candidates: Iterable[pathlib.Path]
-    if path.is_dir():
-        candidates = path.iterdir()
-    else:
-        candidates = map(pathlib.Path, glob.glob(os.fspath(name), recursive=True))
-    return sorted(
-        candidate
-        for candidate in candidates
-        if candidate.suffix.lower() in IMAGE_SUFFIXES
-        and not candidate.name.startswith(".")
-        and candidate.is_file()
-    )
 
 
 def shortest_edge_size(

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from ktn_jax.checkpoints import files
 from ktn_jax.checkpoints.files import read_state_dict, write_state_dict
-from ktn_jax.runtime import atomic_files, pickles
+from ktn_jax.runtime import pickles
 
 RNG = np.random.default_rng(0)
 STATE = {
@@ -290,15 +290,6 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_state_dict(path, {"w": np.zeros(2)})
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
-
-
-def test_replacing_writes_beside_and_moves(tmp_path):
-    path = tmp_path / "out.png"
-    with atomic_files.replacing(path) as temporary:
-        assert temporary.parent == tmp_path and temporary.suffix == ".png"
-        temporary.write_bytes(b"new")
-        assert not path.exists()
-    assert path.read_bytes() == b"new"
 
 
 def test_import_needs_neither_torch_nor_jax():

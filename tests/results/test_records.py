@@ -247,6 +247,22 @@ def test_no_people(tmp_path):
     assert records.records_to_people([]) == {}
 
 
+def test_numbers_and_arrays_of_numpy_are_written(tmp_path):
+    plain = _record() | {"keypoints": [float(n) for n in range(51)], "extra": {"n": [1, 2]}}
+    given = plain | {
+        "image_id": np.int64(plain["image_id"]),
+        "score": np.float32(0.5),
+        "bbox": np.array(plain["bbox"]),
+        "uv_shape": tuple(map(np.int32, plain["uv_shape"])),
+        "keypoints": np.arange(51, dtype=np.float32),
+        "extra": {"n": np.array([1, 2])},
+    }
+    records.write_results(tmp_path / "results.json", [given])
+    assert records.read_results(tmp_path / "results.json") == [plain | {"score": 0.5}]
+    with pytest.raises(ResultsError, match="record 0: score must be a finite number"):
+        records.write_results(tmp_path / "results.json", [given | {"score": np.float32("nan")}])
+
+
 def test_records_are_not_changed(tmp_path):
     found = [_record()]
     before = copy.deepcopy(found)

@@ -1,0 +1,149 @@
+"""The command ktn predict around a predictor that needs no network."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ktn_jax import cli
+from ktn_jax.checkpoints import weights
+from ktn_jax.inference import predictor, stages
+from ktn_jax.results import records
+from ktn_jax.results.records import PersonResult
+from ktn_jax.runtime import jax_setup
+
+
+class _Predictor:
+    """Finds one person in each photo, whose score is the red of the photo in percent."""
+
+    stops_at = None  # calls until Ctrl-C
+
+    def __init__(self, config):
+        self.config, self._calls = config, 0
+
+    def __call__(self, batch):
+        self._calls += 1
+        if self._calls == self.stops_at:
+            raise KeyboardInterrupt
+        iuv = np.ones((3, 15, 10), np.uint8)
+        box = np.float32([2, 3, 12, 18])
+        return [[PersonResult(box, int(photo[0, 0, 0]) / 100, iuv)] for photo in batch]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    monkeypatch.setattr(jax_setup, "prepare", lambda: None)
+    monkeypatch.setattr(weights, "initialise", lambda config, seed: {})
+    monkeypatch.setattr(stages, "Stages", lambda config, variables: config)
+    monkeypatch.setattr(predictor, "Predictor", _Predictor)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of a user's own: photos and other files."""
+    folder = tmp_path / "own"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("frame10.png", "frame2.png", "sub/frame2.png"):
+        Image.new("RGB", (30, 20), (90, 0, 0)).save(folder / name)
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def _predict(*arguments):
+    options = ["--config", "ktn:tiny", "--random-weights", "--set", "test.batch_size=1"]
+    return cli.main(["predict", *map(str, arguments), *options])
+
+
+def test_own_pictures_are_no_photos(own, capsys):
+    assert _predict(own, "--output", own) == 0
+    captured = capsys.readouterr()
+    assert "2 people in 2 photos" in captured.out
+    assert "notes.txt" in captured.err and "--recursive" in captured.err
+    written = sorted(path.name for path in own.iterdir())
+    assert _predict(own, "--output", own) == 1
+    assert "results.json" in (error := capsys.readouterr().err) and "--overwrite" in error
+    assert _predict(own, "--output", own, "--overwrite") == 0
+    captured = capsys.readouterr()
+    assert "2 people in 2 photos" in captured.out
+    assert "passed over 7 files with names of what is written here" in captured.err
+    assert sorted(path.name for path in own.iterdir()) == written
+
+
+def test_results_name_what_was_given_and_what_was_written(own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _predict("own", "--recursive", "--output", "out") == 0
+    found = records.read_results("out/results.json")
+    assert [(r["image_id"], r["file_name"], r["output_name"]) for r in found] == [
+        (1, "own/frame2.png", "frame2"),
+        (2, "own/frame10.png", "frame10"),
+        (3, "own/sub/frame2.png", "frame2-2"),
+    ]
+    for record in found:
+        assert (tmp_path / "out" / f"{record['output_name']}_overlay.jpg").is_file()
+
+
+def test_the_home_folder_is_meant_by_a_tilde(own, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert _predict("~/own", "--output=~/out") == 0
+    assert (tmp_path / "out" / "frame2_iuv.png").is_file()
+
+
+def test_ids_and_category_come_from_the_annotations(own, tmp_path, capsys):
+    images = [
+        {"id": number, "file_name": name, "height": 20, "width": 30}
+        for number, name in ((40, "frame10.png"), (50, "frame2.png"))
+    ]
+    path = tmp_path / "truth.json"
+    categories = [{"id": 1, "name": "dog"}, {"id": 5, "name": "person"}]
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+    assert _predict(own, "--output", tmp_path / "out", "--annotations", path) == 0
+    found = records.read_results(tmp_path / "out" / "results.json")
+    assert [(r["image_id"], r["category_id"]) for r in found] == [(40, 5), (50, 5)]
+    assert [r["output_name"] for r in found] == ["frame10", "frame2"]
+    Image.new("RGB", (30, 20)).save(own / "other.png")
+    assert _predict(own, "--output", tmp_path / "new", "--annotations", path) == 1
+    assert "other.png" in capsys.readouterr().err
+    results = tmp_path / "results.json"
+    path.rename(results)
+    arguments = ("--output", tmp_path, "--annotations", results, "--overwrite")
+    assert _predict(own / "frame2.png", *arguments) == 1
+    assert "would be written over" in capsys.readouterr().err
+    assert json.loads(results.read_text())["images"] == images
+
+
+def test_a_stopped_command_resumes(own, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_Predictor, "stops_at", 2)
+    arguments = (own, "--recursive", "--output", tmp_path / "out")
+    assert _predict(*arguments) == 75
+    assert "the same command resumes it" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "results.json").exists()
+    assert _predict(*arguments, "--min-score", "0.1") == 1
+    assert "other photos, weights or options" in capsys.readouterr().err
+    monkeypatch.setattr(_Predictor, "stops_at", 3)
+    assert _predict(*arguments) == 0
+    assert "3 people in 3 photos" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("score", ["nan", "-NaN", "much"])
+def test_a_score_is_a_number(score, own, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        _predict(own, "--output", tmp_path / "out", f"--min-score={score}")
+    assert stop.value.code == 2
+    assert "--min-score: " in capsys.readouterr().err
+
+
+def test_the_report_survives_a_terminal_that_lacks_characters(own, tmp_path, monkeypatch):
+    (own / "été.jpg").write_bytes(b"no photo")
+    streams = [io.TextIOWrapper(io.BytesIO(), "ascii") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    assert _predict(own, "--output", tmp_path / "fotos_é") == 1
+    for stream in streams:
+        stream.flush()
+    output, error = (stream.buffer.getvalue().decode("ascii") for stream in streams)
+    assert "2 people in 2 photos" in output and r"fotos_\xe9" in output
+    assert r"\xe9t\xe9.jpg: not an image, or a damaged one: its first bytes" in error
+    assert "BytesIO" not in error and error.count("not an image") == 1

@@ -1,0 +1,44 @@
+"""Files that are replaced whole."""
+
+import os
+
+import pytest
+
+from ktn_jax.runtime import atomic_files
+
+
+def test_replacing_writes_beside_and_moves(tmp_path):
+    path = tmp_path / "out.png"
+    with atomic_files.replacing(path) as temporary:
+        assert temporary.parent == tmp_path and temporary.suffix == ".png"
+        temporary.write_bytes(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+
+
+def test_the_file_is_synchronised_before_its_new_name_and_the_folder_after(tmp_path, monkeypatch):
+    path, synchronised = tmp_path / "out.bin", []
+    fsync = os.fsync
+
+    def note(descriptor):
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        synchronised.append((os.path.isdir(name), path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with atomic_files.replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+    assert synchronised == [(False, False), (True, True)]
+
+
+def test_every_name_that_a_folder_holds_can_be_written(tmp_path):
+    path = tmp_path / ("n" * 251 + ".png")
+    with atomic_files.replacing(path) as temporary:
+        temporary.write_bytes(b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    with (
+        pytest.raises(OSError, match="File name too long"),
+        atomic_files.replacing(tmp_path / ("n" * 256)) as temporary,
+    ):
+        temporary.write_bytes(b"new")
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
