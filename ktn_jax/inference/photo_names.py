@@ -74,11 +74,11 @@ def annotated_ids(photos: Sequence[pathlib.Path], truth: GroundTruth) -> list[in
             f"of {truth.name} (by file_name), such as {', '.join(unknown[:_SHOWN])}"
         )
     paths: dict[int, pathlib.Path] = {}
-    for path, image in zip(photos, found, strict=True):
-        if image is not None and paths.setdefault(image.image_id, path) != path:
+    for path, match in zip(photos, found, strict=True):
+        if match is not None and paths.setdefault(match.image_id, path) != path:
             raise ValueError(
-                f"{paths[image.image_id]} and {path} are both image {image.image_id} "
-                f"({image.file_name}) of {truth.name}"
+                f"{paths[match.image_id]} and {path} are both image {match.image_id} "
+                f"({match.file_name}) of {truth.name}"
             )
     return list(paths)
 

@@ -97,7 +97,7 @@ class _Search:
         notes = []
         for reason, names in self._passed_over.items():
             shown = [*list(names)[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])]
-            notes.append(f"passed over {len(names)} {reason}: {', '.join(shown)}")
+            notes.append(f"passed over {reason} ({len(names)}): {', '.join(shown)}")
         return notes
 
     def _files_in(self, folder: pathlib.Path, visited: set[pathlib.Path]) -> Iterator[pathlib.Path]:
@@ -108,7 +108,7 @@ class _Search:
             elif path.name.startswith("."):
                 continue
             elif not self._recursive:
-                self._pass_over("folders inside a folder (--recursive searches them)", path)
+                self._pass_over("subfolders, which --recursive searches", path)
             elif path.resolve() not in visited:  # links may lead round in a circle
                 yield from self._files_in(path, visited)
 
@@ -122,11 +122,11 @@ class _Search:
             if is_image:  # of others it is expected
                 self._pass_over("hidden images", path)
         elif path.name.endswith(self._own_endings):
-            self._pass_over("files with names of what is written here", path)
+            self._pass_over("files named like those that are written", path)
         elif not is_image:
             self._pass_over("files without an image's suffix", path)
         elif not path.is_file():
-            self._pass_over("that are no regular files", path)
+            self._pass_over("pipes, sockets and devices", path)
         else:
             return True
         return False

@@ -68,7 +68,7 @@ def test_own_pictures_are_no_photos(own, capsys):
     assert _predict(own, "--output", own, "--overwrite") == 0
     captured = capsys.readouterr()
     assert "2 people in 2 photos" in captured.out
-    assert "passed over 7 files with names of what is written here" in captured.err
+    assert "passed over files named like those that are written (7)" in captured.err
     assert sorted(path.name for path in own.iterdir()) == written
 
 

@@ -1,5 +1,6 @@
 """Finding images: in which order, and what is said of the files that are passed over."""
 
+import os
 import pathlib
 
 import pytest
@@ -48,15 +49,17 @@ def test_what_is_passed_over_is_said(tmp_path):
         tmp_path, "a.jpg", "notes.txt", "b.mp4", ".c.jpg", ".DS_Store", "sub/d.avif", "e_iuv.png"
     )
     (tmp_path / "gone.png").symlink_to(tmp_path / "moved.png")
+    os.mkfifo(tmp_path / "pipe.jpg")  # reading it would wait for ever
     found = find_images([tmp_path, tmp_path], own_endings=("_iuv.png",))
     assert [path.name for path in found.paths] == ["a.jpg"]
     notes = "\n".join(found.notes)
-    assert f"passed over 2 files without an image's suffix: {tmp_path / 'b.mp4'}, " in notes
-    assert f"passed over 1 links to files that do not exist: {tmp_path / 'gone.png'}" in notes
-    assert f"passed over 1 hidden images: {tmp_path / '.c.jpg'}" in notes
-    assert f"what is written here: {tmp_path / 'e_iuv.png'}" in notes
-    assert f"(--recursive searches them): {tmp_path / 'sub'}" in notes
-    assert len(found.notes) == 5 and "DS_Store" not in notes
+    assert f"passed over files without an image's suffix (2): {tmp_path / 'b.mp4'}, " in notes
+    assert f"passed over links to files that do not exist (1): {tmp_path / 'gone.png'}" in notes
+    assert f"passed over hidden images (1): {tmp_path / '.c.jpg'}" in notes
+    assert f"named like those that are written (1): {tmp_path / 'e_iuv.png'}" in notes
+    assert f"subfolders, which --recursive searches (1): {tmp_path / 'sub'}" in notes
+    assert f"pipes, sockets and devices (1): {tmp_path / 'pipe.jpg'}" in notes
+    assert len(found.notes) == 6 and "DS_Store" not in notes
     assert _names(tmp_path / "e_iuv.png", own_endings=("_iuv.png",)) == ["e_iuv.png"]
     with pytest.raises(ImageError, match=r"no image found at .*gone\.png.*that do not exist"):
         find_images([tmp_path / "gone.png"])
@@ -65,7 +68,7 @@ def test_what_is_passed_over_is_said(tmp_path):
 def test_long_lists_are_cut_short(tmp_path):
     _touch(tmp_path, "a.jpg", *(f"{number}.txt" for number in range(9)))
     (note,) = find_images([tmp_path]).notes
-    assert note.startswith("passed over 9 files") and note.endswith("2.txt, ...")
+    assert "(9): " in note and note.endswith("2.txt, ...")
 
 
 def test_subfolders_are_searched_when_asked(tmp_path):
