@@ -7,20 +7,26 @@ are then rebuilt here from their bytes, of a checked type and size. Not even Num
 `__setstate__` sees the file's data, because a hostile state can make it follow raw pointers.
 """
 
-import contextlib
+import io
 import math
+import mmap
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterator
+import reprlib
+import struct
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from ktn_jax.runtime import pickle_scan
+
 # Booleans, integers, floats, complex numbers and fixed-size text: what holds no Python objects.
-_DTYPE_CODE = re.compile(r"[biufcSU]\d{1,9}")
+_DTYPE_CODE = re.compile(r"[biufcSU][1-9]\d{0,8}")
 _BYTE_ORDERS: tuple[Literal["<", ">", "=", "|"], ...] = ("<", ">", "=", "|")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
+_MAX_AXES = 64  # NumPy's
 # What a damaged stream makes the unpickler raise. It runs no code of the file's, so no other error
 # can come from it.
 _DAMAGE = (
@@ -34,6 +40,7 @@ _DAMAGE = (
     RecursionError,
     TypeError,
     ValueError,
+    struct.error,
 )
 
 
@@ -61,36 +68,115 @@ def load_arrays(source: str | os.PathLike[str] | BinaryIO) -> Any:
         ValueError: the file is no pickle, is cut short or is damaged.
         OSError: the file cannot be opened.
     """
-    opened: contextlib.AbstractContextManager[BinaryIO]
     if isinstance(source, (str, os.PathLike)):
-        name, opened = os.fspath(source), open(source, "rb")  # noqa: SIM115 (closed below)
-    else:
-        name, opened = str(getattr(source, "name", "<file object>")), contextlib.nullcontext(source)
-    with opened as file:
+        name = os.fspath(source)
+        with open(source, "rb") as file:
+            return _load(name, file, lambda: mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    data = source.read()
+    return _load(str(getattr(source, "name", "<file object>")), io.BytesIO(data), lambda: data)
+
+
+def _load(name: str, file: BinaryIO, view: Callable[[], pickle_scan.Data]) -> Any:
+    try:
+        data = view()
         try:
-            return _Resolver().resolve(_RestrictedUnpickler(file).load())
-        except UnsafePickleError as error:
-            raise UnsafePickleError(f"{name}: {error}") from None
-        except _DAMAGE as error:
-            reason = str(error) or type(error).__name__
-            raise ValueError(f"{name}: not a pickle, or a damaged one: {reason}") from error
+            pickle_scan.check(data)
+            copies = _Copies(len(data))
+        finally:
+            if isinstance(data, mmap.mmap):
+                data.close()
+        return _Resolver(copies).resolve(_RestrictedUnpickler(file, copies).load())
+    except UnsafePickleError as error:
+        raise UnsafePickleError(f"{name}: {error}") from None
+    except _DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(
+            f"{name}: not a pickle, or a damaged one: {reason}. Get the file again"
+        ) from error
+
+
+def _shown(value: Any) -> str:
+    """A value of the file for a message: short, whatever it is."""
+    return reprlib.repr(value)
+
+
+class _Copies:
+    """Makes text and containers out of others, up to the size of the file in all.
+
+    An honest file has each of them once; in a hostile one every byte can ask for another copy.
+    """
+
+    def __init__(self, num_bytes: int):
+        self._left = num_bytes
+
+    def charge(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise UnsafePickleError("refused to copy the same data again and again")
+
+    def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
+        """The form of bytes in protocols 0 to 2. `_codecs.encode` itself would run any codec."""
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise UnsafePickleError(
+                f"refused _codecs.encode with {_shown(encoding)}: only latin1 is read"
+            )
+        self.charge(len(text))
+        return text.encode("latin1")
+
+    def bytearray(self, data: Any = b"", encoding: Any = "latin1") -> bytearray:
+        if not isinstance(data, bytes):
+            return bytearray(self.encode(data, encoding))
+        self.charge(len(data))
+        return bytearray(data)
+
+    def set(self, items: Any = ()) -> set[Any]:
+        return set(self._members(items))
+
+    def frozenset(self, items: Any = ()) -> frozenset[Any]:
+        return frozenset(self._members(items))
+
+    def mapping(self, pairs: Any = ()) -> "_Mapping":
+        if not isinstance(pairs, (list, tuple)):
+            raise ValueError("an ordered dict that is not made of pairs")
+        self.charge(len(pairs))
+        made = _Mapping()
+        for pair in pairs:
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise ValueError("an ordered dict that is not made of pairs")
+            made[_checked_key(pair[0])] = pair[1]
+        return made
+
+    def _members(self, items: Any) -> Iterable[Any]:
+        if not isinstance(items, (list, tuple)):
+            raise ValueError(f"a set made of {type(items).__name__}")
+        self.charge(len(items))
+        return map(_checked_key, items)
+
+
+def _checked_key(key: Any) -> Any:
+    """Keeps what costs too much to hash from being hashed; see `pickle_scan`."""
+    is_long = isinstance(key, int) and key.bit_length() > 64
+    if is_long or type(key) not in (type(None), bool, int, float, str, bytes):
+        raise ValueError(f"a key or member {_shown(key)} that is neither text nor a number")
+    return key
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Finds the names of `_CONSTRUCTORS` and refuses every other one."""
+    """Finds the names that `_constructors` lists and refuses every other one."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BinaryIO, copies: _Copies):
         # Python 2 pickled array bytes as str: latin-1 maps them to text and back without loss.
         super().__init__(file, encoding="latin1")
+        self._constructors = _constructors(copies)
 
     def find_class(self, module: str, name: str) -> "_Constructor":
         # Names arrive as the file spells them. A dotted one ("ndarray.tofile") is just another
         # name that is not listed: nothing here ever follows an attribute.
-        build = _CONSTRUCTORS.get((module, name))
+        build = self._constructors.get((module, name))
         if build is None:
             raise UnsafePickleError(
-                f"refused the pickle's request for {module}.{name}: only plain data and NumPy "
-                "arrays are read, so that a pickle cannot run code"
+                f"refused the pickle's request for {module[:100]}.{name[:100]}: only plain data "
+                "and NumPy arrays are read, so that a pickle cannot run code"
             )
         return _Constructor(f"{module}.{name}", build)
 
@@ -119,7 +205,7 @@ class _Constructor:
             raise ValueError(f"unexpected arguments to {self._name}: {error}") from None
 
     def __setattr__(self, attribute: str, value: Any) -> None:
-        raise UnsafePickleError(f"refused to set {attribute!r} on {self._name}")
+        raise UnsafePickleError(f"refused to set {_shown(attribute)} on {self._name}")
 
     def __setstate__(self, state: Any) -> None:
         raise UnsafePickleError(f"refused to change the state of {self._name}")
@@ -137,7 +223,8 @@ class _Dtype:
 
     def __init__(self, code: Any, align: Any = False, copy: Any = True):
         self.code = code
-        self.byte_order = "="
+        self.byte_order: Any = "="
+        self._made: np.dtype[Any] | None = None
 
     def __setstate__(self, state: Any) -> None:
         # (version, byte order, subarray, field names, fields, item size, alignment, flags, ...)
@@ -146,16 +233,23 @@ class _Dtype:
         if any(part is not None for part in state[2:5]):
             raise UnsafePickleError("refused an array of records: only numbers and text are read")
         self.byte_order = state[1]
+        self._made = None
 
     def resolve(self) -> np.dtype[Any]:
+        """The same for all arrays that share it, as those of a model do."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def _make(self) -> np.dtype[Any]:
         if not isinstance(self.code, str) or not _DTYPE_CODE.fullmatch(self.code):
             raise UnsafePickleError(
-                f"refused an array of type {str(self.code)!r}: only numbers and text are read"
+                f"refused an array of type {_shown(self.code)}: only numbers and text are read"
             )
         for order in _BYTE_ORDERS:
-            if order == self.byte_order:
+            if isinstance(self.byte_order, str) and order == self.byte_order:
                 return np.dtype(self.code).newbyteorder(order)
-        raise ValueError(f"unknown byte order {self.byte_order!r} of an array")
+        raise ValueError(f"unknown byte order {_shown(self.byte_order)} of an array")
 
 
 class _Array:
@@ -170,7 +264,7 @@ class _Array:
         shape, dtype, is_fortran, data = state[-4:]  # a version number stands in front since 2006
         self.parts = (data, dtype, shape, "F" if is_fortran else "C", None)
 
-    def resolve(self) -> Any:
+    def resolve(self, copies: _Copies) -> Any:
         if self.parts is None:
             raise ValueError("an array without contents")
         data, dtype, shape, order, axis_order = self.parts
@@ -178,7 +272,7 @@ class _Array:
             raise ValueError("an array without a type")
         numpy_dtype = dtype.resolve()
         if isinstance(data, str):
-            data = data.encode("latin1")
+            data = copies.encode(data)
         if not isinstance(data, (bytes, bytearray)):
             raise ValueError(f"the contents of an array are {type(data).__name__}, not bytes")
         shape = _checked_shape(shape)
@@ -202,8 +296,8 @@ class _Scalar(_Array):
         super().__init__()
         self.parts = (data, dtype, (), "C", None)
 
-    def resolve(self) -> Any:
-        return super().resolve()[()]
+    def resolve(self, copies: _Copies) -> Any:
+        return super().resolve(copies)[()]
 
 
 def _array_from_buffer(
@@ -218,57 +312,45 @@ def _array_from_buffer(
 def _checked_shape(shape: Any) -> tuple[int, ...]:
     if isinstance(shape, int):
         shape = (shape,)
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError(f"{shape!r} is not the shape of an array")
-    return shape
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """The form of bytes in protocols 0 to 2. `_codecs.encode` itself would run any codec."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise UnsafePickleError(f"refused _codecs.encode with {encoding!r}: only latin1 is read")
-    return text.encode("latin1")
+    is_shape = isinstance(shape, tuple) and len(shape) <= _MAX_AXES
+    if not is_shape or not all(isinstance(n, int) and 0 <= n < 1 << 63 for n in shape):
+        raise ValueError(f"{_shown(shape)} is not the shape of an array")
+    return tuple(shape)
 
 
 def _empty_bytes() -> bytes:
     return b""
 
 
-def _bytearray(data: Any = b"", encoding: Any = "latin1") -> bytearray:
-    return bytearray(data) if isinstance(data, bytes) else bytearray(_encode(data, encoding))
-
-
 def _complex(real: float, imaginary: float = 0.0) -> complex:
     return complex(real, imaginary)
 
 
-def _constructors() -> dict[tuple[str, str], Callable[..., Any]]:
+def _constructors(copies: _Copies) -> Mapping[tuple[str, str], Callable[..., Any]]:
     table: dict[tuple[str, str], Callable[..., Any]] = {
         ("numpy", "dtype"): _Dtype,
         ("numpy", "ndarray"): _Array,  # an argument of _reconstruct, which ignores it
-        ("_codecs", "encode"): _encode,
-        ("collections", "OrderedDict"): _Mapping,
+        ("_codecs", "encode"): copies.encode,
+        ("collections", "OrderedDict"): copies.mapping,
     }
     for core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
         table[f"{core}.multiarray", "_reconstruct"] = _Array
         table[f"{core}.multiarray", "scalar"] = _Scalar
         table[f"{core}.numeric", "_frombuffer"] = _array_from_buffer
     for builtins in ("builtins", "__builtin__"):  # Python 3 and 2
-        table[builtins, "set"] = set
-        table[builtins, "frozenset"] = frozenset
+        table[builtins, "set"] = copies.set
+        table[builtins, "frozenset"] = copies.frozenset
         table[builtins, "complex"] = _complex
         table[builtins, "bytes"] = _empty_bytes
-        table[builtins, "bytearray"] = _bytearray
+        table[builtins, "bytearray"] = copies.bytearray
     return table
-
-
-_CONSTRUCTORS = _constructors()
 
 
 class _Resolver:
     """Turns what was unpickled into arrays and plain containers, each shared object once."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies: _Copies) -> None:
+        self._copies = copies
         # By id: unique here, because what was unpickled stays alive until all is resolved.
         self._done: dict[int, Any] = {}
         self._open: set[int] = set()
@@ -276,24 +358,19 @@ class _Resolver:
     def resolve(self, value: Any) -> Any:
         if type(value) in _PLAIN:
             return value
-        if id(value) in self._done:
-            return self._done[id(value)]
-        with self._inside(value):
-            result = self._rebuild(value)
-        self._done[id(value)] = result
-        return result
-
-    @contextlib.contextmanager
-    def _inside(self, value: Any) -> Iterator[None]:
-        if id(value) in self._open:
+        number = id(value)
+        if number in self._done:
+            return self._done[number]
+        if number in self._open:
             raise ValueError("a container that holds itself")
-        self._open.add(id(value))
-        yield
-        self._open.remove(id(value))
+        self._open.add(number)
+        result = self._done[number] = self._rebuild(value)
+        self._open.remove(number)
+        return result
 
     def _rebuild(self, value: Any) -> Any:
         if isinstance(value, _Array):
-            return value.resolve()
+            return value.resolve(self._copies)
         if isinstance(value, dict):
             return {self.resolve(key): self.resolve(item) for key, item in value.items()}
         if type(value) in (list, tuple, set, frozenset):
