@@ -108,7 +108,7 @@ class ImageSequence(Sequence[ImageRecord]):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> ImageRecord:  # type: ignore[override]
+    def __getitem__(self, index: int) -> ImageRecord:  # type: ignore[override]  # no slices
         image = self._images[operator.index(index)]
         return ImageRecord(
             image_id=image["id"],

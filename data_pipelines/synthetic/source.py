@@ -103,7 +103,7 @@ class SyntheticSource(Sequence[SyntheticExample]):
         )
         return SyntheticExample(picture.image, record, annotations)
 
-    def __getitem__(self, index: int) -> SyntheticExample:  # type: ignore[override]
+    def __getitem__(self, index: int) -> SyntheticExample:  # type: ignore[override]  # no slices
         return self.example(index, self.picture(index))
 
 
