@@ -1,8 +1,10 @@
 """Files of named arrays: each format read and written, and every way a file can be wrong."""
 
+import json
 import os
 import pathlib
 import pickle
+import struct
 import subprocess
 import sys
 
@@ -325,3 +327,40 @@ def test_safetensors_are_mapped_as_the_library_reads_them(tmp_path):
     while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
         base = base.base
     assert isinstance(base, np.memmap)
+
+
+def _safetensors(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def _entry(first: int, last: int, shape: object = (1,), dtype: object = "F32") -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff" * 8, "a header of 18446744073709551615 bytes"),
+        (b"123", "requires a buffer of 8"),
+        (_safetensors(b"[" * 100_000), "recursion"),
+        (_safetensors([]), "header is no dict"),
+        (_safetensors({"w": _entry(0, 4, dtype="F8_E4M3")}, bytes(4)), "w: cannot be read"),
+        (_safetensors({"w": _entry(0, 4, dtype=["F32"])}, bytes(4)), "w: cannot be read"),
+        (_safetensors({"w": 3}), "w: cannot be read"),
+        (_safetensors({"w": _entry(0, 4, (1.0,))}, bytes(4)), "w: .* whole numbers"),
+        (_safetensors({"w": _entry(-4, 0)}, bytes(4)), "w: .* whole numbers"),
+        (_safetensors({"w": _entry(0, 4, (1,) * 65)}, bytes(4)), "w: .* whole numbers"),
+        (_safetensors({"w": _entry(0, 4, (2**40,))}, bytes(4)), "w: needs 4398046511104 bytes"),
+        (_safetensors({"w": _entry(0, 8, (2,))}, bytes(4)), "w: needs 8 bytes"),
+        (_safetensors({"a": _entry(0, 4), "b": _entry(0, 4)}, bytes(4)), "overlap or leave a gap"),
+        (_safetensors({"w": _entry(4, 8)}, bytes(8)), "leave a gap at byte 0"),
+        (_safetensors({"w": _entry(0, 4)}, bytes(9)), "9 bytes of arrays, of which 4 are used"),
+        (_safetensors({f"w{i}": _entry(0, 0, (0,)) for i in range(50_001)}), "50001 arrays"),
+    ],
+)
+def test_hostile_safetensors_headers(tmp_path, content, message):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"w\.safetensors: damaged, .*{message}"):
+        read_state_dict(path)
