@@ -9,12 +9,13 @@ STAMP := $(VENV)/.set-up
 # For mypy: our packages under the names that they are installed by.
 TYPES := build/types
 
-.PHONY: help setup demo test test-extended test-fast lint format bench clean
+.PHONY: help setup demo test test-extended test-fast fuzz lint format bench clean
 
 help:
 	@echo "make demo       set up and run the demo: train KTN on rendered people"
 	@echo "make test       set up and run the tests (make test-fast: without the slow ones;"
 	@echo "                make test-extended: trainings and killed processes, minutes)"
+	@echo "make fuzz       read damaged and hostile files for some minutes"
 	@echo "make lint       check style and types (make format: fix the style)"
 	@echo "make bench      measure speed"
 
@@ -39,6 +40,9 @@ test-extended: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not slow and not extended'
+
+fuzz: setup
+	KTN_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest -q tests/checkpoints/test_fuzz.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Reads detectron2 configuration trees (upstream DensePose's and the KTNv2 fork's) as ours."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,13 +59,22 @@ def from_detectron2(tree: Mapping[str, Any]) -> ConfigDict:
     """
     config = base.get_config()
     config.name = "detectron2"
+    try:
+        _translate(tree, config)
+    except (TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise ValueError(
+            f"a value of the detectron2 configuration is of another type than wanted: {error}"
+        ) from error
+    return config
+
+
+def _translate(tree: Mapping[str, Any], config: ConfigDict) -> None:
     _backbone(tree, config.model)
     _detector(tree, config.model)
     _densepose(tree, config.model)
     _loss(tree, config)
     config.test.short_side = _get(tree, "INPUT.MIN_SIZE_TEST")
     config.test.max_side = _get(tree, "INPUT.MAX_SIZE_TEST")
-    return config
 
 
 def _get(tree: Mapping[str, Any], key: str) -> Any:
@@ -84,7 +94,7 @@ def _get(tree: Mapping[str, Any], key: str) -> Any:
 def _choose(tree: Mapping[str, Any], key: str, choices: Mapping[Any, Any]) -> Any:
     value = _get(tree, key)
     if value not in choices:
-        raise ValueError(f"{key} {value!r} is not supported: one of {list(choices)}")
+        raise ValueError(f"{key} {reprlib.repr(value)} is not supported: one of {list(choices)}")
     return choices[value]
 
 
@@ -94,7 +104,7 @@ def _require(tree: Mapping[str, Any], **wanted: Any) -> None:
         key = name.replace("__", ".")
         actual = _get(tree, key)
         if actual != value:
-            raise ValueError(f"{key} {actual!r} is not supported, only {value!r}")
+            raise ValueError(f"{key} {reprlib.repr(actual)} is not supported, only {value!r}")
 
 
 def _backbone(tree: Mapping[str, Any], model: ConfigDict) -> None:
