@@ -117,10 +117,14 @@ def _read_vertices(source: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
         name = os.fspath(source)
         try:
             vertices = np.load(name, allow_pickle=False)
-        except ValueError as error:
+        except OSError:
+            raise
+        except Exception as error:  # NumPy and zipfile raise a dozen kinds on damaged files
             raise ValueError(f"{name}: not a NumPy array file (.npy): {error}") from error
     if not isinstance(vertices, np.ndarray):
         raise ValueError(f"{name}: holds several arrays; save the [V, 3] vertices alone as .npy")
+    if vertices.dtype.kind not in "iuf":
+        raise ValueError(f"{name}: wanted vertices as numbers, got {vertices.dtype}")
     if vertices.ndim != 2 or vertices.shape[1] != 3 or not np.isfinite(vertices).all():
         raise ValueError(f"{name}: wanted finite vertices [V, 3], got shape {vertices.shape}")
     return vertices.astype(np.float64)

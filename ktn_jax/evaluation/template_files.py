@@ -250,7 +250,7 @@ def _open_template(folder: pathlib.Path) -> EvaluationTemplate:
         return _template(arrays, geodesics, meta)
     except EvaluationError:
         raise
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # NumPy and zipfile raise a dozen kinds on damaged files
         raise EvaluationError(
             f"{folder}: {SURFACE_FILE} and {GEODESICS_FILE} cannot be read ({error}); make the "
             "template again"

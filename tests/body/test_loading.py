@@ -80,6 +80,13 @@ def test_bad_bodies_are_named(body, charts_mat, tmp_path):
     np.savez(tmp_path / "several.npz", a=np.zeros(3))
     with pytest.raises(ValueError, match="save the"):
         loading.load_template(path, tmp_path / "several.npz")
+    np.save(tmp_path / "words.npy", np.full((4, 3), "x"))
+    with pytest.raises(ValueError, match=r"words\.npy: wanted vertices as numbers, got <U1"):
+        loading.load_template(path, tmp_path / "words.npy")
+    for damaged in (b"", b"PK\x03\x04" + bytes(30)):
+        (tmp_path / "damaged.npy").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"damaged\.npy: not a NumPy array file"):
+            loading.load_template(path, tmp_path / "damaged.npy")
     (tmp_path / "text.npy").write_text("not an array")
     with pytest.raises(ValueError, match=r"text\.npy: not a NumPy array file"):
         loading.load_template(path, tmp_path / "text.npy")
