@@ -176,8 +176,6 @@ def _add_template(parser: argparse.ArgumentParser) -> None:
 
 
 def _template(arguments: argparse.Namespace) -> int:
-    import numpy as np
-
     from ktn_jax.body import loading
     from ktn_jax.body.procedural import assembly
     from ktn_jax.evaluation import template_files
@@ -188,9 +186,8 @@ def _template(arguments: argparse.Namespace) -> int:
         template_files.convert_official_files(arguments.official, arguments.output)
     else:
         if arguments.charts:
-            vertices = np.load(arguments.body, allow_pickle=False)
             body = loading.load_template(
-                arguments.charts, vertices, metres_per_unit=arguments.metres_per_unit
+                arguments.charts, arguments.body, metres_per_unit=arguments.metres_per_unit
             )
             origin = f"{pathlib.Path(arguments.body).name} with published charts"
         else:
