@@ -22,7 +22,7 @@ from ktn_jax.runtime import mat_files
 from ktn_jax.runtime.pickles import load_arrays
 
 _SETTINGS = settings(
-    max_examples=int(os.environ.get("KTN_FUZZ_EXAMPLES", "150")),
+    max_examples=int(os.environ.get("KTN_FUZZ_EXAMPLES", "60")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -52,7 +52,7 @@ def ktn(tmp_path):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_model_is_trained_on_annotation_files_and_scored(ktn, tmp_path):
     options = ("--steps=1", "--test-images=2", "--config.data.loader=processes")
     done = ktn("demo", *TINY, *options)
