@@ -274,7 +274,7 @@ def test_what_is_missing_is_said_in_one_line(arguments, text, tmp_path, capsys):
     assert text in error and "Traceback" not in error
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_processes_write_what_one_does(evaluated, tmp_path):
     output, _ = evaluated
     config = load_config("configs/ktn.py:tiny", [c.partition("=")[2] for c in MODEL[2:]])

@@ -64,7 +64,10 @@ def test_people_of_a_photo_match_the_original_with_all_rewrites(golden_dir, name
 @pytest.mark.parity
 @pytest.mark.parametrize(
     "name",
-    ["densepose_r50_tiny", pytest.param("ktnv2_r50_tiny", marks=pytest.mark.extended)],
+    [
+        pytest.param("densepose_r50_tiny", marks=pytest.mark.extended),
+        pytest.param("ktnv2_r50_tiny", marks=pytest.mark.extended),
+    ],
 )
 def test_a_training_step_matches_the_original_through_winograd(golden_dir, name, monkeypatch):
     monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
@@ -87,7 +90,7 @@ def _random_norms(variables, spread=2.0):
     return jax.tree_util.tree_map_with_path(draw, jax.device_get(variables))
 
 
-@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+@pytest.mark.parametrize("norm", ["FrozenBN", pytest.param("BN", marks=pytest.mark.extended)])
 def test_folded_norms_change_nothing(norm):
     config = load_config("configs/ktn.py:tiny", [f"model.backbone.norm={norm}"]).model
     model = build_model(config)
@@ -132,6 +135,7 @@ def test_rows_in_bands_are_those_of_the_whole_map(height, monkeypatch):
     np.testing.assert_allclose(expected, np.concatenate(parts, -1) @ kernel, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.extended
 def test_rounded_factors_stay_within_two_percent():
     config = load_config("configs/ktn.py:tiny")
     # Norms of a wide spread amplify any rounding, the original's too.
@@ -149,6 +153,7 @@ def test_rounded_factors_stay_within_two_percent():
         assert 1e-4 < error < 0.02  # rounded indeed, and not by much
 
 
+@pytest.mark.extended
 def test_a_full_bucket_needs_no_masks():
     config = load_config("configs/ktn.py:tiny")
     stages = Stages(config, weights.initialise(config, seed=0))

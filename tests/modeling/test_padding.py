@@ -26,7 +26,7 @@ HRNET = [
     [
         ["model.decoder.name='panoptic'", "model.decoder.norm='GN'", "model.neck.norm='GN'"],
         ["model.decoder.name='none'", "model.backbone.norm='BN'"],
-        HRNET,
+        pytest.param(HRNET, marks=pytest.mark.extended),
     ],
     ids=["panoptic", "no_decoder", "hrnet"],
 )

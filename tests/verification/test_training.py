@@ -22,12 +22,15 @@ CASES = (
 )
 
 
-# The first HRNet model differs from the second in its predictor only, which the R50 model has too.
-_LONG = {"ktnv2_hrnet_tiny": pytest.mark.extended}
+# Each has a neighbour with the same layers and more: the other HRNet model, and DeepLab with its
+# non-local block.
+_COVERED = ("ktnv2_hrnet_tiny", "densepose_r50_dl_tiny")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [pytest.param(c, marks=_LONG.get(c, ())) for c in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.extended] * (c in _COVERED)) for c in CASES]
+)
 def test_a_training_step_equals_the_original(golden_dir, case):
     _check(Dump(golden_dir / f"{case}.npz"), training.training)
 
