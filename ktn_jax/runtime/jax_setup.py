@@ -25,10 +25,10 @@ def prepare() -> None:
     It may be called at any time and repeatedly, but the compiler flag is only set if JAX is not
     imported yet.
 
-    - Compiled programs are kept in `ktn_jax/compiled` under `XDG_CACHE_HOME` (else `~/.cache`). A
-    folder that `JAX_COMPILATION_CACHE_DIR` or `jax_compilation_cache_dir` names is used instead. -
-    One flag is added to `XLA_FLAGS`, unless it is set there already. - malloc is set up by
-    `host_memory.divide_by_size`.
+    - Compiled programs are kept in `ktn_jax/compiled` under `XDG_CACHE_HOME` (else `~/.cache`), or
+      in the folder that `JAX_COMPILATION_CACHE_DIR` or `jax_compilation_cache_dir` names.
+    - One flag is added to `XLA_FLAGS`, unless it is set there already.
+    - malloc is set up by `host_memory.divide_by_size`.
     """
     if "jax" in sys.modules:
         _configure_imported()
