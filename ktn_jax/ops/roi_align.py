@@ -1,14 +1,16 @@
 """ROIAlign over one map or a pyramid, and the pyramid level of a box.
 
-A bin averages sampling_ratio^2 bilinear reads. All corners of all reads of a bin are fetched by one
-gather and reduced by one weighted sum; boxes are pooled in chunks if the caller asks for it, which
-pays where memory traffic costs more than launches (CPU). The backward pass adds into one
+A bin averages bilinear reads. With a fixed sampling_ratio, all corners of all reads of a bin are
+fetched by one gather and reduced by one weighted sum. With sampling_ratio 0 a box has as many reads
+as its bins have cells, which is no static shape: a loop fetches one read of every bin at a time, as
+often as the box with the most reads needs. Boxes are pooled in chunks if the caller asks for it,
+which pays where memory traffic costs more than launches (CPU). The backward pass adds into one
 accumulator, in place.
 """
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +77,8 @@ def multilevel_roi_align(
         boxes: [R, 4] xyxy in pixels of the network input.
         batch_index: int [R], the image of each box.
         output_size: P, bins per side.
-        sampling_ratio: Reads per bin and axis, at least 1.
+        sampling_ratio: Reads per bin and axis; 0 for ceil(cells of the box / P), the original's
+            adaptive number, which each axis has of its own.
         aligned: Whether cell centres are at half-integers (ROIAlignV2). The original without the
             half-pixel shift also widens boxes to at least one cell.
         valid_hw: Per level int [B, 2], rows and columns of each map that hold the image; None for
@@ -87,8 +90,7 @@ def multilevel_roi_align(
         0. Gradients reach `features` only: the position of a box is not differentiated.
 
     Raises:
-        ValueError: shapes or strides do not fit, or `sampling_ratio` is below 1 (adaptive
-            sampling).
+        ValueError: shapes or strides do not fit, or `sampling_ratio` is negative.
     """
     _check_arguments(features, strides, boxes, batch_index, sampling_ratio, valid_hw)
     batch, channels, number = features[0].shape[0], features[0].shape[-1], boxes.shape[0]
@@ -121,7 +123,7 @@ def multilevel_roi_align(
 
 def cache_sized_chunk(output_size: int, sampling_ratio: int, channels: int) -> int:
     """How many boxes to pool at once on a CPU: their corners stay in its caches."""
-    corners = 4 * sampling_ratio**2 * output_size**2
+    corners = 4 * max(sampling_ratio, 1) ** 2 * output_size**2
     return max(_CHUNK_ELEMENTS // (corners * channels), 1)
 
 
@@ -133,11 +135,8 @@ def _check_arguments(
     sampling_ratio: int,
     valid_hw: Sequence[Array] | None,
 ) -> None:
-    if sampling_ratio < 1:
-        raise ValueError(
-            f"sampling_ratio {sampling_ratio} is not supported: an adaptive number of samples per "
-            "bin has no static shape. Use a fixed one; the official DensePose configs all use 2"
-        )
+    if sampling_ratio < 0:
+        raise ValueError(f"sampling_ratio must not be negative, got {sampling_ratio}")
     number = boxes.shape[0]
     if boxes.shape != (number, 4) or batch_index.shape != (number,):
         raise ValueError(
@@ -165,7 +164,9 @@ def _per_level(values: npt.ArrayLike, level: Array) -> Array:
     return jnp.asarray(np.asarray(values, np.int32))[level]
 
 
-def _axis_reads(low: Array, high: Array, limit: Array, settings: _Settings) -> tuple[Array, Array]:
+def _axis_reads(
+    low: Array, high: Array, limit: Array, settings: _Settings, read: Array | None
+) -> tuple[Array, Array]:
     """Positions and weights of the reads along one axis.
 
     Args:
@@ -173,10 +174,11 @@ def _axis_reads(low: Array, high: Array, limit: Array, settings: _Settings) -> t
         high: [R] where it ends.
         limit: int32 [R], the number of cells that count.
         settings: of the pooling.
+        read: of adaptive sampling, the number of the one read of each bin that is wanted.
 
     Returns:
         int32 and float32 [R, P, 2 * S]: the two neighbours of each of a bin's S reads, weighted so
-        that a bin is their mean.
+        that a bin is the mean of all its reads. A read that a box does not have weighs 0.
     """
     output_size, ratio, aligned, _ = settings
     extent = high - low
@@ -187,30 +189,73 @@ def _axis_reads(low: Array, high: Array, limit: Array, settings: _Settings) -> t
     # The order of these operations is the reference's: reads near a border may round either way.
     bin_size = (extent / output_size)[:, None, None]
     bins = jnp.arange(output_size, dtype=low.dtype)[None, :, None]
-    reads = (jnp.arange(ratio, dtype=low.dtype) + 0.5)[None, None, :]
-    position = low[:, None, None] + bins * bin_size + reads * bin_size / ratio
+    count: Array | float = ratio
+    if read is None:
+        reads = (jnp.arange(ratio, dtype=low.dtype) + 0.5)[None, None, :]
+    else:
+        count = jnp.maximum(_reads_of_bin(bin_size), 1)
+        reads = (read.astype(low.dtype) + 0.5).reshape(1, 1, 1)
+    position = low[:, None, None] + bins * bin_size + reads * bin_size / count
     limit = limit[:, None, None]
     is_inside = (position >= -1) & (position <= limit.astype(low.dtype))
+    if read is not None:
+        is_inside &= reads < _reads_of_bin(bin_size)
     last = (limit - 1).astype(low.dtype)
     position = jnp.clip(position, 0, jnp.maximum(last, 0))
     before = jnp.floor(position)
     share = position - before
-    scale = jnp.where(is_inside, 1 / ratio, 0).astype(low.dtype)
+    scale = jnp.where(is_inside, 1 / count, 0).astype(low.dtype)
     weights = jnp.concatenate([(1 - share) * scale, share * scale], axis=-1)
     cells = jnp.concatenate([before, jnp.minimum(before + 1, jnp.maximum(last, 0))], axis=-1)
     return cells.astype(jnp.int32), weights
 
 
-def _reads(windows: _Windows, settings: _Settings) -> tuple[Array, Array]:
-    """Table rows int32 and weights float32 [R, P * P, K] of all K corner reads of every bin."""
+def _reads_of_bin(bin_size: Array) -> Array:
+    """How often adaptive sampling reads a bin of so many cells along an axis: never if empty."""
+    return jnp.maximum(jnp.ceil(bin_size), 0)
+
+
+def _num_reads(windows: _Windows, settings: _Settings) -> tuple[Array, Array]:
+    """The most reads of a bin along y and x that a box has, int32 scalars."""
+    output_size, _, aligned, _ = settings
+    sides = windows["boxes"][:, 2:] - windows["boxes"][:, :2]
+    sides = sides if aligned else jnp.maximum(sides, 1)
+    columns, rows = _reads_of_bin(sides / output_size).max(0).astype(jnp.int32)
+    return rows, columns
+
+
+def _reads(
+    windows: _Windows, settings: _Settings, read_yx: tuple[Array, Array] | None = None
+) -> tuple[Array, Array]:
+    """Table rows int32 and weights float32 [R, P * P, K] of all K corner reads of every bin.
+
+    With `read_yx`, of that one read of each bin.
+    """
     boxes, limit_hw = windows["boxes"], windows["limit_hw"]
-    y, weight_y = _axis_reads(boxes[:, 1], boxes[:, 3], limit_hw[:, 0], settings)
-    x, weight_x = _axis_reads(boxes[:, 0], boxes[:, 2], limit_hw[:, 1], settings)
+    read_y, read_x = (None, None) if read_yx is None else read_yx
+    y, weight_y = _axis_reads(boxes[:, 1], boxes[:, 3], limit_hw[:, 0], settings, read_y)
+    x, weight_x = _axis_reads(boxes[:, 0], boxes[:, 2], limit_hw[:, 1], settings, read_x)
     row = windows["start"][:, None, None] + y * windows["row_stride"][:, None, None]
     index = row[:, :, None, :, None] + x[:, None, :, None, :]
     weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
     shape = (index.shape[0], index.shape[1] * index.shape[2], -1)
     return index.reshape(shape), weight.reshape(shape)
+
+
+def _add_reads(
+    add: Callable[[Array, Array, Array], Array],
+    total: Array,
+    windows: _Windows,
+    settings: _Settings,
+) -> Array:
+    """Applies add(total, index, weight) to one read of every bin after the other."""
+    rows, columns = _num_reads(windows, settings)
+
+    def add_read(number: Array, total: Array) -> Array:
+        return add(total, *_reads(windows, settings, (number // columns, number % columns)))
+
+    total = lax.fori_loop(0, rows * columns, add_read, total)
+    return total
 
 
 def _chunked(values: Array, chunk_size: int) -> Array:
@@ -221,11 +266,17 @@ def _chunked(values: Array, chunk_size: int) -> Array:
 
 
 def _pool_chunk(table: Array, windows: _Windows, settings: _Settings) -> Array:
-    index, weight = _reads(windows, settings)
-    corners = table.at[index].get(mode="promise_in_bounds")
-    pooled = jnp.einsum(
-        "rbk,rbkc->rbc", weight, corners.astype(weight.dtype), precision=lax.Precision.HIGHEST
-    )
+    def sums(index: Array, weight: Array) -> Array:
+        corners = table.at[index].get(mode="promise_in_bounds")
+        return jnp.einsum(
+            "rbk,rbkc->rbc", weight, corners.astype(weight.dtype), precision=lax.Precision.HIGHEST
+        )
+
+    if settings[1]:
+        return sums(*_reads(windows, settings)).astype(table.dtype)
+    boxes = windows["boxes"]
+    zeros = jnp.zeros((boxes.shape[0], settings[0] ** 2, table.shape[-1]), boxes.dtype)
+    pooled = _add_reads(lambda total, *read: total + sums(*read), zeros, windows, settings)
     return pooled.astype(table.dtype)
 
 
@@ -270,9 +321,14 @@ def _pool_backward(
 
     def add_chunk(total: Array, chunk: tuple[_Windows, Array]) -> tuple[Array, None]:
         chunk_windows, chunk_cotangent = chunk
-        index, weight = _reads(chunk_windows, settings)
-        updates = weight[..., None] * chunk_cotangent[:, :, None, :].astype(weight.dtype)
-        return total.at[index].add(updates, mode="promise_in_bounds"), None
+
+        def add(total: Array, index: Array, weight: Array) -> Array:
+            updates = weight[..., None] * chunk_cotangent[:, :, None, :].astype(weight.dtype)
+            return total.at[index].add(updates, mode="promise_in_bounds")
+
+        if settings[1]:
+            return add(total, *_reads(chunk_windows, settings)), None
+        return _add_reads(add, total, chunk_windows, settings), None
 
     total = jnp.zeros(table.shape, windows["boxes"].dtype)
     if number <= chunk_size:

@@ -13,9 +13,11 @@ FIXED = settings(deadline=None, derandomize=True, max_examples=30)
 STRIDES = (4, 8, 16, 32)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3), static_argnames=("chunk_size", "stride"))
-def pool(features, rois, output_size, aligned, valid_hw=None, chunk_size=None, stride=4):
-    """ROIAlign of rois [R, 5] (image, x0, y0, x1, y1) with two samples a bin and axis."""
+@functools.partial(
+    jax.jit, static_argnums=(2, 3), static_argnames=("chunk_size", "stride", "ratio")
+)
+def pool(features, rois, output_size, aligned, valid_hw=None, chunk_size=None, stride=4, ratio=2):
+    """ROIAlign of rois [R, 5] (image, x0, y0, x1, y1) with `ratio` samples a bin and axis."""
     batch_index = rois[:, 0].astype(jnp.int32)
     return roi_align.multilevel_roi_align(
         [features],
@@ -23,7 +25,7 @@ def pool(features, rois, output_size, aligned, valid_hw=None, chunk_size=None, s
         rois[:, 1:],
         batch_index,
         output_size,
-        2,
+        ratio,
         aligned,
         valid_hw=None if valid_hw is None else [valid_hw],
         chunk_size=chunk_size,
@@ -224,10 +226,36 @@ def test_no_boxes():
     assert not gradient.any()
 
 
-def test_adaptive_sampling_is_refused():
-    features, boxes, batch_index = jnp.zeros((1, 8, 8, 1)), jnp.zeros((2, 4)), jnp.zeros(2, int)
-    with pytest.raises(ValueError, match="sampling_ratio 0 is not supported.*fixed"):
-        roi_align.multilevel_roi_align([features], [4], boxes, batch_index, 7, 0, False)
+@pytest.mark.parity
+@pytest.mark.parametrize(("aligned", "output_size"), [(False, 7), (True, 7), (True, 14)])
+def test_adaptive_sampling_matches_torchvision(golden_dir, assert_rounding, aligned, output_size):
+    """Boxes of 1 to 27 reads a bin, each with its own number along either axis."""
+    with np.load(golden_dir / "ops.npz") as file:
+        features, rois = nhwc(file["roi_align/input"]), file["roi_align/rois"]
+        name = f"roi_align/aligned{int(aligned)}_sr0_out{output_size}"
+        expected = nhwc(file[name])
+        expected_gradient = file[f"{name}_grad_input"] if output_size == 7 else None
+    for chunk_size in (None, 3):
+        pooled = pool(features, rois, output_size, aligned, chunk_size=chunk_size, ratio=0)
+        assert_rounding(pooled, expected)
+    if expected_gradient is None:
+        return
+    cotangent = nhwc(np.linspace(-1, 1, 10 * 3 * 49, dtype=np.float32).reshape(10, 3, 7, 7))
+
+    def total(features):
+        return jnp.sum(pool(features, rois, 7, aligned, chunk_size=3, ratio=0) * cotangent)
+
+    assert_rounding(jax.jit(jax.grad(total))(features), nhwc(expected_gradient))
+
+
+def test_adaptive_sampling_of_a_box_as_long_as_the_map():
+    """Ten cells a bin are ten reads, in the middles of the cells: their mean."""
+    features = ramp(4, 40)[..., :1] ** 2
+    rois = np.array([[0, 0, 0, 40, 4], [0, 7, 2, 7, 2]], np.float32)
+    pooled = pool(features, rois, 4, True, stride=1, ratio=0)
+    cells = (np.arange(40.0) ** 2).reshape(4, 10).mean(-1)
+    np.testing.assert_allclose(pooled[0, 0, :, 0], cells, rtol=1e-6)
+    assert not pooled[1].any()  # the empty box
 
 
 @pytest.mark.parametrize(
@@ -245,3 +273,9 @@ def test_wrong_shapes_are_named(features, strides, rois, message):
         roi_align.multilevel_roi_align(
             maps, strides, jnp.zeros((2, 4)), jnp.zeros(rois, int), 7, 2, False
         )
+
+
+def test_a_negative_sampling_ratio_is_refused():
+    features, boxes, batch_index = jnp.zeros((1, 8, 8, 1)), jnp.zeros((2, 4)), jnp.zeros(2, int)
+    with pytest.raises(ValueError, match="sampling_ratio must not be negative, got -1"):
+        roi_align.multilevel_roi_align([features], [4], boxes, batch_index, 7, -1, False)
