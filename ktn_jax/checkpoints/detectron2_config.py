@@ -1,11 +1,11 @@
 """Reads detectron2 configuration trees (upstream DensePose's and the KTNv2 fork's) as ours."""
 
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ktn_jax.checkpoints.detectron2_tree import Tree, short
 from ktn_jax.configs import base
 
 _HEADS = {
@@ -21,6 +21,8 @@ _PREDICTORS = {
     "KptKTNPredictor": "ktn_keypoints",
     "DensePoseKTNv2PredictorV3": "ktn_auxiliary",
 }
+# Both are the same without confidences, and with them there is no choice.
+_LOSSES = dict.fromkeys(("DensePoseChartLoss", "DensePoseChartWithConfidenceLoss"))
 _ROI_HEADS = {"DensePoseROIHeads": "panoptic", "DensePoseKTNv2Heads": "multi_instance"}
 _POOLERS = {"ROIAlign": False, "ROIAlignV2": True}
 _BACKBONES = {
@@ -38,6 +40,30 @@ _LOSS_KEYS = {
     "densepose_iou_threshold": "FG_IOU_THRESHOLD",
 }
 
+# Settings that the models here do not depend on.
+_NO_EFFECT = (
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",
+    "MODEL.ANCHOR_GENERATOR.ANGLES",
+    # Of other architectures, and of heads that are switched on elsewhere.
+    "MODEL.RETINANET.",
+    "MODEL.PANOPTIC_FPN.",
+    "MODEL.SEM_SEG_HEAD.",
+    "MODEL.ROI_BOX_CASCADE_HEAD.",
+    "MODEL.ROI_MASK_HEAD.",
+    "MODEL.ROI_KEYPOINT_HEAD.",
+    "MODEL.ROI_DENSEPOSE_HEAD.CSE.",
+    # Of KTN: files of initial values, and settings that its code does not read.
+    "MODEL.ROI_DENSEPOSE_HEAD.KPT_",
+    "MODEL.ROI_DENSEPOSE_HEAD.BBOX_SURF_RELATION_DIR",
+    "MODEL.ROI_DENSEPOSE_HEAD.PART_SURF_RELATION_DIR",
+    "MODEL.ROI_DENSEPOSE_HEAD.RES2.",
+    "MODEL.ROI_DENSEPOSE_HEAD.MIXUP.",
+    "MODEL.ROI_DENSEPOSE_HEAD.TRIPLET_LOSS.",
+    "MODEL.ROI_DENSEPOSE_HEAD.LOWRES_LOSS.",
+    "MODEL.ROI_DENSEPOSE_HEAD.UV_LOSS_WITH_WEIGHTS.",
+)
+
 _LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
     "resnet": {"rpn": ("p2", "p3", "p4", "p5", "p6"), "roi_heads": ("p2", "p3", "p4", "p5")},
     "hrnet": dict.fromkeys(("rpn", "roi_heads"), ("p1", "p2", "p3", "p4", "p5")),
@@ -54,151 +80,139 @@ def from_detectron2(tree: Mapping[str, Any]) -> ConfigDict:
         A configuration of the kind that `configs/base.py` describes.
 
     Raises:
-        ValueError: a key is missing or asks for something this project does not have; the message
-            names it.
+        ValueError: keys are missing or unknown, or ask for something this project does not have;
+            the message lists all of them.
     """
+    settings = Tree(tree)
     config = base.get_config()
     config.name = "detectron2"
     try:
-        _translate(tree, config)
-    except (TypeError, AttributeError, LookupError, OverflowError) as error:
-        raise ValueError(
-            f"a value of the detectron2 configuration is of another type than wanted: {error}"
-        ) from error
+        _translate(settings, config)
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+        settings.problems.append(f"a value is of another type than wanted: {error}")
+    problems = [*settings.problems, *settings.unknown(), *_ignored(settings)]
+    if problems:
+        lines = "\n  ".join(dict.fromkeys(problems))
+        raise ValueError(f"not supported in the detectron2 configuration:\n  {lines}")
     return config
 
 
-def _translate(tree: Mapping[str, Any], config: ConfigDict) -> None:
+def _translate(tree: Tree, config: ConfigDict) -> None:
     _backbone(tree, config.model)
     _detector(tree, config.model)
     _densepose(tree, config.model)
     _loss(tree, config)
-    config.test.short_side = _get(tree, "INPUT.MIN_SIZE_TEST")
-    config.test.max_side = _get(tree, "INPUT.MAX_SIZE_TEST")
+    config.test.short_side = tree.get("INPUT.MIN_SIZE_TEST")
+    config.test.max_side = tree.get("INPUT.MAX_SIZE_TEST")
 
 
-def _get(tree: Mapping[str, Any], key: str) -> Any:
-    """Looks up a dotted key.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    value = tree
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            raise ValueError(f"the detectron2 configuration has no {key}")
-        value = value[part]
-    return tuple(value) if isinstance(value, list) else value
+def _ignored(tree: Tree) -> list[str]:
+    """Settings of the model that were changed and that nothing here reads, one line each."""
+    is_hrnet = "hrfpn" in tree.find("MODEL.BACKBONE.NAME", "")
+    no_effect = [*_NO_EFFECT]
+    no_effect += ["MODEL.RESNETS.", "MODEL.FPN."] if is_hrnet else ["MODEL.HRNET."]
+    return [
+        f"{key} {short(value)} is not supported"
+        for key, value in tree.unread().items()
+        if key.startswith("MODEL.") and not key.startswith(tuple(no_effect))
+    ]
 
 
-def _choose(tree: Mapping[str, Any], key: str, choices: Mapping[Any, Any]) -> Any:
-    value = _get(tree, key)
-    if value not in choices:
-        raise ValueError(f"{key} {reprlib.repr(value)} is not supported: one of {list(choices)}")
-    return choices[value]
-
-
-def _require(tree: Mapping[str, Any], **wanted: Any) -> None:
-    """Refuses values other than those `wanted` (dots of the keys written as "__")."""
-    for name, value in wanted.items():
-        key = name.replace("__", ".")
-        actual = _get(tree, key)
-        if actual != value:
-            raise ValueError(f"{key} {reprlib.repr(actual)} is not supported, only {value!r}")
-
-
-def _backbone(tree: Mapping[str, Any], model: ConfigDict) -> None:
+def _backbone(tree: Tree, model: ConfigDict) -> None:
     backbone = model.backbone
-    model.pixel_mean_bgr = _get(tree, "MODEL.PIXEL_MEAN")
-    model.pixel_std_bgr = _get(tree, "MODEL.PIXEL_STD")
-    _require(tree, INPUT__FORMAT="BGR")
-    backbone.name = _choose(tree, "MODEL.BACKBONE.NAME", _BACKBONES)
+    model.pixel_mean_bgr = tree.get("MODEL.PIXEL_MEAN")
+    model.pixel_std_bgr = tree.get("MODEL.PIXEL_STD")
+    tree.require(INPUT__FORMAT="BGR")
+    backbone.name = tree.choose("MODEL.BACKBONE.NAME", _BACKBONES)
     if backbone.name == "hrnet":
-        stages = [_get(tree, f"MODEL.HRNET.STAGE{i}") for i in (2, 3, 4)]
-        backbone.hrnet_channels = tuple(tuple(s["NUM_CHANNELS"]) for s in stages)
-        backbone.hrnet_num_blocks = tuple(tuple(s["NUM_BLOCKS"]) for s in stages)
-        backbone.hrnet_num_modules = tuple(s["NUM_MODULES"] for s in stages)
+        stages = [f"MODEL.HRNET.STAGE{i}" for i in (2, 3, 4)]
+        backbone.hrnet_channels = tuple(tree.get(f"{stage}.NUM_CHANNELS") for stage in stages)
+        backbone.hrnet_num_blocks = tuple(tree.get(f"{stage}.NUM_BLOCKS") for stage in stages)
+        backbone.hrnet_num_modules = tuple(tree.get(f"{stage}.NUM_MODULES") for stage in stages)
         backbone.norm, backbone.freeze_at = "BN", 0
-        model.neck.channels = _get(tree, "MODEL.HRNET.HRFPN.OUT_CHANNELS")
+        model.neck.channels = tree.get("MODEL.HRNET.HRFPN.OUT_CHANNELS")
         return
-    _require(tree, MODEL__RESNETS__NUM_GROUPS=1, MODEL__RESNETS__DEFORM_ON_PER_STAGE=(False,) * 4)
-    _require(tree, MODEL__FPN__FUSE_TYPE="sum")
-    backbone.depth = _choose(tree, "MODEL.RESNETS.DEPTH", {50: 50, 101: 101, 152: 152})
-    backbone.stem_channels = _get(tree, "MODEL.RESNETS.STEM_OUT_CHANNELS")
-    backbone.width = _get(tree, "MODEL.RESNETS.WIDTH_PER_GROUP")
-    backbone.res2_channels = _get(tree, "MODEL.RESNETS.RES2_OUT_CHANNELS")
-    backbone.norm = _choose(
-        tree, "MODEL.RESNETS.NORM", {"FrozenBN": "FrozenBN", "BN": "BN", "SyncBN": "BN", "GN": "GN"}
+    tree.require(MODEL__RESNETS__NUM_GROUPS=1, MODEL__RESNETS__DEFORM_ON_PER_STAGE=(False,) * 4)
+    levels = ("res2", "res3", "res4", "res5")
+    tree.require(MODEL__RESNETS__OUT_FEATURES=levels, MODEL__FPN__IN_FEATURES=levels)
+    tree.require(MODEL__FPN__FUSE_TYPE="sum")
+    backbone.depth = tree.choose("MODEL.RESNETS.DEPTH", {50: 50, 101: 101, 152: 152})
+    backbone.stem_channels = tree.get("MODEL.RESNETS.STEM_OUT_CHANNELS")
+    backbone.width = tree.get("MODEL.RESNETS.WIDTH_PER_GROUP")
+    backbone.res2_channels = tree.get("MODEL.RESNETS.RES2_OUT_CHANNELS")
+    backbone.norm = tree.choose(
+        "MODEL.RESNETS.NORM", {"FrozenBN": "FrozenBN", "BN": "BN", "SyncBN": "BN", "GN": "GN"}
     )
-    backbone.stride_in_1x1 = _get(tree, "MODEL.RESNETS.STRIDE_IN_1X1")
-    backbone.res5_dilation = _get(tree, "MODEL.RESNETS.RES5_DILATION")
-    backbone.freeze_at = _get(tree, "MODEL.BACKBONE.FREEZE_AT")
-    model.neck.channels = _get(tree, "MODEL.FPN.OUT_CHANNELS")
-    model.neck.norm = _choose(tree, "MODEL.FPN.NORM", {"": "", "GN": "GN"})
+    backbone.stride_in_1x1 = tree.get("MODEL.RESNETS.STRIDE_IN_1X1")
+    backbone.res5_dilation = tree.get("MODEL.RESNETS.RES5_DILATION")
+    backbone.freeze_at = tree.get("MODEL.BACKBONE.FREEZE_AT")
+    model.neck.channels = tree.get("MODEL.FPN.OUT_CHANNELS")
+    model.neck.norm = tree.choose("MODEL.FPN.NORM", {"": "", "GN": "GN"})
 
 
-def _detector(tree: Mapping[str, Any], model: ConfigDict) -> None:
+def _detector(tree: Tree, model: ConfigDict) -> None:
     rpn, box = model.rpn, model.box_head
     levels = _LEVELS[model.backbone.name]
-    _require(tree, MODEL__RPN__IN_FEATURES=levels["rpn"])
-    _require(tree, MODEL__ROI_HEADS__IN_FEATURES=levels["roi_heads"])
-    ratios = _get(tree, "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
-    if len({tuple(level) for level in ratios}) != 1:
-        raise ValueError("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS must be the same on every level")
-    rpn.aspect_ratios = tuple(ratios[0])
-    sizes = _get(tree, "MODEL.ANCHOR_GENERATOR.SIZES")
-    num_levels = len(_get(tree, "MODEL.RPN.IN_FEATURES"))
+    tree.require(MODEL__RPN__IN_FEATURES=levels["rpn"])
+    tree.require(MODEL__ROI_HEADS__IN_FEATURES=levels["roi_heads"])
+    ratios = tree.get("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
+    if len(set(ratios)) != 1:
+        tree.problems.append("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS must be the same on every level")
+    rpn.aspect_ratios = ratios[0]
+    sizes = tree.get("MODEL.ANCHOR_GENERATOR.SIZES")
+    num_levels = len(tree.get("MODEL.RPN.IN_FEATURES"))
     sizes = sizes * num_levels if len(sizes) == 1 else sizes
-    rpn.anchor_sizes = tuple(tuple(level) for level in sizes)
-    rpn.anchor_offset = _get(tree, "MODEL.ANCHOR_GENERATOR.OFFSET")
-    rpn.delta_weights = _get(tree, "MODEL.RPN.BBOX_REG_WEIGHTS")
-    rpn.nms_threshold = _get(tree, "MODEL.RPN.NMS_THRESH")
-    rpn.batch_size_per_image = _get(tree, "MODEL.RPN.BATCH_SIZE_PER_IMAGE")
-    rpn.positive_fraction = _get(tree, "MODEL.RPN.POSITIVE_FRACTION")
-    rpn.iou_thresholds = _get(tree, "MODEL.RPN.IOU_THRESHOLDS")
+    rpn.anchor_sizes = sizes
+    rpn.anchor_offset = tree.get("MODEL.ANCHOR_GENERATOR.OFFSET")
+    rpn.delta_weights = tree.get("MODEL.RPN.BBOX_REG_WEIGHTS")
+    rpn.nms_threshold = tree.get("MODEL.RPN.NMS_THRESH")
+    rpn.batch_size_per_image = tree.get("MODEL.RPN.BATCH_SIZE_PER_IMAGE")
+    rpn.positive_fraction = tree.get("MODEL.RPN.POSITIVE_FRACTION")
+    rpn.iou_thresholds = tree.get("MODEL.RPN.IOU_THRESHOLDS")
     for ours, theirs in (("pre_nms_top_k", "PRE_NMS_TOPK"), ("post_nms_top_k", "POST_NMS_TOPK")):
         for phase in ("train", "test"):
-            rpn[f"{ours}_{phase}"] = _get(tree, f"MODEL.RPN.{theirs}_{phase.upper()}")
-    _require(
-        tree,
+            rpn[f"{ours}_{phase}"] = tree.get(f"MODEL.RPN.{theirs}_{phase.upper()}")
+    tree.require(
         MODEL__ROI_HEADS__NUM_CLASSES=1,
         MODEL__ROI_BOX_HEAD__NAME="FastRCNNConvFCHead",
         MODEL__ROI_BOX_HEAD__NUM_CONV=0,
         MODEL__RPN__HEAD_NAME="StandardRPNHead",
         MODEL__PROPOSAL_GENERATOR__NAME="RPN",
     )
-    box.pooled_size = _get(tree, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION")
-    box.sampling_ratio = _get(tree, "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO")
-    box.aligned = _choose(tree, "MODEL.ROI_BOX_HEAD.POOLER_TYPE", _POOLERS)
-    box.hidden_features = _get(tree, "MODEL.ROI_BOX_HEAD.FC_DIM")
-    box.num_layers = _get(tree, "MODEL.ROI_BOX_HEAD.NUM_FC")
-    box.delta_weights = _get(tree, "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS")
-    box.score_threshold = _get(tree, "MODEL.ROI_HEADS.SCORE_THRESH_TEST")
-    box.nms_threshold = _get(tree, "MODEL.ROI_HEADS.NMS_THRESH_TEST")
-    box.max_detections = _get(tree, "TEST.DETECTIONS_PER_IMAGE")
-    box.batch_size_per_image = _get(tree, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE")
-    box.positive_fraction = _get(tree, "MODEL.ROI_HEADS.POSITIVE_FRACTION")
-    box.iou_threshold = _get(tree, "MODEL.ROI_HEADS.IOU_THRESHOLDS")[0]
+    box.pooled_size = tree.get("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION")
+    box.sampling_ratio = tree.get("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO")
+    box.aligned = tree.choose("MODEL.ROI_BOX_HEAD.POOLER_TYPE", _POOLERS)
+    box.hidden_features = tree.get("MODEL.ROI_BOX_HEAD.FC_DIM")
+    box.num_layers = tree.get("MODEL.ROI_BOX_HEAD.NUM_FC")
+    box.delta_weights = tree.get("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS")
+    box.score_threshold = tree.get("MODEL.ROI_HEADS.SCORE_THRESH_TEST")
+    box.nms_threshold = tree.get("MODEL.ROI_HEADS.NMS_THRESH_TEST")
+    box.max_detections = tree.get("TEST.DETECTIONS_PER_IMAGE")
+    box.batch_size_per_image = tree.get("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE")
+    box.positive_fraction = tree.get("MODEL.ROI_HEADS.POSITIVE_FRACTION")
+    box.iou_threshold = tree.get("MODEL.ROI_HEADS.IOU_THRESHOLDS")[0]
 
 
-def _densepose(tree: Mapping[str, Any], model: ConfigDict) -> None:
+def _densepose(tree: Tree, model: ConfigDict) -> None:
     def get(key: str) -> Any:
-        return _get(tree, f"MODEL.ROI_DENSEPOSE_HEAD.{key}")
+        return tree.get(f"MODEL.ROI_DENSEPOSE_HEAD.{key}")
 
-    section = _get(tree, "MODEL.ROI_DENSEPOSE_HEAD")
-    decoder_kind = _choose(tree, "MODEL.ROI_HEADS.NAME", _ROI_HEADS)
+    def find(key: str, default: Any) -> Any:  # only KTN's code has these
+        return tree.find(f"MODEL.ROI_DENSEPOSE_HEAD.{key}", default)
+
+    decoder_kind = tree.choose("MODEL.ROI_HEADS.NAME", _ROI_HEADS)
     model.decoder.name = decoder_kind if get("DECODER_ON") else "none"
     model.decoder.channels = get("DECODER_CONV_DIMS")
     model.decoder.out_channels = get("DECODER_NUM_CLASSES")
     model.decoder.norm = get("DECODER_NORM")
-    model.decoder.is_multi_scale = section.get("DECODER_MULTI_SCALE_ON", False)
+    model.decoder.is_multi_scale = find("DECODER_MULTI_SCALE_ON", False)
     if model.decoder.name != "none":
-        _require(tree, MODEL__ROI_DENSEPOSE_HEAD__DECODER_COMMON_STRIDE=4)
+        tree.require(MODEL__ROI_DENSEPOSE_HEAD__DECODER_COMMON_STRIDE=4)
     head = model.densepose_head
-    head.name = _choose(tree, "MODEL.ROI_DENSEPOSE_HEAD.NAME", _HEADS)
+    head.name = tree.choose("MODEL.ROI_DENSEPOSE_HEAD.NAME", _HEADS)
     head.pooled_size = get("POOLER_RESOLUTION")
     head.sampling_ratio = get("POOLER_SAMPLING_RATIO")
-    head.aligned = _choose(tree, "MODEL.ROI_DENSEPOSE_HEAD.POOLER_TYPE", _POOLERS)
+    head.aligned = tree.choose("MODEL.ROI_DENSEPOSE_HEAD.POOLER_TYPE", _POOLERS)
     head.channels = get("CONV_HEAD_DIM")
     head.num_convs = get("NUM_STACKED_CONVS")
     head.kernel_size = get("CONV_HEAD_KERNEL")
@@ -206,35 +220,44 @@ def _densepose(tree: Mapping[str, Any], model: ConfigDict) -> None:
     head.use_non_local = bool(get("DEEPLAB.NONLOCAL_ON"))
     predictor = model.predictor
     # Upstream and the fork spell the key differently.
-    key = "PREDICTOR_NAME" if "PREDICTOR_NAME" in section else "PREDICTOR"
-    predictor.name = _choose(tree, f"MODEL.ROI_DENSEPOSE_HEAD.{key}", _PREDICTORS)
+    key = "MODEL.ROI_DENSEPOSE_HEAD.PREDICTOR"
+    key = key if tree.has(key) else f"{key}_NAME"
+    predictor.name = tree.choose(key, _PREDICTORS)
+    if key.endswith("PREDICTOR"):  # KTN's heads have keypoints of their own
+        tree.find("MODEL.KEYPOINT_ON", False)
     predictor.num_coarse_channels = get("NUM_COARSE_SEGM_CHANNELS")
     predictor.num_patches = get("NUM_PATCHES")
     predictor.kernel_size = get("DECONV_KERNEL")
     predictor.up_scale = get("UP_SCALE")
-    if get("UV_CONFIDENCE.ENABLED"):
-        kinds = {"iid_iso": "iid_iso", "indep_aniso": "indep_aniso"}
-        predictor.uv_confidence = _choose(
-            tree, "MODEL.ROI_DENSEPOSE_HEAD.UV_CONFIDENCE.TYPE", kinds
+    side = 2 * predictor.up_scale * head.pooled_size
+    if get("HEATMAP_SIZE") != side:
+        tree.problems.append(
+            f"MODEL.ROI_DENSEPOSE_HEAD.HEATMAP_SIZE {get('HEATMAP_SIZE')} is not supported, only "
+            f"the side of the outputs, {side}"
         )
+    kinds = {"iid_iso": "iid_iso", "indep_aniso": "indep_aniso"}
+    kind = tree.choose("MODEL.ROI_DENSEPOSE_HEAD.UV_CONFIDENCE.TYPE", kinds)
+    predictor.uv_confidence = kind if get("UV_CONFIDENCE.ENABLED") else ""
     predictor.has_segm_confidence = get("SEGM_CONFIDENCE.ENABLED")
     predictor.segm_confidence_epsilon = get("SEGM_CONFIDENCE.EPSILON")
-    predictor.mask_threshold = section.get("FG_MASK_THRESHOLD", 0.5)
+    predictor.mask_threshold = find("FG_MASK_THRESHOLD", 0.5)
 
 
-def _loss(tree: Mapping[str, Any], config: ConfigDict) -> None:
+def _loss(tree: Tree, config: ConfigDict) -> None:
     loss, box = config.loss, config.model.box_head
-    loss.rpn_weight = _get(tree, "MODEL.RPN.LOSS_WEIGHT")
-    loss.rpn_delta_weight = _get(tree, "MODEL.RPN.BBOX_REG_LOSS_WEIGHT")
-    loss.rpn_smooth_l1_beta = _get(tree, "MODEL.RPN.SMOOTH_L1_BETA")
-    loss.box_delta_weight = _get(tree, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT")
-    loss.box_smooth_l1_beta = _get(tree, "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA")
-    head = _get(tree, "MODEL.ROI_DENSEPOSE_HEAD")
+    loss.rpn_weight = tree.get("MODEL.RPN.LOSS_WEIGHT")
+    loss.rpn_delta_weight = tree.get("MODEL.RPN.BBOX_REG_LOSS_WEIGHT")
+    loss.rpn_smooth_l1_beta = tree.get("MODEL.RPN.SMOOTH_L1_BETA")
+    loss.box_delta_weight = tree.get("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT")
+    loss.box_smooth_l1_beta = tree.get("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA")
     for ours, theirs in _LOSS_KEYS.items():
-        loss[ours] = _get(tree, f"MODEL.ROI_DENSEPOSE_HEAD.{theirs}")
-    loss.body_mask_weight = head.get("BODY_MASK_WEIGHTS", loss.body_mask_weight)
-    loss.keypoint_weight = _get(tree, "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT")
+        loss[ours] = tree.get(f"MODEL.ROI_DENSEPOSE_HEAD.{theirs}")
+    if tree.has("MODEL.ROI_DENSEPOSE_HEAD.LOSS_NAME"):
+        tree.choose("MODEL.ROI_DENSEPOSE_HEAD.LOSS_NAME", _LOSSES)
+    key = "MODEL.ROI_DENSEPOSE_HEAD.BODY_MASK_WEIGHTS"
+    loss.body_mask_weight = tree.find(key, loss.body_mask_weight)
+    loss.keypoint_weight = tree.get("MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT")
     key = "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS"
-    loss.normalise_keypoints_by_visible = _get(tree, key)
+    loss.normalise_keypoints_by_visible = tree.get(key)
     # The reference takes all of the foreground.
     loss.densepose_rois_per_image = int(box.batch_size_per_image * box.positive_fraction)

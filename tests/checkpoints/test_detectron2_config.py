@@ -24,6 +24,12 @@ def test_values_arrive(tree):
     assert model.predictor.name == "ktn" and model.predictor.mask_threshold == 0.3
 
 
+def _problems(tree):
+    with pytest.raises(ValueError) as caught:
+        from_detectron2(tree)
+    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
@@ -46,6 +52,40 @@ def test_what_we_do_not_have_is_named(tree, section, key, value):
     node[key] = value
     with pytest.raises(ValueError, match=re.escape(f"{section}.{key}")):
         from_detectron2(tree)
+    assert len(_problems(tree)) == 1
     del node[key]
     with pytest.raises(ValueError, match=key):
         from_detectron2(tree)
+
+
+def test_all_that_we_do_not_have_is_named_at_once(tree):
+    model = tree["MODEL"]
+    model["RESNETS"] |= {"DEFORM_MODULATED": True, "DEPTH": "50"}
+    model["ROI_BOX_HEAD"]["CLS_AGNOSTIC_BBOX_REG"] = True
+    model["ROI_DENSEPOSE_HEAD"] |= {"HEATMAP_SIZE": 64, "NAME": "DensePoseEmbeddingHead"}
+    model["RPN"]["NMS_TRESH"] = 0.5
+    del model["FPN"]["OUT_CHANNELS"]
+    # Of another architecture, and of this machine: of no effect.
+    model["RETINANET"]["NUM_CONVS"] = 2
+    model["DEVICE"] = "mps"
+    problems = _problems(tree)
+    assert [re.search(r"[A-Z]\w+(\.\w+)*", line)[0] for line in problems] == [
+        "MODEL.RESNETS.DEPTH",
+        "MODEL.FPN.OUT_CHANNELS",
+        "MODEL.ROI_DENSEPOSE_HEAD.NAME",
+        "MODEL.ROI_DENSEPOSE_HEAD.HEATMAP_SIZE",
+        "MODEL.RPN.NMS_TRESH",
+        "MODEL.RESNETS.DEFORM_MODULATED",
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+    ]
+    assert "of another type than wanted, such as 50" in problems[0]
+    assert "did you mean MODEL.RPN.NMS_THRESH?" in problems[4]
+
+
+def test_settings_without_end_are_refused():
+    repeated = {"A": 1}
+    for _ in range(10):
+        repeated = {str(name): repeated for name in range(10)}
+    for tree in (repeated, {"MODEL": {7.5: 1}}):
+        with pytest.raises(ValueError, match="more than 20000 settings|a key must be text"):
+            from_detectron2(tree)
