@@ -18,9 +18,11 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from ktn_jax.checkpoints import files, imagenet, runs, torch_names
+from ktn_jax.checkpoints import files, imagenet, run_folders, runs, torch_names
+from ktn_jax.checkpoints.run_folders import CheckpointError
 from ktn_jax.modeling.detector import Detector, build_model
 from ktn_jax.ops import boxes as box_ops
+from ktn_jax.runtime import checksums
 
 Variables = dict[str, Any]
 
@@ -48,24 +50,26 @@ class PartialFit:
         return {name: nested.get(name, {}) for name in _COLLECTIONS}
 
 
-def read_variables(path: str | os.PathLike[str]) -> Variables:
+def read_variables(path: str | os.PathLike[str], *, verify: bool = True) -> Variables:
     """Reads Flax variables from a checkpoint file of the original's names or an orbax folder.
 
     Args:
         path: .pth, .pt, .pkl, .safetensors or .npz file, a folder that `write_variables` wrote, or
             the work folder of a training or one of its checkpoints; of several the newest.
+        verify: compare the files of a folder with their checksums first.
 
     Returns:
         {"params": ..., "batch_stats": ..., "constants": ...} of NumPy arrays.
 
     Raises:
         FileNotFoundError: nothing is there.
+        CheckpointError: the files of a folder are damaged.
         ValueError: the file cannot be read, or holds names that are not known; the message says
             which.
     """
     path = _existing(path)
     if path.is_dir():
-        return _read_training(path) or _read_orbax(path)
+        return _read_training(path, verify) or _read_orbax(path, verify)
     state = files.read_state_dict(path)
     try:
         return torch_names.to_flax(state)
@@ -88,14 +92,18 @@ def write_variables(path: str | os.PathLike[str], variables: Mapping[str, Any]) 
         raise FileExistsError(f"{path} exists: give a new folder, or remove it first")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), jax.tree.map(np.asarray, dict(variables)))
+    checksums.write_checksums(path)
 
 
-def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:
+def convert(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, verify: bool = True
+) -> int:
     """Converts weights between the formats of `read_variables` and `write_variables`.
 
     Args:
         source: a file or a folder.
         target: a file, by its suffix, or a new folder for orbax.
+        verify: compare the files of a folder with their checksums first.
 
     Returns:
         The number of parameters written.
@@ -106,7 +114,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> i
         ValueError: the source cannot be read or holds names that are not known, or the target's
             suffix is not known.
     """
-    variables = read_variables(source)
+    variables = read_variables(source, verify=verify)
     write_variables(target, variables)
     return count_parameters(variables)
 
@@ -118,23 +126,29 @@ def _existing(path: str | os.PathLike[str]) -> pathlib.Path:
     return path
 
 
-def _read_training(path: pathlib.Path) -> Variables | None:
+def _read_training(path: pathlib.Path, verify: bool) -> Variables | None:
     """Reads the newest checkpoint of a training; None for a folder of another kind."""
-    found = runs.find_checkpoint(path)
+    found = run_folders.find_checkpoint(path)
     if found is None:
         return None
-    variables, config = runs.read_checkpoint(found)
-    return variables | {"constants": constants(ConfigDict(config["model"]))}
+    variables, config = runs.read_checkpoint(found, verify=verify)
+    try:
+        return variables | {"constants": constants(ConfigDict(config["model"]))}
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{found}: the configuration in it is damaged: {error}") from error
 
 
-def _read_orbax(path: pathlib.Path) -> Variables:
+def _read_orbax(path: pathlib.Path, verify: bool) -> Variables:
+    if verify:
+        run_folders.check_checkpoint(path, "")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(path.absolute())
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is no orbax checkpoint of a model: {error}") from error
+    except Exception as error:  # orbax and TensorStore raise a dozen kinds on damaged files
+        reason = run_folders.first_lines(error)
+        raise CheckpointError(f"{path} is no orbax checkpoint of a model: {reason}") from error
     if not isinstance(restored, Mapping) or "params" not in restored:
-        raise ValueError(f"{path} holds no params: is it a model's checkpoint?")
+        raise CheckpointError(f"{path} holds no params: is it a model's checkpoint?")
     variables: Variables = jax.tree.map(np.asarray, dict(restored))
     return variables
 
@@ -171,12 +185,13 @@ def count_parameters(variables: Mapping[str, Any]) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))
 
 
-def load(config: ConfigDict, path: str | os.PathLike[str]) -> Variables:
+def load(config: ConfigDict, path: str | os.PathLike[str], *, verify: bool = True) -> Variables:
     """Reads the weights of a configuration's model.
 
     Args:
         config: a whole configuration.
         path: see `read_variables`.
+        verify: see `read_variables`.
 
     Returns:
         {"params": ..., "batch_stats": ...} of NumPy arrays that fit the model exactly.
@@ -186,7 +201,7 @@ def load(config: ConfigDict, path: str | os.PathLike[str]) -> Variables:
         ValueError: keys are missing, unexpected or mis-shaped (all are listed, in the original's
             names), or constants in the file contradict the configuration.
     """
-    return fit(config, read_variables(path), str(path))
+    return fit(config, read_variables(path, verify=verify), str(path))
 
 
 def fit(config: ConfigDict, variables: Mapping[str, Any], source: str) -> Variables:
@@ -222,12 +237,15 @@ def check_fit(abstract: Variables, variables: Mapping[str, Any], source: str) ->
         )
 
 
-def load_partly(config: ConfigDict, path: str | os.PathLike[str]) -> PartialFit:
+def load_partly(
+    config: ConfigDict, path: str | os.PathLike[str], *, verify: bool = True
+) -> PartialFit:
     """Reads what a source has for a configuration's model.
 
     Args:
         config: a whole configuration.
         path: see `read_variables`; also an ImageNet ResNet (Caffe2's MSRA names, or torchvision's).
+        verify: see `read_variables`.
 
     Returns:
         The arrays that fit, and the names of those that do not.
@@ -238,7 +256,10 @@ def load_partly(config: ConfigDict, path: str | os.PathLike[str]) -> PartialFit:
             constants in the file or the needs of an ImageNet backbone contradict the configuration.
     """
     path = _existing(path)
-    variables, unknown = (read_variables(path), []) if path.is_dir() else _read_known(config, path)
+    if path.is_dir():
+        variables, unknown = read_variables(path, verify=verify), list[str]()
+    else:
+        variables, unknown = _read_known(config, path)
     _check_constants(config.model, variables.get("constants", {}), str(path))
     wanted = flatten(abstract_variables(build_model(config.model)))
     actual = flatten(variables)

@@ -68,6 +68,16 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
     )
 
 
+def add_verify_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --no-verify, for commands that read checkpoints of our own."""
+    parser.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="read checkpoints without comparing their files with the checksums",
+    )
+
+
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `join_processes` reads."""
     group = parser.add_argument_group("several processes")

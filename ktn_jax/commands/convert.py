@@ -12,17 +12,20 @@ EXAMPLES = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this subcommand."""
+    from ktn_jax import commands
+
     parser.add_argument(
         "source",
         help=".pth, .pkl, .safetensors or .npz file, orbax folder, or work folder of `ktn train`",
     )
     parser.add_argument("target", help=".pth, .pkl or .safetensors file, or a new folder (orbax)")
+    commands.add_verify_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, translates and writes the weights; unknown names are an error."""
     from ktn_jax.checkpoints import weights
 
-    count = weights.convert(arguments.source, arguments.target)
+    count = weights.convert(arguments.source, arguments.target, verify=arguments.verify)
     print(f"{count:,} parameters written to {arguments.target}")  # noqa: T201
     return 0

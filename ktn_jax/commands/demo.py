@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ktn_jax.demo.run import DemoRequest, run_demo
     from ktn_jax.training.trainer import NonFiniteError
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports every step of every save
+    # orbax reports every step of every save there, and every error, which it raises too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     if arguments.steps is not None and arguments.steps < 1 or arguments.test_images < 1:
         raise ValueError("--steps and --test-images must be at least 1")
     request = DemoRequest(

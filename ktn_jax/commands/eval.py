@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--random-weights", action="store_true", help="untrained weights, to try the command"
     )
+    commands.add_verify_argument(parser)
     parser.add_argument(
         "--data",
         metavar="DIR|synthetic",
@@ -225,7 +226,7 @@ def _variables(arguments: argparse.Namespace, config: "ConfigDict") -> Mapping[s
 
     if arguments.random_weights:
         return weights.initialise(config, seed=0)
-    return weights.load(config, arguments.weights)
+    return weights.load(config, arguments.weights, verify=arguments.verify)
 
 
 def _held_out_people(arguments: argparse.Namespace, config: "ConfigDict") -> "HeldOutPeople":

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="untrained weights, to measure speed and memory",
     )
+    commands.add_verify_argument(parser)
     parser.add_argument("--output", required=True, type=_path, help="folder to write into")
     parser.add_argument(
         "--overwrite",
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.random_weights:
             variables = weights.initialise(config, seed=0)
         else:
-            variables = weights.load(config, arguments.weights)
+            variables = weights.load(config, arguments.weights, verify=arguments.verify)
         described = dataset.describe_run(config, variables, data=b"")
         predictor = Predictor(Stages(config, variables))
         del variables  # so that weights which inference does not need are freed

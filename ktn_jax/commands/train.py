@@ -36,6 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         help="initial weights: a checkpoint file, an ImageNet ResNet, or a work folder",
     )
+    parser.add_argument(
+        "--from-step",
+        type=int,
+        metavar="N",
+        help="resume from the checkpoint of this step, not from the last one; those after it are "
+        "moved to WORKDIR/set_aside",
+    )
+    commands.add_verify_argument(parser)
     commands.add_process_arguments(parser)
 
 
@@ -49,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ktn_jax.runtime import configuration
     from ktn_jax.training.trainer import NonFiniteError, make_detector_trainer
 
-    # orbax reports every step of every save there.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # orbax reports every step of every save there, and every error, which it raises too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     changes = list(arguments.changes)
     if arguments.weights is not None:
         changes.append(f"training.weights={arguments.weights!r}")
@@ -61,7 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     if config.training.evaluate_every:
         evaluate = RepeatedEvaluation(config, arguments.workdir / EVALUATION_FOLDER, processes)
     try:
-        with make_detector_trainer(config, arguments.workdir) as trainer:
+        with make_detector_trainer(
+            config, arguments.workdir, from_step=arguments.from_step, verify=arguments.verify
+        ) as trainer:
             end = trainer.fit(data.batches_from, evaluate)
     except NonFiniteError as error:
         print(f"ktn train: {error}", file=sys.stderr)  # noqa: T201

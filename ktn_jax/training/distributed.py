@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 HostBatch = Mapping[str, np.ndarray]  # this process's rows, as the data pipeline makes them
@@ -47,6 +48,12 @@ def join_processes(
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except RuntimeError as error:
         raise ValueError(f"the processes cannot be joined: {error}") from error
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process of the run has called this with the same name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def make_mesh(num_devices: int = 0) -> Mesh:

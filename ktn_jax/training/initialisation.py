@@ -63,7 +63,9 @@ def build_trained_model(config: ConfigDict) -> Detector:
     return build_model(config.model, compute=compute, graph=initial_edges(config))
 
 
-def make_initial(config: ConfigDict, source: str | os.PathLike[str] = "") -> Initial:
+def make_initial(
+    config: ConfigDict, source: str | os.PathLike[str] = "", *, verify: bool = True
+) -> Initial:
     """Makes the variables that training starts from.
 
     Args:
@@ -71,6 +73,7 @@ def make_initial(config: ConfigDict, source: str | os.PathLike[str] = "") -> Ini
         source: weights of any kind that the project reads, an ImageNet ResNet (Caffe2's MSRA names,
             or torchvision's), a work folder or a checkpoint of our own; empty to start from
             scratch.
+        verify: compare the files of a folder with their checksums first.
 
     Returns:
         The variables: those that the source has, and random values for the rest.
@@ -84,7 +87,7 @@ def make_initial(config: ConfigDict, source: str | os.PathLike[str] = "") -> Ini
     if not source:
         _check_from_scratch(config.model)
         return Initial(variables=_draw(config))
-    fit = weights.load_partly(config, source)
+    fit = weights.load_partly(config, source, verify=verify)
     return Initial(variables=fit.fill_in(_draw(config)), source=source, fit=fit)
 
 

@@ -5,6 +5,7 @@ import time
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from ktn_jax.training.step import StepMetrics
 from ktn_jax.training.tracking import Averages, MetricsWriter, Progress, Speed
@@ -20,6 +21,7 @@ class RunLog:
         workdir: str | os.PathLike[str],
         *,
         first_step: int,
+        unreported: Mapping[str, Any],
         total_steps: int,
         batch_size: int,
         log_every: int,
@@ -30,6 +32,7 @@ class RunLog:
         Args:
             workdir: for the files of metrics.
             first_step: steps that were taken before.
+            unreported: what `unreported` gave after them.
             total_steps: of the whole run.
             batch_size: images of a step.
             log_every: steps between two reports.
@@ -37,7 +40,7 @@ class RunLog:
         """
         self.steps = first_step  # whose metrics were added
         self._batch_size, self._log_every = batch_size, log_every
-        self._since_report, self._since_save = Averages(), Averages()
+        self._since_report, self._since_save = Averages.from_json(unreported), Averages()
         self._is_shown = is_first_process
         self._writer = MetricsWriter(workdir, first_step) if is_first_process else None
         self._progress = Progress(first_step, total_steps, is_shown=is_first_process)
@@ -91,6 +94,10 @@ class RunLog:
         values["images_per_second"] = self._speed.take()
         self._progress.show(values)
         self._write(values)
+
+    def unreported(self) -> dict[str, Any]:
+        """The steps since the last report, as JSON values, for a run that resumes from here."""
+        return self._since_report.to_json()
 
     def take_loss(self) -> dict[str, float]:
         """The mean `loss` since the last call, for a checkpoint; empty without a step."""

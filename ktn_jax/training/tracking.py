@@ -119,6 +119,18 @@ class Averages:
         self._sums: dict[str, float] = collections.defaultdict(float)
         self._count = 0
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Averages":
+        """Continues from what `to_json` gave; from no step if it is empty."""
+        averages = cls()
+        averages._sums.update(content.get("sums", {}))
+        averages._count = content.get("steps", 0)
+        return averages
+
+    def to_json(self) -> dict[str, Any]:
+        """The sums and the number of steps, as JSON values."""
+        return {"steps": self._count, "sums": dict(self._sums)}
+
     def add(self, metrics: StepMetrics) -> None:
         """Adds a step, whose arrays are on the host."""
         self._count += 1

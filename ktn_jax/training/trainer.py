@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ktn_jax.checkpoints import weights
+from ktn_jax.checkpoints import run_folders, weights
 from ktn_jax.checkpoints.runs import Checkpoints, RunRecord
 from ktn_jax.training import distributed, initialisation
 from ktn_jax.training.distributed import Batch, HostBatch
@@ -98,6 +98,9 @@ class Trainer:
         loss_fn: LossFn,
         abstract: Variables,
         initialise: Callable[[], Variables],
+        *,
+        from_step: int | None = None,
+        verify: bool = True,
     ):
         """Restores the last checkpoint in `workdir`, or makes the first state.
 
@@ -110,9 +113,12 @@ class Trainer:
             abstract: shapes of the {"params", "batch_stats"} that train.
             initialise: makes the initial values, NumPy or JAX arrays; not called when a checkpoint
                 is resumed from.
+            from_step: resume from the checkpoint of this step; those after it are moved to
+                WORKDIR/set_aside.
+            verify: compare the checkpoint's files with their checksums before they are read.
 
         Raises:
-            CheckpointError: the last checkpoint is damaged or of another model.
+            CheckpointError: the checkpoint is damaged, of another model or not there.
             ValueError: a value of the configuration that does not fit.
         """
         self.config = config
@@ -131,11 +137,18 @@ class Trainer:
         self._replicate = jax.jit(
             lambda tree: tree, out_shardings=distributed.replicated(self.mesh)
         )
+        self._set_aside: list[int] = []  # steps of checkpoints
+        if from_step is not None:
+            if jax.process_index() == 0:
+                self._set_aside = run_folders.return_to(workdir, from_step, verify=verify)
+            distributed.wait_for_all("checkpoints set aside")
+            verify = False  # it is done
         with contextlib.ExitStack() as opened:
             training = config.training
             self.checkpoints = opened.enter_context(
-                Checkpoints(workdir, training.keep_last, training.best_metric)
+                Checkpoints(workdir, training.keep_last, training.best_metric, verify=verify)
             )
+            self._resumed: RunRecord | None = None
             latest = self.checkpoints.latest_step()
             if latest is None:
                 placements = {name: getattr(shardings, name) for name in _COLLECTIONS}
@@ -144,6 +157,7 @@ class Trainer:
                 placed = distributed.to_mesh(variables, placements)
                 self.state = jax.jit(create, out_shardings=shardings)(placed)
             else:
+                self._resumed = self.checkpoints.read_run(latest)
                 self.state = self.checkpoints.restore(latest, shapes, shardings)
             self.steps_taken = int(self.state.step)
             self.train_step = make_train_step(
@@ -196,8 +210,11 @@ class Trainer:
         Args:
             metrics: to choose the best checkpoint by, see `Checkpoints`.
         """
-        record = RunRecord(config=_as_json(self.config), data_position=self.steps_taken)
-        self.checkpoints.save(self.state, self.steps_taken, record, metrics or {})
+        self._save(metrics or {}, unreported={})
+
+    def _save(self, metrics: Mapping[str, float], unreported: Mapping[str, Any]) -> None:
+        record = RunRecord(_as_json(self.config), self.steps_taken, unreported)
+        self.checkpoints.save(self.state, self.steps_taken, record, metrics)
 
     def variables(self) -> Variables:
         """The weights to evaluate or export, on one device of this process.
@@ -257,7 +274,7 @@ class Trainer:
                 stop.read(behind=_STEPS_BEHIND)
                 if is_saved:
                     scores = self._evaluate(evaluate, log) if evaluate and is_scored else {}
-                    self.save(log.take_loss() | scores)
+                    self._save(log.take_loss() | scores, log.unreported())
             self._settle(log, pending, behind=0)
             log.report()
             self.save(log.take_loss())
@@ -266,9 +283,11 @@ class Trainer:
         return TrainingEnd(self.steps_taken, self.steps_taken >= total, self.state)
 
     def _open_log(self) -> RunLog:
+        run = self._resumed
         return RunLog(
             self._workdir,
             first_step=self.steps_taken,
+            unreported=run.unreported if run and run.data_position == self.steps_taken else {},
             total_steps=self.config.total_steps,
             batch_size=self.config.batch_size,
             log_every=self.config.training.log_every,
@@ -311,10 +330,14 @@ class Trainer:
             f"{parameters:,} parameters on {self.mesh.size} devices of {jax.process_count()} "
             f"processes ({jax.devices()[0].platform})"
         )
-        if self.steps_taken not in self.checkpoints.steps():
+        if self._set_aside:
+            moved = ", ".join(map(str, self._set_aside))
+            folder = self._workdir / run_folders.SET_ASIDE
+            log.say(f"the checkpoints of later steps ({moved}) were moved to {folder}")
+        if self._resumed is None:
             return
         log.say(f"resuming after step {self.steps_taken} from {self.checkpoints.directory}")
-        stored = _flatten(self.checkpoints.read_run(self.steps_taken).config)
+        stored = _flatten(self._resumed.config)
         current = _flatten(_as_json(self.config))
         for name in sorted(stored.keys() | current.keys()):
             before, now = stored.get(name), current.get(name)
@@ -322,18 +345,30 @@ class Trainer:
                 log.say(f"changed since: {name}: {before} -> {now}")
 
 
-def make_detector_trainer(config: ConfigDict, workdir: str | os.PathLike[str]) -> Trainer:
-    """Makes the trainer of a configuration's detector; `training.weights` initialises it."""
+def make_detector_trainer(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    *,
+    from_step: int | None = None,
+    verify: bool = True,
+) -> Trainer:
+    """Makes the trainer of a configuration's detector; `training.weights` initialises it.
+
+    See `Trainer` for the arguments.
+    """
     model = initialisation.build_trained_model(config)
 
     def initialise() -> Variables:
-        initial = initialisation.make_initial(config, config.training.weights)
+        initial = initialisation.make_initial(config, config.training.weights, verify=verify)
         if jax.process_index() == 0:
             tqdm.write("\n".join(initial.report()), file=sys.stderr)
         return initial.variables
 
     loss_fn = make_loss_fn(model, config.loss)
-    return Trainer(config, workdir, loss_fn, weights.abstract_variables(model), initialise)
+    abstract = weights.abstract_variables(model)
+    return Trainer(
+        config, workdir, loss_fn, abstract, initialise, from_step=from_step, verify=verify
+    )
 
 
 def _is_on_devices(batch: HostBatch | Batch) -> TypeGuard[Batch]:

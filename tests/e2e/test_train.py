@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from ktn_jax.checkpoints import runs
+from ktn_jax.checkpoints import run_folders, runs
 from ktn_jax.data_pipelines.loading.configured import make_training_data
 from ktn_jax.ops.interpolate import read_points
 from ktn_jax.runtime.configuration import load_config
@@ -152,7 +152,7 @@ def test_a_killed_run_ends_in_the_same_bits_and_the_same_file(folder, start, str
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert int(runs.find_checkpoint(folder / "killed").name) < STEPS
+    assert int(run_folders.find_checkpoint(folder / "killed").name) < STEPS
     finish(folder, start("killed"))
     for (path, ours), (_, theirs) in zip(
         read_state(folder / "killed"), read_state(straight), strict=True
@@ -200,7 +200,7 @@ def test_four_images_are_learnt_by_heart(tmp_path):
     config = load_config("configs/ktn.py:tiny", changes)
     model = initialisation.build_trained_model(config)
     batch = next(make_training_data(config).batches_from(0))
-    variables, _ = runs.read_checkpoint(runs.find_checkpoint(tmp_path))
+    variables, _ = runs.read_checkpoint(run_folders.find_checkpoint(tmp_path))
     assert patch_accuracy(model, variables, batch) > 0.95
 
 

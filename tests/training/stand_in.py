@@ -109,16 +109,17 @@ def batches_from(step, change=None, delay=0.0):
         step += 1
 
 
-def make_trainer(config, workdir, loss_fn=loss_fn, initialise=initialise):
-    """The trainer of the stand-in."""
+def make_trainer(config, workdir, loss_fn=loss_fn, initialise=initialise, **options):
+    """The trainer of the stand-in; `options` are those of `Trainer`."""
     from ktn_jax.training.trainer import Trainer
 
-    return Trainer(config, workdir, loss_fn, jax.eval_shape(initialise), initialise)
+    abstract = jax.eval_shape(initialise)
+    return Trainer(config, workdir, loss_fn, abstract, initialise, **options)
 
 
-def train(config, workdir, change=None, delay=0.0, evaluate=None):
+def train(config, workdir, change=None, delay=0.0, evaluate=None, **options):
     """Trains the stand-in."""
-    with make_trainer(config, workdir) as trainer:
+    with make_trainer(config, workdir, **options) as trainer:
         return trainer.fit(lambda step: batches_from(step, change, delay), evaluate)
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ktn_jax.checkpoints import runs
+from ktn_jax.checkpoints import run_folders, runs
 from ktn_jax.training import distributed, optimizer
 from ktn_jax.training.state import create_state
 
@@ -119,7 +119,7 @@ def test_another_model_is_refused(make, tmp_path):
         checkpoints.save(state, 5, RECORD, {"loss": 1.0})
         checkpoints.wait()
         _, shapes, shardings = make(features=9)
-        with pytest.raises(runs.CheckpointError, match="does not fit") as caught:
+        with pytest.raises(run_folders.CheckpointError, match="does not fit") as caught:
             checkpoints.restore(5, shapes, shardings)
     assert "--weights" in str(caught.value)
 
@@ -128,12 +128,12 @@ def test_half_written_checkpoints_are_not_seen(make, tmp_path):
     state, _, _ = make()
     with runs.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, 5, RECORD, {"loss": 1.0})
-    folder = tmp_path / runs.FOLDER
+    folder = tmp_path / run_folders.FOLDER
     half = folder / "7.orbax-checkpoint-tmp"
     shutil.copytree(folder / "5", half)
     (half / "commit_success.txt").unlink()
     shutil.rmtree(half / "state" / "d")
-    assert runs.find_checkpoint(tmp_path) == folder / "5"
+    assert run_folders.find_checkpoint(tmp_path) == folder / "5"
     with runs.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [5]
         checkpoints.save(state, 6, RECORD, {"loss": 1.0})
@@ -146,10 +146,10 @@ def test_the_model_in_a_checkpoint_is_read_from_any_of_its_folders(make, tmp_pat
     with runs.Checkpoints(tmp_path) as checkpoints:
         for step in (5, 10):
             checkpoints.save(state.replace(step=state.step + step), step, RECORD, {"loss": 1.0})
-    newest = tmp_path / runs.FOLDER / "10"
-    for path in (tmp_path, tmp_path / runs.FOLDER, newest):
-        assert runs.find_checkpoint(path) == newest
-    assert runs.find_checkpoint(tmp_path / "elsewhere") is None
+    newest = tmp_path / run_folders.FOLDER / "10"
+    for path in (tmp_path, tmp_path / run_folders.FOLDER, newest):
+        assert run_folders.find_checkpoint(path) == newest
+    assert run_folders.find_checkpoint(tmp_path / "elsewhere") is None
     variables, config = runs.read_checkpoint(newest)
     assert config == {"model": {"name": "x"}}
     for name in ("params", "batch_stats"):
@@ -159,16 +159,59 @@ def test_the_model_in_a_checkpoint_is_read_from_any_of_its_folders(make, tmp_pat
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_damage_is_named(make, tmp_path):
-    state, shapes, shardings = make()
-    with runs.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, 5, RECORD, {"loss": 1.0})
-    broken = tmp_path / runs.FOLDER / "5" / "state"
-    for path in broken.rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(runs.CheckpointError, match="checkpoints/5"):
-        runs.read_checkpoint(broken.parent)
-    with runs.Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(runs.CheckpointError, match="checkpoints/5"):
-            checkpoints.restore(5, shapes, shardings)
+def damages(path):
+    """Contents of a damaged file; None for a file that is not there."""
+    content = path.read_bytes()
+    yield from (None, b"", content[: len(content) // 2], b"{}")
+    for place, bit in ((0, 1), (len(content) // 3, 32), (len(content) - 1, 4)):
+        yield content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
+
+
+def leaves_of(reading):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(reading)]
+
+
+@pytest.fixture(scope="module")
+def written(stand_in, tmp_path_factory):
+    """Two checkpoints."""
+    folder = tmp_path_factory.mktemp("written")
+    config = stand_in.make_config(total_steps=4, checkpoint_every=2)
+    stand_in.train(config, folder)
+    return folder
+
+
+def test_every_damage_is_one_error_or_changes_nothing(make, written, tmp_path):
+    """Of every file of a checkpoint, in seven ways each; the one before is offered."""
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    newest = tmp_path / run_folders.FOLDER / "4"
+    _, shapes, shardings = make()
+
+    def restore():
+        with runs.Checkpoints(tmp_path) as checkpoints:
+            return checkpoints.restore(4, shapes, shardings)
+
+    def read():
+        return runs.read_checkpoint(newest)
+
+    whole = {reading: leaves_of(reading()) for reading in (restore, read)}
+    refused = 0
+    for path in sorted(path for path in newest.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for damaged in damages(path):
+            path.unlink()
+            if damaged is not None:
+                path.write_bytes(damaged)
+            for reading in whole:
+                try:
+                    found = leaves_of(reading())
+                except run_folders.CheckpointError as error:
+                    said = str(error)
+                    assert "checkpoints/4" in said and "step 2 is whole" in said, said
+                    assert len(said.splitlines()) <= 2
+                    refused += 1
+                else:
+                    assert found == whole[reading], path
+            path.write_bytes(content)
+    assert refused > 150
+    for reading, leaves in whole.items():
+        assert leaves_of(reading()) == leaves

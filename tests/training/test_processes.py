@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from ktn_jax.checkpoints import runs
+from ktn_jax.checkpoints import run_folders, runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 60
@@ -50,7 +50,7 @@ def start(stand_in, compiled_programs):
 
 
 def end_of(workdir):
-    variables, _ = runs.read_checkpoint(runs.find_checkpoint(workdir))
+    variables, _ = runs.read_checkpoint(run_folders.find_checkpoint(workdir))
     return jax.tree.leaves(variables)
 
 
@@ -66,10 +66,10 @@ def finish(process, code=0):
 def wait_for_checkpoint(workdir, process):
     """The first checkpoint's step, once it is there."""
     deadline = time.monotonic() + 120
-    while runs.find_checkpoint(workdir) is None:
+    while run_folders.find_checkpoint(workdir) is None:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    return int(runs.find_checkpoint(workdir).name)
+    return int(run_folders.find_checkpoint(workdir).name)
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +89,11 @@ def test_a_killed_run_loses_nothing_beyond_its_last_save(stand_in, start, straig
     wait_for_checkpoint(tmp_path, process)
     time.sleep(random.Random(seed).uniform(0, 1.5))
     # What is on disk now was saved; it must be there afterwards, or something newer.
-    before = int(runs.find_checkpoint(tmp_path).name)
+    before = int(run_folders.find_checkpoint(tmp_path).name)
     assert process.poll() is None
     process.kill()
     process.communicate()
-    after = runs.find_checkpoint(tmp_path)
+    after = run_folders.find_checkpoint(tmp_path)
     runs.read_checkpoint(after)
     assert before <= int(after.name) < STEPS
     stand_in.train(stand_in.make_config(**changes), tmp_path)
@@ -112,7 +112,7 @@ def test_sigterm_ends_with_its_own_code_and_the_run_resumes(stand_in, start, str
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     finish(process, code=75)
-    assert 0 < int(runs.find_checkpoint(tmp_path).name) < STEPS
+    assert 0 < int(run_folders.find_checkpoint(tmp_path).name) < STEPS
     stand_in.train(stand_in.make_config(**changes), tmp_path)
     for ours, theirs in zip(end_of(tmp_path), straight, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -150,7 +150,7 @@ def test_two_processes_of_four_devices_are_one_device(stand_in, start, tmp_path)
     both[1].send_signal(signal.SIGTERM)
     for process in both:
         finish(process, code=75)
-    assert 0 < int(runs.find_checkpoint(together).name) < 24
+    assert 0 < int(run_folders.find_checkpoint(together).name) < 24
     for process in start_both():
         finish(process)
     alone = tmp_path / "alone"

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ktn_jax.checkpoints import runs
+from ktn_jax.checkpoints import run_folders, runs
 from ktn_jax.training.trainer import NonFiniteError
 
 
@@ -89,6 +89,57 @@ def test_resuming_changes_no_bit(stand_in, straight, tmp_path):
     stand_in.train(stand_in.make_config(total_steps=5), tmp_path)
     resumed = stand_in.train(stand_in.make_config(), tmp_path)
     assert_states_equal(resumed.state, straight[0].state)
+
+
+def test_a_line_of_metrics_has_the_steps_before_the_kill(stand_in, straight, tmp_path):
+    """Killed after the checkpoint of step 3: the line of step 4 is the mean of steps 3 and 4."""
+
+    def kill(step, batch):
+        if step == 7:
+            raise OSError("killed")
+
+    with pytest.raises(OSError, match="killed"):
+        stand_in.train(stand_in.make_config(), tmp_path, change=kill)
+    with runs.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [3]
+        unreported = checkpoints.read_run(3).unreported
+    assert unreported["steps"] == 1 and unreported["sums"]["loss"] > 0
+    stand_in.train(stand_in.make_config(), tmp_path)
+    ours, theirs = read_metrics(tmp_path), read_metrics(straight[1])
+    for line in (*ours, *theirs):
+        del line["images_per_second"]
+    assert ours == theirs
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(content)
+
+
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
+    stand_in, straight, tmp_path, capsys
+):
+    stand_in.train(stand_in.make_config(), tmp_path)
+    folder = tmp_path / run_folders.FOLDER
+    flip_a_bit(next((folder / "8" / "state" / "d").iterdir()))
+    with pytest.raises(
+        run_folders.CheckpointError, match=r"8/state/d/.*damaged.*step 6 is whole.*"
+    ):
+        stand_in.train(stand_in.make_config(), tmp_path)
+    with pytest.raises(
+        run_folders.CheckpointError, match="no checkpoint of step 5, it has 3, 6, 8"
+    ):
+        stand_in.train(stand_in.make_config(), tmp_path, from_step=5)
+    end = stand_in.train(stand_in.make_config(), tmp_path, from_step=6)
+    assert_states_equal(end.state, straight[0].state)
+    said = capsys.readouterr().err
+    assert f"later steps (8) were moved to {tmp_path / 'set_aside'}" in said
+    assert [line["step"] for line in read_metrics(tmp_path)] == [2, 4, 6, 8]
+    assert run_folders.checkpoint_steps(tmp_path / "set_aside") == [8]
+    # Those of an earlier time stay.
+    assert run_folders.return_to(tmp_path, 3) == [6, 8]
+    assert sorted(path.name for path in (tmp_path / "set_aside").iterdir()) == ["6", "8", "8-2"]
 
 
 def test_resuming_on_other_devices(stand_in, straight, tmp_path):
@@ -184,7 +235,7 @@ def test_the_average_follows_the_parameters(stand_in, tmp_path):
         outcome.state.params,
     )
     assert_states_equal(outcome.state.ema_params, expected, rtol=1e-5, atol=1e-6)
-    read, _ = runs.read_checkpoint(runs.find_checkpoint(tmp_path))
+    read, _ = runs.read_checkpoint(run_folders.find_checkpoint(tmp_path))
     assert_states_equal(read["params"], outcome.state.ema_params)
 
 
@@ -239,11 +290,11 @@ def test_scores_stand_beside_the_losses_and_choose_the_best_checkpoint(stand_in,
     with runs.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [4, 7] and checkpoints.best_step() == 4
     # What was scored is what was saved.
-    read, _ = runs.read_checkpoint(tmp_path / runs.FOLDER / "4")
+    read, _ = runs.read_checkpoint(tmp_path / run_folders.FOLDER / "4")
     assert_states_equal(scorer.seen[1], read)
     # Evaluation changes nothing of the training.
     alone = stand_in.train(stand_in.make_config(total_steps=7), tmp_path / "alone")
-    read, _ = runs.read_checkpoint(tmp_path / runs.FOLDER / "7")
+    read, _ = runs.read_checkpoint(tmp_path / run_folders.FOLDER / "7")
     assert_states_equal(read["params"], alone.state.params)
 
 
