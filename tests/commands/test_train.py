@@ -44,6 +44,7 @@ def run(tmp_path, *arguments):
         (["--set=model.backbone.norm='FrozenBN'"], "give --weights"),
         (["--weights=nowhere.pkl"], "no weights at nowhere.pkl"),
         (["--num-processes=2"], "need --coordinator"),
+        (["--from-step=13"], "no checkpoint of step 13, it has none"),
     ],
 )
 def test_mistakes_are_messages(tmp_path, capsys, arguments, message):
@@ -79,7 +80,7 @@ def pretend(monkeypatch):
 
     def put(fit):
         stand_in = contextlib.nullcontext(types.SimpleNamespace(fit=fit))
-        monkeypatch.setattr(trainer, "make_detector_trainer", lambda *arguments: stand_in)
+        monkeypatch.setattr(trainer, "make_detector_trainer", lambda *_, **__: stand_in)
 
     return put
 
