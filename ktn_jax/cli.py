@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import ktn_jax
 from ktn_jax import commands
-from ktn_jax.runtime import host_memory, jax_setup
+from ktn_jax.runtime import host_memory, jax_setup, progress
 
 COMMANDS = ("predict", "convert", "verify", "train", "eval", "config", "data", "demo")
 
@@ -50,8 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         host_memory.restart_with_huge_pages()
     jax_setup.prepare()
+    jax_setup.silence_compiler()
     try:
-        code: int = arguments.run(arguments)
+        with progress.on_command_line(is_quiet=getattr(arguments, "quiet", False)):
+            code: int = arguments.run(arguments)
         return code
     # Errors that a user can correct become a message; others are bugs and keep their traceback.
     except (ValueError, OSError, KeyError, ImportError) as error:

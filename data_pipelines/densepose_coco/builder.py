@@ -27,6 +27,7 @@ from ktn_jax.data_pipelines.coco.annotations import (
 )
 from ktn_jax.data_pipelines.densepose_coco.densepose_coco_dataset_builder import Builder
 from ktn_jax.data_pipelines.loading.sources import SourceError
+from ktn_jax.runtime import progress
 from ktn_jax.runtime.images import decode_image
 
 # The format whose examples can be read in any order, which the plan of a batch needs.
@@ -63,6 +64,8 @@ def build(
     download_config = tfds.download.DownloadConfig(
         manual_dir=os.fspath(manual_dir), try_download_gcs=False
     )
+    if not progress.has_bars():
+        tfds.disable_progress_bar()
     builder.download_and_prepare(download_config=download_config, file_format=_FILE_FORMAT)
     return {
         split: {"images": len(facts["image_ids"]), "skipped": facts["skipped"]}

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import cv2
-import tqdm
 
 from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource, dataset_header
 from ktn_jax.runtime import atomic_files
+from ktn_jax.runtime.progress import Progress
 
 ANNOTATION_FILE = "annotations.json"
 IMAGE_FOLDER = "images"
@@ -116,7 +116,6 @@ def write_dataset(
     seed: int,
     scene: Scene | None = None,
     num_processes: int = 1,
-    show_progress: bool = True,
 ) -> pathlib.Path:
     """Writes a dataset of synthetic people: OUTPUT/images/*.jpg and OUTPUT/annotations.json.
 
@@ -129,7 +128,6 @@ def write_dataset(
         seed: Decides every image, from 0 on.
         scene: The settings, by default `Scene()`.
         num_processes: Processes that render.
-        show_progress: Whether to draw a progress bar on the standard error.
 
     Returns:
         The path of the JSON file.
@@ -144,11 +142,9 @@ def write_dataset(
     if _prepare(output_dir, dataset):
         return annotation_file
     done = sum(_partial_file(output_dir, index).is_file() for index in range(num_images))
-    with tqdm.tqdm(
-        total=num_images, initial=done, desc="render", unit="image", disable=not show_progress
-    ) as progress:
+    with Progress("render", "images", num_images, done=done) as progress:
         for _ in _write_missing(output_dir, source, num_processes):
-            progress.update()
+            progress.advance()
     images, annotations = [], []
     for index in range(num_images):
         records = json.loads(_partial_file(output_dir, index).read_bytes())

@@ -48,6 +48,13 @@ class CommandParser(argparse.ArgumentParser):
             yield f"--set={change}"
 
 
+def add_quiet_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --quiet, which `cli.main` reads, to a command that shows progress."""
+    parser.add_argument(
+        "--quiet", action="store_true", help="show no progress; warnings and results only"
+    )
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds --config and --set, which `configuration.load_config` takes."""
     parser.add_argument(

@@ -32,12 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _add_synth(parser: argparse.ArgumentParser) -> None:
+    from ktn_jax import commands
+
     parser.add_argument("--output", required=True, type=pathlib.Path, help="new folder")
     parser.add_argument("--images", required=True, type=int, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="decides every image (default 0)")
     parser.add_argument("--scene", default="default", help="default, frontal, busy, easy or hard")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="size of the images")
     parser.add_argument("--processes", type=int, default=1, help="rendering processes (default 1)")
+    commands.add_quiet_argument(parser)
 
 
 def _synth(arguments: argparse.Namespace) -> int:
@@ -95,6 +98,8 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
+    from ktn_jax import commands
+
     parser.add_argument("config", help="densepose_coco_2014, ultrapose or custom")
     parser.add_argument("--manual-dir", required=True, help="folder with the downloaded files")
     parser.add_argument("--data-dir", required=True, help="folder to build in")
@@ -105,6 +110,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         help="largest share of bad records for --on-bad skip (default 0.01)",
     )
+    commands.add_quiet_argument(parser)
 
 
 def _build(arguments: argparse.Namespace) -> int:

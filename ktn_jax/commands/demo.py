@@ -31,18 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--test-images", type=int, default=100, metavar="N", help="images to test on (default 100)"
     )
     commands.add_config_arguments(parser, required=False)
+    commands.add_quiet_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the demo; the exit code is that of `ktn train` where training stops early."""
-    import logging
-
     from ktn_jax.commands import train
     from ktn_jax.demo.run import DemoRequest, run_demo
     from ktn_jax.training.trainer import NonFiniteError
 
-    # orbax reports every step of every save there, and every error, which it raises too.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     if arguments.steps is not None and arguments.steps < 1 or arguments.test_images < 1:
         raise ValueError("--steps and --test-images must be at least 1")
     request = DemoRequest(
@@ -54,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         num_test_images=arguments.test_images,
     )
     try:
-        outcome = run_demo(request, _say)
+        outcome = run_demo(request, (lambda text: None) if arguments.quiet else _say)
     except NonFiniteError as error:
         print(f"ktn demo: {error}", file=sys.stderr)  # noqa: T201
         return train.EXIT_NOT_FINITE

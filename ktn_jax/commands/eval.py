@@ -1,10 +1,9 @@
 """score a results file, or a model on annotated images: AP on the body's surface"""
 
 import argparse
-import contextlib
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -92,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="split the edges of the template's mesh, as the official one is: takes minutes",
     )
     commands.add_process_arguments(parser)
+    commands.add_quiet_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -168,9 +168,10 @@ def _options(arguments: argparse.Namespace) -> "ScoringOptions":
 
 def _score_file(arguments: argparse.Namespace) -> int:
     from ktn_jax.evaluation import evaluator
+    from ktn_jax.runtime.progress import Progress
 
     annotations, images = _locate(arguments)
-    with _progress(True) as progress:
+    with Progress("score", "images") as progress:
         metrics = evaluator.evaluate_files(
             arguments.results,
             annotations,
@@ -178,7 +179,7 @@ def _score_file(arguments: argparse.Namespace) -> int:
             _options(arguments),
             output_dir=arguments.output,
             images_dir=images,
-            progress=progress,
+            progress=progress.set,
         )
     _show(metrics, arguments.output)
     return 0
@@ -199,11 +200,12 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
     from ktn_jax import commands
     from ktn_jax.inference import model_evaluation
     from ktn_jax.runtime import configuration
+    from ktn_jax.runtime.progress import Progress
 
     options = _options(arguments)
     config = configuration.load_config(arguments.config, arguments.changes)
     processes = commands.join_processes(arguments)
-    with _progress(processes.is_first) as progress:
+    with Progress("score", "images", is_shown=processes.is_first) as progress:
         output, metrics = model_evaluation.evaluate_weights(
             config,
             _variables(arguments, config),  # not kept here: the predictor keeps what it needs
@@ -214,7 +216,7 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
             augmented=arguments.tta,
             fine_template=arguments.fine_template,
             processes=processes,
-            progress=progress,
+            progress=progress.set,
         )
     if metrics is not None:
         _show(metrics, output)
@@ -242,20 +244,6 @@ def _held_out_people(arguments: argparse.Namespace, config: "ConfigDict") -> "He
         )
     scene = make_scene(config.data.synthetic, arguments.scene)
     return HeldOutPeople(scene, arguments.num_images, seed)
-
-
-@contextlib.contextmanager
-def _progress(show: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar of the images that are scored."""
-    from tqdm import tqdm
-
-    with tqdm(desc="score", unit="image", disable=not show) as bar:
-
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield update
 
 
 def _show(metrics: "Metrics", output: pathlib.Path | None) -> None:

@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="lowest score of people to draw and list (default 0.5)",
     )
+    commands.add_quiet_argument(parser)
 
 
 def _path(text: str) -> pathlib.Path:

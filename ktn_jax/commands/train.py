@@ -45,20 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     commands.add_verify_argument(parser)
     commands.add_process_arguments(parser)
+    commands.add_quiet_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains; the exit code says how it ended."""
-    import logging
-
     from ktn_jax import commands
     from ktn_jax.data_pipelines.loading.configured import make_training_data
     from ktn_jax.inference.repeated_evaluation import RepeatedEvaluation
     from ktn_jax.runtime import configuration
     from ktn_jax.training.trainer import NonFiniteError, make_detector_trainer
 
-    # orbax reports every step of every save there, and every error, which it raises too.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     changes = list(arguments.changes)
     if arguments.weights is not None:
         changes.append(f"training.weights={arguments.weights!r}")

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.evaluation.errors import EvaluationError
@@ -24,6 +23,7 @@ from ktn_jax.results.records import PersonResult, people_to_records
 from ktn_jax.results.shards import ResultsWriter, merge_results
 from ktn_jax.runtime import images
 from ktn_jax.runtime.processes import Processes
+from ktn_jax.runtime.progress import Progress
 
 SHARD_FOLDER = "shards"
 RESULTS_FILE = "results.json"
@@ -67,12 +67,12 @@ def predict_dataset(
     _check_files(share, images_dir)
     with ResultsWriter(shards, run, processes.index) as writer:
         missing = [image for image in share if image.image_id not in writer.done]
-        with tqdm(
+        with Progress(
+            "predict",
+            "images",
             total=len(share),
-            initial=len(share) - len(missing),
-            desc="predict",
-            unit="image",
-            disable=not processes.is_first,
+            done=len(share) - len(missing),
+            is_shown=processes.is_first,
         ) as progress:
             _predict_images(
                 predictor,
@@ -80,7 +80,7 @@ def predict_dataset(
                 images_dir=images_dir,
                 writer=writer,
                 category_id=truth.category_id,
-                update=progress.update,
+                update=progress.advance,
             )
     processes.wait("predicted")
     if processes.is_first:

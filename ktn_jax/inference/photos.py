@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ktn_jax.inference import batching
 from ktn_jax.inference.inputs import CallablePredictor
@@ -25,6 +24,7 @@ from ktn_jax.results.detection_checks import check_record
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.shards import ResultsWriter, ShardError, merge_results
 from ktn_jax.runtime import atomic_files, images, json_stream
+from ktn_jax.runtime.progress import Progress
 
 RESULTS_FILE = "results.json"
 PARTIAL_FOLDER = "results.partial"
@@ -146,11 +146,11 @@ class _Work:
             missing, bucket_of, test.batch_size, batching.WINDOW * test.batch_size
         )
         done, total = len(self._writer.done), len(self._photos)
-        with tqdm(total=total, initial=done, unit=" photos", desc="predict") as progress:
+        with Progress("predict", "photos", total, done=done) as progress:
 
             def finish(*batch: Any) -> None:
                 self._write(*batch)
-                progress.update(len(self._writer.done) + len(self.failures) - progress.n)
+                progress.set(len(self._writer.done) + len(self.failures), total)
 
             batching.run(batches, self._read, predictor, finish)
 

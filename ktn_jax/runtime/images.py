@@ -19,8 +19,8 @@ _DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 # In these formats Pillow's 32-bit mode "I" holds 16-bit samples; in others white is unknown.
 _FORMATS_OF_16_BIT_I = ("PNG", "PPM")
 _ON_THEIR_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-# Of these, further frames are further pictures; the others of a phone's JPEG (MPO) are previews.
-_FORMATS_WITH_FRAMES = ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
+# Of these, further frames are no further pictures but previews, layers or sizes of the first.
+_FORMATS_OF_ONE_PICTURE = ("MPO", "PSD", "ICO", "ICNS")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _BYTES_IN_MEMORY = re.compile(r"<_io\.BytesIO object at 0x[0-9a-fA-F]+>")
 
@@ -134,7 +134,7 @@ def count_frames(path: str | os.PathLike[str]) -> int:
     """
     try:
         with open_image(path) as file:
-            if file.format not in _FORMATS_WITH_FRAMES:
+            if file.format in _FORMATS_OF_ONE_PICTURE:
                 return 1
             return int(getattr(file, "n_frames", 1))
     except Exception:  # Pillow's decoders raise nearly anything on damaged data

@@ -12,6 +12,7 @@ from ktn_jax.runtime import host_memory
 
 _CACHE_OPTION, _CACHE_VARIABLE = "jax_compilation_cache_dir", "JAX_COMPILATION_CACHE_DIR"
 _MIN_TIME_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+_LOG_VARIABLE, _ONLY_FATAL = "TF_CPP_MIN_LOG_LEVEL", "3"
 
 # On CPUs, these releases of jaxlib send single convolutions to a library that is slow at their
 # gradients; without it training is up to three times as fast. Other devices do not read the flag.
@@ -39,6 +40,16 @@ def prepare() -> None:
         # does not read them again.
         _add_convolution_flag()
     host_memory.divide_by_size()
+
+
+def silence_compiler() -> None:
+    """Keeps what XLA logs off the standard error, for a command; errors are raised all the same.
+
+    Its "Very slow compile?" and its remarks on programs of the cache are logged as errors and are
+    none. TF_CPP_MIN_LOG_LEVEL=0 in the environment shows them.
+    """
+    if "jax" not in sys.modules:
+        os.environ.setdefault(_LOG_VARIABLE, _ONLY_FATAL)
 
 
 def _configure_imported() -> None:

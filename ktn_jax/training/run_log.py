@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from ktn_jax.runtime import progress
 from ktn_jax.training.step import StepMetrics
-from ktn_jax.training.tracking import Averages, MetricsWriter, Progress, Speed
+from ktn_jax.training.tracking import Averages, MetricsWriter, Speed
 
 _EVALUATION_PREFIX = "eval/"
 
@@ -43,7 +44,9 @@ class RunLog:
         self._since_report, self._since_save = Averages.from_json(unreported), Averages()
         self._is_shown = is_first_process
         self._writer = MetricsWriter(workdir, first_step) if is_first_process else None
-        self._progress = Progress(first_step, total_steps, is_shown=is_first_process)
+        self._progress = progress.Progress(
+            "train", "steps", total_steps, done=first_step, is_shown=is_first_process
+        )
         self._speed = Speed()
         self._seen_shapes: set[tuple[int, ...]] = set()
         self._started = time.perf_counter()
@@ -65,7 +68,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
         if self._is_shown:
-            self._progress.say(text)
+            progress.say(text)
 
     def begin_step(self, image_shape: tuple[int, ...]) -> None:
         """Reports that the step is compiled, where images [B, H, W, 3] have a new size."""
@@ -92,7 +95,13 @@ class RunLog:
         if not values:
             return
         values["images_per_second"] = self._speed.take()
-        self._progress.show(values)
+        self._progress.show(
+            {
+                name.removeprefix("loss/"): f"{value:.3g}"
+                for name, value in values.items()
+                if name.startswith("loss") or name == "images_per_second"
+            }
+        )
         self._write(values)
 
     def unreported(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Metrics of a training run: means of losses, files, and a progress line."""
+"""Metrics of a training run: means of losses, speed, and files."""
 
 import collections
 import contextlib
@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ktn_jax.runtime import atomic_files
 from ktn_jax.training.step import StepMetrics
@@ -179,41 +178,3 @@ class Speed:
         rate = self._images / max(now - self._start, 1e-9)
         self._start, self._images = now, 0
         return rate
-
-
-class Progress:
-    """The line on stderr: steps, losses, images a second and the time that is left."""
-
-    def __init__(self, first_step: int, total_steps: int, is_shown: bool = True):
-        """Starts the line; `is_shown` False keeps silent."""
-        is_terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=total_steps,
-            initial=first_step,
-            unit="step",
-            disable=not is_shown,
-            dynamic_ncols=is_terminal,
-            # A log file gets a line now and then, not ten a second.
-            mininterval=0.5 if is_terminal else 30,
-        )
-
-    def advance(self) -> None:
-        """Counts a step."""
-        self._bar.update()
-
-    def show(self, values: Mapping[str, float]) -> None:
-        """Shows the losses, without their prefix, and the speed."""
-        shown = {
-            name.removeprefix("loss/"): f"{value:.3g}"
-            for name, value in values.items()
-            if name.startswith("loss") or name == "images_per_second"
-        }
-        self._bar.set_postfix(shown, refresh=False)
-
-    def say(self, text: str) -> None:
-        """Prints a line above."""
-        self._bar.write(text, file=sys.stderr)
-
-    def close(self) -> None:
-        """Ends the line."""
-        self._bar.close()

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import sys
 import types
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, TypeGuard
@@ -17,10 +16,10 @@ from typing import Any, TypeGuard
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from ktn_jax.checkpoints import run_folders, weights
 from ktn_jax.checkpoints.runs import Checkpoints, RunRecord
+from ktn_jax.runtime import progress
 from ktn_jax.training import distributed, initialisation
 from ktn_jax.training.distributed import Batch, HostBatch
 from ktn_jax.training.forward import make_loss_fn
@@ -361,7 +360,7 @@ def make_detector_trainer(
     def initialise() -> Variables:
         initial = initialisation.make_initial(config, config.training.weights, verify=verify)
         if jax.process_index() == 0:
-            tqdm.write("\n".join(initial.report()), file=sys.stderr)
+            progress.say("\n".join(initial.report()))
         return initial.variables
 
     loss_fn = make_loss_fn(model, config.loss)

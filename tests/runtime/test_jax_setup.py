@@ -93,3 +93,13 @@ def test_the_convolution_flag_is_for_releases_that_know_it(monkeypatch, version,
     flags = os.environ["XLA_FLAGS"]
     jax_setup.prepare()
     assert os.environ["XLA_FLAGS"] == flags
+
+
+def test_a_command_shows_no_alarms_of_the_compiler_unless_asked(monkeypatch):
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    jax_setup.silence_compiler()
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    jax_setup.silence_compiler()
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"

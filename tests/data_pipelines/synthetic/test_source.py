@@ -234,7 +234,7 @@ def file_hashes(folder):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synthetic") / "one"
-    dataset_files.write_dataset(folder, 8, seed=21, scene=SMALL, show_progress=False)
+    dataset_files.write_dataset(folder, 8, seed=21, scene=SMALL)
     return folder
 
 
@@ -274,9 +274,7 @@ def test_our_reader_finds_nothing_wrong(written, examples):
 
 
 def test_the_number_of_processes_changes_nothing(written, tmp_path):
-    dataset_files.write_dataset(
-        tmp_path / "two", 8, seed=21, scene=SMALL, num_processes=2, show_progress=False
-    )
+    dataset_files.write_dataset(tmp_path / "two", 8, seed=21, scene=SMALL, num_processes=2)
     assert file_hashes(tmp_path / "two") == file_hashes(written)
 
 
@@ -293,28 +291,28 @@ def test_an_interrupted_dataset_resumes(written, tmp_path, monkeypatch):
 
     monkeypatch.setattr(dataset_files, "_write_image", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
-        dataset_files.write_dataset(folder, 8, seed=21, scene=SMALL, show_progress=False)
+        dataset_files.write_dataset(folder, 8, seed=21, scene=SMALL)
     assert not (folder / "annotations.json").exists()
     calls.clear()
     calls.extend([None] * 10)
-    dataset_files.write_dataset(folder, 8, seed=21, scene=SMALL, show_progress=False)
+    dataset_files.write_dataset(folder, 8, seed=21, scene=SMALL)
     assert calls[10:] == [3, 4, 5, 6, 7]
     assert file_hashes(folder) == file_hashes(written)
     calls.clear()
-    dataset_files.write_dataset(folder, 8, seed=21, scene=SMALL, show_progress=False)
+    dataset_files.write_dataset(folder, 8, seed=21, scene=SMALL)
     assert calls == []
 
 
 def test_a_folder_of_something_else_is_left_alone(written, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
-        dataset_files.write_dataset(tmp_path, 1, seed=0, show_progress=False)
+        dataset_files.write_dataset(tmp_path, 1, seed=0)
     with pytest.raises(ValueError, match="other settings"):
-        dataset_files.write_dataset(written, 8, seed=22, scene=SMALL, show_progress=False)
+        dataset_files.write_dataset(written, 8, seed=22, scene=SMALL)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "annotations.json").write_text("[")
     with pytest.raises(ValueError, match="no dataset"):
-        dataset_files.write_dataset(tmp_path / "broken", 1, seed=0, show_progress=False)
+        dataset_files.write_dataset(tmp_path / "broken", 1, seed=0)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
