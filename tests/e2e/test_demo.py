@@ -87,6 +87,7 @@ def test_other_settings_do_not_mix(first, folder):
     assert "other settings" in other.stderr
 
 
+@pytest.mark.extended
 def test_the_commands_on_the_page_load_the_weights(first, folder):
     page = (folder / "demo" / "report.html").read_text(encoding="utf-8")
     commands = [shlex.split(html.unescape(text)) for text in re.findall(r"<pre>(.*?)</pre>", page)]

@@ -133,8 +133,7 @@ def test_every_kind_of_photo_gives_the_same_people(model, photo, tmp_path):
 
 
 def test_results_are_in_the_order_of_photos_of_mixed_sizes(model, photo):
-    portrait = np.ascontiguousarray(photo.transpose(1, 0, 2))
-    mixed = [portrait, photo, photo[:60], portrait, photo]
+    mixed = [photo[:60], photo, photo[:, :100], photo[:60], photo]
     for found, one in zip(model(mixed), mixed, strict=True):
         assert_same_people(found, model(one))
 
@@ -177,7 +176,7 @@ def test_a_pickled_model_finds_the_same_people(model, variables, photo):
     assert_same_people(again(photo), augmented(photo))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_model_works_in_another_process(model, photo, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.fspath(tmp_path))
     monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from ktn_jax.checkpoints import weights
 from ktn_jax.inference import stages
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.inference.stages import Stages
@@ -21,14 +20,14 @@ FAST = [
 ]
 
 
-def _predictor(*changes):
+def _predictor(draw_variables, *changes):
     config = load_config("configs/ktn.py:tiny", [*FAST, *changes])
-    return Predictor(Stages(config, weights.initialise(config, seed=0)))
+    return Predictor(Stages(config, draw_variables(config)))
 
 
 @pytest.fixture(scope="module")
-def predictor():
-    return _predictor("test.size_buckets=((160, 160),)", "test.batch_size=2")
+def predictor(draw_variables):
+    return _predictor(draw_variables, "test.size_buckets=((160, 160),)", "test.batch_size=2")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +51,9 @@ def _assert_same_people(actual, expected):
             np.testing.assert_allclose(left, right, atol=1e-3 * max(right.std(), 1e-6))
 
 
-def test_padding_and_batching_change_nothing(photos, people):
-    wide = _predictor("test.size_buckets=((256, 224),)", "test.batch_size=1").find(photos)
+def test_padding_and_batching_change_nothing(draw_variables, photos, people):
+    changes = "test.size_buckets=((256, 224),)", "test.batch_size=1"
+    wide = _predictor(draw_variables, *changes).find(photos)
     for one, other in zip(people, wide, strict=True):
         _assert_same_people(one, other)
 

@@ -62,7 +62,7 @@ def test_only_the_numbers_asked_for_are_warmed_up(draw_variables, count_traces):
         assert (traced == []) == is_known
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_views_compile_nothing_after_the_warm_up(draw_variables, count_traces):
     model = AugmentedPredictor(_stages(draw_variables), None)
     model.warm_up([FULL], people=range(4))

@@ -184,7 +184,7 @@ def test_more_slots_for_people_and_points_change_nothing(variables):
     _assert_equal(actual, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_larger_canvas_changes_nothing_where_padding_is_ignored():
     settings = {"norm": "BN", "ignore_padding": True}
     model = build_model(_config("BN").model)
