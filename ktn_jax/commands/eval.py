@@ -73,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="test-time augmentation: average over the scales of test.augmentation and "
         "mirrored images",
     )
+    parser.add_argument(
+        "--confidences",
+        action="store_true",
+        help="write the confidences of a model that predicts them to results.json",
+    )
     group = parser.add_argument_group("--data synthetic")
     group.add_argument("--num-images", type=int, default=100, metavar="N", help="default 100")
     group.add_argument(
@@ -121,6 +126,8 @@ def _check(arguments: argparse.Namespace) -> None:
                 "--results scores a file and runs no model: leave out --config, --weights, "
                 "--set, --tta"
             )
+        if arguments.confidences:
+            raise ValueError("--results runs no model: leave out --confidences")
         if arguments.data == "synthetic" or not (arguments.annotations or arguments.data):
             raise ValueError(
                 "--results needs --annotations (or --data) with the images of the file"
@@ -217,6 +224,7 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
             fine_template=arguments.fine_template,
             processes=processes,
             progress=progress.set,
+            with_confidences=arguments.confidences,
         )
     if metrics is not None:
         _show(metrics, output)

@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="lowest score of people to draw and list (default 0.5)",
     )
+    parser.add_argument(
+        "--confidences",
+        action="store_true",
+        help="of a model that predicts them: confidences in results.json and NAME_confidence.jpg",
+    )
     commands.add_quiet_argument(parser)
 
 
@@ -78,13 +83,15 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from ktn_jax.checkpoints import weights
     from ktn_jax.commands import train
-    from ktn_jax.inference import dataset, photos
+    from ktn_jax.inference import charts, dataset, photos
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
     from ktn_jax.runtime import configuration, image_files
 
     config = configuration.load_config(arguments.config, arguments.changes)
-    own_endings = (*photos.PICTURE_ENDINGS, photos.RESULTS_FILE)
+    if arguments.confidences:
+        charts.check_confidences(config)
+    own_endings = (*photos.PICTURE_ENDINGS, photos.CONFIDENCE_ENDING, photos.RESULTS_FILE)
     found = image_files.find_images(arguments.photos, arguments.recursive, own_endings)
     _say(found.notes)
     ids, category_id = _ids_and_category(arguments, found.paths)
@@ -105,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
             category_id=category_id,
             run=described,
             overwrite=arguments.overwrite,
+            with_confidences=arguments.confidences,
         )
     except KeyboardInterrupt:
         _say(["ktn predict: stopped; the same command resumes it"])

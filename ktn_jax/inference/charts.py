@@ -7,6 +7,10 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from ml_collections import ConfigDict
+
+from ktn_jax.results.detection_checks import CONFIDENCES
+from ktn_jax.structures import DensePoseOutputs
 
 
 def box_size_hw(box_xyxy: np.ndarray) -> tuple[int, int]:
@@ -76,6 +80,50 @@ def chart_in_box(
     labels = (labels * is_person).astype(np.uint8)
     uv = np.stack([_read_channel(maps, labels) for maps in (u, v)])
     return labels, np.where(labels[None] > 0, uv, 0).astype(np.float32)
+
+
+def check_confidences(config: ConfigDict) -> None:
+    """Checks that a model predicts confidences.
+
+    Args:
+        config: a whole configuration.
+
+    Raises:
+        ValueError: it does not.
+    """
+    predictor = config.model.predictor
+    if not predictor.uv_confidence and not predictor.has_segm_confidence:
+        raise ValueError(
+            f"the model of {config.name} predicts no confidences: take one that does, such as "
+            "densepose_rcnn_R_50_FPN_WC2M_s1x (model.predictor.uv_confidence, has_segm_confidence)"
+        )
+
+
+def confidences_in_box(
+    maps: DensePoseOutputs[np.ndarray], labels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Reads a person's confidences at the pixels of the box, as they left the network.
+
+    Args:
+        maps: of one person, without the leading axis.
+        labels: [h, w] patch of every pixel, from `chart_in_box`.
+
+    Returns:
+        {name: float32 [h, w]} of those of `CONFIDENCES` that the model predicts. A map of 25
+        channels is read in that of the label and 0 on background; one of a single channel fills
+        the box.
+    """
+    found = {}
+    for name in CONFIDENCES:
+        values = getattr(maps, name)
+        if values is None:
+            continue
+        if values.shape[-1] == 1:
+            found[name] = resize_maps(values, labels.shape, cv2.INTER_LINEAR)[..., 0]
+        else:
+            read = np.where(labels > 0, _read_channel(values, labels), 0)
+            found[name] = read.astype(np.float32)
+    return found
 
 
 def _read_channel(maps: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -40,6 +40,8 @@ def predict_dataset(
     output_dir: pathlib.Path,
     run: Mapping[str, Any],
     processes: Processes | None = None,
+    *,
+    with_confidences: bool = False,
 ) -> pathlib.Path:
     """Finds the people of every image of a dataset.
 
@@ -51,6 +53,7 @@ def predict_dataset(
             same run that was stopped is resumed.
         run: describes what the results depend on, see `describe_run`.
         processes: those that share the work; each calls this.
+        with_confidences: write the confidences of a model that predicts them.
 
     Returns:
         The path of the results file, which covers every image of the dataset.
@@ -80,6 +83,7 @@ def predict_dataset(
                 images_dir=images_dir,
                 writer=writer,
                 category_id=truth.category_id,
+                with_confidences=with_confidences,
                 update=progress.advance,
             )
     processes.wait("predicted")
@@ -100,6 +104,7 @@ def _predict_images(
     images_dir: pathlib.Path,
     writer: ResultsWriter,
     category_id: int,
+    with_confidences: bool,
     update: Callable[[int], Any],
 ) -> None:
     """Reads ahead, and encodes and writes behind, so that the network waits for neither."""
@@ -108,7 +113,12 @@ def _predict_images(
         batch: Sequence[ImageTruth], _: object, found: Sequence[Sequence[PersonResult]]
     ) -> None:
         for image, people in zip(batch, found, strict=True):
-            records = people_to_records(image.image_id, people, category_id=category_id)
+            records = people_to_records(
+                image.image_id,
+                people,
+                with_confidences=with_confidences,
+                category_id=category_id,
+            )
             writer.add(image.image_id, records)
         update(len(batch))
 

@@ -17,7 +17,7 @@ from ktn_jax.evaluation import sharing, template_files
 from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
 from ktn_jax.evaluation.metrics import Metrics
 from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
-from ktn_jax.inference import dataset
+from ktn_jax.inference import charts, dataset
 from ktn_jax.inference.augmentation import AugmentedPredictor, load_symmetry
 from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.inference.predictor import Predictor
@@ -84,6 +84,7 @@ def evaluate_model(
     run: Mapping[str, Any] | None = None,
     processes: Processes | None = None,
     progress: Callable[[int, int], None] | None = None,
+    with_confidences: bool = False,
 ) -> Metrics | None:
     """Finds the people of annotated images and scores them.
 
@@ -100,6 +101,7 @@ def evaluate_model(
         run: describes what the detections depend on, see `dataset.describe_run`.
         processes: those that share the work; each calls this.
         progress: called with (images scored, images in all) of this process's share.
+        with_confidences: write the confidences of a model that predicts them to `results.json`.
 
     Returns:
         All scores in process 0, None in the others.
@@ -123,6 +125,7 @@ def evaluate_model(
             output_dir=folder,
             run=run or _UNNAMED_RUN,
             processes=processes,
+            with_confidences=with_confidences,
         )
         return sharing.evaluate_shared(
             results,
@@ -164,6 +167,7 @@ def evaluate_weights(
     fine_template: bool = False,
     processes: Processes | None = None,
     progress: Callable[[int, int], None] | None = None,
+    with_confidences: bool = False,
 ) -> tuple[pathlib.Path, Metrics | None]:
     """Evaluates weights as `ktn eval` does; the same call resumes a stopped run.
 
@@ -178,14 +182,18 @@ def evaluate_weights(
         fine_template: split the edges of the template that is made; takes minutes.
         processes: those that share the work; each calls this.
         progress: see `evaluate_model`.
+        with_confidences: see `evaluate_model`.
 
     Returns:
         The output folder, and what `evaluate_model` returns.
 
     Raises:
-        ValueError: a file is missing or does not fit; see `evaluate_model`.
+        ValueError: a file is missing or does not fit, or the model predicts no confidences that are
+            wanted; see `evaluate_model`.
     """
     processes = processes or Processes()
+    if with_confidences:
+        charts.check_confidences(config)
     symmetry = load_symmetry(config.data) if augmented and config.test.augmentation.flip else None
     if isinstance(data, HeldOutPeople):
         images, description = None, data.describe()
@@ -194,6 +202,8 @@ def evaluate_weights(
     run = dataset.describe_run(
         config, variables, data=description, augmented=augmented, symmetry=symmetry
     )
+    if with_confidences:  # other files: what was written without cannot be resumed
+        run["confidences"] = True
     folder = output_dir or dataset.default_folder(run)
     template = template_dir or folder / (
         _FINE_TEMPLATE_FOLDER if fine_template else TEMPLATE_FOLDER
@@ -220,5 +230,6 @@ def evaluate_weights(
         run=run,
         processes=processes,
         progress=progress,
+        with_confidences=with_confidences,
     )
     return folder, metrics

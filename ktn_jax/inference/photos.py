@@ -19,7 +19,7 @@ from PIL import Image
 from ktn_jax.inference import batching
 from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.inference.photo_names import as_text, image_ids, output_names
-from ktn_jax.results import drawing, maps, records
+from ktn_jax.results import confidence_pictures, drawing, maps, records
 from ktn_jax.results.detection_checks import check_record
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.shards import ResultsWriter, ShardError, merge_results
@@ -29,6 +29,7 @@ from ktn_jax.runtime.progress import Progress
 RESULTS_FILE = "results.json"
 PARTIAL_FOLDER = "results.partial"
 PICTURE_ENDINGS = ("_iuv.png", "_instances.png", "_overlay.jpg")
+CONFIDENCE_ENDING = "_confidence.jpg"  # one picture more, on request
 _JPEG_QUALITY = 90
 _LONGEST_JPEG_SIDE = 65_500  # of the library that writes it
 _SHOWN = 3  # files named in a message
@@ -63,6 +64,7 @@ def predict_files(
     category_id: int = records.PERSON_CATEGORY,
     run: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    with_confidences: bool = False,
 ) -> PhotosSummary:
     """Predicts photos and writes `*_iuv.png`, `*_instances.png`, `*_overlay.jpg`, `results.json`.
 
@@ -80,6 +82,8 @@ def predict_files(
         run: describes weights and configuration, see `dataset.describe_run`. The same call resumes
             a stopped one, photos that could not be read are tried again. None: nothing is resumed.
         overwrite: replace the files of another run; never those of `photos`.
+        with_confidences: of a model that predicts them, write confidences into the results, and
+            `*_confidence.jpg` with pictures of them.
 
     Returns:
         The summary, with the photos that could not be read or written. `results.json` has the
@@ -97,12 +101,15 @@ def predict_files(
     if len(ids) != len(photos) or len(set(ids)) != len(ids):
         raise ValueError(f"wanted {len(photos)} different image ids, got {len(set(ids))}")
     names = output_names(photos)
-    _check_output(output_dir, photos, names, overwrite)
+    endings = (*PICTURE_ENDINGS, *([CONFIDENCE_ENDING] if with_confidences else []))
+    _check_output(output_dir, photos, names, endings, overwrite)
     # Of a run that nothing describes, nobody can tell whether it is the same.
     description: dict[str, Any] = {"run": secrets.token_hex(8)} if run is None else dict(run)
-    description["photos"] = _digest(photos, ids, (category_id, min_score))
+    description["photos"] = _digest(photos, ids, (category_id, min_score, with_confidences))
     with _open_partial(output_dir, description, overwrite) as writer:
-        work = _Work(photos, names, ids, output_dir, min_score, category_id, writer)
+        work = _Work(
+            photos, names, ids, output_dir, min_score, category_id, with_confidences, writer
+        )
         work.run(predictor)
     num_photos, _ = merge_results(output_dir / PARTIAL_FOLDER, output_dir / RESULTS_FILE)
     shutil.rmtree(output_dir / PARTIAL_FOLDER)
@@ -126,11 +133,13 @@ class _Work:
         output_dir: pathlib.Path,
         min_score: float,
         category_id: int,
+        with_confidences: bool,
         writer: ResultsWriter,
     ):
         self._photos, self._names, self._ids = photos, names, ids
         self._output_dir = output_dir
         self._min_score, self._category_id = min_score, category_id
+        self._with_confidences = with_confidences
         self._writer = writer
         self.failures: dict[int, str] = {}
         self.notes: dict[int, str] = {}
@@ -184,7 +193,7 @@ class _Work:
             name = self._names[index]
             try:
                 entries = self._entries(index, people)
-                _write_pictures(self._output_dir, name, picture, people)
+                _write_pictures(self._output_dir, name, picture, people, self._with_confidences)
             except (OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno in _ERRORS_OF_THE_DISK:
                     raise
@@ -200,6 +209,7 @@ class _Work:
         found = records.people_to_records(
             self._ids[index],
             people,
+            with_confidences=self._with_confidences,
             category_id=self._category_id,
             file_name=as_text(self._photos[index]),
             output_name=as_text(self._names[index]),
@@ -208,17 +218,24 @@ class _Work:
 
 
 def _write_pictures(
-    folder: pathlib.Path, name: str, image: np.ndarray, people: Sequence[PersonResult]
+    folder: pathlib.Path,
+    name: str,
+    image: np.ndarray,
+    people: Sequence[PersonResult],
+    with_confidences: bool,
 ) -> None:
-    """Writes the three pictures of a photo, or none of them."""
-    paths = [folder / f"{name}{ending}" for ending in PICTURE_ENDINGS]
+    """Writes the pictures of a photo, or none of them."""
+    paths = [folder / f"{name}{ending}" for ending in (*PICTURE_ENDINGS, CONFIDENCE_ENDING)]
     iuv, instances = maps.paste_iuv(people, image.shape[:2])
-    overlay = Image.fromarray(drawing.draw_people(image, people, show_keypoints=True))
+    jpegs = {paths[2]: drawing.draw_people(image, people, show_keypoints=True)}
+    if with_confidences:
+        jpegs[paths[3]] = confidence_pictures.draw_confidences(image, people)
     try:
         maps.write_iuv_png(paths[0], iuv)
         maps.write_instances_png(paths[1], instances)
-        with atomic_files.replacing(paths[2]) as temporary:
-            overlay.save(temporary, format="jpeg", quality=_JPEG_QUALITY)
+        for path, pixels in jpegs.items():
+            with atomic_files.replacing(path) as temporary:
+                Image.fromarray(pixels).save(temporary, format="jpeg", quality=_JPEG_QUALITY)
     except (OSError, ValueError):
         for path in paths:
             with contextlib.suppress(OSError):  # of a name too long, which was not written either
@@ -227,11 +244,15 @@ def _write_pictures(
 
 
 def _check_output(
-    folder: pathlib.Path, photos: Sequence[pathlib.Path], names: Sequence[str], overwrite: bool
+    folder: pathlib.Path,
+    photos: Sequence[pathlib.Path],
+    names: Sequence[str],
+    endings: Sequence[str],
+    overwrite: bool,
 ) -> None:
     """Raises ValueError if what will be written is there already, and not of this run."""
     targets = [folder / RESULTS_FILE]
-    targets += [folder / f"{name}{ending}" for name in names for ending in PICTURE_ENDINGS]
+    targets += [folder / f"{name}{ending}" for name in names for ending in endings]
     inputs = {path.resolve() for path in photos}
     clashes = [str(path) for path in targets if path.resolve() in inputs]
     if clashes:

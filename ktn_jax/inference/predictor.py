@@ -215,4 +215,5 @@ def to_result(
         score=person.score,
         keypoints=keypoints,
         iuv=charts.quantise(labels, uv),
+        confidences=charts.confidences_in_box(maps, labels),
     )

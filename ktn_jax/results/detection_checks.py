@@ -9,6 +9,9 @@ import numpy as np
 
 from ktn_jax.body import parts
 
+CONFIDENCES = ("sigma", "kappa_u", "kappa_v", "fine_segm_confidence", "coarse_segm_confidence")
+"""Names of the maps that models with confidences add to a person."""
+
 _LARGEST_COORDINATE = 1e6  # pixels; beyond, float32 no longer tells their fractions apart
 _LARGEST = 1e300  # NaN and infinity compare false, and so does an integer beyond float64
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -71,6 +74,8 @@ def check_record(where: str, record: Any) -> dict[str, Any]:
     if keypoints is not None and not _are_numbers(keypoints, 3 * parts.NUM_KEYPOINTS):
         raise ResultsError(f"{where}: keypoints must be 51 finite numbers, got {keypoints!r:.50}")
     _check_picture(where, checked)
+    if "confidences" in checked:
+        _check_confidences(where, checked)
     return checked
 
 
@@ -85,19 +90,43 @@ def _check_picture(where: str, record: Mapping[str, Any]) -> None:
                 f"{where}: uv_shape {list(shape)} does not fit bbox {record['bbox']}: wanted "
                 "[3, int(h), int(w)]"
             )
+    height, width = _png_size_hw(f"{where}: uv_data", text)
+    if [height, width] != list(shape[1:]):
+        raise ResultsError(
+            f"{where}: uv_shape {list(shape)} is not that of uv_data, [3, {height}, {width}]"
+        )
+
+
+def _png_size_hw(where: str, text: Any) -> tuple[int, int]:
+    """Height and width of a PNG in base64, from its header."""
     if not isinstance(text, str):
-        raise ResultsError(f"{where}: uv_data must be text, got {text!r:.50}")
+        raise ResultsError(f"{where} must be text, got {text!r:.50}")
     try:
         head = base64.b64decode(text[:32])
     except (binascii.Error, ValueError):
         head = b""
     if not head.startswith(_PNG_SIGNATURE) or len(head) != 24:
-        raise ResultsError(f"{where}: uv_data is not a PNG in base64: {text!r:.50}")
-    width, height = (int.from_bytes(head[start : start + 4], "big") for start in (16, 20))
-    if [height, width] != list(shape[1:]):
+        raise ResultsError(f"{where} is not a PNG in base64: {text!r:.50}")
+    return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+
+
+def _check_confidences(where: str, record: Mapping[str, Any]) -> None:
+    found, size = record["confidences"], list(record["uv_shape"][1:])
+    if not isinstance(found, Mapping) or not set(found) <= set(CONFIDENCES):
         raise ResultsError(
-            f"{where}: uv_shape {list(shape)} is not that of uv_data, [3, {height}, {width}]"
+            f"{where}: confidences must be an object with fields of {', '.join(CONFIDENCES)}, got "
+            f"{found!r:.80}"
         )
+    for name, entry in found.items():
+        place = f"{where}: confidences: {name}"
+        if not isinstance(entry, Mapping) or not {"range", "data"} <= entry.keys():
+            raise ResultsError(f"{place} must have range and data, got {entry!r:.50}")
+        limits = entry["range"]
+        if not _are_numbers(limits, 2) or limits[0] > limits[1]:
+            raise ResultsError(f"{place}: range must be [lowest, highest], got {limits!r:.50}")
+        own = list(_png_size_hw(f"{place}: data", entry["data"]))
+        if own != size:
+            raise ResultsError(f"{place}: {own} pixels, wanted those of uv_shape, {size}")
 
 
 def _are_numbers(values: Any, count: int) -> bool:

@@ -28,7 +28,7 @@ def paste_iuv(
     instances = np.zeros(image_size_hw, np.uint8 if len(people) <= 255 else np.uint16)
     ranked = sorted(people, key=lambda person: -person.score)
     for number, person in reversed(list(enumerate(ranked, start=1))):
-        image_part, person_part = _overlap(person, image_size_hw)
+        image_part, person_part = overlap(person, image_size_hw)
         picture = person.iuv[:, *person_part].transpose(1, 2, 0)
         is_body = picture[..., 0] > 0
         iuv[image_part][is_body] = picture[is_body]
@@ -36,7 +36,7 @@ def paste_iuv(
     return iuv, instances
 
 
-def _overlap(
+def overlap(
     person: PersonResult, image_size_hw: tuple[int, int]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Rows and columns of the image that a person's picture covers, and of the picture there."""

@@ -19,7 +19,13 @@ import numpy as np
 from PIL import Image
 
 from ktn_jax.body import parts
-from ktn_jax.results.detection_checks import ResultsError, check_record, length_of_pixels
+from ktn_jax.results.confidences import decode_confidences, encode_confidences
+from ktn_jax.results.detection_checks import (
+    CONFIDENCES,
+    ResultsError,
+    check_record,
+    length_of_pixels,
+)
 from ktn_jax.runtime import atomic_files
 from ktn_jax.runtime.images import explain_error
 
@@ -42,12 +48,15 @@ class PersonResult:
         iuv: [3, h, w] uint8 with h = max(int(box height), 1), w = max(int(box width), 1).
         keypoints: [17, 3] float32 of x, y and score in COCO's order, or None. Continuous
             coordinates: the centre of the first pixel is (0.5, 0.5).
+        confidences: {name: float32 [h, w]} of a model that predicts them, see
+            `results.confidences`; empty for others.
     """
 
     box_xyxy: np.ndarray
     score: float
     iuv: np.ndarray
     keypoints: np.ndarray | None = None
+    confidences: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -74,6 +83,12 @@ class PersonResult:
             keypoints = np.asarray(keypoints, np.float32)
             if keypoints.shape != (parts.NUM_KEYPOINTS, 3):
                 raise ResultsError(f"keypoints must be [17, 3], got {keypoints.shape}")
+        for name, values in self.confidences.items():
+            if name not in CONFIDENCES or np.shape(values) != iuv.shape[1:]:
+                raise ResultsError(
+                    f"confidences must be [h, w] as iuv, {iuv.shape[1:]}, and of "
+                    f"{', '.join(CONFIDENCES)}; got {name!r} {np.shape(values)}"
+                )
         for name, value in (("box_xyxy", box), ("iuv", iuv), ("keypoints", keypoints)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "score", float(self.score))
@@ -163,13 +178,18 @@ def decode_record(where: str, record: Mapping[str, Any]) -> np.ndarray:
 
 
 def people_to_records(
-    image_id: int, people: Iterable[PersonResult], **extra_fields: Any
+    image_id: int,
+    people: Iterable[PersonResult],
+    *,
+    with_confidences: bool = False,
+    **extra_fields: Any,
 ) -> list[dict[str, Any]]:
     """Turns the people of an image into entries of the DensePose-COCO results format.
 
     Args:
         image_id: Of the annotation file.
         people: In the order wanted in the file.
+        with_confidences: Adds `confidences` to every record, as `encode_confidences` makes them.
         **extra_fields: JSON values put into every record, such as `file_name`.
 
     Returns:
@@ -177,6 +197,9 @@ def people_to_records(
         keypoints (51 numbers, COCO's order: x, y, score; pixel indices, so half a pixel less than
         here). int(w), int(h) of `bbox` are the size of the picture (evaluators insist), which
         rounding to float32 can otherwise undo.
+
+    Raises:
+        ResultsError: a confidence that is wanted is not finite.
     """
     records = []
     for person in people:
@@ -198,6 +221,8 @@ def people_to_records(
         if person.keypoints is not None:
             shift = np.array([_PIXEL_CENTRE, _PIXEL_CENTRE, 0])
             record["keypoints"] = [float(value) for value in (person.keypoints - shift).ravel()]
+        if with_confidences:
+            record["confidences"] = encode_confidences(person.confidences, person.iuv[0])
         records.append(record | extra_fields)
     return records
 
@@ -225,11 +250,13 @@ def records_to_people(records: Iterable[Mapping[str, Any]]) -> dict[int, list[Pe
         keypoints = record.get("keypoints")
         if keypoints is not None:
             keypoints = np.reshape(keypoints, (-1, 3)) + [_PIXEL_CENTRE, _PIXEL_CENTRE, 0]
+        confidences = record.get("confidences", {})
         person = PersonResult(
             box_xyxy=np.array([x, y, right, bottom], np.float32),
             score=record["score"],
             iuv=iuv,
             keypoints=keypoints,
+            confidences=decode_confidences(f"record {number}", confidences, iuv[0]),
         )
         people.setdefault(record["image_id"], []).append(person)
     return people

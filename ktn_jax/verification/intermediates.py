@@ -153,6 +153,11 @@ LOW_RESOLUTION = {
     "index_uv_lowres": "fine",
     "index_uv_from_surface_weight": "fine",
     "i_lowres": "auxiliary",
+    "sigma_2_lowres": "sigma",
+    "kappa_u_lowres": "kappa_u",
+    "kappa_v_lowres": "kappa_v",
+    "fine_segm_confidence_lowres": "fine_confidence",
+    "coarse_segm_confidence_lowres": "coarse_confidence",
 }
 HIGH_RESOLUTION = {
     "coarse_segm": "coarse_segm",
@@ -163,6 +168,11 @@ HIGH_RESOLUTION = {
     "v": "v",
     "ann_index": "part_segm",
     "k": "keypoints",
+    "sigma_2": "sigma",
+    "kappa_u": "kappa_u",
+    "kappa_v": "kappa_v",
+    "fine_segm_confidence": "fine_segm_confidence",
+    "coarse_segm_confidence": "coarse_segm_confidence",
 }
 
 
@@ -200,15 +210,22 @@ def _predictor(dump: Dump, run: Runner) -> Iterator[Row]:
     low = run(low_resolution, head)
     for theirs in dump.under(f"{prefix}/lowres"):
         key = f"{prefix}/lowres/{theirs}"
-        yield compare(dump, key, to_nchw(low[LOW_RESOLUTION[theirs]]))
+        yield _compare_output(dump, key, low.get(LOW_RESOLUTION.get(theirs, theirs)))
     if f"{prefix}/hr/aux_index_uv" in dump.keys:
         yield _auxiliary(dump, run, low["auxiliary"])
     outputs = run(Detector.predict_charts, head, kernel)
     count = int(dump[f"{prefix}/hr_count"])
     for theirs in dump.under(f"{prefix}/hr"):
-        if theirs in HIGH_RESOLUTION:
-            ours = getattr(outputs, HIGH_RESOLUTION[theirs])[:count]
-            yield compare(dump, f"{prefix}/hr/{theirs}", to_nchw(ours))
+        if theirs != "aux_index_uv":
+            ours = getattr(outputs, HIGH_RESOLUTION.get(theirs, theirs), None)
+            ours = None if ours is None else ours[:count]
+            yield _compare_output(dump, f"{prefix}/hr/{theirs}", ours)
+
+
+def _compare_output(dump: Dump, key: str, ours: np.ndarray | None) -> Row:
+    if ours is None:
+        return Row(f"{key} (not ours)", dump[key].shape, np.inf, np.inf, 0.0)
+    return compare(dump, key, to_nchw(ours))
 
 
 def _auxiliary(dump: Dump, run: Runner, low: np.ndarray) -> Row:

@@ -35,7 +35,11 @@ def _stored_people(dump: Dump) -> list[FoundPerson]:
         return []
     run = Runner(dump)
     prefix = "infer/densepose/lowres"
-    low = {LOW_RESOLUTION[name]: to_nhwc(dump[f"{prefix}/{name}"]) for name in dump.under(prefix)}
+    low = {
+        LOW_RESOLUTION[name]: to_nhwc(dump[f"{prefix}/{name}"])
+        for name in dump.under(prefix)
+        if name in LOW_RESOLUTION  # another was reported with its stage
+    }
     if "keypoint" not in low and "infer/densepose/hr/k" in dump.keys:
         kernel = jnp.asarray(dump["infer/densepose/surface_weight"].transpose(2, 3, 0, 1))
         head = to_nhwc(dump["infer/densepose/head"])
@@ -84,7 +88,7 @@ def _compare_people(dump: Dump, people: list[FoundPerson], note: str) -> Iterato
         rows += _compare_keypoints(dump, "infer/det/keypoints", [k[:, [0, 1, 3]] for k in network])
     for index, (person, result) in enumerate(shown):
         if f"infer/chart/{index}/result_uint8" in dump.keys:
-            rows += _compare_chart(dump, f"infer/chart/{index}", person, result.iuv)
+            rows += _compare_chart(dump, f"infer/chart/{index}", person, result)
         else:  # more people than the original found
             rows.append(Row(f"infer/chart/{index}", result.iuv.shape, np.inf, np.inf, 0.0))
     if "infer/final/masks" in dump.keys:
@@ -112,8 +116,9 @@ def _compare_keypoints(dump: Dump, key: str, keypoints: list[np.ndarray]) -> lis
     ]
 
 
-def _compare_chart(dump: Dump, prefix: str, person: FoundPerson, iuv: np.ndarray) -> list[Row]:
-    """Compares what evaluation reads, and the charts of the plain argmax where they are stored."""
+def _compare_chart(dump: Dump, prefix: str, person: FoundPerson, result: PersonResult) -> list[Row]:
+    """Compares what evaluation reads, the charts of the plain argmax and the confidences."""
+    iuv = result.iuv
     rows = _compare_labels(
         dump, f"{prefix}/result_uint8", iuv[0], dump[f"{prefix}/result_uint8"][0]
     )
@@ -130,7 +135,16 @@ def _compare_chart(dump: Dump, prefix: str, person: FoundPerson, iuv: np.ndarray
                 size_hw=expected.shape,
             )
             rows += _compare_labels(dump, f"{prefix}/labels{suffix}", labels, expected)
-            rows.append(_compare_float_uv(dump, f"{prefix}/uv{suffix}", uv, labels == expected))
+            is_same = labels == expected
+            rows.append(_compare_float_map(dump, f"{prefix}/uv{suffix}", uv, is_same))
+    for theirs in dump.under(f"{prefix}/confidence"):
+        key = f"{prefix}/confidence/{theirs}"
+        values = result.confidences.get(HIGH_RESOLUTION.get(theirs, theirs))
+        expected = dump[f"{prefix}/labels"]
+        if values is None or values.shape != expected.shape:
+            rows.append(Row(f"{key} (missing)", dump[key].shape, np.inf, np.inf, 0.0))
+        else:
+            rows.append(_compare_float_map(dump, key, values, result.iuv[0] == expected))
     return rows
 
 
@@ -149,11 +163,12 @@ def _compare_uv(dump: Dump, key: str, iuv: np.ndarray, expected: np.ndarray) -> 
     return [Row(f"{key} UV", expected.shape[1:], float(levels), 0.0, UV_LEVELS)]
 
 
-def _compare_float_uv(dump: Dump, key: str, uv: np.ndarray, is_same: np.ndarray) -> Row:
+def _compare_float_map(dump: Dump, key: str, values: np.ndarray, is_same: np.ndarray) -> Row:
+    """Compares [..., h, w] where the labels agree."""
     expected = dump[key]
-    error = float(np.abs(uv - expected)[:, is_same].max(initial=0))
+    error = float(np.abs(values - expected)[..., is_same].max(initial=0))
     scale = float(expected.std())
-    return Row(key, expected.shape, error, error / scale, END_TO_END * scale)
+    return Row(key, expected.shape, error, error / max(scale, 1e-12), END_TO_END * scale)
 
 
 def _compare_masks(dump: Dump, results: list[PersonResult], to_hw: tuple[int, int]) -> Row:

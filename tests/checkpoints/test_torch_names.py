@@ -1,11 +1,16 @@
 """The table of PyTorch names, both ways."""
 
+import json
+
+import jax
 import numpy as np
 import pytest
 from flax import traverse_util
 
 from ktn_jax.checkpoints import torch_names, weights
-from ktn_jax.modeling.detector import build_model
+from ktn_jax.checkpoints.detectron2_config import from_detectron2
+from ktn_jax.modeling.detector import Detector, build_model
+from ktn_jax.results.detection_checks import CONFIDENCES
 from ktn_jax.runtime.configuration import load_config
 
 CASES = (
@@ -15,6 +20,8 @@ CASES = (
     "densepose_r50_tiny",
     "densepose_r50_dl_tiny",
     "densepose_r50_dl_nonlocal_tiny",
+    "densepose_r50_wc1_tiny",
+    "densepose_r50_wc2_tiny",
     "densepose_r50_legacy_tiny",
 )
 
@@ -57,6 +64,41 @@ def test_every_parameter_of_every_configuration_has_its_own_torch_name(name):
     names = torch_names.torch_names(paths)
     assert names.keys() == set(paths)
     assert len(set(names.values())) == len(paths)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("has_segm", [False, True])
+@pytest.mark.parametrize("uv", ["", "iid_iso", "indep_aniso"])
+def test_every_combination_of_confidences_has_its_own_parameters(golden_dir, uv, has_segm):
+    with np.load(golden_dir / "densepose_r50_wc2_tiny.npz") as file:
+        tree = json.loads(str(file["config"]))
+    state = _state(golden_dir / "densepose_r50_wc2_tiny.npz")
+    head = tree["MODEL"]["ROI_DENSEPOSE_HEAD"]
+    head["UV_CONFIDENCE"] |= {"ENABLED": bool(uv), "TYPE": uv or "iid_iso"}
+    head["SEGM_CONFIDENCE"]["ENABLED"] = has_segm
+    dropped = {"": "sigma_2 kappa_u kappa_v", "iid_iso": "kappa_u kappa_v"}.get(uv, "").split()
+    dropped += [] if has_segm else ["fine_segm_confidence", "coarse_segm_confidence"]
+    kept = {
+        name: array
+        for name, array in state.items()
+        if not any(f".{output}_lowres." in name for output in dropped)
+    }
+    assert len(kept) == len(state) - 2 * len(dropped)
+    config = from_detectron2(tree)
+    model = build_model(config.model)
+    variables = weights.fit(config, torch_names.to_flax(kept), "the reduced state")
+    maps = jax.eval_shape(
+        lambda variables: model.apply(
+            variables, np.zeros((1, 14, 14, 32), np.float32), method=Detector.predict_charts
+        ),
+        variables,
+    )
+    found = [name for name in CONFIDENCES if getattr(maps, name) is not None]
+    gone = {name.replace("sigma_2", "sigma") for name in dropped}
+    assert found == [name for name in CONFIDENCES if name not in gone]
+    extra = {**kept, "roi_heads.densepose_predictor.other_lowres.bias": np.zeros(3)}
+    with pytest.raises(ValueError, match="1 unexpected keys.*other_lowres"):
+        torch_names.to_flax(extra)
 
 
 def test_fully_connected_weights_follow_the_flattening():

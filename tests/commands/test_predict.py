@@ -30,7 +30,8 @@ class _Predictor:
             raise KeyboardInterrupt
         iuv = np.ones((3, 15, 10), np.uint8)
         box = np.float32([2, 3, 12, 18])
-        return [[PersonResult(box, int(photo[0, 0, 0]) / 100, iuv)] for photo in batch]
+        maps = {"sigma": np.linspace(-1, 1, 150).reshape(15, 10).astype(np.float32)}
+        return [[PersonResult(box, int(p[0, 0, 0]) / 100, iuv, confidences=maps)] for p in batch]
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +148,21 @@ def test_the_report_survives_a_terminal_that_lacks_characters(own, tmp_path, mon
     assert "2 people in 2 photos" in output and r"fotos_\xe9" in output
     assert r"\xe9t\xe9.jpg: not an image, or a damaged one: its first bytes" in error
     assert "BytesIO" not in error and error.count("not an image") == 1
+
+
+def test_confidences_are_written_and_drawn_on_request(own, tmp_path, capsys):
+    photo, out = own / "frame2.png", tmp_path / "out"
+    confident = ["--set", "model.predictor.uv_confidence='iid_iso'"]
+    assert _predict(photo, "--output", tmp_path / "plain", *confident) == 0
+    (record,) = records.read_results(tmp_path / "plain" / "results.json")
+    assert "confidences" not in record
+    assert not (tmp_path / "plain" / "frame2_confidence.jpg").exists()
+    assert _predict(photo, "--output", out, "--confidences", *confident) == 0
+    (people,) = records.records_to_people(records.read_results(out / "results.json")).values()
+    sigma = people[0].confidences["sigma"]
+    np.testing.assert_allclose(sigma.ravel(), np.linspace(-1, 1, 150), atol=2e-5)
+    with Image.open(out / "frame2_confidence.jpg") as picture:
+        assert picture.size[0] == 30
+    capsys.readouterr()
+    assert _predict(photo, "--output", out, "--confidences", "--overwrite") != 0
+    assert "predicts no confidences" in capsys.readouterr().err

@@ -18,13 +18,20 @@ CASES = (
     "densepose_r50_tiny",
     "densepose_r50_dl_tiny",
     "densepose_r50_dl_nonlocal_tiny",
+    "densepose_r50_wc1_tiny",
+    "densepose_r50_wc2_tiny",
     "densepose_r50_legacy_tiny",
 )
 
 
-# Each has a neighbour with the same layers and more: the other HRNet model, and DeepLab with its
-# non-local block.
-_COVERED = ("ktnv2_hrnet_tiny", "densepose_r50_dl_tiny")
+# Each has a neighbour with the same layers and more: the other HRNet model, DeepLab with its
+# non-local block, and the model with every confidence.
+_COVERED = (
+    "ktnv2_hrnet_tiny",
+    "densepose_r50_tiny",
+    "densepose_r50_dl_tiny",
+    "densepose_r50_wc1_tiny",
+)
 
 
 @pytest.mark.slow
