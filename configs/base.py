@@ -26,6 +26,9 @@ def _model() -> ConfigDict:
     model.pixel_std_bgr = (1.0, 1.0, 1.0)
     model.dtype = "float32"  # of computation, or bfloat16; parameters stay float32
 
+    # Branches of the people found: any of densepose, keypoints and masks.
+    model.tasks = ("densepose",)
+
     model.backbone = ConfigDict()
     model.backbone.name = "resnet"  # resnet (with FPN) or hrnet (with HRFPN)
     model.backbone.depth = 50  # ResNet: 50, 101 or 152
@@ -60,8 +63,10 @@ def _model() -> ConfigDict:
     model.rpn.iou_thresholds = (0.3, 0.7)  # background below the first, person from the second
 
     model.box_head = ConfigDict()
+    model.box_head.num_classes = 1  # person; 80 for all of COCO's, of which person is the first
+    model.box_head.is_class_agnostic = False  # one box for all classes, instead of one for each
     model.box_head.pooled_size = 7
-    model.box_head.sampling_ratio = 2
+    model.box_head.sampling_ratio = 2  # reads per bin and axis; 0 as many as the bin has cells
     model.box_head.aligned = False  # detectron2's ROIAlign; True for ROIAlignV2
     model.box_head.hidden_features = 1024
     model.box_head.num_layers = 2
@@ -103,6 +108,21 @@ def _model() -> ConfigDict:
     # Softmax probability of "person" above which a pixel belongs to one; 0.5 means the plain
     # argmax of the coarse logits. KTN uses 0.3.
     model.predictor.mask_threshold = 0.5
+
+    model.mask_head = ConfigDict()
+    model.mask_head.pooled_size = 14
+    model.mask_head.sampling_ratio = 0
+    model.mask_head.aligned = True
+    model.mask_head.channels = 256
+    model.mask_head.num_convs = 4
+    model.mask_head.norm = ""  # of the convolutions: "" or "GN"
+    model.mask_head.is_class_agnostic = False  # one mask for all classes, instead of one for each
+
+    model.keypoint_head = ConfigDict()
+    model.keypoint_head.pooled_size = 14
+    model.keypoint_head.sampling_ratio = 0
+    model.keypoint_head.aligned = True
+    model.keypoint_head.channels = (512,) * 8  # of each convolution
     return model
 
 
@@ -121,7 +141,8 @@ def _loss() -> ConfigDict:
     loss.fine_segm_weight = 1.0  # surface patches, mean over points
     loss.coarse_segm_weight = 5.0  # the chart predictor's coarse map or KTN's 15 parts, mean
     loss.body_mask_weight = 5.0  # KTN's body mask, mean over cells
-    loss.keypoint_weight = 0.1
+    loss.keypoint_weight = 0.1  # of KTN's heatmaps, or of the keypoint head's
+    loss.mask_weight = 1.0  # of the mask head, mean over cells
     loss.normalise_keypoints_by_visible = True  # else by ROIs that could have been sampled
     loss.min_uv_variance = 0.01  # of the confidence models
     # Train person against background with instance masks (`person_mask` in the batch) instead of
@@ -131,6 +152,10 @@ def _loss() -> ConfigDict:
     loss.densepose_iou_threshold = 0.7
     # Their number in each image. Where more qualify, a weighted random subset represents all.
     loss.densepose_rois_per_image = 32
+    # The same for the keypoint head (foreground with a visible keypoint) and the mask head (all of
+    # the foreground whose people have a mask).
+    loss.keypoint_rois_per_image = 32
+    loss.mask_rois_per_image = 32
     # True, as in the original: only people with DensePose train keypoints. False: all people with
     # keypoints do.
     loss.densepose_people_only = True
@@ -201,7 +226,8 @@ def _data() -> ConfigDict:
     data.symmetry = "data/densepose/UV_symmetry_transforms.mat"
     data.on_bad_annotation = "raise"  # or skip
     data.max_skipped_fraction = 0.01  # with skip: largest share of bad records
-    data.with_person_masks = False  # rasterise segmentations, for losses that need them
+    # Rasterise segmentations, for losses that need them; with masks in model.tasks always.
+    data.with_person_masks = False
     data.tfds = ConfigDict()  # a dataset that `ktn data build` made
     data.tfds.config = "densepose_coco_2014"
     data.tfds.dir = "data/tfds"

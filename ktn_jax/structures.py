@@ -1,10 +1,12 @@
 """The arrays that pass between the stages of the detector, with their shapes.
 
 B images, R proposals or detections an image, N people in a flat batch, S side of a chart map.
+Models of several classes find other things too, which are called people all the same.
 Boxes are xyxy float32 in pixels of the padded network input. Rows beyond what was found are
 padding: zero, and False in `is_valid`.
 """
 
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 import flax.struct
@@ -13,6 +15,22 @@ import numpy as np
 
 Array = jax.Array
 AnyArray = TypeVar("AnyArray", bound=jax.Array | np.ndarray)  # on the device, or on the host
+
+
+@flax.struct.dataclass
+class Features:
+    """A pyramid: level -> map [B, H / stride, W / stride, C], and the valid sizes [B, 2]."""
+
+    maps: Mapping[str, Array]
+    sizes: Mapping[str, Array | None]
+
+
+@flax.struct.dataclass
+class RoiFeatures:
+    """What the branches of the second stage pool people from; None for what no branch reads."""
+
+    decoded: Features | None  # for DensePose: the decoder's one map, or the levels without decoder
+    levels: Features | None  # for keypoints and masks
 
 
 @flax.struct.dataclass
@@ -29,8 +47,9 @@ class Detections:
     """People found, best first."""
 
     boxes: Array  # [B, R, 4]
-    scores: Array  # [B, R] probability of "person"
+    scores: Array  # [B, R] probability of the class
     is_valid: Array  # [B, R] bool
+    classes: Array  # int32 [B, R], 0 for "person" in a model of one class
 
 
 @flax.struct.dataclass
@@ -52,3 +71,19 @@ class DensePoseOutputs(Generic[AnyArray]):
     kappa_v: AnyArray | None = None  # [N, S, S, 25]
     fine_segm_confidence: AnyArray | None = None  # [N, S, S, 1]
     coarse_segm_confidence: AnyArray | None = None  # [N, S, S, 1]
+
+
+@flax.struct.dataclass
+class PersonMaps(Generic[AnyArray]):
+    """What the branches say of N people; None for tasks that a model does not have."""
+
+    charts: DensePoseOutputs[AnyArray] | None
+    keypoints: AnyArray | None = None  # [N, S', S', 17] heatmaps of the keypoint branch
+    mask: AnyArray | None = None  # [N, M, M] probability that a cell of the box is the person's
+
+    @property
+    def heatmaps(self) -> AnyArray | None:
+        """Heatmaps of the keypoint branch, or those of a DensePose predictor that has them."""
+        if self.keypoints is not None or self.charts is None:
+            return self.keypoints
+        return self.charts.keypoints

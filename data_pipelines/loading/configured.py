@@ -25,7 +25,7 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
     """Makes the training batches of one process.
 
     Args:
-        config: a whole configuration; `data`, `batch_size` and `seed` are read.
+        config: a whole configuration; `data`, `batch_size`, `seed` and `model.tasks` are read.
         process_index: of this process.
         process_count: how many share the batches.
 
@@ -54,7 +54,7 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
         loader=data.loader,
         workers=data.workers,
         batches_ahead=data.batches_ahead,
-        with_person_masks=data.with_person_masks,
+        with_person_masks=data.with_person_masks or "masks" in config.model.tasks,
         augmentation=augmentation,
     )
     source = make_source(data)

@@ -65,7 +65,7 @@ class Ours:
 
         pyramid, found = self.programs.detect(self.inputs, self.sizes)
         jax.device_get(found)
-        self.outputs = self.programs.charts(pyramid, self.boxes, self.index)
+        self.outputs = self.programs.describe(pyramid, self.boxes, self.index).charts
 
     def stages(self):
         """Seconds of each stage."""

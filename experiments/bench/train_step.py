@@ -161,7 +161,7 @@ class Ours:
                 key=jax.random.key(0),
             )
             losses = forward.compute_losses(config.model, config.loss, outputs, batch)
-            people = targets.densepose_targets(outputs.samples.people, batch)
+            people = targets.densepose_targets(outputs.samples.people["densepose"], batch)
             parts = resample_chart_nearest(people.part_mask, people.gt_boxes, people.boxes, size)
             cells, is_valid = keypoints_to_heatmap_index(people.keypoints, people.boxes, size)
             return outputs.samples, outputs.anchors, people, parts, cells, is_valid, losses
@@ -182,7 +182,7 @@ class Ours:
             rois=with_image(samples.rois.boxes)[is_roi],
             roi_is_person=samples.rois.is_foreground.reshape(-1)[is_roi],
             roi_gt_boxes=samples.rois.gt_boxes.reshape(-1, 4)[is_roi],
-            people=with_image(samples.people.boxes)[is_person],
+            people=with_image(samples.people["densepose"].boxes)[is_person],
             weight=people.weight[is_person],
             people_gt_boxes=people.gt_boxes[is_person],
             parts=parts[is_person],

@@ -1,10 +1,11 @@
 """Reads detectron2 configuration trees (upstream DensePose's and the KTNv2 fork's) as ours."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ktn_jax.body.parts import NUM_KEYPOINTS
 from ktn_jax.checkpoints.detectron2_tree import Tree, short
 from ktn_jax.configs import base
 
@@ -23,7 +24,12 @@ _PREDICTORS = {
 }
 # Both are the same without confidences, and with them there is no choice.
 _LOSSES = dict.fromkeys(("DensePoseChartLoss", "DensePoseChartWithConfidenceLoss"))
-_ROI_HEADS = {"DensePoseROIHeads": "panoptic", "DensePoseKTNv2Heads": "multi_instance"}
+# The decoder of each kind of heads.
+_ROI_HEADS = {
+    "DensePoseROIHeads": "panoptic",
+    "DensePoseKTNv2Heads": "multi_instance",
+    "StandardROIHeads": "none",
+}
 _POOLERS = {"ROIAlign": False, "ROIAlignV2": True}
 _BACKBONES = {
     "build_resnet_fpn_backbone": "resnet",
@@ -45,13 +51,11 @@ _NO_EFFECT = (
     "MODEL.DEVICE",
     "MODEL.WEIGHTS",
     "MODEL.ANCHOR_GENERATOR.ANGLES",
-    # Of other architectures, and of heads that are switched on elsewhere.
+    # Of other architectures.
     "MODEL.RETINANET.",
     "MODEL.PANOPTIC_FPN.",
     "MODEL.SEM_SEG_HEAD.",
     "MODEL.ROI_BOX_CASCADE_HEAD.",
-    "MODEL.ROI_MASK_HEAD.",
-    "MODEL.ROI_KEYPOINT_HEAD.",
     "MODEL.ROI_DENSEPOSE_HEAD.CSE.",
     # Of KTN: files of initial values, and settings that its code does not read.
     "MODEL.ROI_DENSEPOSE_HEAD.KPT_",
@@ -63,6 +67,13 @@ _NO_EFFECT = (
     "MODEL.ROI_DENSEPOSE_HEAD.LOWRES_LOSS.",
     "MODEL.ROI_DENSEPOSE_HEAD.UV_LOSS_WITH_WEIGHTS.",
 )
+
+# Settings of a branch have no effect where it is off.
+_SECTIONS = {
+    "densepose": "MODEL.ROI_DENSEPOSE_HEAD.",
+    "keypoints": "MODEL.ROI_KEYPOINT_HEAD.",
+    "masks": "MODEL.ROI_MASK_HEAD.",
+}
 
 _LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
     "resnet": {"rpn": ("p2", "p3", "p4", "p5", "p6"), "roi_heads": ("p2", "p3", "p4", "p5")},
@@ -90,7 +101,8 @@ def from_detectron2(tree: Mapping[str, Any]) -> ConfigDict:
         _translate(settings, config)
     except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
         settings.problems.append(f"a value is of another type than wanted: {error}")
-    problems = [*settings.problems, *settings.unknown(), *_ignored(settings)]
+    tasks = config.model.tasks
+    problems = [*settings.problems, *settings.unknown(), *_ignored(settings, tasks)]
     if problems:
         lines = "\n  ".join(dict.fromkeys(problems))
         raise ValueError(f"not supported in the detectron2 configuration:\n  {lines}")
@@ -98,19 +110,42 @@ def from_detectron2(tree: Mapping[str, Any]) -> ConfigDict:
 
 
 def _translate(tree: Tree, config: ConfigDict) -> None:
-    _backbone(tree, config.model)
-    _detector(tree, config.model)
-    _densepose(tree, config.model)
+    model = config.model
+    model.tasks = _tasks(tree)
+    _backbone(tree, model)
+    _detector(tree, model)
+    if "densepose" in model.tasks:
+        _densepose(tree, model)
+    if "keypoints" in model.tasks:
+        _keypoint_head(tree, model.keypoint_head)
+    if "masks" in model.tasks:
+        _mask_head(tree, model.mask_head)
     _loss(tree, config)
     config.test.short_side = tree.get("INPUT.MIN_SIZE_TEST")
     config.test.max_side = tree.get("INPUT.MAX_SIZE_TEST")
 
 
-def _ignored(tree: Tree) -> list[str]:
+def _tasks(tree: Tree) -> tuple[str, ...]:
+    """The branches that a configuration switches on."""
+    key, is_on = "MODEL.ROI_HEADS.NAME", {True: True, False: False}
+    tree.choose(key, _ROI_HEADS)
+    # KTN's code takes keypoints from its DensePose heads, and builds no others.
+    is_fork = tree.has("MODEL.ROI_DENSEPOSE_HEAD.PREDICTOR")
+    switches = {"keypoints": "MODEL.KEYPOINT_ON", "masks": "MODEL.MASK_ON"}
+    if tree.find(key, "") != "StandardROIHeads":
+        switches = {"densepose": "MODEL.DENSEPOSE_ON"} | switches
+    chosen = {task: tree.choose(switch, is_on) for task, switch in switches.items()}
+    if is_fork:
+        chosen["keypoints"] = False
+    return tuple(task for task, on in chosen.items() if on)
+
+
+def _ignored(tree: Tree, tasks: Collection[str]) -> list[str]:
     """Settings of the model that were changed and that nothing here reads, one line each."""
     is_hrnet = "hrfpn" in tree.find("MODEL.BACKBONE.NAME", "")
     no_effect = [*_NO_EFFECT]
     no_effect += ["MODEL.RESNETS.", "MODEL.FPN."] if is_hrnet else ["MODEL.HRNET."]
+    no_effect += [section for task, section in _SECTIONS.items() if task not in tasks]
     return [
         f"{key} {short(value)} is not supported"
         for key, value in tree.unread().items()
@@ -172,16 +207,17 @@ def _detector(tree: Tree, model: ConfigDict) -> None:
     for ours, theirs in (("pre_nms_top_k", "PRE_NMS_TOPK"), ("post_nms_top_k", "POST_NMS_TOPK")):
         for phase in ("train", "test"):
             rpn[f"{ours}_{phase}"] = tree.get(f"MODEL.RPN.{theirs}_{phase.upper()}")
+    if "densepose" in model.tasks:
+        tree.require(MODEL__ROI_HEADS__NUM_CLASSES=1)
     tree.require(
-        MODEL__ROI_HEADS__NUM_CLASSES=1,
         MODEL__ROI_BOX_HEAD__NAME="FastRCNNConvFCHead",
         MODEL__ROI_BOX_HEAD__NUM_CONV=0,
         MODEL__RPN__HEAD_NAME="StandardRPNHead",
         MODEL__PROPOSAL_GENERATOR__NAME="RPN",
     )
-    box.pooled_size = tree.get("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION")
-    box.sampling_ratio = tree.get("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO")
-    box.aligned = tree.choose("MODEL.ROI_BOX_HEAD.POOLER_TYPE", _POOLERS)
+    box.num_classes = tree.get("MODEL.ROI_HEADS.NUM_CLASSES")
+    box.is_class_agnostic = tree.get("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG")
+    _pooler(tree, box, "MODEL.ROI_BOX_HEAD")
     box.hidden_features = tree.get("MODEL.ROI_BOX_HEAD.FC_DIM")
     box.num_layers = tree.get("MODEL.ROI_BOX_HEAD.NUM_FC")
     box.delta_weights = tree.get("MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS")
@@ -191,6 +227,30 @@ def _detector(tree: Tree, model: ConfigDict) -> None:
     box.batch_size_per_image = tree.get("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE")
     box.positive_fraction = tree.get("MODEL.ROI_HEADS.POSITIVE_FRACTION")
     box.iou_threshold = tree.get("MODEL.ROI_HEADS.IOU_THRESHOLDS")[0]
+
+
+def _pooler(tree: Tree, head: ConfigDict, section: str) -> None:
+    head.pooled_size = tree.get(f"{section}.POOLER_RESOLUTION")
+    head.sampling_ratio = tree.get(f"{section}.POOLER_SAMPLING_RATIO")
+    head.aligned = tree.choose(f"{section}.POOLER_TYPE", _POOLERS)
+
+
+def _keypoint_head(tree: Tree, head: ConfigDict) -> None:
+    tree.require(
+        MODEL__ROI_KEYPOINT_HEAD__NAME="KRCNNConvDeconvUpsampleHead",
+        MODEL__ROI_KEYPOINT_HEAD__NUM_KEYPOINTS=NUM_KEYPOINTS,
+    )
+    _pooler(tree, head, "MODEL.ROI_KEYPOINT_HEAD")
+    head.channels = tree.get("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS")
+
+
+def _mask_head(tree: Tree, head: ConfigDict) -> None:
+    tree.require(MODEL__ROI_MASK_HEAD__NAME="MaskRCNNConvUpsampleHead")
+    _pooler(tree, head, "MODEL.ROI_MASK_HEAD")
+    head.channels = tree.get("MODEL.ROI_MASK_HEAD.CONV_DIM")
+    head.num_convs = tree.get("MODEL.ROI_MASK_HEAD.NUM_CONV")
+    head.norm = tree.choose("MODEL.ROI_MASK_HEAD.NORM", {"": "", "GN": "GN"})
+    head.is_class_agnostic = tree.get("MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK")
 
 
 def _densepose(tree: Tree, model: ConfigDict) -> None:
@@ -210,9 +270,7 @@ def _densepose(tree: Tree, model: ConfigDict) -> None:
         tree.require(MODEL__ROI_DENSEPOSE_HEAD__DECODER_COMMON_STRIDE=4)
     head = model.densepose_head
     head.name = tree.choose("MODEL.ROI_DENSEPOSE_HEAD.NAME", _HEADS)
-    head.pooled_size = get("POOLER_RESOLUTION")
-    head.sampling_ratio = get("POOLER_SAMPLING_RATIO")
-    head.aligned = tree.choose("MODEL.ROI_DENSEPOSE_HEAD.POOLER_TYPE", _POOLERS)
+    _pooler(tree, head, "MODEL.ROI_DENSEPOSE_HEAD")
     head.channels = get("CONV_HEAD_DIM")
     head.num_convs = get("NUM_STACKED_CONVS")
     head.kernel_size = get("CONV_HEAD_KERNEL")
@@ -223,8 +281,6 @@ def _densepose(tree: Tree, model: ConfigDict) -> None:
     key = "MODEL.ROI_DENSEPOSE_HEAD.PREDICTOR"
     key = key if tree.has(key) else f"{key}_NAME"
     predictor.name = tree.choose(key, _PREDICTORS)
-    if key.endswith("PREDICTOR"):  # KTN's heads have keypoints of their own
-        tree.find("MODEL.KEYPOINT_ON", False)
     predictor.num_coarse_channels = get("NUM_COARSE_SEGM_CHANNELS")
     predictor.num_patches = get("NUM_PATCHES")
     predictor.kernel_size = get("DECONV_KERNEL")
@@ -250,14 +306,22 @@ def _loss(tree: Tree, config: ConfigDict) -> None:
     loss.rpn_smooth_l1_beta = tree.get("MODEL.RPN.SMOOTH_L1_BETA")
     loss.box_delta_weight = tree.get("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT")
     loss.box_smooth_l1_beta = tree.get("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA")
+    if "densepose" in config.model.tasks:
+        _densepose_loss(tree, loss)
+    loss.keypoint_weight = tree.get("MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT")
+    key = "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS"
+    loss.normalise_keypoints_by_visible = tree.get(key)
+    # The reference takes all of the foreground.
+    foreground = int(box.batch_size_per_image * box.positive_fraction)
+    loss.densepose_rois_per_image = foreground
+    loss.keypoint_rois_per_image = foreground
+    loss.mask_rois_per_image = foreground
+
+
+def _densepose_loss(tree: Tree, loss: ConfigDict) -> None:
     for ours, theirs in _LOSS_KEYS.items():
         loss[ours] = tree.get(f"MODEL.ROI_DENSEPOSE_HEAD.{theirs}")
     if tree.has("MODEL.ROI_DENSEPOSE_HEAD.LOSS_NAME"):
         tree.choose("MODEL.ROI_DENSEPOSE_HEAD.LOSS_NAME", _LOSSES)
     key = "MODEL.ROI_DENSEPOSE_HEAD.BODY_MASK_WEIGHTS"
     loss.body_mask_weight = tree.find(key, loss.body_mask_weight)
-    loss.keypoint_weight = tree.get("MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT")
-    key = "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS"
-    loss.normalise_keypoints_by_visible = tree.get(key)
-    # The reference takes all of the foreground.
-    loss.densepose_rois_per_image = int(box.batch_size_per_image * box.positive_fraction)

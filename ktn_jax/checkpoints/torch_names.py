@@ -176,6 +176,17 @@ def _head_rules() -> Iterator[Rule]:
     yield from _conv_norm(f"{block}.0", f"{block}.1", "densepose_head/non_local/out")
 
 
+def _person_head_rules() -> Iterator[Rule]:
+    """Mask and keypoint heads of detectron2."""
+    mask, keypoint = "roi_heads.mask_head", "roi_heads.keypoint_head"
+    name = f"{mask}.mask_fcn{{n}}"
+    yield from _conv_norm(name, f"{name}.norm", "mask_head/conv{n}")
+    yield from _output(f"{mask}.deconv", "mask_head/deconv", "deconv")
+    yield from _layer(f"{mask}.predictor", "mask_head/logits", "conv")
+    yield from _layer(f"{keypoint}.conv_fcn{{n}}", "keypoint_head/conv{n}", "conv")
+    yield from _output(f"{keypoint}.score_lowres", "keypoint_head/scores", "deconv")
+
+
 _SHARED_OUTPUTS = {
     "u_lowres": "u",
     "v_lowres": "v",
@@ -232,6 +243,7 @@ def rules(is_auxiliary: bool, is_multi_instance: bool) -> tuple[Rule, ...]:
         *_decoder_rules(),
         *_layer(f"{decoder}.predictor", "decoder/predictor", "conv"),
         *_head_rules(),
+        *_person_head_rules(),
         *_predictor_rules(is_auxiliary),
         *_constant_rules(),
     )

@@ -335,7 +335,7 @@ def constants(config: ConfigDict) -> Variables:
         "pixel_mean": np.array(config.pixel_mean_bgr, np.float32).reshape(3, 1, 1),
         "pixel_std": np.array(config.pixel_std_bgr, np.float32).reshape(3, 1, 1),
     }
-    if config.predictor.name in _KTN_DECODER_PREDICTORS:
+    if "densepose" in config.tasks and config.predictor.name in _KTN_DECODER_PREDICTORS:
         for level, sizes in enumerate(config.rpn.anchor_sizes):
             anchors = box_ops.cell_anchors(sizes, config.rpn.aspect_ratios)
             values[f"cell_anchors{level}"] = anchors.astype(np.float32)

@@ -1,10 +1,10 @@
 """Test-time augmentation: averages people and charts over scales and mirrored images.
 
 As in detectron2's DensePoseGeneralizedRCNNWithTTA, NMS runs over the boxes of all views together,
-every view predicts the charts of the boxes that remain, and logits, U and V are averaged. Two
-things differ: views are resized from the photo itself (detectron2's evaluation resizes the image
-that was resized for the plain run), and keypoints, which it does not support, are averaged as
-heatmaps.
+every view predicts the charts and masks of the boxes that remain, and logits, U and V and the
+probabilities of masks are averaged. Two things differ: views are resized from the photo itself
+(detectron2's evaluation resizes the image that was resized for the plain run), and keypoints, which
+it does not support, are averaged as heatmaps.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ from ktn_jax.inference.stages import PEOPLE_BUCKETS, Pyramid, Stages, people_buc
 from ktn_jax.ops.nms import nms
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import images
-from ktn_jax.structures import DensePoseOutputs
+from ktn_jax.structures import DensePoseOutputs, PersonMaps
 
-# The outputs that are mirrored and averaged; others are dropped.
+# The chart maps that are mirrored and averaged; others are dropped.
 _AVERAGED = ("coarse_segm", "fine_segm", "u", "v", "keypoints")
 _PEOPLE_AT_A_TIME = 32  # whose maps are in memory together, about 6 MB for each person and view
 _MIN_SCORE = 1e-8  # detectron2's; all boxes passed the detector's own threshold before
@@ -45,6 +45,7 @@ class _View:
     boxes: np.ndarray  # [rows, R, 4] as found
     scores: np.ndarray  # [rows, R]
     is_valid: np.ndarray  # [rows, R]
+    classes: np.ndarray  # [rows, R]
 
 
 class AugmentedPredictor:
@@ -60,7 +61,8 @@ class AugmentedPredictor:
 
         Args:
             stages: `test.augmentation` of their configuration sets the views.
-            symmetry: of the body whose charts the model predicts; None is allowed without flip.
+            symmetry: of the body whose charts the model predicts; None is allowed without flip, and
+                for a model without charts.
 
         Raises:
             ValueError: flip without symmetry, or no scales.
@@ -68,7 +70,8 @@ class AugmentedPredictor:
         self.stages = stages
         self.config = stages.config
         augmentation = self.config.test.augmentation
-        if augmentation.flip and symmetry is None:
+        has_charts = "densepose" in self.config.model.tasks
+        if augmentation.flip and has_charts and symmetry is None:
             raise ValueError(_NO_SYMMETRY)
         if not augmentation.short_sides:
             raise ValueError("test.augmentation.short_sides is empty: give at least one scale")
@@ -136,7 +139,8 @@ class AugmentedPredictor:
             num_rows = len(views[0].boxes)
             for count in {people_bucket(num_rows * c): c for c in sorted(chunks)}.values():
                 box = np.array([0, 0, frame_hw[1], frame_hw[0]], np.float32)
-                self._average(views, np.tile(box, (count, 1)), frame_hw)
+                boxes, classes = np.tile(box, (count, 1)), np.zeros(count, np.int32)
+                self._average(views, boxes, classes, frame_hw)
 
     def frame_size(self, photo_hw: tuple[int, int]) -> tuple[int, int]:
         """Size of the common frame of the views: that of a plain predictor's resized image.
@@ -152,13 +156,14 @@ class AugmentedPredictor:
         frame_hw = self.frame_size(photo.shape[:2])
         sides = self.config.test.augmentation.short_sides
         views = [self._view(photo, side) for side in sides]
-        boxes, scores = self._merge(views, frame_hw)
+        boxes, scores, classes = self._merge(views, frame_hw)
         for start in range(0, len(boxes), _PEOPLE_AT_A_TIME):
-            chunk = boxes[start : start + _PEOPLE_AT_A_TIME]
-            outputs = self._average(views, chunk, frame_hw)
-            for index, box in enumerate(chunk):
+            part = slice(start, start + _PEOPLE_AT_A_TIME)
+            outputs = self._average(views, boxes[part], classes[part], frame_hw)
+            for index, box in enumerate(boxes[part]):
                 maps = jax.tree.map(lambda x, i=index: x[i], outputs)
-                yield FoundPerson(box, float(scores[start + index]), maps)
+                at = start + index
+                yield FoundPerson(box, float(scores[at]), maps, int(classes[at]))
 
     def _view(self, photo: np.ndarray, short_side: int) -> _View:
         augmentation = self.config.test.augmentation
@@ -175,6 +180,7 @@ class AugmentedPredictor:
             boxes=found.boxes,
             scores=found.scores,
             is_valid=found.is_valid,
+            classes=found.classes,
         )
 
     def _buckets(self, short_side: int) -> list[tuple[int, int]]:
@@ -191,8 +197,8 @@ class AugmentedPredictor:
 
     def _merge(
         self, views: Sequence[_View], frame_hw: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Runs NMS over the boxes of all views in the frame: boxes [N, 4], scores [N]."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Runs NMS over the boxes of all views in the frame: boxes [N, 4], scores, classes [N]."""
         rows = [(view, row) for view in views for row in range(len(view.boxes))]
         boxes = np.concatenate(
             [
@@ -204,28 +210,36 @@ class AugmentedPredictor:
         boxes = np.clip(boxes, 0, limit)
         scores = np.concatenate([view.scores[row] for view, row in rows])
         is_valid = np.concatenate([view.is_valid[row] for view, row in rows])
+        classes = np.concatenate([view.classes[row] for view, row in rows])
         index, is_kept = jax.device_get(
-            self._suppress(boxes, scores, is_valid & (scores > _MIN_SCORE))
+            self._suppress(boxes, scores, is_valid & (scores > _MIN_SCORE), groups=classes)
         )
-        return boxes[index[is_kept]], scores[index[is_kept]]
+        kept = index[is_kept]
+        return boxes[kept], scores[kept], classes[kept]
 
     def _average(
-        self, views: Sequence[_View], boxes: np.ndarray, frame_hw: tuple[int, int]
-    ) -> DensePoseOutputs[np.ndarray]:
-        """Predicts the charts of boxes [N, 4] of the frame in every view, and averages them."""
+        self,
+        views: Sequence[_View],
+        boxes: np.ndarray,
+        classes: np.ndarray,
+        frame_hw: tuple[int, int],
+    ) -> PersonMaps[np.ndarray]:
+        """Predicts the maps of boxes [N, 4] of the frame in every view, and averages them."""
         total, count = None, 0
         for view in views:
             num_rows = len(view.boxes)
             moved = move_boxes(boxes, frame_hw, view.size_hw)
             stacked = [_mirror_if(row, moved, view.size_hw) for row in range(num_rows)]
-            outputs = self.stages.charts(
+            outputs = self.stages.describe(
                 view.pyramid,
                 np.concatenate(stacked),
                 np.repeat(np.arange(num_rows, dtype=np.int32), len(boxes)),
+                np.tile(classes, num_rows),
             )
             if outputs is None:
-                raise ValueError("there are no boxes to draw the charts of")
-            outputs = _keep_averaged(outputs)
+                raise ValueError("there are no boxes to describe")
+            if outputs.charts is not None:
+                outputs = dataclasses.replace(outputs, charts=_keep_averaged(outputs.charts))
             for row in range(num_rows):
                 part = slice(row * len(boxes), (row + 1) * len(boxes))
                 maps = jax.tree.map(lambda x, part=part: x[part], outputs)
@@ -233,13 +247,18 @@ class AugmentedPredictor:
                     maps = self._turn_back(maps)
                 total = maps if total is None else jax.tree.map(np.add, total, maps)
                 count += 1
-        mean: DensePoseOutputs[np.ndarray] = jax.tree.map(lambda x: x / np.float32(count), total)
+        mean: PersonMaps[np.ndarray] = jax.tree.map(lambda x: x / np.float32(count), total)
         return mean
 
-    def _turn_back(self, mirrored: DensePoseOutputs[np.ndarray]) -> DensePoseOutputs[np.ndarray]:
-        if self._symmetry is None:
-            raise ValueError(_NO_SYMMETRY)
-        return mirror_outputs(mirrored, self._symmetry)
+    def _turn_back(self, mirrored: PersonMaps[np.ndarray]) -> PersonMaps[np.ndarray]:
+        charts, keypoints, mask = mirrored.charts, mirrored.keypoints, mirrored.mask
+        if charts is not None:
+            if self._symmetry is None:
+                raise ValueError(_NO_SYMMETRY)
+            charts = mirror_outputs(charts, self._symmetry)
+        if keypoints is not None:
+            keypoints = keypoints[:, :, ::-1, parts.KEYPOINT_FLIP]
+        return PersonMaps(charts, keypoints, None if mask is None else mask[:, :, ::-1])
 
 
 def load_symmetry(data: ConfigDict) -> UVSymmetry:

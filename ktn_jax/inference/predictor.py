@@ -16,7 +16,7 @@ from ktn_jax.inference.inputs import Photo, Photos, map_photos
 from ktn_jax.inference.stages import PEOPLE_BUCKETS, Stages, people_bucket
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import images
-from ktn_jax.structures import DensePoseOutputs
+from ktn_jax.structures import PersonMaps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +25,15 @@ class FoundPerson:
 
     Attributes:
         box_xyxy: float32 [4] in pixels of the resized image.
-        score: probability of "person".
-        charts: maps of the box, float32 NumPy arrays without the leading axis.
+        score: probability of the class.
+        maps: of the box, float32 NumPy arrays without the leading axis.
+        class_index: 0 for "person" in a model of one class.
     """
 
     box_xyxy: np.ndarray
     score: float
-    charts: DensePoseOutputs[np.ndarray]
+    maps: PersonMaps[np.ndarray]
+    class_index: int = 0
 
 
 class Predictor:
@@ -120,12 +122,13 @@ class Predictor:
         detections = jax.device_get(detections)
         rows, columns = np.nonzero(detections.is_valid[: len(batch)])
         boxes = detections.boxes[rows, columns]
-        outputs = self.stages.charts(pyramid, boxes, rows.astype(np.int32))
+        classes = detections.classes[rows, columns]
+        outputs = self.stages.describe(pyramid, boxes, rows.astype(np.int32), classes)
         people: list[list[FoundPerson]] = [[] for _ in batch]
         for index, (row, column) in enumerate(zip(rows, columns, strict=True)):
             maps = jax.tree.map(lambda x, i=index: x[i], outputs)
             score = float(detections.scores[row, column])
-            people[row].append(FoundPerson(boxes[index], score, maps))
+            people[row].append(FoundPerson(boxes[index], score, maps, int(classes[index])))
         return people
 
     def warm_up(
@@ -158,7 +161,7 @@ class Predictor:
             jax.device_get(detections)
             for count in rows:
                 boxes = np.tile(np.array([0, 0, width, height], np.float32), (count, 1))
-                self.stages.charts(pyramid, boxes, np.zeros(count, np.int32))
+                self.stages.describe(pyramid, boxes, np.zeros(count, np.int32))
 
 
 def rows_of(people: Iterable[int], most: int) -> list[int]:
@@ -196,7 +199,9 @@ def to_result(
     boxes, is_left = charts.rescale_boxes(person.box_xyxy[None], from_hw, to_hw)
     if not is_left[0]:
         return None
-    maps = person.charts
+    maps = person.maps.charts
+    if maps is None:
+        raise ValueError("a person without charts cannot be shown")
     labels, uv = charts.chart_in_box(
         coarse=maps.coarse_segm,
         fine=maps.fine_segm,
@@ -206,8 +211,9 @@ def to_result(
         mask_threshold=mask_threshold,
     )
     keypoints = None
-    if maps.keypoints is not None:
-        decoded = charts.decode_keypoints(maps.keypoints[None], person.box_xyxy[None])[0]
+    heatmaps = person.maps.heatmaps
+    if heatmaps is not None:
+        decoded = charts.decode_keypoints(heatmaps[None], person.box_xyxy[None])[0]
         scale = np.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0], 1], np.float32)
         keypoints = decoded[:, [0, 1, 3]] * scale
     return PersonResult(

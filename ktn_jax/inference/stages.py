@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from ktn_jax.inference.folding import fold_norms, without_norms
 from ktn_jax.modeling.compute import Compute
-from ktn_jax.modeling.detector import Detector, Features, build_model, size_multiple
+from ktn_jax.modeling.detector import Detector, build_model, size_multiple
 from ktn_jax.runtime import host_memory, jax_setup
-from ktn_jax.structures import DensePoseOutputs, Detections
+from ktn_jax.structures import Detections, Features, PersonMaps, RoiFeatures
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -31,19 +31,19 @@ PEOPLE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 100)
 class Pyramid:
     """The first stage's maps for the second; decoded when people are first pooled from them."""
 
-    def __init__(self, levels: Features, decode: Callable[[Features], Features]):
+    def __init__(self, levels: Features, decode: Callable[[Features], RoiFeatures]):
         """Takes the backbone's pyramid, and the function that runs the decoder."""
         self._levels: Features | None = levels
         self._decode = decode
 
-    def decoded(self) -> Features:
+    def roi_features(self) -> RoiFeatures:
         """The maps that people are pooled from: [B, H / stride, W / stride, C] for each level.
 
-        The pyramid itself is freed here.
+        Levels of the pyramid that no branch reads are freed here.
         """
         if self._levels is not None:
-            self._decoded, self._levels = self._decode(self._levels), None
-        return self._decoded
+            self._features, self._levels = self._decode(self._levels), None
+        return self._features
 
 
 class Stages:
@@ -94,7 +94,7 @@ class Stages:
         )
         self._run_detect = jax.jit(self._apply_detect, static_argnums=3)
         self._run_decode = jax.jit(self._apply_decode)
-        self._run_dense = jax.jit(self._apply_dense)
+        self._run_describe = jax.jit(self._apply_describe)
 
     def _fold(self, variables: Variables) -> tuple[Variables, Array | None]:
         """Makes the folded variables and the surface kernel from the whole model's variables."""
@@ -139,8 +139,8 @@ class Stages:
             image_size_hw: int32 [B, 2] height and width of each image without padding.
 
         Returns:
-            What `charts` needs, and the people found: boxes [B, R, 4], scores and is_valid [B, R]
-            on the device.
+            What `describe` needs, and the people found: boxes [B, R, 4], scores, is_valid and
+            classes [B, R] on the device.
         """
         variables, is_full = self.variables, self.is_full(images, image_size_hw)
         levels, found = self._run_detect(variables, images, image_size_hw, is_full)
@@ -155,30 +155,38 @@ class Stages:
         padded = -(-image_size_hw // multiple) * multiple
         return bool((padded == images.shape[1:3]).all())
 
-    def charts(
-        self, pyramid: Pyramid, boxes_xyxy: np.ndarray, batch_index: np.ndarray
-    ) -> DensePoseOutputs[np.ndarray] | None:
-        """Runs the second stage on people.
+    def describe(
+        self,
+        pyramid: Pyramid,
+        boxes_xyxy: np.ndarray,
+        batch_index: np.ndarray,
+        classes: np.ndarray | None = None,
+    ) -> PersonMaps[np.ndarray] | None:
+        """Runs the second stage on people: the branches of `model.tasks`.
 
         Args:
             pyramid: from `detect`.
             boxes_xyxy: [N, 4]; any number of people.
             batch_index: int32 [N] the image of each.
+            classes: int32 [N] of each; None for the first class, person.
 
         Returns:
             Their maps [N, S, S, C], NumPy; None without people.
         """
-        parts: list[DensePoseOutputs[np.ndarray]] = []
+        if classes is None:
+            classes = np.zeros(len(boxes_xyxy), np.int32)
+        parts: list[PersonMaps[np.ndarray]] = []
         for start in range(0, len(boxes_xyxy), PEOPLE_BUCKETS[-1]):
-            part = boxes_xyxy[start : start + PEOPLE_BUCKETS[-1]]
-            count = len(part)
+            part = slice(start, start + PEOPLE_BUCKETS[-1])
+            count = len(boxes_xyxy[part])
             padding = people_bucket(count) - count
-            outputs = self._run_dense(
+            outputs = self._run_describe(
                 self.variables,
                 self.surface_kernel,
-                pyramid.decoded(),
-                np.pad(part, ((0, padding), (0, 0))),
-                np.pad(batch_index[start : start + count], (0, padding)),
+                pyramid.roi_features(),
+                np.pad(boxes_xyxy[part], ((0, padding), (0, 0))),
+                np.pad(batch_index[part], (0, padding)),
+                np.pad(classes[part], (0, padding)),
             )
             outputs = jax.device_get(outputs)
             parts.append(jax.tree.map(lambda x, n=count: x[:n], outputs))
@@ -186,9 +194,7 @@ class Stages:
             return None
         if len(parts) == 1:
             return parts[0]
-        whole: DensePoseOutputs[np.ndarray] = jax.tree.map(
-            lambda *arrays: np.concatenate(arrays), *parts
-        )
+        whole: PersonMaps[np.ndarray] = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
         return whole
 
     def _apply_detect(
@@ -196,20 +202,20 @@ class Stages:
     ) -> tuple[Features, Detections]:
         return self._apply(Detector.detect, variables, images, image_size_hw, is_full)
 
-    def _apply_decode(self, variables: Variables, levels: Features) -> Features:
-        return self._apply(Detector.decode, variables, levels)
+    def _apply_decode(self, variables: Variables, levels: Features) -> RoiFeatures:
+        return self._apply(Detector.roi_features, variables, levels)
 
-    def _apply_dense(
+    def _apply_describe(
         self,
         variables: Variables,
         surface_kernel: Array | None,
-        decoded: Features,
+        features: RoiFeatures,
         boxes: Array,
         batch_index: Array,
-    ) -> DensePoseOutputs[Array]:
-        return self._apply(
-            Detector.dense, variables, decoded, jnp.asarray(boxes), batch_index, surface_kernel
-        )
+        classes: Array,
+    ) -> PersonMaps[Array]:
+        arguments = (features, jnp.asarray(boxes), batch_index, classes, surface_kernel)
+        return self._apply(Detector.describe, variables, *arguments)
 
     def _apply(
         self, method: Callable[..., Output], variables: Variables, *arguments: Any
@@ -255,13 +261,14 @@ def _synthesis_params(params: Variables) -> dict[str, Any]:
     box_head = {
         name: value for name, value in params["box_head"].items() if not name.startswith("fc")
     }
-    return {"box_head": box_head, "predictor": params["predictor"]}
+    return {"box_head": box_head, "predictor": params.get("predictor", {})}
 
 
 def _without_transfer(variables: Variables) -> dict[str, Any]:
     """Drops the parameters that are only needed to synthesise the surface kernel."""
     params = dict(variables["params"])
-    params["predictor"] = {
-        name: value for name, value in params["predictor"].items() if name != "transfer"
-    }
+    if "predictor" in params:
+        params["predictor"] = {
+            name: value for name, value in params["predictor"].items() if name != "transfer"
+        }
     return {**variables, "params": params}

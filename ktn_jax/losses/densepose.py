@@ -18,8 +18,8 @@ from ktn_jax.losses.elementwise import (
     weighted_mean,
     weighted_sum,
 )
+from ktn_jax.losses.masks_keypoints import KeypointTargets, keypoint_loss
 from ktn_jax.ops.interpolate import read_points, resample_chart_nearest
-from ktn_jax.ops.keypoints import keypoints_to_heatmap_index
 from ktn_jax.structures import DensePoseOutputs
 
 Array = jax.Array
@@ -100,7 +100,8 @@ def densepose_losses(
     areas = area_losses(outputs, targets, weights.coarse_segm_from_masks)
     weighted |= {name: factors[name] * loss for name, loss in areas.items()}
     if outputs.keypoints is not None:
-        keypoints = keypoint_loss(outputs.keypoints, targets, keypoint_normaliser)
+        shown = KeypointTargets(targets.boxes, targets.weight, targets.keypoints)
+        keypoints = keypoint_loss(outputs.keypoints, shown, keypoint_normaliser)
         weighted["keypoints"] = weights.keypoint * keypoints
     return weighted
 
@@ -192,24 +193,3 @@ def _mean_over_cells(logits: Array, labels: Array, weight: Array) -> Array:
     """Mean cross-entropy of logits [N, S, S, C] under ROI weights [N]."""
     entropy = softmax_cross_entropy(logits, labels).mean((1, 2))
     return weighted_mean(entropy, weight)
-
-
-def keypoint_loss(heatmaps: Array, targets: DensePoseTargets, normaliser: float | None) -> Array:
-    """Computes the cross-entropy of keypoints over the cells of their heatmaps.
-
-    Args:
-        heatmaps: [N, S, S, 17] logits over each ROI.
-        targets: with keypoints; those not annotated or outside their ROI do not count.
-        normaliser: divides the sum; None for the number of keypoints that count.
-
-    Returns:
-        A scalar.
-    """
-    size = heatmaps.shape[1]
-    cells, is_valid = keypoints_to_heatmap_index(targets.keypoints, targets.boxes, size)
-    logits = heatmaps.reshape(heatmaps.shape[0], size * size, -1)
-    entropy = softmax_cross_entropy(logits, cells, axis=1)
-    weight = jnp.where(is_valid, targets.weight[:, None], 0)
-    if normaliser is None:
-        return weighted_mean(entropy, weight)
-    return weighted_sum(entropy, weight) / normaliser

@@ -20,8 +20,6 @@ from ktn_jax.ops import boxes as box_ops
 
 Array = jax.Array
 
-FOREGROUND, BACKGROUND = 0, 1  # columns of the box head's logits
-
 
 @flax.struct.dataclass
 class AnchorTargets:
@@ -40,6 +38,7 @@ class RoiTargets:
     is_foreground: Array  # bool [B, S]
     gt_boxes: Array  # [B, S, 4] the matched person's, read where foreground
     gt_index: Array  # int32 [B, S] the matched person, read where foreground
+    classes: Array | None = None  # int32 [B, S] the person's, read there; None for the first class
 
 
 def rpn_losses(
@@ -95,8 +94,8 @@ def box_losses(
     """Computes the losses of the box head.
 
     Args:
-        logits: [B, S, 2] person, background.
-        deltas: [B, S, 4] of the class person.
+        logits: [B, S, C + 1] of the classes and of the background.
+        deltas: [B, S, 4 * C], or [B, S, 4] of boxes that all classes share.
         targets: the ROIs and what they matched.
         delta_weights: of the box coding.
         smooth_l1_beta: 0 for L1.
@@ -106,8 +105,14 @@ def box_losses(
         number of all ROIs}, scalars; 0 without ROIs.
     """
     is_foreground = targets.is_foreground
-    labels = jnp.where(is_foreground, FOREGROUND, BACKGROUND)
+    num_classes = logits.shape[-1] - 1
+    classes = jnp.zeros_like(targets.gt_index) if targets.classes is None else targets.classes
+    labels = jnp.where(is_foreground, classes, num_classes)
     entropy = softmax_cross_entropy(logits, labels)
+    if deltas.shape[-1] > 4:
+        by_class = deltas.reshape(*deltas.shape[:2], num_classes, 4)
+        own = jnp.where(is_foreground, classes, 0)[..., None, None]
+        deltas = jnp.take_along_axis(by_class, own, axis=2)[..., 0, :]
     wanted = jax.lax.stop_gradient(
         box_ops.encode_deltas(targets.boxes, targets.gt_boxes, delta_weights)
     )

@@ -1,4 +1,4 @@
-"""Box head: pooled features -> two fully connected layers -> person or not, and deltas."""
+"""Box head: pooled features -> two fully connected layers -> classes, and deltas."""
 
 import functools
 from collections.abc import Sequence
@@ -15,17 +15,20 @@ from ktn_jax.structures import Detections, Proposals
 
 Array = jax.Array
 
-NUM_CLASSES = 1  # person; background comes last in the logits
-NUM_CLASS_AND_DELTA_ROWS = (NUM_CLASSES + 1) + 4 * NUM_CLASSES
+# Of several classes, the best candidates of an image go to NMS, so many a proposal: probabilities
+# add up to 1, so few proposals pass the threshold with more classes.
+_CANDIDATES_OF_PROPOSAL = 4
 
 
 class BoxHead(nn.Module):
-    """Two-layer perceptron, then the classifier and the class-specific box regressor.
+    """Two-layer perceptron, then the classifier and the box regressor.
 
     Knowledge transfer reads the last two kernels; `class_and_delta_weights` returns them.
     """
 
     in_features: int  # pooled side * side * C
+    num_classes: int = 1  # C without the background, which comes last in the logits
+    is_class_agnostic: bool = False  # one box for all classes, instead of one for each
     hidden_features: int = 1024
     num_layers: int = 2
     compute: Compute = PLAIN
@@ -43,13 +46,16 @@ class BoxHead(nn.Module):
         ]
         width = self.hidden_features if self.num_layers else self.in_features
         self.class_kernel = self.param(
-            "class_kernel", nn.initializers.normal(0.01), (width, NUM_CLASSES + 1)
+            "class_kernel", nn.initializers.normal(0.01), (width, self.num_classes + 1)
         )
-        self.class_bias = self.param("class_bias", nn.initializers.zeros_init(), (NUM_CLASSES + 1,))
+        self.class_bias = self.param(
+            "class_bias", nn.initializers.zeros_init(), (self.num_classes + 1,)
+        )
+        num_deltas = 4 if self.is_class_agnostic else 4 * self.num_classes
         self.delta_kernel = self.param(
-            "delta_kernel", nn.initializers.normal(0.001), (width, 4 * NUM_CLASSES)
+            "delta_kernel", nn.initializers.normal(0.001), (width, num_deltas)
         )
-        self.delta_bias = self.param("delta_bias", nn.initializers.zeros_init(), (4 * NUM_CLASSES,))
+        self.delta_bias = self.param("delta_bias", nn.initializers.zeros_init(), (num_deltas,))
 
     def __call__(self, pooled: Array) -> tuple[Array, Array, Array]:
         """Classifies pooled features.
@@ -58,8 +64,8 @@ class BoxHead(nn.Module):
             pooled: [N, P, P, C].
 
         Returns:
-            Hidden features [N, hidden_features], class logits [N, 2] (person, background) and
-            deltas [N, 4], the last two float32.
+            Hidden features [N, hidden_features], class logits [N, C + 1] (background last) and
+            deltas [N, 4 * C] (or [N, 4]), the last two float32.
         """
         x = pooled.reshape(pooled.shape[0], -1)
         for layer in self.hidden:
@@ -87,32 +93,41 @@ def select_detections(
     """Turns the head's outputs into people: decode, clip, threshold, NMS, best first.
 
     Args:
-        logits: [B, R, 2].
-        deltas: [B, R, 4].
+        logits: [B, R, C + 1].
+        deltas: [B, R, 4 * C], or [B, R, 4] for boxes that all classes share.
         proposals: the boxes they refer to.
         image_size_hw: [B, 2], to which boxes are clipped.
         score_threshold: people must have a higher probability than this.
-        nms_threshold: IoU above which the lower-scored of two boxes is dropped.
+        nms_threshold: IoU above which the lower-scored of two boxes of a class is dropped.
         max_detections: rows of the result.
         delta_weights: of the box coding.
 
     Returns:
         Detections of max_detections rows.
     """
-    scores = nn.softmax(logits)[..., 0]
+    scores = nn.softmax(logits)[..., :-1]
+    batch, rows, num_classes = scores.shape
     boxes = box_ops.decode_deltas(deltas, proposals.boxes, delta_weights)
-    is_finite = jnp.isfinite(boxes).all(-1) & jnp.isfinite(scores)
-    boxes = box_ops.clip_boxes(boxes, image_size_hw)
-    is_valid = proposals.is_valid & is_finite & (scores > score_threshold)
+    is_finite = jnp.isfinite(boxes).all(-1) & jnp.isfinite(scores).all(-1)
+    boxes = box_ops.clip_boxes(boxes.reshape(batch, -1, 4), image_size_hw)
+    is_valid = (proposals.is_valid & is_finite)[..., None] & (scores > score_threshold)
+    scores, is_valid = scores.reshape(batch, -1), is_valid.reshape(batch, -1)
 
     def suppress(boxes: Array, scores: Array, is_valid: Array) -> Detections:
-        index, is_kept = nms(
-            boxes, scores, is_valid, iou_threshold=nms_threshold, max_outputs=max_detections
-        )
+        classes = None
+        if num_classes > 1:
+            number = min(_CANDIDATES_OF_PROPOSAL * rows, scores.shape[0])
+            _, best = jax.lax.top_k(jnp.where(is_valid, scores, -1), number)
+            classes = best % num_classes
+            boxes = boxes[best if boxes.shape == (scores.shape[0], 4) else best // num_classes]
+            scores, is_valid = scores[best], is_valid[best]
+        index, is_kept = nms(boxes, scores, is_valid, nms_threshold, max_detections, groups=classes)
+        classes = jnp.zeros_like(index) if classes is None else classes[index]
         return Detections(
             boxes=jnp.where(is_kept[:, None], boxes[index], 0),
             scores=jnp.where(is_kept, scores[index], 0),
             is_valid=is_kept,
+            classes=jnp.where(is_kept, classes, 0),
         )
 
     return jax.vmap(suppress)(boxes, scores, is_valid)

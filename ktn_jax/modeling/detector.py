@@ -1,52 +1,47 @@
 """The detector: image -> people -> the surface point of each of their pixels.
 
-The only module of the models that reads a configuration. The model runs in two stages, so that the
-costly second one runs on the people found and not on every row of a padded list:
+Only this module and `person_branches` read a configuration. The model runs in two stages, so that
+the costly second one runs on the people found and not on every row of a padded list:
 
 1. `detect`: backbone, pyramid, proposals and boxes;
-2. `decode` and `dense`: the decoder's map, people pooled from it, head and predictor.
+2. `roi_features` and `describe`: the decoder's map, people pooled from it and from the pyramid, and
+   the branches of `model.tasks`: DensePose charts, keypoints, masks.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ktn_jax.modeling import decoder as decoders
-from ktn_jax.modeling import densepose_head as heads
+from ktn_jax.modeling import person_branches
 from ktn_jax.modeling.box_head import BoxHead, select_detections
-from ktn_jax.modeling.chart_predictor import ChartPredictor
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.hrnet import HRNet
 from ktn_jax.modeling.knowledge_transfer import Graph
 from ktn_jax.modeling.layers import per_channel, zero_invalid
 from ktn_jax.modeling.neck import FPN, HRFPN
+from ktn_jax.modeling.person_branches import FIRST_STRIDE, pool_rois
+from ktn_jax.modeling.person_heads import masks_of_classes
 from ktn_jax.modeling.resnet import BLOCKS_OF_DEPTH, ResNet
 from ktn_jax.modeling.rpn import RPNHead, anchor_boxes, select_proposals
 from ktn_jax.ops import boxes as box_ops
-from ktn_jax.ops.roi_align import cache_sized_chunk, multilevel_roi_align
-from ktn_jax.structures import DensePoseOutputs, Detections, Proposals
+from ktn_jax.structures import (
+    DensePoseOutputs,
+    Detections,
+    Features,
+    PersonMaps,
+    Proposals,
+    RoiFeatures,
+)
 
 Array = jax.Array
 
-FIRST_STRIDE = 4  # of the finest pyramid level
-
-
-@flax.struct.dataclass
-class Features:
-    """A pyramid: level -> map [B, H / stride, W / stride, C], and the valid sizes [B, 2]."""
-
-    maps: Mapping[str, Array]
-    sizes: Mapping[str, Array | None]
-
 
 class Detector(nn.Module):
-    """DensePose R-CNN or KTN, as the configuration says."""
+    """DensePose R-CNN, KTN, or an R-CNN with any of the branches, as the configuration says."""
 
     config: ConfigDict  # the `model` part, frozen
     compute: Compute
@@ -57,44 +52,45 @@ class Detector(nn.Module):
         self.backbone, self.neck = _build_backbone(config, compute)
         num_anchors = len(config.rpn.anchor_sizes[0]) * len(config.rpn.aspect_ratios)
         self.rpn_head = RPNHead(num_anchors, compute=compute)
-        box, head = config.box_head, config.densepose_head
+        box = config.box_head
         self.box_head = BoxHead(
             in_features=box.pooled_size**2 * config.neck.channels,
+            num_classes=box.num_classes,
+            is_class_agnostic=box.is_class_agnostic,
             hidden_features=box.hidden_features,
             num_layers=box.num_layers,
             compute=compute,
         )
-        self.decoder = _build_decoder(config.decoder, compute)
-        self.densepose_head = _build_head(head, compute)
-        predictor = config.predictor
-        self.predictor = ChartPredictor(
-            kind=predictor.name,
-            # Without convolutions the head passes on what it pools.
-            in_features=head.channels if head.num_convs else config.neck.channels,
-            num_coarse_channels=predictor.num_coarse_channels,
-            num_patches=predictor.num_patches,
-            kernel_size=predictor.kernel_size,
-            up_scale=predictor.up_scale,
-            uv_confidence=predictor.uv_confidence,
-            has_segm_confidence=predictor.has_segm_confidence,
-            segm_confidence_epsilon=predictor.segm_confidence_epsilon,
-            graph=self.graph,
-            compute=compute,
-        )
+        person_branches.check_tasks(config)
+        if "densepose" in config.tasks:
+            self.decoder = person_branches.build_decoder(config, compute)
+            self.densepose_head = person_branches.build_densepose_head(config, compute)
+            self.predictor = person_branches.build_predictor(config, compute, self.graph)
+        if "masks" in config.tasks:
+            self.mask_head = person_branches.build_mask_head(config, compute)
+        if "keypoints" in config.tasks:
+            self.keypoint_head = person_branches.build_keypoint_head(config, compute)
 
-    def __call__(self, images: Array, image_size_hw: Array) -> DensePoseOutputs[Array]:
+    def __call__(self, images: Array, image_size_hw: Array) -> PersonMaps[Array]:
         """Runs every submodule that has parameters once, for `init`.
 
         Zeros replace the selected boxes and pooled features: selecting and pooling have no
         parameters and take long to trace.
         """
+        config, channels = self.config, self.config.neck.channels
         pyramid = self.extract(self.normalise(images, image_size_hw), image_size_hw)
         self.rpn_head(pyramid.maps, pyramid.sizes)
-        decoded = next(iter(self.decode(pyramid).maps.values()))
-        channels = self.config.neck.channels
-        self.classify(jnp.zeros((1, *2 * (self.config.box_head.pooled_size,), channels)))
-        side = self.config.densepose_head.pooled_size
-        return self.predict_charts(self.run_head(jnp.zeros((1, side, side, decoded.shape[-1]))))
+        self.classify(_zeros(config.box_head, channels))
+        charts = keypoints = mask = None
+        if "densepose" in config.tasks:
+            decoded = next(iter(self.decode(pyramid).maps.values()))
+            head_features = self.run_head(_zeros(config.densepose_head, decoded.shape[-1]))
+            charts = self.predict_charts(head_features)
+        if "keypoints" in config.tasks:
+            keypoints = self.keypoint_head(_zeros(config.keypoint_head, channels))
+        if "masks" in config.tasks:
+            mask = self.mask_head(_zeros(config.mask_head, channels))[..., 0]
+        return PersonMaps(charts, keypoints, mask)
 
     def normalise(self, images: Array, image_size_hw: Array) -> Array:
         """Turns RGB uint8 images [B, H, W, 3] into network input, zero beyond `image_size_hw`."""
@@ -169,10 +165,10 @@ class Detector(nn.Module):
             batch_index: int [N].
         """
         box = self.config.box_head
-        return self._pool(self._roi_levels(pyramid), boxes, batch_index, box)
+        return pool_rois(self.roi_levels(pyramid), boxes, batch_index, box, self.compute)
 
     def classify(self, pooled: Array) -> tuple[Array, Array, Array]:
-        """Runs the box head on pooled features [N, P, P, C]: hidden, logits [N, 2], deltas."""
+        """Runs the box head on pooled features [N, P, P, C]: hidden, logits, deltas."""
         return self.box_head(pooled)
 
     def detect(
@@ -187,7 +183,8 @@ class Detector(nn.Module):
                 that no map needs masking.
 
         Returns:
-            The pyramid for `decode`, and the people found, best first, clipped to their images.
+            The pyramid for `roi_features`, and the people found, best first, clipped to their
+            images.
         """
         inputs = self.normalise(images, image_size_hw)
         pyramid = self.extract(inputs, None if is_full else image_size_hw)
@@ -211,7 +208,7 @@ class Detector(nn.Module):
     def detections_from(
         self, logits: Array, deltas: Array, proposals: Proposals, image_size_hw: Array
     ) -> Detections:
-        """Selects people from the box head's logits [B, R, 2] and deltas [B, R, 4]."""
+        """Selects people from the box head's logits [B, R, C + 1] and deltas [B, R, 4 * C]."""
         box = self.config.box_head
         return select_detections(
             logits,
@@ -226,18 +223,38 @@ class Detector(nn.Module):
 
     def decode(self, pyramid: Features) -> Features:
         """Refines the pyramid into the decoder's one map, or keeps the levels without a decoder."""
-        levels = self._roi_levels(pyramid)
+        levels = self.roi_levels(pyramid)
         if self.decoder is None:
             return levels
         first = next(iter(levels.maps))
         refined = self.decoder(levels.maps, levels.sizes)
         return Features({first: refined}, {first: levels.sizes[first]})
 
+    def roi_features(self, pyramid: Features) -> RoiFeatures:
+        """Makes what the branches of the second stage pool people from."""
+        tasks = self.config.tasks
+        return RoiFeatures(
+            decoded=self.decode(pyramid) if "densepose" in tasks else None,
+            levels=self.roi_levels(pyramid) if {"keypoints", "masks"} & set(tasks) else None,
+        )
+
     def pool_people(
         self, decoded: Features, boxes: Array, batch_index: Array | None = None
     ) -> Array:
         """Pools people from `decode`'s map, [N, P, P, C]; `boxes` as in `pool_boxes`."""
-        return self._pool(decoded, boxes, batch_index, self.config.densepose_head)
+        return pool_rois(decoded, boxes, batch_index, self.config.densepose_head, self.compute)
+
+    def pool_for_masks(
+        self, levels: Features, boxes: Array, batch_index: Array | None = None
+    ) -> Array:
+        """Pools from `roi_levels` for the mask head, [N, P, P, C]; `boxes` as in `pool_boxes`."""
+        return pool_rois(levels, boxes, batch_index, self.config.mask_head, self.compute)
+
+    def pool_for_keypoints(
+        self, levels: Features, boxes: Array, batch_index: Array | None = None
+    ) -> Array:
+        """Pools from `roi_levels` for the keypoint head; otherwise as `pool_for_masks`."""
+        return pool_rois(levels, boxes, batch_index, self.config.keypoint_head, self.compute)
 
     def run_head(self, pooled: Array) -> Array:
         """Runs the DensePose head on pooled people [N, P, P, C]: [N, P, P, channels]."""
@@ -246,6 +263,8 @@ class Detector(nn.Module):
 
     def surface_kernel(self) -> Array | None:
         """The synthesised surface classifier [k, k, C, 25]; None if the model learns its own."""
+        if "densepose" not in self.config.tasks:
+            return None
         return self.predictor.surface_kernel(self.box_head.class_and_delta_weights())
 
     def predict_charts(
@@ -256,29 +275,41 @@ class Detector(nn.Module):
             surface_kernel = self.surface_kernel()
         return self.predictor(head_features, surface_kernel)
 
-    def dense(
+    def describe(
         self,
-        decoded: Features,
+        features: RoiFeatures,
         boxes: Array,
         batch_index: Array,
+        classes: Array,
         surface_kernel: Array | None = None,
-    ) -> DensePoseOutputs[Array]:
+    ) -> PersonMaps[Array]:
         """Second stage.
 
         Args:
-            decoded: from `decode`.
+            features: from `roi_features`.
             boxes: [N, 4] people, xyxy in pixels of the network input.
             batch_index: int [N] the image of each.
+            classes: int [N] the class of each.
             surface_kernel: from `surface_kernel`, computed once for given weights; None to
                 synthesise it here, as training must.
 
         Returns:
-            The chart maps of the N people.
+            The maps of the N people, of every task of the model.
         """
-        features = self.run_head(self.pool_people(decoded, boxes, batch_index))
-        return self.predict_charts(features, surface_kernel)
+        charts = keypoints = mask = None
+        if features.decoded is not None:
+            pooled = self.pool_people(features.decoded, boxes, batch_index)
+            charts = self.predict_charts(self.run_head(pooled), surface_kernel)
+        if features.levels is not None and "keypoints" in self.config.tasks:
+            keypoints = self.keypoint_head(
+                self.pool_for_keypoints(features.levels, boxes, batch_index)
+            )
+        if features.levels is not None and "masks" in self.config.tasks:
+            logits = self.mask_head(self.pool_for_masks(features.levels, boxes, batch_index))
+            mask = nn.sigmoid(masks_of_classes(logits, classes))
+        return PersonMaps(charts, keypoints, mask)
 
-    def _roi_levels(self, pyramid: Features) -> Features:
+    def roi_levels(self, pyramid: Features) -> Features:
         """The levels that people are pooled from: FPN's p6 only serves proposals."""
         names = [name for name in pyramid.maps if name != "p6"]
         return Features(
@@ -286,42 +317,10 @@ class Detector(nn.Module):
             {name: pyramid.sizes[name] for name in names},
         )
 
-    def _pool(
-        self, levels: Features, boxes: Array, batch_index: Array | None, pooler: ConfigDict
-    ) -> Array:
-        strides = [FIRST_STRIDE * 2**index for index in range(len(levels.maps))]
-        maps = list(levels.maps.values())
-        sizes = [size for size in levels.sizes.values() if size is not None] or None
-        chunk_size = None
-        if self.compute.chunks:
-            chunk_size = cache_sized_chunk(
-                pooler.pooled_size, pooler.sampling_ratio, maps[0].shape[-1]
-            )
 
-        def pool(
-            maps: list[Array], sizes: list[Array] | None, boxes: Array, batch_index: Array
-        ) -> Array:
-            return multilevel_roi_align(
-                maps,
-                strides,
-                boxes,
-                batch_index,
-                output_size=pooler.pooled_size,
-                sampling_ratio=pooler.sampling_ratio,
-                aligned=pooler.aligned,
-                valid_hw=sizes,
-                chunk_size=chunk_size,
-            )
-
-        if batch_index is not None:
-            return pool(maps, sizes, boxes, batch_index)
-
-        def pool_image(maps: list[Array], sizes: list[Array] | None, boxes: Array) -> Array:
-            maps, sizes = jax.tree.map(lambda x: x[None], (maps, sizes))
-            return pool(maps, sizes, boxes, jnp.zeros(boxes.shape[0], jnp.int32))
-
-        pooled = jax.vmap(pool_image)(maps, sizes, boxes)
-        return pooled.reshape(-1, *pooled.shape[2:])
+def _zeros(pooler: ConfigDict, channels: int) -> Array:
+    """Pooled features of one person, [1, P, P, channels]."""
+    return jnp.zeros((1, pooler.pooled_size, pooler.pooled_size, channels))
 
 
 def size_multiple(config: ConfigDict) -> int:
@@ -379,40 +378,3 @@ def _build_backbone(config: ConfigDict, compute: Compute) -> tuple[nn.Module, nn
         )
         return hrnet, HRFPN(neck.channels, compute=compute)
     raise ValueError(f"unknown backbone.name {backbone.name!r}: resnet or hrnet")
-
-
-def _build_decoder(config: ConfigDict, compute: Compute) -> nn.Module | None:
-    if config.name == "none":
-        return None
-    if config.name == "panoptic":
-        return decoders.PanopticDecoder(
-            features=config.channels,
-            out_features=config.out_channels,
-            norm=config.norm,
-            compute=compute,
-        )
-    if config.name == "multi_instance":
-        return decoders.MultiInstanceDecoder(
-            features=config.channels,
-            out_features=config.out_channels,
-            is_multi_scale=config.is_multi_scale,
-            compute=compute,
-        )
-    raise ValueError(f"unknown decoder.name {config.name!r}: none, panoptic or multi_instance")
-
-
-def _build_head(config: ConfigDict, compute: Compute) -> nn.Module:
-    shared: dict[str, Any] = {
-        "features": config.channels,
-        "num_convs": config.num_convs,
-        "kernel_size": config.kernel_size,
-        "norm": config.norm,
-        "compute": compute,
-    }
-    if config.name == "conv_stack":
-        return heads.ConvStackHead(**shared)
-    if config.name == "deeplab":
-        return heads.DeepLabHead(**shared, use_non_local=config.use_non_local)
-    if config.name == "ktn":
-        return heads.KTNHead(**shared)
-    raise ValueError(f"unknown densepose_head.name {config.name!r}: conv_stack, deeplab or ktn")

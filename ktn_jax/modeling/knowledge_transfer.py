@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ktn_jax.body import parts
-from ktn_jax.modeling.box_head import NUM_CLASS_AND_DELTA_ROWS
 
 Array = jax.Array
 Graph = Mapping[str, Array | np.ndarray]  # edges [25, K_s] by source
 
 NUM_SOURCE_NODES = {
     "keypoint": parts.NUM_KEYPOINTS,
-    "box": NUM_CLASS_AND_DELTA_ROWS,
+    "box": 2 + 4,  # person, background, and the deltas of a person's box
     "part": parts.NUM_COARSE_CHANNELS,
 }
 

@@ -14,7 +14,12 @@ _TILE = 256
 # Under its own jit, levels of one size are traced and lowered once.
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def nms(
-    boxes: Array, scores: Array, is_valid: Array, iou_threshold: float, max_outputs: int
+    boxes: Array,
+    scores: Array,
+    is_valid: Array,
+    iou_threshold: float,
+    max_outputs: int,
+    groups: Array | None = None,
 ) -> tuple[Array, Array]:
     """Keeps the best of every group of overlapping boxes.
 
@@ -28,6 +33,8 @@ def nms(
         is_valid: [N] bool; other rows neither survive nor suppress.
         iou_threshold: A box is dropped where its IoU with a better kept box is greater than this.
         max_outputs: How many boxes to return at most.
+        groups: int [N], such as classes: a box suppresses those of its own group only. None for one
+            group.
 
     Returns:
         indices: int32 [max_outputs] into `boxes`, best first, equal scores by lower index; 0 in
@@ -51,14 +58,17 @@ def nms(
     boxes, scores = lax.stop_gradient((boxes, scores))
     # Invalid rows are sorted along, wherever that puts them, and are never alive.
     order = jnp.argsort(scores, stable=True, descending=True)
-    is_kept = _keep_sorted(boxes[order], is_valid[order], iou_threshold)
+    groups = None if groups is None else groups[order]
+    is_kept = _keep_sorted(boxes[order], is_valid[order], iou_threshold, groups)
     # The k-th kept box moves to slot k; what does not fit, or is not kept, is written nowhere.
     slot = jnp.where(is_kept, jnp.cumsum(is_kept) - 1, max_outputs)
     indices = jnp.zeros(max_outputs, jnp.int32).at[slot].set(order.astype(jnp.int32), mode="drop")
     return indices, jnp.arange(max_outputs) < jnp.sum(is_kept)
 
 
-def _keep_sorted(boxes: Array, is_valid: Array, iou_threshold: float) -> Array:
+def _keep_sorted(
+    boxes: Array, is_valid: Array, iou_threshold: float, groups: Array | None
+) -> Array:
     """Says which boxes [N, 4], best first, greedy suppression keeps: bool [N]."""
     number = boxes.shape[0]
     tile = min(_TILE, number)
@@ -66,12 +76,18 @@ def _keep_sorted(boxes: Array, is_valid: Array, iou_threshold: float) -> Array:
     padding = num_tiles * tile - number
     boxes = jnp.pad(boxes, ((0, padding), (0, 0)))
     is_valid = jnp.pad(is_valid, (0, padding))
+    groups = None if groups is None else jnp.pad(groups, (0, padding))
     is_earlier = jnp.arange(tile)[:, None] < jnp.arange(tile)[None, :]
 
     def overlaps(start_a: Array, start_b: Array) -> Array:
         a = lax.dynamic_slice_in_dim(boxes, start_a, tile)
         b = lax.dynamic_slice_in_dim(boxes, start_b, tile)
-        return box_ops.pairwise_iou(a, b) > iou_threshold
+        hit = box_ops.pairwise_iou(a, b) > iou_threshold
+        if groups is None:
+            return hit
+        group_a = lax.dynamic_slice_in_dim(groups, start_a, tile)
+        group_b = lax.dynamic_slice_in_dim(groups, start_b, tile)
+        return hit & (group_a[:, None] == group_b[None, :])
 
     def visit_tile(index: Array, is_kept: Array) -> Array:
         start = index * tile

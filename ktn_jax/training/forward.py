@@ -1,6 +1,7 @@
 """The training forward pass: from a batch to its losses, one pure function.
 
     normalise ─ pyramid ─ proposals ─ sampled ROIs ─ box head
+                   ├──── ROIs with keypoints, ROIs with masks ─ heads
                    └──── decoder ─ ROIs with DensePose ─ head ─ predictor (with the transfer)
 
 Crowds are not in a batch and padding is masked, so every image keeps its row, whether or not its
@@ -20,10 +21,13 @@ from ml_collections import ConfigDict
 
 from ktn_jax.body.parts import NUM_KEYPOINTS
 from ktn_jax.losses.densepose import DensePoseWeights, densepose_losses
-from ktn_jax.losses.detection import box_losses, rpn_losses
-from ktn_jax.modeling.detector import Detector, Features
+from ktn_jax.losses.detection import RoiTargets, box_losses, rpn_losses
+from ktn_jax.losses.masks_keypoints import MaskTargets, keypoint_loss, mask_loss
+from ktn_jax.modeling.detector import Detector
 from ktn_jax.modeling.layers import valid_mask
-from ktn_jax.structures import DensePoseOutputs, Proposals
+from ktn_jax.modeling.person_branches import TASKS
+from ktn_jax.modeling.person_heads import masks_of_classes, upsample_scores
+from ktn_jax.structures import DensePoseOutputs, Features, Proposals
 from ktn_jax.training import targets
 from ktn_jax.training.distributed import Batch
 from ktn_jax.training.step import LossFn
@@ -40,13 +44,16 @@ class TrainingOutputs:
     rpn_logits: Array  # [B, A]
     rpn_deltas: Array  # [B, A, 4]
     anchors: Array  # [A, 4]
-    class_logits: Array  # [B, S, 2]
-    deltas: Array  # [B, S, 4]
-    charts: DensePoseOutputs[Array]  # of N = B * K ROIs
+    class_logits: Array  # [B, S, classes + 1]
+    deltas: Array  # [B, S, 4 * classes]
     samples: Samples
     pyramid: Features
     proposals: Proposals
-    head_features: Array  # [N, P, P, C]
+    # Of the tasks that the model has, each of N = B * K ROIs of its own:
+    charts: DensePoseOutputs[Array] | None = None
+    head_features: Array | None = None  # [N, P, P, C] of the DensePose head
+    keypoint_scores: Array | None = None  # [N, 2P, 2P, 17] of the keypoint head, not upsampled
+    masks: Array | None = None  # [N, M, M] mask logits of the class of the ROI's person
 
 
 def make_loss_fn(model: Detector, loss: ConfigDict) -> LossFn:
@@ -144,20 +151,39 @@ def _forward(
     batch_size = image_size_hw.shape[0]
     pooled = detector.pool_boxes(pyramid, samples.rois.boxes)
     _, class_logits, box_deltas = detector.classify(pooled)
-    pooled = detector.pool_people(detector.decode(pyramid), samples.people.boxes)
-    head_features = detector.run_head(pooled)
     return TrainingOutputs(
         rpn_logits=_flatten_levels(logits, 1)[..., 0],
         rpn_deltas=_flatten_levels(deltas, 4),
         anchors=anchors,
         class_logits=class_logits.reshape(batch_size, -1, class_logits.shape[-1]),
-        deltas=box_deltas.reshape(batch_size, -1, 4),
-        charts=detector.predict_charts(head_features),
+        deltas=box_deltas.reshape(batch_size, -1, box_deltas.shape[-1]),
         samples=samples,
         pyramid=pyramid,
         proposals=proposals,
-        head_features=head_features,
+        **_run_branches(detector, pyramid, samples, batch),
     )
+
+
+def _run_branches(
+    detector: Detector, pyramid: Features, samples: Samples, batch: Batch
+) -> dict[str, Any]:
+    """Runs the branches on the ROIs that train them: fields of `TrainingOutputs`."""
+    people = samples.people
+    outputs: dict[str, Any] = {}
+    if "densepose" in people:
+        pooled = detector.pool_people(detector.decode(pyramid), people["densepose"].boxes)
+        outputs["head_features"] = detector.run_head(pooled)
+        outputs["charts"] = detector.predict_charts(outputs["head_features"])
+    levels = detector.roi_levels(pyramid)
+    if "keypoints" in people:
+        pooled = detector.pool_for_keypoints(levels, people["keypoints"].boxes)
+        head = detector.keypoint_head
+        outputs["keypoint_scores"] = head.low_resolution(head.convolved(pooled))
+    if "masks" in people:
+        pooled = detector.pool_for_masks(levels, people["masks"].boxes)
+        classes = targets.classes_of(people["masks"].gt_index, batch).reshape(-1)
+        outputs["masks"] = masks_of_classes(detector.mask_head(pooled), classes)
+    return outputs
 
 
 def _flatten_levels(maps: Mapping[str, Array], channels: int) -> Array:
@@ -219,23 +245,39 @@ def draw_samples(
         num_samples=box.batch_size_per_image,
         positive_fraction=box.positive_fraction,
     )
+    people = {}
+    for number, task in enumerate(TASKS):
+        if task in config.tasks:
+            qualifies, most = _training_rois(task, loss, rois, batch)
+            task_key = jax.random.fold_in(people_key, number) if number else people_key
+            people[task] = targets.choose_people(task_key, rois, qualifies, most)
+    return Samples(anchors=labelled, rois=rois, people=people)
+
+
+def _training_rois(
+    task: str, loss: ConfigDict, rois: RoiTargets, batch: Batch
+) -> tuple[Array, int]:
+    """The ROIs that may train a task, bool [B, S], and how many of an image do."""
+    if task == "masks":
+        return targets.mask_rois(rois, batch), loss.mask_rois_per_image
+    if task == "keypoints":
+        return targets.keypoint_rois(rois, batch), loss.keypoint_rois_per_image
     teachers = targets.teachers(
         batch,
         densepose_people_only=loss.densepose_people_only,
         from_masks=loss.coarse_segm_from_masks,
     )
-    people = targets.choose_people(
-        people_key,
-        rois,
-        teachers,
-        iou_threshold=loss.densepose_iou_threshold,
-        number=loss.densepose_rois_per_image,
-    )
-    return Samples(anchors=labelled, rois=rois, people=people)
+    threshold = loss.densepose_iou_threshold
+    qualifies = targets.densepose_rois(rois, teachers, threshold)
+    return qualifies, loss.densepose_rois_per_image
 
 
 def compute_losses(
-    config: ConfigDict, loss: ConfigDict, outputs: TrainingOutputs, batch: Batch
+    config: ConfigDict,
+    loss: ConfigDict,
+    outputs: TrainingOutputs,
+    batch: Batch,
+    mask_targets: MaskTargets | None = None,
 ) -> Losses:
     """Computes the weighted losses of a forward pass; their sum is what is minimised.
 
@@ -244,9 +286,11 @@ def compute_losses(
         loss: its `loss` part.
         outputs: of `apply`.
         batch: the batch it ran on.
+        mask_targets: of the ROIs that train masks; None cuts them out of the batch's masks.
 
     Returns:
-        Scalars by name: those of `rpn_losses`, `box_losses` and `densepose_losses`.
+        Scalars by name: those of `rpn_losses` and `box_losses`, and of the tasks of the model those
+        of `densepose_losses`, "keypoint_head" and "mask_head".
     """
     samples, num_images = outputs.samples, batch["image"].shape[0]
     losses = rpn_losses(
@@ -271,13 +315,26 @@ def compute_losses(
     box = config.box_head
     most_keypoints = int(box.batch_size_per_image * box.positive_fraction) * NUM_KEYPOINTS
     by_visible = loss.normalise_keypoints_by_visible
-    return losses | densepose_losses(
-        outputs.charts,
-        targets.densepose_targets(samples.people, batch),
-        _weights(loss),
-        num_images=num_images,
-        keypoint_normaliser=None if by_visible else float(num_images * most_keypoints),
-    )
+    keypoint_normaliser = None if by_visible else float(num_images * most_keypoints)
+    if outputs.charts is not None:
+        losses |= densepose_losses(
+            outputs.charts,
+            targets.densepose_targets(samples.people["densepose"], batch),
+            _weights(loss),
+            num_images=num_images,
+            keypoint_normaliser=keypoint_normaliser,
+        )
+    if outputs.keypoint_scores is not None:
+        shown = targets.keypoint_targets(samples.people["keypoints"], batch)
+        heatmaps = upsample_scores(outputs.keypoint_scores)
+        value = keypoint_loss(heatmaps, shown, keypoint_normaliser)
+        losses["keypoint_head"] = loss.keypoint_weight * value
+    if outputs.masks is not None:
+        if mask_targets is None:
+            size = outputs.masks.shape[1]
+            mask_targets = targets.mask_targets(samples.people["masks"], batch, size)
+        losses["mask_head"] = loss.mask_weight * mask_loss(outputs.masks, mask_targets)
+    return losses
 
 
 def _weights(loss: ConfigDict) -> DensePoseWeights:

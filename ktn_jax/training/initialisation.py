@@ -48,8 +48,9 @@ def initial_edges(config: ConfigDict) -> dict[str, np.ndarray] | None:
     Raises:
         ValueError: the file is no body graph.
     """
-    name = config.training.graph
-    if name == "noise" or not TRANSFER_SOURCES.get(config.model.predictor.name):
+    name, model = config.training.graph, config.model
+    has_transfer = "densepose" in model.tasks and TRANSFER_SOURCES.get(model.predictor.name)
+    if name == "noise" or not has_transfer:
         return None
     graph = body_graph.build_graph() if name == "default" else body_graph.load_graph(name)
     return graph.initial_edges()

@@ -1,11 +1,12 @@
 """Training targets: anchors, proposals and people, labelled and sampled.
 
-B images, G people an image (padded), A anchors, S sampled ROIs, K ROIs of the DensePose branch.
+B images, G people an image (padded), A anchors, S sampled ROIs, K ROIs of a branch.
 Boxes are xyxy float32 in pixels of the padded network input. Everything random takes a key, and
 every image its own, so that what an image is trained on does not depend on its neighbours.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import flax.struct
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from ktn_jax.losses.densepose import DensePoseTargets
 from ktn_jax.losses.detection import AnchorTargets, RoiTargets
+from ktn_jax.losses.masks_keypoints import KeypointTargets, MaskTargets, mask_labels
 from ktn_jax.ops import boxes as box_ops
 from ktn_jax.ops.matching import match, sample_proposals, subsample
 from ktn_jax.structures import Proposals
@@ -23,7 +25,7 @@ Array = jax.Array
 
 @flax.struct.dataclass
 class People:
-    """ROIs that train the DensePose branch, in the order of the sampled ROIs."""
+    """ROIs that train a branch, in the order of the sampled ROIs."""
 
     boxes: Array  # [B, K, 4]
     gt_index: Array  # int32 [B, K] the person each matched
@@ -36,7 +38,7 @@ class Samples:
 
     anchors: AnchorTargets
     rois: RoiTargets
-    people: People
+    people: Mapping[str, People]  # by task of the model
 
 
 def usable_people(batch: Batch) -> Array:
@@ -151,15 +153,65 @@ def sample_rois(
         )
 
     keys = jax.random.split(key, batch["boxes"].shape[0])
-    return jax.vmap(one_image)(
+    rois: RoiTargets = jax.vmap(one_image)(
         keys, proposals.boxes, proposals.is_valid, batch["boxes"], usable_people(batch)
     )
+    return dataclasses.replace(rois, classes=classes_of(rois.gt_index, batch))
 
 
-def choose_people(
-    key: Array, rois: RoiTargets, has_annotation: Array, *, iou_threshold: float, number: int
-) -> People:
-    """Chooses the ROIs of the DensePose branch.
+def densepose_rois(rois: RoiTargets, has_annotation: Array, iou_threshold: float) -> Array:
+    """Marks the ROIs that may train the DensePose branch.
+
+    Args:
+        rois: sampled for the box head.
+        has_annotation: bool [B, G], people with annotations for the branch, see `teachers`.
+        iou_threshold: an ROI qualifies if it overlaps its person more than this.
+
+    Returns:
+        bool [B, S].
+    """
+    iou = box_ops.pairwise_iou(rois.boxes[..., None, :], rois.gt_boxes[..., None, :])[..., 0, 0]
+    return _foreground_of(rois, has_annotation) & (iou > iou_threshold)
+
+
+def mask_rois(rois: RoiTargets, batch: Batch) -> Array:
+    """Marks the ROIs that may train masks: all of the foreground whose people have one, [B, S].
+
+    Raises:
+        ValueError: the batch has no masks.
+    """
+    _require_masks(batch, "masks in model.tasks")
+    return _foreground_of(rois, batch["has_person_mask"])
+
+
+def keypoint_rois(rois: RoiTargets, batch: Batch) -> Array:
+    """Marks the ROIs that may train keypoints: foreground with a visible one inside, [B, S]."""
+    keypoints = _of_people(batch["keypoints"], rois.gt_index)
+    low, high = rois.boxes[..., None, :2], rois.boxes[..., None, 2:]
+    is_inside = ((keypoints[..., :2] >= low) & (keypoints[..., :2] <= high)).all(-1)
+    has_keypoint = (is_inside & (keypoints[..., 2] > 0)).any(-1)
+    return rois.is_valid & rois.is_foreground & has_keypoint
+
+
+def _foreground_of(rois: RoiTargets, has_annotation: Array) -> Array:
+    return rois.is_valid & rois.is_foreground & _of_people(has_annotation, rois.gt_index)
+
+
+def _of_people(values: Array, gt_index: Array) -> Array:
+    """Gathers values [B, G, ...] of the people that gt_index [B, K] names: [B, K, ...]."""
+    gathered: Array = jax.vmap(lambda rows, index: rows[index])(values, gt_index)
+    return gathered
+
+
+def classes_of(gt_index: Array, batch: Batch) -> Array:
+    """The classes of the people that gt_index [B, K] names: the first, unless the batch tells."""
+    if "classes" not in batch:
+        return jnp.zeros_like(gt_index)
+    return _of_people(batch["classes"], gt_index)
+
+
+def choose_people(key: Array, rois: RoiTargets, qualifies: Array, number: int) -> People:
+    """Chooses the ROIs of a branch.
 
     Where more qualify than fit, a random subset represents all, with weights that keep the
     expectation of sums.
@@ -167,8 +219,7 @@ def choose_people(
     Args:
         key: PRNG key.
         rois: sampled for the box head.
-        has_annotation: bool [B, G], people with annotations for the branch.
-        iou_threshold: an ROI qualifies if it overlaps its person more than this.
+        qualifies: bool [B, S], ROIs that may train the branch.
         number: K; cut to the number of ROIs.
 
     Returns:
@@ -176,10 +227,7 @@ def choose_people(
     """
     number = min(number, rois.boxes.shape[1])
 
-    def one_image(key: Array, rois: RoiTargets, has_annotation: Array) -> People:
-        iou = box_ops.pairwise_iou(rois.boxes[:, None], rois.gt_boxes[:, None])[:, 0, 0]
-        qualifies = rois.is_valid & rois.is_foreground & (iou > iou_threshold)
-        qualifies &= has_annotation[rois.gt_index]
+    def one_image(key: Array, rois: RoiTargets, qualifies: Array) -> People:
         labels = jnp.where(qualifies, 1, -1)
         is_chosen = subsample(key, labels, number, positive_fraction=1.0) == 1
         index = jnp.argsort(~is_chosen, stable=True)[:number]
@@ -192,7 +240,7 @@ def choose_people(
         )
 
     keys = jax.random.split(key, rois.boxes.shape[0])
-    return jax.vmap(one_image)(keys, rois, has_annotation)
+    return jax.vmap(one_image)(keys, rois, qualifies)
 
 
 def teachers(batch: Batch, *, densepose_people_only: bool, from_masks: bool) -> Array:
@@ -210,15 +258,15 @@ def teachers(batch: Batch, *, densepose_people_only: bool, from_masks: bool) -> 
         return usable_people(batch)
     has_annotation = batch["has_densepose"]
     if from_masks:
-        _require_masks(batch)
+        _require_masks(batch, "loss.coarse_segm_from_masks")
         has_annotation |= batch["has_person_mask"]
     return has_annotation & usable_people(batch)
 
 
-def _require_masks(batch: Batch) -> None:
+def _require_masks(batch: Batch, what: str) -> None:
     missing = [name for name in ("person_mask", "has_person_mask") if name not in batch]
     if missing:
-        raise ValueError(f"loss.coarse_segm_from_masks needs {missing} in the batch")
+        raise ValueError(f"{what} needs {missing} in the batch: set data.with_person_masks=True")
 
 
 def densepose_targets(people: People, batch: Batch) -> DensePoseTargets:
@@ -233,8 +281,7 @@ def densepose_targets(people: People, batch: Batch) -> DensePoseTargets:
     """
 
     def of_person(values: Array) -> Array:
-        gathered: Array = jax.vmap(lambda rows, index: rows[index])(values, people.gt_index)
-        return gathered.reshape(-1, *values.shape[2:])
+        return _of_people(values, people.gt_index).reshape(-1, *values.shape[2:])
 
     names = ["point_is_valid", "point_x", "point_y", "point_i", "point_u", "point_v"]
     names += ["has_densepose", "part_mask", "keypoints"]
@@ -245,3 +292,25 @@ def densepose_targets(people: People, batch: Batch) -> DensePoseTargets:
         gt_boxes=of_person(batch["boxes"]),
         **{name: of_person(batch[name]) for name in names},
     )
+
+
+def keypoint_targets(people: People, batch: Batch) -> KeypointTargets:
+    """Gathers the keypoints of each ROI's person, of N = B * K ROIs, image by image."""
+    keypoints = _of_people(batch["keypoints"], people.gt_index)
+    return KeypointTargets(
+        boxes=people.boxes.reshape(-1, 4),
+        weight=people.weight.reshape(-1),
+        keypoints=keypoints.reshape(-1, *keypoints.shape[2:]),
+    )
+
+
+def mask_targets(people: People, batch: Batch, size: int) -> MaskTargets:
+    """Cuts each ROI out of its person's mask, of N = B * K ROIs, image by image."""
+
+    def of_person(name: str) -> Array:
+        values = _of_people(batch[name], people.gt_index)
+        return values.reshape(-1, *values.shape[2:])
+
+    rois = people.boxes.reshape(-1, 4)
+    labels = mask_labels(of_person("person_mask"), of_person("boxes"), rois, size)
+    return MaskTargets(labels=labels, weight=people.weight.reshape(-1))

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ktn_jax.modeling.compute import Compute
-from ktn_jax.modeling.detector import Detector, Features, build_model
+from ktn_jax.modeling.detector import Detector, build_model
+from ktn_jax.modeling.person_heads import masks_of_classes, upsample_scores
 from ktn_jax.ops import interpolate
-from ktn_jax.structures import Detections, Proposals
+from ktn_jax.structures import Detections, Features, Proposals
 from ktn_jax.verification.dump import (
     BOX_PIXELS,
     END_TO_END,
@@ -54,7 +55,13 @@ def compare_stages(dump: Dump, compute: Compute | None = None) -> Iterator[Row]:
     yield from _proposals(dump, run)
     yield from _boxes(dump, run)
     if len(dump["infer/det/boxes"]):
-        yield from _densepose(dump, run)
+        tasks = dump.config.model.tasks
+        if "masks" in tasks:
+            yield from _masks(dump, run)
+        if "keypoints" in tasks:
+            yield from _keypoints(dump, run)
+        if "densepose" in tasks:
+            yield from _densepose(dump, run)
 
 
 def _preprocessing(dump: Dump, run: Runner) -> Row:
@@ -140,7 +147,45 @@ def _boxes(dump: Dump, run: Runner) -> Iterator[Row]:
     decoded = run(decode, stored[1][0], proposals.boxes[0])
     yield compare(dump, "infer/box/decoded_boxes", decoded, GEOMETRY)
     found = run(Detector.detections_from, *stored, proposals, _image_size(dump))
-    yield from _compare_found(dump, "infer/det", found, {"scores": "scores"})
+    yield from _compare_found(dump, "infer/det", found, {"scores": "scores", "classes": "classes"})
+
+
+def _pooled(dump: Dump, run: Runner, key: str, pool: Callable[..., Array]) -> tuple[Row, Array]:
+    """Compares what a branch pools from the stored pyramid; returns the row and the stored maps."""
+    boxes = jnp.asarray(dump["infer/det/boxes"])
+
+    def pool_stored(model: Detector, pyramid: Features) -> Array:
+        index = jnp.zeros(len(boxes), jnp.int32)
+        return pool(model, model.roi_levels(pyramid), boxes, index)
+
+    pooled = run(pool_stored, _pyramid(dump))
+    return compare(dump, key, to_nchw(pooled), GEOMETRY), to_nhwc(dump[key])
+
+
+def _masks(dump: Dump, run: Runner) -> Iterator[Row]:
+    prefix, classes = "infer/mask", jnp.asarray(dump["infer/det/classes"], jnp.int32)
+    row, pooled = _pooled(dump, run, f"{prefix}/pooled", Detector.pool_for_masks)
+    yield row
+    upsampled = run(lambda model, x: model.mask_head.upsampled(x), pooled)
+    yield compare(dump, f"{prefix}/deconv", to_nchw(upsampled))
+    stored = to_nhwc(dump[f"{prefix}/deconv"])
+    logits = run(lambda model, x: model.mask_head.classify(x), stored)
+    yield compare(dump, f"{prefix}/logits", to_nchw(logits))
+    own = masks_of_classes(to_nhwc(dump[f"{prefix}/logits"]), classes)
+    yield compare(dump, "infer/det/mask_probabilities", jax.nn.sigmoid(own)[:, None], SCORE)
+
+
+def _keypoints(dump: Dump, run: Runner) -> Iterator[Row]:
+    prefix = "infer/keypoint"
+    row, pooled = _pooled(dump, run, f"{prefix}/pooled", Detector.pool_for_keypoints)
+    yield row
+    convolved = run(lambda model, x: model.keypoint_head.convolved(x), pooled)
+    yield compare(dump, f"{prefix}/last_conv", to_nchw(convolved))
+    stored = to_nhwc(dump[f"{prefix}/last_conv"])
+    scores = run(lambda model, x: model.keypoint_head.low_resolution(x), stored)
+    yield compare(dump, f"{prefix}/lowres", to_nchw(scores))
+    heatmaps = upsample_scores(to_nhwc(dump[f"{prefix}/lowres"]))
+    yield compare(dump, f"{prefix}/heatmaps", to_nchw(heatmaps), GEOMETRY)
 
 
 # The original's names of the predictor's outputs, in models with and without transfer.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,10 @@ from ktn_jax.inference import charts
 from ktn_jax.inference.predictor import FoundPerson, Predictor, to_result
 from ktn_jax.inference.stages import Stages
 from ktn_jax.modeling.detector import size_multiple
+from ktn_jax.modeling.person_heads import upsample_scores
 from ktn_jax.results.maps import paste_iuv
 from ktn_jax.results.records import PersonResult
+from ktn_jax.structures import DensePoseOutputs, PersonMaps
 from ktn_jax.verification.dump import (
     BOX_PIXELS,
     END_TO_END,
@@ -33,6 +36,23 @@ def _stored_people(dump: Dump) -> list[FoundPerson]:
     """People as the network found them, from stored detections and low-resolution maps."""
     if not len(dump["infer/det/boxes"]):
         return []
+    tasks = dump.config.model.tasks
+    keypoints = mask = None
+    if "keypoints" in tasks:
+        keypoints = np.asarray(upsample_scores(to_nhwc(dump["infer/keypoint/lowres"])))
+    if "masks" in tasks:
+        mask = dump["infer/det/mask_probabilities"][:, 0]
+    maps = PersonMaps(_stored_charts(dump) if "densepose" in tasks else None, keypoints, mask)
+    stored = (dump[f"infer/det/{name}"] for name in ("boxes", "scores", "classes"))
+    return [
+        FoundPerson(
+            box, float(score), jax.tree.map(lambda x, i=i: np.asarray(x[i]), maps), int(index)
+        )
+        for i, (box, score, index) in enumerate(zip(*stored, strict=True))
+    ]
+
+
+def _stored_charts(dump: Dump) -> DensePoseOutputs[np.ndarray]:
     run = Runner(dump)
     prefix = "infer/densepose/lowres"
     low = {
@@ -46,13 +66,10 @@ def _stored_people(dump: Dump) -> list[FoundPerson]:
         low["keypoint"] = run(
             lambda model, x: model.predictor.low_resolution(x, kernel)["keypoint"], head
         )
-    outputs = run(lambda model, low: model.predictor.upsample(low), low)
-    return [
-        FoundPerson(box, float(score), jax.tree.map(lambda x, i=i: np.asarray(x[i]), outputs))
-        for i, (box, score) in enumerate(
-            zip(dump["infer/det/boxes"], dump["infer/det/scores"], strict=True)
-        )
-    ]
+    outputs: DensePoseOutputs[np.ndarray] = run(
+        lambda model, low: model.predictor.upsample(low), low
+    )
+    return outputs
 
 
 def results(dump: Dump) -> Iterator[Row]:
@@ -81,9 +98,9 @@ def _compare_people(dump: Dump, people: list[FoundPerson], note: str) -> Iterato
         final = [r.keypoints for r in results if r.keypoints is not None]
         rows += _compare_keypoints(dump, "infer/final/keypoints", final)
         network = [
-            charts.decode_keypoints(p.charts.keypoints[None], p.box_xyxy[None])[0]
+            charts.decode_keypoints(p.maps.heatmaps[None], p.box_xyxy[None])[0]
             for p in people
-            if p.charts.keypoints is not None
+            if p.maps.heatmaps is not None
         ]
         rows += _compare_keypoints(dump, "infer/det/keypoints", [k[:, [0, 1, 3]] for k in network])
     for index, (person, result) in enumerate(shown):
@@ -123,10 +140,10 @@ def _compare_chart(dump: Dump, prefix: str, person: FoundPerson, result: PersonR
         dump, f"{prefix}/result_uint8", iuv[0], dump[f"{prefix}/result_uint8"][0]
     )
     rows += _compare_uv(dump, f"{prefix}/result_uint8", iuv, dump[f"{prefix}/result_uint8"])
+    maps = person.maps.charts
     for suffix in ("", "_argmax"):
-        if f"{prefix}/labels{suffix}" in dump.keys:
+        if f"{prefix}/labels{suffix}" in dump.keys and maps is not None:
             expected = dump[f"{prefix}/labels{suffix}"]
-            maps = person.charts
             labels, uv = charts.chart_in_box(
                 coarse=maps.coarse_segm,
                 fine=maps.fine_segm,
@@ -202,11 +219,21 @@ def end_to_end(dump: Dump) -> Iterator[Row]:
         limit = BOX_PIXELS if key.endswith("boxes") else SCORE
         row = compare(dump, key, np.asarray(actual), limit=limit)
         yield dataclasses.replace(row, key=key + note)
-    count = int(dump["infer/densepose/hr_count"]) if len(dump["infer/det/boxes"]) else 0
+    has_charts = "densepose" in config.model.tasks and len(dump["infer/det/boxes"])
+    count = int(dump["infer/densepose/hr_count"]) if has_charts else 0
+    compared: dict[str, list[Any]] = {
+        "infer/keypoint/heatmaps": [person.maps.keypoints for person in people],
+        "infer/det/mask_probabilities": [
+            None if person.maps.mask is None else person.maps.mask[..., None] for person in people
+        ],
+    }
     for theirs in dump.under("infer/densepose/hr"):
         if theirs in HIGH_RESOLUTION and len(people) >= count > 0:
-            key = f"infer/densepose/hr/{theirs}"
-            maps = [getattr(person.charts, HIGH_RESOLUTION[theirs]) for person in people[:count]]
+            compared[f"infer/densepose/hr/{theirs}"] = [
+                getattr(person.maps.charts, HIGH_RESOLUTION[theirs]) for person in people[:count]
+            ]
+    for key, maps in compared.items():
+        if key in dump.keys and maps:
             limit = END_TO_END * dump[key].std()
             row = compare(dump, key, to_nchw(np.stack(maps)), limit=limit)
             yield dataclasses.replace(row, key=row.key + note)

@@ -16,11 +16,13 @@ import numpy as np
 from ktn_jax.body import parts
 from ktn_jax.checkpoints import torch_names
 from ktn_jax.evaluation.masks import part_labels
-from ktn_jax.losses.detection import FOREGROUND, AnchorTargets, RoiTargets
+from ktn_jax.losses.detection import AnchorTargets, RoiTargets
+from ktn_jax.losses.masks_keypoints import MaskTargets
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.detector import build_model, size_multiple
 from ktn_jax.training import forward, targets
 from ktn_jax.training.targets import People, Samples
+from ktn_jax.verification import mask_targets
 from ktn_jax.verification.dump import (
     BOX_PIXELS,
     END_TO_END,
@@ -30,6 +32,7 @@ from ktn_jax.verification.dump import (
     compare,
     to_nchw,
 )
+from ktn_jax.verification.mask_targets import people_of_image
 
 Batch = dict[str, np.ndarray]
 
@@ -59,6 +62,7 @@ LOSSES = {
     "loss_densepose_S": "coarse_segm",
     "loss_densepose_M": "body_mask",
     "loss_keypoint": "keypoints",
+    "loss_mask": "mask_head",
 }
 
 
@@ -92,6 +96,8 @@ def training(dump: Dump, compute: Compute | None = None) -> Iterator[Row]:
 def compare_step(dump: Dump, batch: Batch, step: Step) -> Iterator[Row]:
     """Compares a step of ours on `batch` with the stored one."""
     yield from _matching(dump, batch, step)
+    if "masks" in dump.config.model.tasks:
+        yield from mask_targets.compare_targets(dump, batch, step.outputs.samples.people["masks"])
     yield from _intermediates(dump, step)
     yield from _losses(dump, step)
     yield from _statistics(dump, step)
@@ -119,6 +125,8 @@ def read_batch(dump: Dump) -> Batch:
         "image_size_hw": sizes.astype(np.int32),
         **_empty_people((len(images), max(max_people, 1)), max(max_points, 1)),
     }
+    if "masks" in dump.config.model.tasks:
+        batch |= _empty_masks((len(images), max(max_people, 1)))
     for index, (image, rows) in enumerate(zip(images, people, strict=True)):
         batch["image"][index, : image.shape[0], : image.shape[1]] = image
         for slot, row in enumerate(rows):
@@ -144,15 +152,16 @@ def _empty_people(shape: tuple[int, int], max_points: int) -> Batch:
     }
 
 
+def _empty_masks(shape: tuple[int, int]) -> Batch:
+    grid = (*shape, parts.PART_GRID, parts.PART_GRID)
+    return {"person_mask": np.zeros(grid, np.uint8), "has_person_mask": np.zeros(shape, bool)}
+
+
 def _read_people(
     dump: Dump, index: int, image_id: int, annotations: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Reads the people of one image, crowds left out, with the stored boxes and keypoints."""
-    records = [
-        record
-        for record in annotations["annotations"]
-        if record["image_id"] == image_id and not record.get("iscrowd", 0)
-    ]
+    records = people_of_image(annotations, image_id)
     boxes = dump[f"train/gt/{index}/boxes"]
     if len(boxes) != len(records):
         raise ValueError(
@@ -172,6 +181,10 @@ def _read_people(
         if has_densepose:
             person["part_mask"] = part_labels(record["dp_masks"])
         people.append(person)
+    if "masks" in dump.config.model.tasks:
+        grids = mask_targets.on_grids(dump, index, records, boxes)
+        for person, grid in zip(people, grids, strict=True):
+            person |= {"person_mask": grid, "has_person_mask": True}
     return people
 
 
@@ -183,28 +196,36 @@ def read_samples(dump: Dump) -> Samples:
         return [dump[pattern.format(index)] for index in images]
 
     stored = stack("train/roi/{}/gt_classes")
-    classes = _pad(stored, fill=FOREGROUND + 1)
+    num_classes = dump.config.model.box_head.num_classes
+    classes = _pad(stored, fill=num_classes)
     rois = RoiTargets(
         boxes=jnp.asarray(_pad(stack("train/roi/{}/proposal_boxes"))),
         is_valid=jnp.asarray(_pad([np.ones(len(x), bool) for x in stored])),
-        is_foreground=jnp.asarray(classes == FOREGROUND),
+        is_foreground=jnp.asarray(classes < num_classes),
         gt_boxes=jnp.asarray(_pad(stack("train/roi/{}/gt_boxes"))),
         gt_index=jnp.asarray(_pad(stack("train/roi/{}/gt_index")), jnp.int32),
+        classes=jnp.asarray(classes, jnp.int32),
     )
     anchors = AnchorTargets(
         labels=jnp.asarray(np.stack(stack("train/rpn/{}/gt_labels")), jnp.int32),
         boxes=jnp.asarray(np.stack(stack("train/rpn/{}/matched_gt_boxes"))),
     )
-    return Samples(anchors, rois, _read_chosen(dump, images))
+    readers = {
+        "densepose": _read_with_densepose,
+        "keypoints": _read_with_keypoints,
+        "masks": _read_foreground,
+    }
+    people = {task: readers[task](dump, images) for task in dump.config.model.tasks}
+    return Samples(anchors, rois, people)
 
 
-def _read_chosen(dump: Dump, images: Sequence[str]) -> People:
+def _read_with_densepose(dump: Dump, images: Sequence[str]) -> People:
     empty = np.zeros((0, 4), np.float32)
     boxes, gt_boxes = dict.fromkeys(images, empty), dict.fromkeys(images, empty)
     for stored in dump.under("train/densepose"):
         prefix = f"train/densepose/{stored}"
         if f"{prefix}/proposal_boxes" in dump.keys:
-            image = _image_of(dump, stored, images)
+            image = _image_of(dump, prefix, images)
             boxes[image] = dump[f"{prefix}/proposal_boxes"]
             gt_boxes[image] = dump[f"{prefix}/gt_boxes"]
     index = []
@@ -213,22 +234,49 @@ def _read_chosen(dump: Dump, images: Sequence[str]) -> People:
         people = dump[f"train/gt/{image}/boxes"]
         distance = np.abs(gt_boxes[image][:, None] - people[None]).max(-1)
         index.append(distance.argmin(-1) if len(people) else np.zeros(0, int))
-    weight = [np.ones(len(boxes[image]), np.float32) for image in images]
+    return _as_people(list(boxes.values()), index)
+
+
+def _read_with_keypoints(dump: Dump, images: Sequence[str]) -> People:
+    boxes = dict.fromkeys(images, np.zeros((0, 4), np.float32))
+    index = dict.fromkeys(images, np.zeros(0, int))
+    for stored in dump.under("train/keypoint"):
+        prefix = f"train/keypoint/{stored}"
+        if f"{prefix}/proposal_boxes" in dump.keys:
+            image = _image_of(dump, prefix, images)
+            boxes[image] = dump[f"{prefix}/proposal_boxes"]
+            rois = dump[f"train/roi/{image}/proposal_boxes"]
+            row = (boxes[image][:, None] == rois[None]).all(-1).argmax(-1)
+            index[image] = dump[f"train/roi/{image}/gt_index"][row]
+    return _as_people(list(boxes.values()), list(index.values()))
+
+
+def _read_foreground(dump: Dump, images: Sequence[str]) -> People:
+    num_classes = dump.config.model.box_head.num_classes
+    boxes, index = [], []
+    for image in images:
+        is_foreground = dump[f"train/roi/{image}/gt_classes"] < num_classes
+        boxes.append(dump[f"train/roi/{image}/proposal_boxes"][is_foreground])
+        index.append(dump[f"train/roi/{image}/gt_index"][is_foreground])
+    return _as_people(boxes, index)
+
+
+def _as_people(boxes: Sequence[np.ndarray], index: Sequence[np.ndarray]) -> People:
     return People(
-        boxes=jnp.asarray(_pad(list(boxes.values()))),
+        boxes=jnp.asarray(_pad(boxes)),
         gt_index=jnp.asarray(_pad(index), jnp.int32),
-        weight=jnp.asarray(_pad(weight)),
+        weight=jnp.asarray(_pad([np.ones(len(rows), np.float32) for rows in boxes])),
     )
 
 
-def _image_of(dump: Dump, stored: str, images: Sequence[str]) -> str:
-    """Finds the image of `train/densepose/<stored>`: the original counts those with ROIs only."""
-    boxes = dump[f"train/densepose/{stored}/proposal_boxes"]
+def _image_of(dump: Dump, prefix: str, images: Sequence[str]) -> str:
+    """Finds the image of the ROIs under `prefix`: the original counts those with ROIs only."""
+    boxes = dump[f"{prefix}/proposal_boxes"]
     for image in images:
         rois = dump[f"train/roi/{image}/proposal_boxes"]
         if (boxes[:, None] == rois[None]).all(-1).any(-1).all():
             return image
-    raise ValueError(f"{dump.path}: train/densepose/{stored} holds boxes that no train/roi has")
+    raise ValueError(f"{dump.path}: {prefix} holds boxes that no train/roi has")
 
 
 def _pad(rows: Sequence[np.ndarray], fill: float = 0) -> np.ndarray:
@@ -246,6 +294,7 @@ def run_step(dump: Dump, batch: Batch, samples: Samples, compute: Compute | None
     loss = dump.config.loss.copy_and_resolve_references()
     # The original's sums over these images are not divided.
     loss.images_per_device = len(batch["image"])
+    labels = mask_targets.exact_labels(dump) if "masks" in dump.config.model.tasks else None
 
     def step(
         params: Mapping[str, Any],
@@ -263,7 +312,11 @@ def run_step(dump: Dump, batch: Batch, samples: Samples, compute: Compute | None
                 key=jax.random.key(0),
                 samples=samples,
             )
-            losses = forward.compute_losses(model.config, loss, outputs, batch)
+            # A batch has masks on grids; the original's targets come from finer shapes.
+            exact = None
+            if labels is not None:
+                exact = MaskTargets(jnp.asarray(labels), samples.people["masks"].weight.reshape(-1))
+            losses = forward.compute_losses(model.config, loss, outputs, batch, exact)
             return sum(losses.values()), (losses, stats, outputs)
 
         return jax.value_and_grad(total_loss, has_aux=True)(params)
@@ -313,23 +366,26 @@ def _proposals(dump: Dump, image: int, step: Step) -> Row:
 
 def _chosen(dump: Dump, batch: Batch, step: Step) -> Iterator[Row]:
     """Compares our choice of ROIs for the DensePose branch, from the stored ROIs, with theirs."""
-    rois, loss = step.outputs.samples.rois, dump.config.loss
+    rois, loss = jax.tree.map(jnp.asarray, step.outputs.samples.rois), dump.config.loss
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-    teachers = targets.teachers(arrays, densepose_people_only=True, from_masks=False)
-    people = targets.choose_people(
-        jax.random.key(0),
-        jax.tree.map(jnp.asarray, rois),
-        teachers,
-        iou_threshold=loss.densepose_iou_threshold,
-        number=rois.boxes.shape[1],
-    )
     images = dump.under("train/roi")
-    for stored in dump.under("train/densepose"):
-        key = f"train/densepose/{stored}/proposal_boxes"
-        if key in dump.keys:
-            image = images.index(_image_of(dump, stored, images))
-            chosen = np.asarray(people.boxes[image])[np.asarray(people.weight[image]) > 0]
-            yield compare(dump, key, chosen, limit=BOX_PIXELS)
+    for task, folder in (("densepose", "train/densepose"), ("keypoints", "train/keypoint")):
+        if task not in dump.config.model.tasks:
+            continue
+        if task == "densepose":
+            teachers = targets.teachers(arrays, densepose_people_only=True, from_masks=False)
+            threshold = loss.densepose_iou_threshold
+            qualifies = targets.densepose_rois(rois, teachers, threshold)
+        else:
+            qualifies = targets.keypoint_rois(rois, arrays)
+        number = rois.boxes.shape[1]
+        people = targets.choose_people(jax.random.key(0), rois, qualifies, number)
+        for stored in dump.under(folder):
+            key = f"{folder}/{stored}/proposal_boxes"
+            if key in dump.keys:
+                image = images.index(_image_of(dump, f"{folder}/{stored}", images))
+                chosen = np.asarray(people.boxes[image])[np.asarray(people.weight[image]) > 0]
+                yield compare(dump, key, chosen, limit=BOX_PIXELS)
 
 
 def _intermediates(dump: Dump, step: Step) -> Iterator[Row]:
@@ -344,19 +400,36 @@ def _intermediates(dump: Dump, step: Step) -> Iterator[Row]:
         key = f"train/box/{name}"
         if key in dump.keys:
             yield compare(dump, key, ours[is_valid], limit=END_TO_END * dump[key].std())
+    yield from _branch_outputs(dump, step)
     key = "train/densepose/head"
-    if key in dump.keys:
-        weight = outputs.samples.people.weight.reshape(-1)
+    if key in dump.keys and outputs.head_features is not None:
+        weight = outputs.samples.people["densepose"].weight.reshape(-1)
         features = to_nchw(outputs.head_features[weight > 0])[: len(dump[key])]
         noise = NOISE_FACTOR * dump.noise.get("infer/densepose/head", 0.0)
         limit = max(END_TO_END * dump[key].std(), noise)
         yield compare(dump, key, features, limit=limit)
 
 
+def _branch_outputs(dump: Dump, step: Step) -> Iterator[Row]:
+    """Compares the first rows that the mask and keypoint heads give in training."""
+    for task, key, ours in (
+        ("masks", "train/mask/logits", step.outputs.masks),
+        ("keypoints", "train/keypoint/lowres", step.outputs.keypoint_scores),
+    ):
+        if key in dump.keys and ours is not None:
+            weight = step.outputs.samples.people[task].weight.reshape(-1)
+            first = np.asarray(ours)[weight > 0][: len(dump[key])]
+            first = first[:, None] if task == "masks" else to_nchw(first)
+            yield compare(dump, key, first, limit=END_TO_END * dump[key].std())
+
+
 def _losses(dump: Dump, step: Step) -> Iterator[Row]:
+    names = LOSSES
+    if "keypoints" in dump.config.model.tasks:  # and not of KTN's predictor
+        names = LOSSES | {"loss_keypoint": "keypoint_head"}
     for theirs in dump.under("train/losses"):
         key = f"train/losses/{theirs}"
-        ours = step.total if theirs == "total" else step.losses.get(LOSSES.get(theirs, theirs))
+        ours = step.total if theirs == "total" else step.losses.get(names.get(theirs, theirs))
         expected = float(dump[key])
         error = np.inf if ours is None else abs(ours - expected)
         limit = max(LOSS * abs(expected), NOISE_FACTOR * dump.noise.get(key, 0.0))
@@ -378,7 +451,20 @@ def _statistics(dump: Dump, step: Step) -> Iterator[Row]:
 def _gradient_limit(dump: Dump, name: str) -> float:
     model = dump.config.model
     limit = GRADIENT_BATCH_NORM if model.backbone.norm == "BN" else GRADIENT
-    return max(limit, NOISE_FACTOR * dump.gradient_noise.get(name, 0.0))
+    return max(limit, NOISE_FACTOR * _gradient_noise(dump, name))
+
+
+def _gradient_noise(dump: Dump, name: str) -> float:
+    """The noise of a gradient; of one that was not recorded, the largest of its module.
+
+    Where rounding turns a single ReLU on or off, it changes all gradients of a head.
+    """
+    if name in dump.gradient_noise:
+        return dump.gradient_noise[name]
+    parts = name.split(".")
+    module = ".".join(parts[:1] if parts[0] == "backbone" else parts[:2]) + "."
+    recorded = (noise for key, noise in dump.gradient_noise.items() if key.startswith(module))
+    return max(recorded, default=0.0)
 
 
 def _gradients(dump: Dump, step: Step) -> Iterator[Row]:

@@ -61,7 +61,7 @@ def test_what_we_do_not_have_is_named(tree, section, key, value):
 def test_all_that_we_do_not_have_is_named_at_once(tree):
     model = tree["MODEL"]
     model["RESNETS"] |= {"DEFORM_MODULATED": True, "DEPTH": "50"}
-    model["ROI_BOX_HEAD"]["CLS_AGNOSTIC_BBOX_REG"] = True
+    model["ROI_BOX_HEAD"]["USE_FED_LOSS"] = True
     model["ROI_DENSEPOSE_HEAD"] |= {"HEATMAP_SIZE": 64, "NAME": "DensePoseEmbeddingHead"}
     model["RPN"]["NMS_TRESH"] = 0.5
     del model["FPN"]["OUT_CHANNELS"]
@@ -76,7 +76,7 @@ def test_all_that_we_do_not_have_is_named_at_once(tree):
         "MODEL.ROI_DENSEPOSE_HEAD.HEATMAP_SIZE",
         "MODEL.RPN.NMS_TRESH",
         "MODEL.RESNETS.DEFORM_MODULATED",
-        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+        "MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
     ]
     assert "of another type than wanted, such as 50" in problems[0]
     assert "did you mean MODEL.RPN.NMS_THRESH?" in problems[4]

@@ -213,7 +213,8 @@ def patch_accuracy(model, variables, batch):
         inputs = detector.normalise(batch["image"], batch["image_size_hw"])
         pyramid = detector.extract(inputs, batch["image_size_hw"])
         index = jax.numpy.repeat(jax.numpy.arange(len(batch["boxes"])), size)
-        return detector.dense(detector.decode(pyramid), flat["boxes"], index)
+        features = detector.roi_features(pyramid)
+        return detector.describe(features, flat["boxes"], index, jax.numpy.zeros_like(index)).charts
 
     outputs = jax.jit(lambda variables: model.apply(variables, method=charts))(variables)
     logits, is_inside = read_points(

@@ -13,7 +13,7 @@ from ktn_jax.inference.augmentation import AugmentedPredictor
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.inference.stages import Stages
 from ktn_jax.runtime.configuration import load_config
-from ktn_jax.structures import DensePoseOutputs, Detections
+from ktn_jax.structures import DensePoseOutputs, Detections, PersonMaps
 
 FAST = [
     "test.short_side=128",
@@ -132,7 +132,7 @@ def test_a_mirrored_photo_gives_the_mirrored_people(mirrored, photo):
         np.testing.assert_allclose(one.box_xyxy, back, atol=1e-2)
         lifted = DensePoseOutputs(
             **{
-                name: getattr(other.charts, name)[None]
+                name: getattr(other.maps.charts, name)[None]
                 for name in ("coarse_segm", "fine_segm", "u", "v", "keypoints")
             }
         )
@@ -140,10 +140,10 @@ def test_a_mirrored_photo_gives_the_mirrored_people(mirrored, photo):
         for name in ("coarse_segm", "fine_segm", "keypoints"):
             expected = getattr(turned, name)[0]
             scale = max(float(expected.std()), 1e-6)
-            np.testing.assert_allclose(getattr(one.charts, name), expected, atol=2e-3 * scale)
+            np.testing.assert_allclose(getattr(one.maps.charts, name), expected, atol=2e-3 * scale)
         for name in ("u", "v"):
             expected = getattr(turned, name)[0][..., 1:]
-            values = getattr(one.charts, name)[..., 1:]
+            values = getattr(one.maps.charts, name)[..., 1:]
             assert 0.1 < values.min() < 0.4 < 0.6 < values.max() < 0.9
             np.testing.assert_allclose(values, expected, atol=1.01 * CELL)
 
@@ -155,15 +155,15 @@ def _fake_network(predictor, monkeypatch, found):
     def detect(inputs, sizes):
         boxes, scores = (np.float32(x) for x in found(int(sizes[0, 1])))
         assert len(boxes) == len(inputs)
-        return inputs.shape, Detections(boxes, scores, scores > 0)
+        return inputs.shape, Detections(boxes, scores, scores > 0, np.zeros(scores.shape, np.int32))
 
-    def charts(pyramid, boxes, rows):
+    def describe(pyramid, boxes, rows, classes):
         drawn.append((pyramid, boxes, rows))
         maps = np.broadcast_to(boxes[:, :1, None, None], (len(boxes), 2, 2, 25))
-        return DensePoseOutputs(maps[..., :2], maps, maps, maps)
+        return PersonMaps(DensePoseOutputs(maps[..., :2], maps, maps, maps))
 
     monkeypatch.setattr(predictor.stages, "detect", detect)
-    monkeypatch.setattr(predictor.stages, "charts", charts)
+    monkeypatch.setattr(predictor.stages, "describe", describe)
     return drawn
 
 
@@ -197,7 +197,9 @@ def test_boxes_of_all_views_are_merged_and_drawn_in_each(mirrored, monkeypatch):
     np.testing.assert_allclose(boxes[2], [88, 16, 116, 48])
     np.testing.assert_allclose(large_boxes[3], [300, 50, 400, 150])
     # Logits are averaged over the four views: here each is the left edge of its box.
-    np.testing.assert_allclose(people[0].charts.fine_segm, (12 + 88 + 37.5 + 275) / 4, rtol=1e-6)
+    np.testing.assert_allclose(
+        people[0].maps.charts.fine_segm, (12 + 88 + 37.5 + 275) / 4, rtol=1e-6
+    )
 
 
 def test_many_people_are_drawn_a_few_at_a_time(mirrored, monkeypatch):

@@ -47,7 +47,7 @@ def _assert_same_people(actual, expected):
         np.testing.assert_allclose(a.box_xyxy, b.box_xyxy, atol=1e-2)
         np.testing.assert_allclose(a.score, b.score, atol=1e-4)
         for name in ("coarse_segm", "fine_segm", "u", "v"):
-            left, right = (getattr(person.charts, name) for person in (a, b))
+            left, right = (getattr(person.maps.charts, name) for person in (a, b))
             np.testing.assert_allclose(left, right, atol=1e-3 * max(right.std(), 1e-6))
 
 

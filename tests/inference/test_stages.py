@@ -29,7 +29,7 @@ def stages(variables):
 
 def _run(stages):
     pyramid, found = stages.detect(IMAGES, SIZES)
-    return jax.device_get(found), stages.charts(pyramid, BOXES, np.zeros(3, np.int32))
+    return jax.device_get(found), stages.describe(pyramid, BOXES, np.zeros(3, np.int32)).charts
 
 
 def _assert_equal(actual, expected):
@@ -43,7 +43,7 @@ def test_stages_give_detections_and_the_maps_of_any_boxes(stages):
     assert maps.u.shape[0] == 3 and maps.u.shape[-1] == 25
     assert isinstance(maps.u, np.ndarray)
     pyramid, _ = stages.detect(IMAGES, SIZES)
-    assert stages.charts(pyramid, BOXES[:0], np.zeros(0, np.int32)) is None
+    assert stages.describe(pyramid, BOXES[:0], np.zeros(0, np.int32)) is None
 
 
 @pytest.mark.parametrize("is_spread", [False, True])

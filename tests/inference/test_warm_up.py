@@ -43,7 +43,7 @@ def test_calls_compile_nothing_after_the_warm_up(draw_variables, count_traces, b
         )
         for count in range(1, 3 * batch_size + 1):
             boxes = np.float32([[0, 0, 50, 60]] * count)
-            model.stages.charts(pyramid, boxes, np.zeros(count, np.int32))
+            model.stages.describe(pyramid, boxes, np.zeros(count, np.int32))
     assert traced == []
     assert all(len(found) == 3 for found in people)
     with count_traces() as traced:
@@ -58,7 +58,7 @@ def test_only_the_numbers_asked_for_are_warmed_up(draw_variables, count_traces):
     for count, is_known in ((1, True), (2, False)):
         with count_traces() as traced:
             boxes = np.float32([[0, 0, 50, 60]] * count)
-            stages.charts(pyramid, boxes, np.zeros(count, np.int32))
+            stages.describe(pyramid, boxes, np.zeros(count, np.int32))
         assert (traced == []) == is_known
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from ktn_jax.losses import densepose
 from ktn_jax.losses.densepose import DensePoseTargets, DensePoseWeights
+from ktn_jax.losses.masks_keypoints import KeypointTargets, keypoint_loss
 from ktn_jax.structures import DensePoseOutputs
 
 SIDE, PATCHES, KEYPOINTS = 6, 25, 17
@@ -241,7 +242,8 @@ def test_keypoint_loss_counts_visible_keypoints_inside_their_roi():
             if visibility > 0 and 0 <= column < SIDE and 0 <= row < SIDE:
                 entropy.append(-flat[k, int(row * SIDE + column)])
     assert 10 < len(entropy) < (np.asarray(targets.keypoints)[..., 2] > 0).sum()
-    loss = functools.partial(densepose.keypoint_loss, outputs.keypoints, targets)
+    shown = KeypointTargets(targets.boxes, targets.weight, targets.keypoints)
+    loss = functools.partial(keypoint_loss, outputs.keypoints, shown)
     np.testing.assert_allclose(loss(None), np.mean(entropy), rtol=1e-5)
     np.testing.assert_allclose(loss(100.0), np.sum(entropy) / 100, rtol=1e-5)
 
@@ -257,7 +259,8 @@ def test_sums_over_points_follow_the_images_and_not_the_devices():
     np.testing.assert_allclose(losses["fine_segm"], 2 * sums["fine_segm"], rtol=1e-6)
     np.testing.assert_allclose(losses["coarse_segm"], 3 * areas["coarse_segm"], rtol=1e-6)
     np.testing.assert_allclose(losses["body_mask"], 4 * areas["body_mask"], rtol=1e-6)
-    keypoints = densepose.keypoint_loss(outputs.keypoints, targets, None)
+    shown = KeypointTargets(targets.boxes, targets.weight, targets.keypoints)
+    keypoints = keypoint_loss(outputs.keypoints, shown, None)
     np.testing.assert_allclose(losses["keypoints"], 0.25 * keypoints, rtol=1e-6)
 
 

@@ -147,7 +147,7 @@ def test_rounded_factors_stay_within_two_percent():
         config.test.matmul_dtype = dtype
         stages = Stages(config, variables)
         pyramid, _ = stages.detect(photo, np.full((1, 2), 256, np.int32))
-        outputs.append(stages.charts(pyramid, boxes, np.zeros(2, np.int32)))
+        outputs.append(stages.describe(pyramid, boxes, np.zeros(2, np.int32)).charts)
     for expected, actual in zip(*map(jax.tree.leaves, outputs), strict=True):
         error = np.sqrt(np.square(actual - expected).mean()) / expected.std()
         assert 1e-4 < error < 0.02  # rounded indeed, and not by much
@@ -164,8 +164,8 @@ def test_a_full_bucket_needs_no_masks():
     (full, found_full), (masked, found) = (
         stages.detect(photos, sizes) for sizes in (full_sizes, masked_sizes)
     )
-    for level, maps in masked.decoded().maps.items():
-        actual = full.decoded().maps[level][0]
+    for level, maps in masked.roi_features().decoded.maps.items():
+        actual = full.roi_features().decoded.maps[level][0]
         np.testing.assert_allclose(actual, maps[0], atol=1e-4 * float(maps[0].std()))
     np.testing.assert_allclose(found_full.boxes[0], found.boxes[0], atol=1e-2)
     assert (np.asarray(found_full.scores[1]) != np.asarray(found.scores[1])).any()

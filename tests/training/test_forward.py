@@ -179,7 +179,8 @@ def test_more_slots_for_people_and_points_change_nothing(variables):
             more[name] = _lengthen(x, 2)
         if name.startswith("point_"):
             more[name] = jnp.pad(more[name], [(0, 0), (0, 0), (0, 3)])
-    fixed = samples.replace(people=_lengthen(samples.people, 2), rois=_lengthen(samples.rois, 3))
+    people = {task: _lengthen(people, 2) for task, people in samples.people.items()}
+    fixed = samples.replace(people=people, rois=_lengthen(samples.rois, 3))
     actual, *_ = _evaluate(variables, more, fixed)
     _assert_equal(actual, expected)
 

@@ -61,7 +61,8 @@ def _sample(key, proposals, batch):
 
 @functools.partial(jax.jit, static_argnames=("number", "threshold"))
 def _choose(key, rois, has_annotation, number, threshold=0.6):
-    return targets.choose_people(key, rois, has_annotation, iou_threshold=threshold, number=number)
+    qualifies = targets.densepose_rois(rois, has_annotation, threshold)
+    return targets.choose_people(key, rois, qualifies, number)
 
 
 @st.composite

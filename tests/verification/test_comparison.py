@@ -45,8 +45,7 @@ def test_inference_equals_the_original(golden_dir, case):
     assert not failed, dumps.format_rows(failed)
     compared = {row.key.split(" ")[0] for row in rows}
     stored = {key for key in dump.keys if key.startswith("infer/")}
-    # Bookkeeping, and the one class that there is.
-    stored -= {"infer/check_json", "infer/densepose/hr_count", "infer/det/classes"}
+    stored -= {"infer/check_json", "infer/densepose/hr_count"}  # bookkeeping
     assert stored <= compared
 
 

@@ -143,7 +143,7 @@ def test_the_stored_batch_and_samples_are_read_as_they_were(golden_dir, case):
         own = batch["boxes"][image][rois.gt_index[image]]
         is_person = rois.is_foreground[image] & rois.is_valid[image]
         np.testing.assert_array_equal(own[is_person], rois.gt_boxes[image][is_person])
-        assert batch["has_densepose"][image][samples.people.gt_index[image]].all()
+        assert batch["has_densepose"][image][samples.people["densepose"].gt_index[image]].all()
     patches = batch["point_i"][batch["point_is_valid"]]
     assert (patches == 0).any() and patches.max() == 24
 

@@ -1,0 +1,186 @@
+"""The branches of the second stage, as a configuration describes them, and what they pool from.
+
+`model.tasks` names the branches: DensePose charts, keypoints and masks of the people found. The
+DensePose branch pools from the decoder's map, the others from the pyramid.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ktn_jax.modeling import decoder as decoders
+from ktn_jax.modeling import densepose_head as heads
+from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES, ChartPredictor
+from ktn_jax.modeling.compute import Compute
+from ktn_jax.modeling.knowledge_transfer import Graph
+from ktn_jax.modeling.person_heads import KeypointHead, MaskHead
+from ktn_jax.ops.roi_align import cache_sized_chunk, multilevel_roi_align
+from ktn_jax.structures import Features
+
+Array = jax.Array
+
+TASKS = ("densepose", "keypoints", "masks")
+FIRST_STRIDE = 4  # of the finest pyramid level
+
+
+def check_tasks(config: ConfigDict) -> None:
+    """Checks `model.tasks`.
+
+    Raises:
+        ValueError: an unknown task or one named twice, or knowledge transfer with several classes.
+    """
+    tasks = tuple(config.tasks)
+    if len(set(tasks)) != len(tasks) or not set(tasks) <= set(TASKS):
+        raise ValueError(f"model.tasks {tasks}: different ones of {TASKS}")
+    num_classes = config.box_head.num_classes
+    if "densepose" in tasks and TRANSFER_SOURCES.get(config.predictor.name) and num_classes != 1:
+        raise ValueError(
+            f"predictor.name {config.predictor.name!r} transfers from the classifier of one class; "
+            f"box_head.num_classes is {num_classes}"
+        )
+
+
+def build_decoder(config: ConfigDict, compute: Compute) -> nn.Module | None:
+    """Builds the decoder of a `model` configuration; None for a model without one.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    decoder = config.decoder
+    if "densepose" not in config.tasks or decoder.name == "none":
+        return None
+    if decoder.name == "panoptic":
+        return decoders.PanopticDecoder(
+            features=decoder.channels,
+            out_features=decoder.out_channels,
+            norm=decoder.norm,
+            compute=compute,
+        )
+    if decoder.name == "multi_instance":
+        return decoders.MultiInstanceDecoder(
+            features=decoder.channels,
+            out_features=decoder.out_channels,
+            is_multi_scale=decoder.is_multi_scale,
+            compute=compute,
+        )
+    raise ValueError(f"unknown decoder.name {decoder.name!r}: none, panoptic or multi_instance")
+
+
+def build_densepose_head(config: ConfigDict, compute: Compute) -> nn.Module:
+    """Builds the DensePose head of a `model` configuration.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    head = config.densepose_head
+    shared: dict[str, Any] = {
+        "features": head.channels,
+        "num_convs": head.num_convs,
+        "kernel_size": head.kernel_size,
+        "norm": head.norm,
+        "compute": compute,
+    }
+    if head.name == "conv_stack":
+        return heads.ConvStackHead(**shared)
+    if head.name == "deeplab":
+        return heads.DeepLabHead(**shared, use_non_local=head.use_non_local)
+    if head.name == "ktn":
+        return heads.KTNHead(**shared)
+    raise ValueError(f"unknown densepose_head.name {head.name!r}: conv_stack, deeplab or ktn")
+
+
+def build_predictor(config: ConfigDict, compute: Compute, graph: Graph | None) -> ChartPredictor:
+    """Builds the chart predictor of a `model` configuration, with the initial body graph."""
+    predictor, head = config.predictor, config.densepose_head
+    return ChartPredictor(
+        kind=predictor.name,
+        # Without convolutions the head passes on what it pools.
+        in_features=head.channels if head.num_convs else config.neck.channels,
+        num_coarse_channels=predictor.num_coarse_channels,
+        num_patches=predictor.num_patches,
+        kernel_size=predictor.kernel_size,
+        up_scale=predictor.up_scale,
+        uv_confidence=predictor.uv_confidence,
+        has_segm_confidence=predictor.has_segm_confidence,
+        segm_confidence_epsilon=predictor.segm_confidence_epsilon,
+        graph=graph,
+        compute=compute,
+    )
+
+
+def build_mask_head(config: ConfigDict, compute: Compute) -> MaskHead:
+    """Builds the mask head of a `model` configuration."""
+    head = config.mask_head
+    return MaskHead(
+        num_classes=1 if head.is_class_agnostic else config.box_head.num_classes,
+        in_features=config.neck.channels,
+        features=head.channels,
+        num_convs=head.num_convs,
+        norm=head.norm,
+        compute=compute,
+    )
+
+
+def build_keypoint_head(config: ConfigDict, compute: Compute) -> KeypointHead:
+    """Builds the keypoint head of a `model` configuration."""
+    return KeypointHead(
+        in_features=config.neck.channels,
+        features=tuple(config.keypoint_head.channels),
+        compute=compute,
+    )
+
+
+def pool_rois(
+    levels: Features,
+    boxes: Array,
+    batch_index: Array | None,
+    pooler: ConfigDict,
+    compute: Compute,
+) -> Array:
+    """Pools boxes with ROIAlign.
+
+    Args:
+        levels: one map, or a pyramid from stride 4 on.
+        boxes: [N, 4] of images `batch_index`; or without it [B, R, 4], R of every image, so that
+            devices that share a batch need not exchange maps.
+        batch_index: int [N].
+        pooler: configuration with pooled_size P, sampling_ratio and aligned.
+        compute: whether to pool in chunks.
+
+    Returns:
+        [N, P, P, C], with N = B * R without `batch_index`.
+    """
+    strides = [FIRST_STRIDE * 2**index for index in range(len(levels.maps))]
+    maps = list(levels.maps.values())
+    sizes = [size for size in levels.sizes.values() if size is not None] or None
+    chunk_size = None
+    if compute.chunks:
+        chunk_size = cache_sized_chunk(pooler.pooled_size, pooler.sampling_ratio, maps[0].shape[-1])
+
+    def pool(
+        maps: list[Array], sizes: list[Array] | None, boxes: Array, batch_index: Array
+    ) -> Array:
+        return multilevel_roi_align(
+            maps,
+            strides,
+            boxes,
+            batch_index,
+            output_size=pooler.pooled_size,
+            sampling_ratio=pooler.sampling_ratio,
+            aligned=pooler.aligned,
+            valid_hw=sizes,
+            chunk_size=chunk_size,
+        )
+
+    if batch_index is not None:
+        return pool(maps, sizes, boxes, batch_index)
+
+    def pool_image(maps: list[Array], sizes: list[Array] | None, boxes: Array) -> Array:
+        maps, sizes = jax.tree.map(lambda x: x[None], (maps, sizes))
+        return pool(maps, sizes, boxes, jnp.zeros(boxes.shape[0], jnp.int32))
+
+    pooled = jax.vmap(pool_image)(maps, sizes, boxes)
+    return pooled.reshape(-1, *pooled.shape[2:])
