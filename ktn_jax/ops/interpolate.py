@@ -280,17 +280,18 @@ def read_points(
     x_reads, x_inside = _point_reads(point_x, boxes_gt[:, 0::2], boxes_est[:, 0::2], width)
     y_reads, y_inside = _point_reads(point_y, boxes_gt[:, 1::2], boxes_est[:, 1::2], height)
     is_valid = x_inside & y_inside
-    roi = jnp.arange(rois, dtype=jnp.int32)[:, None]
     values = jnp.zeros(points if channel is not None else (*points, channels), maps.dtype)
     if channel is not None:
         channel = jnp.clip(channel.astype(jnp.int32), 0, channels - 1)
+    # Each map by itself: devices that share the ROIs then need not see each other's maps.
+    read = jax.vmap(lambda chart, *index: chart[index])
     for y, weight_y in y_reads:
         for x, weight_x in x_reads:
             weight = jnp.where(is_valid, weight_y * weight_x, 0).astype(maps.dtype)
             if channel is not None:
-                values += weight * maps[roi, y, x, channel]
+                values += weight * read(maps, y, x, channel)
             else:
-                values += weight[..., None] * maps[roi, y, x]
+                values += weight[..., None] * read(maps, y, x)
     return values, is_valid
 
 
