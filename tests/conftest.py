@@ -1,5 +1,6 @@
 """Shared test set-up: CPU, four fake devices, strict rank promotion, reference data."""
 
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -44,6 +45,12 @@ def golden_dir() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def zoo_dir() -> pathlib.Path:
+    """Facts of the released models."""
+    return _folder_or_skip("zoo")
+
+
+@pytest.fixture(scope="session")
 def real_dir() -> pathlib.Path:
     """Real photos, annotations and outputs."""
     return _folder_or_skip("real")
@@ -53,6 +60,20 @@ def real_dir() -> pathlib.Path:
 def cases_dir() -> pathlib.Path:
     """Small files with what once went wrong."""
     return _folder_or_skip("cases")
+
+
+@pytest.fixture
+def file_server(monkeypatch):
+    """A file server on this machine, see file_server.py, and no proxy before it."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    path = pathlib.Path(__file__).with_name("file_server.py")
+    spec = importlib.util.spec_from_file_location("file_server", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.FileServer().running() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

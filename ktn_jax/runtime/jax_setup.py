@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 import sys
 
-from ktn_jax.runtime import host_memory
+from ktn_jax.runtime import caches, host_memory
 
 _CACHE_OPTION, _CACHE_VARIABLE = "jax_compilation_cache_dir", "JAX_COMPILATION_CACHE_DIR"
 _MIN_TIME_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
@@ -26,8 +26,8 @@ def prepare() -> None:
     It may be called at any time and repeatedly, but the compiler flag is only set if JAX is not
     imported yet.
 
-    - Compiled programs are kept in `ktn_jax/compiled` under `XDG_CACHE_HOME` (else `~/.cache`), or
-      in the folder that `JAX_COMPILATION_CACHE_DIR` or `jax_compilation_cache_dir` names.
+    - Compiled programs are kept in the folder `compiled` of our caches (`caches.folder`), or in the
+      folder that `JAX_COMPILATION_CACHE_DIR` or `jax_compilation_cache_dir` names.
     - One flag is added to `XLA_FLAGS`, unless it is set there already.
     - malloc is set up by `host_memory.divide_by_size`.
     """
@@ -62,8 +62,7 @@ def _configure_imported() -> None:
 
 
 def _cache_folder() -> str:
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(caches, "ktn_jax", "compiled")
+    return os.fspath(caches.folder("compiled"))
 
 
 def _add_convolution_flag() -> None:
