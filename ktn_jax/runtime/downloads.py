@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
-from tqdm import tqdm
+from ktn_jax.runtime import progress
 
 _TIMEOUTS = (15.0, 60.0)  # seconds to connect, and between two pieces
 _ATTEMPTS = 4  # in a row that bring nothing
@@ -195,13 +195,11 @@ def _write(response: Any, file: Any, start: int) -> None:
     length = response.headers.get("Content-Length", "")
     total = start + int(length) if length.isdigit() else _total(content_range)
     name = urllib.parse.urlsplit(response.url).path.rpartition("/")[2]
-    with tqdm(
-        total=total, initial=start, unit="B", unit_scale=True, desc=f"fetch {name}"
-    ) as progress:
+    with progress.Progress(f"fetch {name}", progress.BYTES, total, done=start) as shown:
         # Not iter_content: of a connection that breaks off it loses the last piece.
         while piece := response.raw.read1(_PIECE):
             file.write(piece)
-            progress.update(len(piece))
+            shown.advance(len(piece))
     if total is not None and file.tell() != total:
         raise _Broken(f"{file.tell()} of {total} bytes came")
 
