@@ -22,6 +22,13 @@ def _require_boxes(**named_boxes: Array) -> None:
             raise ValueError(f"{name} must be [..., 4], got {boxes.shape}")
 
 
+def _promote(boxes: Array) -> Array:
+    """Converts integers and half precision to float32, as areas overflow both."""
+    boxes = jnp.asarray(boxes)
+    is_wide = jnp.issubdtype(boxes.dtype, jnp.floating) and boxes.dtype.itemsize >= 4
+    return boxes if is_wide else boxes.astype(jnp.float32)
+
+
 def _rectangle_area(width: Array, height: Array) -> Array:
     """Multiplies the sides, and gives 0 where one is not positive.
 
@@ -39,12 +46,14 @@ def box_area(boxes: Array) -> Array:
         boxes: [..., 4] xyxy in pixels.
 
     Returns:
-        [...] in square pixels; 0 where a box is empty or turned inside out.
+        [...] in square pixels; 0 where a box is empty or turned inside out. float32 for boxes of
+        integers or half precision, whose areas overflow their own type.
 
     Raises:
         ValueError: the last axis is not 4.
     """
     _require_boxes(boxes=boxes)
+    boxes = _promote(boxes)
     size = boxes[..., 2:] - boxes[..., :2]
     return _rectangle_area(size[..., 0], size[..., 1])
 
@@ -83,12 +92,13 @@ def pairwise_iou(boxes_a: Array, boxes_b: Array) -> Array:
     Returns:
         [..., N, M] in [0, 1], and 0 where either box is empty, so padding never matches. Every
         operation is rounded on its own, as in the reference: the bits do not depend on how the
-        program around is compiled.
+        program around is compiled. float32 for boxes of integers or half precision.
 
     Raises:
         ValueError: the last axis is not 4. Box values are not checked: they are traced.
     """
     _require_boxes(boxes_a=boxes_a, boxes_b=boxes_b)
+    boxes_a, boxes_b = _promote(boxes_a), _promote(boxes_b)
     # One plane per axis: an inner axis of length two would keep the loop from being vectorised.
     sides = []
     for axis in range(2):

@@ -33,7 +33,9 @@ def keypoints_to_heatmap_index(
     for axis in range(2):
         low, high = rois[:, axis, None], rois[:, axis + 2, None]
         is_full = high > low
-        scale = heatmap_size / jnp.where(is_full, high - low, 1)
+        # torch divides a number by a tensor by taking the reciprocal first. It rounds twice, and
+        # many whole-number points of whole-number boxes lie on the border of a cell.
+        scale = 1 / jnp.where(is_full, high - low, 1) * heatmap_size
         position = keypoints[..., axis]
         cell = jnp.floor((position - low) * scale)
         cell = jnp.where(position == high, heatmap_size - 1, cell)

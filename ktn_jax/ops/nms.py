@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from ktn_jax.ops import boxes as box_ops
@@ -32,6 +33,8 @@ def nms(
         scores: [N] higher is better. NaN is not supported: mark such rows invalid.
         is_valid: [N] bool; other rows neither survive nor suppress.
         iou_threshold: A box is dropped where its IoU with a better kept box is greater than this.
+            The IoU is float32 and the threshold float64, as in torchvision: an IoU of one fifth is
+            greater than 0.2.
         max_outputs: How many boxes to return at most.
         groups: int [N], such as classes: a box suppresses those of its own group only. None for one
             group.
@@ -59,15 +62,22 @@ def nms(
     # Invalid rows are sorted along, wherever that puts them, and are never alive.
     order = jnp.argsort(scores, stable=True, descending=True)
     groups = None if groups is None else groups[order]
-    is_kept = _keep_sorted(boxes[order], is_valid[order], iou_threshold, groups)
+    limit = _largest_float32(iou_threshold)
+    is_kept = _keep_sorted(boxes[order], is_valid[order], limit, groups)
     # The k-th kept box moves to slot k; what does not fit, or is not kept, is written nowhere.
     slot = jnp.where(is_kept, jnp.cumsum(is_kept) - 1, max_outputs)
     indices = jnp.zeros(max_outputs, jnp.int32).at[slot].set(order.astype(jnp.int32), mode="drop")
     return indices, jnp.arange(max_outputs) < jnp.sum(is_kept)
 
 
+def _largest_float32(limit: float) -> np.float32:
+    """The largest float32 that is not above a float64: no float32 lies between the two."""
+    rounded = np.float32(limit)
+    return np.nextafter(rounded, np.float32(-np.inf)) if float(rounded) > limit else rounded
+
+
 def _keep_sorted(
-    boxes: Array, is_valid: Array, iou_threshold: float, groups: Array | None
+    boxes: Array, is_valid: Array, iou_threshold: np.float32, groups: Array | None
 ) -> Array:
     """Says which boxes [N, 4], best first, greedy suppression keeps: bool [N]."""
     number = boxes.shape[0]

@@ -180,22 +180,18 @@ def _axis_reads(
         int32 and float32 [R, P, 2 * S]: the two neighbours of each of a bin's S reads, weighted so
         that a bin is the mean of all its reads. A read that a box does not have weighs 0.
     """
-    output_size, ratio, aligned, _ = settings
-    extent = high - low
-    if aligned:
-        low = low - 0.5
-    else:
-        extent = jnp.maximum(extent, 1)
-    # The order of these operations is the reference's: reads near a border may round either way.
-    bin_size = (extent / output_size)[:, None, None]
+    output_size, ratio, _, _ = settings
+    low, bin_size = _starts_and_bins(low, high, settings)
+    low, bin_size = low[:, None, None], bin_size[:, None, None]
     bins = jnp.arange(output_size, dtype=low.dtype)[None, :, None]
-    count: Array | float = ratio
+    count: Array | int = ratio
     if read is None:
         reads = (jnp.arange(ratio, dtype=low.dtype) + 0.5)[None, None, :]
     else:
         count = jnp.maximum(_reads_of_bin(bin_size), 1)
         reads = (read.astype(low.dtype) + 0.5).reshape(1, 1, 1)
-    position = low[:, None, None] + bins * bin_size + reads * bin_size / count
+    offset = _rounded_quotient(_rounded_product(reads, bin_size), count)
+    position = low + _rounded_product(bins, bin_size) + offset
     limit = limit[:, None, None]
     is_inside = (position >= -1) & (position <= limit.astype(low.dtype))
     if read is not None:
@@ -210,6 +206,32 @@ def _axis_reads(
     return cells.astype(jnp.int32), weights
 
 
+def _starts_and_bins(low: Array, high: Array, settings: _Settings) -> tuple[Array, Array]:
+    """Where boxes [R] start along an axis, and how long their bins are, in cells.
+
+    The order of operations is the reference's here and in `_axis_reads`, and each is rounded on
+    its own: a read that meets the border of the map counts or not by the last bit.
+    """
+    output_size, _, aligned, _ = settings
+    if aligned:
+        low, high = low - 0.5, high - 0.5
+    extent = high - low
+    if not aligned:
+        extent = jnp.maximum(extent, 1)
+    return low, _rounded_quotient(extent, output_size)
+
+
+def _rounded_product(a: Array, b: Array) -> Array:
+    """Multiplies, rounding before a sum that a compiler may fuse the product with; NaN gives 0."""
+    product = a * b
+    return jnp.where(jnp.isnan(product), 0, product)
+
+
+def _rounded_quotient(values: Array, divisor: Array | int) -> Array:
+    """Divides: a compiler multiplies with the reciprocal of a constant, which rounds twice."""
+    return values / jnp.where(jnp.isnan(values), 1, divisor).astype(values.dtype)
+
+
 def _reads_of_bin(bin_size: Array) -> Array:
     """How often adaptive sampling reads a bin of so many cells along an axis: never if empty."""
     return jnp.maximum(jnp.ceil(bin_size), 0)
@@ -217,10 +239,9 @@ def _reads_of_bin(bin_size: Array) -> Array:
 
 def _num_reads(windows: _Windows, settings: _Settings) -> tuple[Array, Array]:
     """The most reads of a bin along y and x that a box has, int32 scalars."""
-    output_size, _, aligned, _ = settings
-    sides = windows["boxes"][:, 2:] - windows["boxes"][:, :2]
-    sides = sides if aligned else jnp.maximum(sides, 1)
-    columns, rows = _reads_of_bin(sides / output_size).max(0).astype(jnp.int32)
+    boxes = windows["boxes"]
+    _, bins = _starts_and_bins(boxes[:, :2], boxes[:, 2:], settings)
+    columns, rows = _reads_of_bin(bins).max(0).astype(jnp.int32)
     return rows, columns
 
 

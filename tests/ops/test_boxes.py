@@ -113,6 +113,16 @@ def test_area_of_inverted_boxes_is_zero():
     np.testing.assert_array_equal(boxes.box_area(corners), [15, 0, 0, 0])
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "float16", "bfloat16"])
+def test_areas_of_narrow_types_do_not_overflow(dtype):
+    corners = jnp.array([[0, 0, 100, 100], [50, 0, 100, 100]], dtype)
+    area = boxes.box_area(corners)
+    assert area.dtype == jnp.float32
+    np.testing.assert_array_equal(area, [10_000, 5_000])
+    large = corners if "int" in dtype else corners * 8  # 640,000: beyond float16
+    np.testing.assert_array_equal(boxes.pairwise_iou(large, large), [[1, 0.5], [0.5, 1]])
+
+
 def test_clip_uses_each_image_s_own_size():
     batch = jnp.tile(jnp.array([[[-3.0, -4.0, 50.0, 60.0], [20.0, 30.0, 25.0, 35.0]]]), (2, 1, 1))
     clipped = clip_boxes(batch, jnp.array([[40, 30], [32, 22]], jnp.int32))

@@ -36,6 +36,36 @@ def test_borders_and_outside():
     np.testing.assert_array_equal(is_valid[0], [1, 1, 1, 1, 0, 0, 0])
 
 
+def _rows(heights, size, **options):
+    """Heatmap rows of the points y = 0, 1, ... of boxes (0, 0, 1, h): [boxes, points]."""
+    boxes = np.stack([heights * 0, heights * 0, heights * 0 + 1, heights], axis=-1)
+    y = np.broadcast_to(
+        np.arange(heights.max(), dtype=np.float32), (len(heights), int(heights.max()))
+    )
+    points = np.stack([y * 0, y, y * 0 + 2], axis=-1)
+    convert = jax.jit(keypoints.keypoints_to_heatmap_index, static_argnums=2, **options)
+    index, is_valid = convert(points, boxes, size)
+    return np.where(is_valid, np.asarray(index) // size, -1)
+
+
+# (height, y) of points on the border of two cells, and their row with S = 56: stored from torch.
+BORDERS = {(49, 28): 31, (49, 7): 7, (82, 41): 27, (98, 91): 51, (134, 67): 27}
+
+
+@pytest.mark.parametrize("size", [56, 112])
+def test_whole_number_points_fall_in_torchs_cells(size):
+    heights = np.arange(1, 400, dtype=np.float32)
+    rows = _rows(heights, size, compiler_options={"xla_backend_optimization_level": 2})
+    if size == 56:
+        assert {place: rows[place[0] - 1, place[1]] for place in BORDERS} == BORDERS
+    torch = pytest.importorskip("torch")
+    y = torch.arange(399.0)
+    for height, ours in zip(heights, rows, strict=True):
+        theirs = (y * (size / torch.tensor(height))).floor()
+        inside = np.arange(399) < height
+        np.testing.assert_array_equal(ours[inside], np.minimum(theirs.numpy(), size - 1)[inside])
+
+
 def test_padding_is_never_valid_even_where_it_meets_its_box():
     points = jnp.array([[[0.0, 0.0, 2.0]]])
     index, is_valid = jax.jit(keypoints.keypoints_to_heatmap_index, static_argnums=2)(

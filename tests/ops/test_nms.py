@@ -147,6 +147,32 @@ def test_overlap_of_exactly_the_threshold_survives():
     np.testing.assert_array_equal(kept(run_nms(boxes, scores, is_valid, 0.49, 2)), [0])
 
 
+# IoU, two boxes' areas whose float32 quotient it is.
+FRACTIONS = {
+    0.2: (1, 5),
+    0.3: (3, 10),
+    0.4: (2, 5),
+    0.6: (3, 5),
+    0.8: (4, 5),
+    1 / 3: (1, 3),
+    0.7: (7, 10),
+}
+
+
+@pytest.mark.parametrize("threshold", FRACTIONS)
+def test_float32_overlaps_are_compared_with_the_float64_threshold(threshold):
+    """As torchvision does: it depends on which way the fraction is rounded."""
+    small, large = FRACTIONS[threshold]
+    boxes = np.array([[0, 0, large, 1], [0, 0, small, 1]], np.float32)
+    iou = np.float32(small) / np.float32(large)
+    scores, is_valid = np.array([2, 1], np.float32), np.ones(2, bool)
+    expected = [0] if float(iou) > threshold else [0, 1]
+    np.testing.assert_array_equal(kept(run_nms(boxes, scores, is_valid, threshold, 2)), expected)
+    # A float64 is above none of the float32 that it is rounded to.
+    both = kept(run_nms(boxes, scores, is_valid, float(iou), 2))
+    np.testing.assert_array_equal(both, [0, 1])
+
+
 def test_padding_with_the_best_score_neither_survives_nor_suppresses():
     boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 9], [0, 0, 0, 0], [0, 0, 9, 9]], np.float32)
     scores = np.array([5, 1, 9, np.nan], np.float32)

@@ -183,6 +183,45 @@ def test_reads_outside_count_as_zero_and_near_the_border_as_the_border():
     np.testing.assert_allclose(pooled[1], 1, rtol=1e-6)
 
 
+OPTIMISED = {"xla_backend_optimization_level": 2}  # the tests compile without, which fuses nothing
+
+
+def _counted_reads(low, high, size, limit, aligned):
+    """How many of a bin's two reads along one axis are within a cell of the map, [R, size].
+
+    torchvision's arithmetic, in NumPy: every operation is rounded once, to float32.
+    """
+    half, one = np.float32(0.5), np.float32(1)
+    if aligned:
+        low, high = low - half, high - half
+    extent = high - low if aligned else np.maximum(high - low, one)
+    bin_size = (extent / np.float32(size))[:, None, None]
+    bins = np.arange(size, dtype=np.float32)[None, :, None]
+    reads = (np.arange(2, dtype=np.float32) + half) * bin_size / np.float32(2)
+    position = low[:, None, None] + bins * bin_size + reads
+    assert position.dtype == np.float32
+    return ((position >= -1) & (position <= limit)).sum(-1)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_reads_exactly_on_the_border_are_the_references_however_compiled(aligned):
+    """On a map of ones a bin is the share of its reads that count; quarters of cells meet it."""
+    rng = np.random.default_rng(3)
+    low = rng.integers(-12, 20, (3000, 2)) / np.float32(4)
+    high = low + rng.integers(1, 60, (3000, 2)) / np.float32(4)
+    boxes = np.concatenate([low, high], axis=1, dtype=np.float32)
+    boxes[0] = 0.5, 1, 4.5, 7  # read 10 of 14 is at 5 exactly; compiled freely, it was not
+    counts = [_counted_reads(boxes[:, i], boxes[:, i + 2], 7, 5, aligned) for i in range(2)]
+    expected = counts[1][:, :, None] * counts[0][:, None, :] / 4
+    features, rois = np.ones((1, 5, 5, 1), np.float32), np.pad(boxes, ((0, 0), (1, 0)))
+    free = jax.jit(
+        lambda rois: pool(features, rois, 7, aligned, stride=1), compiler_options=OPTIMISED
+    )
+    for run in (free, lambda rois: pool(features, rois, 7, aligned, stride=1)):
+        # Above half a read's share of a quarter, below it only rounding of bilinear weights.
+        np.testing.assert_allclose(run(rois)[..., 0], expected, atol=1e-5)
+
+
 def test_half_precision_keeps_its_dtype_and_accumulates_in_single():
     features = jnp.asarray(ramp(16, 16), jnp.bfloat16)
     rois = np.array([[0, 4, 4, 40, 40]], np.float32)
