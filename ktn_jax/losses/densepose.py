@@ -19,7 +19,7 @@ from ktn_jax.losses.elementwise import (
     weighted_sum,
 )
 from ktn_jax.losses.masks_keypoints import KeypointTargets, keypoint_loss
-from ktn_jax.ops.interpolate import read_points, resample_chart_nearest
+from ktn_jax.ops.interpolate import are_points_inside, read_points, resample_chart_nearest
 from ktn_jax.structures import DensePoseOutputs
 
 Array = jax.Array
@@ -90,7 +90,10 @@ def densepose_losses(
     Returns:
         Scalars: {"u", "v"} or, with a confidence model, {"uv"}; "fine_segm"; "coarse_segm";
         "body_mask" for a model with a mask beside the coarse parts; "keypoints" for one that
-        predicts them. All are 0, with zero gradients, where there is nothing to learn from.
+        predicts them. All are 0, with zero gradients, where there is nothing to learn from. All but
+        the keypoints are 0 where no point of the batch, on all devices together, is on the body and
+        in its ROI, as in detectron2 (which looks at the batch of each device); the KTN code lets
+        the others train on people whose points are all background.
     """
     losses = point_losses(outputs, targets, weights.min_variance)
     scale = weights.point * weights.images_per_device / num_images
@@ -99,11 +102,21 @@ def densepose_losses(
     factors = {"coarse_segm": weights.coarse_segm, "body_mask": weights.body_mask}
     areas = area_losses(outputs, targets, weights.coarse_segm_from_masks)
     weighted |= {name: factors[name] * loss for name, loss in areas.items()}
+    has_surface = jnp.any(_point_weights(targets)[1] > 0)
+    weighted = {name: jnp.where(has_surface, loss, 0) for name, loss in weighted.items()}
     if outputs.keypoints is not None:
         shown = KeypointTargets(targets.boxes, targets.weight, targets.keypoints)
         keypoints = keypoint_loss(outputs.keypoints, shown, keypoint_normaliser)
         weighted["keypoints"] = weights.keypoint * keypoints
     return weighted
+
+
+def _point_weights(targets: DensePoseTargets) -> tuple[Array, Array]:
+    """Weights [N, P] of the annotated points inside their ROIs, and of those on the body."""
+    is_inside = are_points_inside(targets.point_x, targets.point_y, targets.gt_boxes, targets.boxes)
+    has_points = targets.has_densepose[:, None] & targets.point_is_valid & is_inside
+    weight = jnp.where(has_points, targets.weight[:, None], 0)
+    return weight, jnp.where(targets.point_i > 0, weight, 0)
 
 
 def point_losses(
@@ -124,10 +137,8 @@ def point_losses(
         model that predicts its confidence; "fine_segm": mean cross-entropy.
     """
     place = (targets.point_x, targets.point_y, targets.gt_boxes, targets.boxes)
-    logits, is_inside = read_points(outputs.fine_segm, *place)
-    has_points = targets.has_densepose[:, None] & targets.point_is_valid & is_inside
-    weight = jnp.where(has_points, targets.weight[:, None], 0)
-    on_body = jnp.where(targets.point_i > 0, weight, 0)
+    weight, on_body = _point_weights(targets)
+    logits, _ = read_points(outputs.fine_segm, *place)
     entropy = softmax_cross_entropy(logits, targets.point_i)
 
     def read(maps: Array) -> Array:
@@ -154,6 +165,8 @@ def area_losses(
 ) -> dict[str, Array]:
     """Computes the segmentation losses: mean cross-entropies over the cells of the maps.
 
+    Only people with annotated points teach their parts, as in the originals.
+
     Args:
         outputs: maps of the N ROIs.
         targets: their targets.
@@ -169,7 +182,8 @@ def area_losses(
     """
     size = outputs.coarse_segm.shape[1]
     parts = resample_chart_nearest(targets.part_mask, targets.gt_boxes, targets.boxes, size)
-    has_parts = jnp.where(targets.has_densepose, targets.weight, 0)
+    has_points = targets.has_densepose & targets.point_is_valid.any(-1)
+    has_parts = jnp.where(has_points, targets.weight, 0)
     is_binary = outputs.coarse_segm.shape[-1] == 2
     labels, weight = (jnp.minimum(parts, 1) if is_binary else parts), has_parts
     if from_masks:

@@ -277,9 +277,9 @@ def read_points(
         raise ValueError(f"want boxes [{rois}, 4], got {boxes_gt.shape} and {boxes_est.shape}")
     if channel is not None and channel.shape != points:
         raise ValueError(f"want channel {points}, got {channel.shape}")
-    x_reads, x_inside = _point_reads(point_x, boxes_gt[:, 0::2], boxes_est[:, 0::2], width)
-    y_reads, y_inside = _point_reads(point_y, boxes_gt[:, 1::2], boxes_est[:, 1::2], height)
-    is_valid = x_inside & y_inside
+    is_valid = are_points_inside(point_x, point_y, boxes_gt, boxes_est)
+    x_reads = _point_reads(point_x, boxes_gt[:, 0::2], boxes_est[:, 0::2], width)
+    y_reads = _point_reads(point_y, boxes_gt[:, 1::2], boxes_est[:, 1::2], height)
     values = jnp.zeros(points if channel is not None else (*points, channels), maps.dtype)
     if channel is not None:
         channel = jnp.clip(channel.astype(jnp.int32), 0, channels - 1)
@@ -295,17 +295,27 @@ def read_points(
     return values, is_valid
 
 
+def are_points_inside(point_x: Array, point_y: Array, boxes_gt: Array, boxes_est: Array) -> Array:
+    """Says which points are in their estimated box (half-open), bool [R, P]; see `read_points`."""
+    x_inside = _place(point_x, boxes_gt[:, 0::2], boxes_est[:, 0::2])[1]
+    return x_inside & _place(point_y, boxes_gt[:, 1::2], boxes_est[:, 1::2])[1]
+
+
+def _place(point: Array, range_gt: Array, range_est: Array) -> tuple[Array, Array]:
+    """Pixels [R, P] from the start of the estimated boxes along one axis, and whether inside."""
+    start_gt, extent_gt = range_gt[:, :1], range_gt[:, 1:] - range_gt[:, :1]
+    offset = start_gt + point * extent_gt / PART_GRID - range_est[:, :1]
+    return offset, (offset >= 0) & (offset < range_est[:, 1:] - range_est[:, :1])
+
+
 def _point_reads(
     point: Array, range_gt: Array, range_est: Array, size: int
-) -> tuple[list[tuple[Array, Array]], Array]:
-    """Cells and weights [R, P] that points read along one axis, and whether they are inside."""
-    start_gt, extent_gt = range_gt[:, :1], range_gt[:, 1:] - range_gt[:, :1]
-    start_est, extent_est = range_est[:, :1], range_est[:, 1:] - range_est[:, :1]
-    offset = start_gt + point * extent_gt / PART_GRID - start_est
-    is_inside = (offset >= 0) & (offset < extent_est)
-    extent_est = jnp.where(extent_est > 0, extent_est, 1)
-    position = jnp.where(is_inside, offset, 0) * size / extent_est
-    return _neighbours(position, size), is_inside
+) -> list[tuple[Array, Array]]:
+    """Cells and weights [R, P] that points read along one axis."""
+    offset, is_inside = _place(point, range_gt, range_est)
+    extent = range_est[:, 1:] - range_est[:, :1]
+    position = jnp.where(is_inside, offset, 0) * size / jnp.where(extent > 0, extent, 1)
+    return _neighbours(position, size)
 
 
 def _neighbours(position: Array, size: int) -> list[tuple[Array, Array]]:

@@ -231,6 +231,32 @@ def test_person_masks_must_be_there_and_fit(coarse, masks):
         densepose.area_losses(_outputs(2, coarse=coarse), _targets(2, masks=masks), True)
 
 
+def test_people_without_points_do_not_teach_their_parts():
+    """As in detectron2, where only people with points are gathered."""
+    outputs, targets = _outputs(3, parts=15), _targets(3)
+    pointless = targets.point_is_valid.at[1].set(False)
+    losses = densepose.area_losses(outputs, dataclasses.replace(targets, point_is_valid=pointless))
+    kept = jnp.array([0, 2])
+    alone = densepose.area_losses(*jax.tree.map(lambda x: x[kept], (outputs, targets)))
+    for name, loss in losses.items():
+        np.testing.assert_allclose(loss, alone[name], rtol=1e-6)
+
+
+def test_one_point_on_the_body_lets_background_points_and_parts_train():
+    """Without it all losses but the keypoints' are 0: the rule of detectron2's accumulator."""
+    outputs, targets = _outputs(2, parts=15), _targets(2)
+    background = dataclasses.replace(targets, point_i=jnp.zeros((2, 9), jnp.int32))
+    _, on_body = densepose._point_weights(targets)
+    roi, point = np.argwhere(np.asarray(on_body))[0]
+    one = dataclasses.replace(targets, point_i=background.point_i.at[roi, point].set(3))
+    losses = densepose.densepose_losses(outputs, one, DensePoseWeights(), num_images=2)
+    np.testing.assert_allclose(
+        losses["fine_segm"], densepose.point_losses(outputs, one)["fine_segm"], rtol=1e-6
+    )
+    areas = densepose.area_losses(outputs, background)
+    np.testing.assert_allclose(losses["coarse_segm"], 5 * areas["coarse_segm"], rtol=1e-6)
+
+
 def test_keypoint_loss_counts_visible_keypoints_inside_their_roi():
     outputs, targets = _outputs(3, keypoints=True), _targets(3)
     entropy = []
@@ -321,13 +347,13 @@ def test_nothing_to_learn_from_is_zero_with_zero_gradients(change, sigma):
     outputs = _outputs(2, parts=15, keypoints=True, sigma=sigma, kappa=sigma)
     targets = dataclasses.replace(_targets(2), **NOTHING[change])
     losses = densepose.densepose_losses(outputs, targets, DensePoseWeights(), num_images=2)
-    everything = {"no ROIs", "empty ROIs"}
+    everything = {"no ROIs", "empty ROIs", "all outside"}
+    of_people = {"u", "v", "uv", "fine_segm", "coarse_segm", "body_mask"}
     zero = {
-        "no DensePose": {"u", "v", "uv", "fine_segm", "coarse_segm", "body_mask"},
-        "no points": {"u", "v", "uv", "fine_segm"},
-        "only background": {"u", "v", "uv"},
+        "no DensePose": of_people,
+        "no points": of_people,
+        "only background": of_people,
         "no keypoints": {"keypoints"},
-        "all outside": {"u", "v", "uv", "fine_segm", "keypoints"},
     }.get(change, set(losses))
     assert change in everything or set(losses) - zero
     for name, loss in losses.items():
