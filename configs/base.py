@@ -176,12 +176,12 @@ def _optimizer() -> ConfigDict:
     optimizer.momentum = 0.9
     optimizer.nesterov = False
     optimizer.weight_decay = 1e-4
-    optimizer.weight_decay_bias = 1e-4  # as detectron2
+    optimizer.weight_decay_bias = -1.0  # of all biases, also of norms; below 0 they have no own
     optimizer.weight_decay_norm = 0.0  # scale and bias of norms
     optimizer.schedule = "multi_step"  # or cosine, to 0 at total_steps
     optimizer.decay_steps = (100_000, 120_000)  # of multi_step; they do not follow total_steps
     optimizer.decay_factor = 0.1
-    optimizer.warmup_steps = 1_000  # of a linear warm-up
+    optimizer.warmup_steps = 1_000  # of a linear warm-up to the schedule's value at its end
     optimizer.warmup_factor = 0.1  # share of the learning rate at step 0
     # Of gradients: none, value (of each number), norm (of each parameter, as detectron2), or
     # global_norm (of all parameters together).

@@ -40,7 +40,6 @@ _FRACTIONS = (
 )
 _NOT_NEGATIVE = (
     "optimizer.weight_decay",
-    "optimizer.weight_decay_bias",
     "optimizer.weight_decay_norm",
     "optimizer.warmup_steps",
     "training.evaluate_every",

@@ -27,11 +27,13 @@ TRAINED, FROZEN = "trained", "frozen"
 def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     """Makes the learning rate of each step: a linear warm-up, then steps down or a cosine.
 
-    The warm-up scales the schedule under it, as detectron2's does.
+    The warm-up is detectron2's: a ramp from `warmup_factor` of the schedule's first value to the
+    schedule's value at the end of the warm-up, which is lower than the first under a cosine or
+    beyond a decay step. A warm-up that is longer than the training is cut to it.
 
     Args:
         config: the `optimizer` part of a configuration.
-        total_steps: where the cosine reaches 0.
+        total_steps: of the training, where the cosine reaches 0.
 
     Returns:
         A function of the step, counted from 0.
@@ -51,10 +53,14 @@ def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
         decay = optax.piecewise_constant_schedule(
             1.0, dict.fromkeys(boundaries, config.decay_factor)
         )
-    if not config.warmup_steps:
-        return lambda step: config.learning_rate * decay(step)
-    warm_up = optax.linear_schedule(config.warmup_factor, 1.0, config.warmup_steps)
-    return lambda step: config.learning_rate * warm_up(step) * decay(step)
+    warmup_steps = min(config.warmup_steps, total_steps)
+    if warmup_steps > 0:
+        start, end = config.warmup_factor * float(decay(0)), float(decay(warmup_steps))
+        ramp = optax.linear_schedule(start, end, warmup_steps)
+        return lambda step: (
+            config.learning_rate * jnp.where(step < warmup_steps, ramp(step), decay(step))
+        )
+    return lambda step: config.learning_rate * decay(step)
 
 
 def frozen_patterns(config: ConfigDict) -> tuple[str, ...]:
@@ -117,19 +123,20 @@ def decay_factors(params: Tree, config: ConfigDict) -> Tree:
         config: the `optimizer` part of a configuration.
 
     Returns:
-        A tree like `params` of floats: `weight_decay_norm` for scale and bias of norms,
-        `weight_decay_bias` for other biases, `weight_decay` for the rest.
+        A tree like `params` of floats: `weight_decay_norm` for scale and bias of norms, and
+        `weight_decay` for the rest. A `weight_decay_bias` that is not negative is that of all
+        biases, those of norms too, as in today's detectron2; the KTN code spared norms.
     """
     flat = _flatten(params)
 
     def factor(path: str) -> float:
         module, _, name = path.rpartition("/")
-        if f"{module}/scale" in flat:
-            return float(config.weight_decay_norm)
         # Some modules hold several layers and prefix the names: `delta_bias`.
-        if name == "bias" or name.endswith("_bias"):
+        is_bias = name == "bias" or name.endswith("_bias")
+        if is_bias and config.weight_decay_bias >= 0:
             return float(config.weight_decay_bias)
-        return float(config.weight_decay)
+        is_of_norm = f"{module}/scale" in flat
+        return float(config.weight_decay_norm if is_of_norm else config.weight_decay)
 
     factors: Tree = traverse_util.unflatten_dict({path: factor(path) for path in flat}, sep="/")
     return factors

@@ -58,12 +58,40 @@ def test_the_default_schedule_is_the_papers(step, rate):
     assert float(schedule(step)) == pytest.approx(rate, rel=1e-5)
 
 
-@pytest.mark.parametrize(("step", "factor"), [(50, 0.55), (500, 0.5), (1000, 0), (2000, 0)])
-def test_cosine_goes_to_zero_under_the_warm_up(step, factor):
+@pytest.mark.parametrize(("step", "factor"), [(100, 0.975528), (500, 0.5), (1000, 0), (2000, 0)])
+def test_cosine_goes_to_zero(step, factor):
     config = make_config(schedule="cosine", warmup_steps=100, learning_rate=2.0)
     schedule = optimizer.make_schedule(config.optimizer, 1000)
-    expected = 2 * factor * (np.cos(np.pi * 0.05) + 1) / 2 if step == 50 else 2 * factor
-    assert float(schedule(step)) == pytest.approx(expected, abs=1e-6)
+    assert float(schedule(step)) == pytest.approx(2 * factor, abs=1e-5)
+
+
+def _detectron2_rate(step, warmup, total, decay):
+    """fvcore's composition: the ramp is rescaled to its share of the training, then the decay."""
+    length = min(warmup / total, 1.0)
+    where = step / total
+    if where < length:
+        start, end = 0.1 * decay(0.0), decay(length)
+        return start + (end - start) * where / length
+    return decay(where)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "multi_step"])
+@pytest.mark.parametrize(("warmup", "total"), [(100, 1000), (500, 1000), (50, 40)])
+def test_the_warm_up_ends_on_the_schedule(kind, warmup, total):
+    """Not below a product of both; over decay steps at 300 and 500, and longer than the run."""
+    settings = {"schedule": kind, "warmup_steps": warmup, "learning_rate": 1.0}
+    config = make_config(decay_steps=(300, 500), **settings)
+    schedule = jax.jit(optimizer.make_schedule(config.optimizer, total))
+
+    def decay(where):
+        if kind == "cosine":
+            return (1 + np.cos(np.pi * where)) / 2
+        return 0.1 ** sum(where * total + 1e-6 >= boundary for boundary in (300, 500))
+
+    for step in (0, 20, 39, 50, 99, 100, 299, 300, 400, 499, 500, 900):
+        if step < total:
+            expected = _detectron2_rate(step, warmup, total, decay)
+            assert float(schedule(step)) == pytest.approx(expected, abs=1e-6), step
 
 
 @pytest.mark.parity
@@ -88,7 +116,7 @@ def test_thirty_steps_are_pytorchs(clip, nesterov):
     gradients = [draw_tree(rng) for _ in range(30)]
     flat = traverse_util.flatten_dict(params, sep="/")
     tensors = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in flat.items()}
-    decays = {"head/kernel": 0.03, "head/bias": 0.01, "norm/scale": 0.002, "norm/bias": 0.002}
+    decays = {"head/kernel": 0.03, "head/bias": 0.01, "norm/scale": 0.002, "norm/bias": 0.01}
     groups = [{"params": [tensors[name]], "weight_decay": d} for name, d in decays.items()]
     sgd = torch.optim.SGD(groups, lr=0.3, momentum=0.9, nesterov=nesterov)
     transformation = optimizer.make_optimizer(config, params, STATS)
@@ -173,6 +201,11 @@ def test_a_detector_decays_and_freezes_as_the_original():
     assert factors["densepose_head/scale_convs/norm0/bias"] == 0
     assert factors["decoder/trident1_norm/scale"] == 0
     assert factors["box_head/delta_bias"] == 1e-4
+    config.optimizer.weight_decay_bias = 0.5  # detectron2's WEIGHT_DECAY_BIAS
+    factors = traverse_util.flatten_dict(optimizer.decay_factors(params, config.optimizer), sep="/")
+    biases = {"densepose_head/scale_convs/norm0/bias", "box_head/delta_bias"}
+    assert {factors[name] for name in biases} == {0.5}
+    assert factors["decoder/trident1_norm/scale"] == 0
     assert factors["predictor/transfer/edges_part"] == 1e-4
 
 
