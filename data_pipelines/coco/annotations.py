@@ -179,10 +179,14 @@ def parse_dataset(
     Raises:
         DatasetError: a file that cannot be read at all; with "raise" any error; with "skip" too
             many of them. The message starts with the findings; `report` holds all.
-        ValueError: another `on_bad`.
+        ValueError: another `on_bad`, or a share outside 0..1.
     """
     if on_bad not in ("raise", "skip"):
         raise ValueError(f"on_bad must be 'raise' or 'skip', got {on_bad!r}")
+    if not 0 <= max_skipped_fraction <= 1:
+        raise ValueError(
+            f"the largest share of skipped records must be in 0..1, got {max_skipped_fraction}"
+        )
     file = "(memory)"
     raw: Any = source
     if not isinstance(source, Mapping):

@@ -1,6 +1,7 @@
 """Templates from files that users download: charts, their symmetry tables, a body's vertices."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 
@@ -44,8 +45,11 @@ def load_template(
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a field is missing, of the wrong shape or out of range, or the body is not
-            symmetric; the message names the file and the field.
+            symmetric, and the message names the file and the field; or `metres_per_unit` is not a
+            length.
     """
+    if not 0 < metres_per_unit < math.inf:
+        raise ValueError(f"metres_per_unit must be above 0 and finite, got {metres_per_unit}")
     content = mat_files.read_arrays(uv_processed_mat, _CHART_FIELDS)
     vertices = _read_vertices(body_vertices) * metres_per_unit
     to_vertex, chart_faces, face_patch = (

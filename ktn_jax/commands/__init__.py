@@ -5,6 +5,7 @@ Each module has a one-line docstring (its help), `EXAMPLES`, `add_arguments(pars
 """
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,21 @@ def add_quiet_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quiet", action="store_true", help="show no progress; warnings and results only"
     )
+
+
+def finite(text: str) -> float:
+    """The type of arguments that are numbers: neither NaN nor infinite.
+
+    Raises:
+        argparse.ArgumentTypeError: another text.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text!r:.50}")
+    return number
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

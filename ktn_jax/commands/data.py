@@ -106,7 +106,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on-bad", choices=("raise", "skip"), default="raise")
     parser.add_argument(
         "--max-skipped",
-        type=float,
+        type=commands.finite,
         default=0.01,
         help="largest share of bad records for --on-bad skip (default 0.01)",
     )
@@ -160,6 +160,8 @@ def _graph(arguments: argparse.Namespace) -> int:
 
 
 def _add_template(parser: argparse.ArgumentParser) -> None:
+    from ktn_jax import commands
+
     parser.add_argument("--output", required=True, type=pathlib.Path, help="new folder")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -174,7 +176,10 @@ def _add_template(parser: argparse.ArgumentParser) -> None:
         help="body of your own: vertices [6890, 3] in SMPL's order, y up",
     )
     parser.add_argument(
-        "--metres-per-unit", type=float, default=1.0, help="unit of --body: 0.01 for centimetres"
+        "--metres-per-unit",
+        type=commands.finite,
+        default=1.0,
+        help="unit of --body: 0.01 for centimetres",
     )
     parser.add_argument(
         "--coarse", action="store_true", help="do not split the edges of the mesh: smaller, faster"

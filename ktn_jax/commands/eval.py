@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score as today's detectron2 (default) or as the KTNv2 code",
     )
     parser.add_argument(
-        "--min-iou", type=float, default=0.5, help="lowest threshold of AP (default 0.5)"
+        "--min-iou", type=commands.finite, default=0.5, help="lowest threshold of AP (default 0.5)"
     )
     parser.add_argument(
         "--on-bad",

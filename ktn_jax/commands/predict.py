@@ -1,7 +1,6 @@
 """find people in photos and write which point of the body each pixel shows"""
 
 import argparse
-import math
 import os
 import pathlib
 import sys
@@ -53,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-score",
-        type=_score,
+        type=commands.finite,
         default=0.5,
         help="lowest score of people to draw and list (default 0.5)",
     )
@@ -67,13 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _path(text: str) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(text))
-
-
-def _score(text: str) -> float:
-    score = float(text)
-    if math.isnan(score):
-        raise ValueError("not a number")
-    return score
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,9 @@ from ml_collections import ConfigDict
 from ktn_jax.results.detection_checks import CONFIDENCES
 from ktn_jax.structures import DensePoseOutputs
 
+_LARGEST_LOGIT = 1e37  # a bicubic sum of several still fits float32
+_LARGEST_EXPONENT = float(np.log(np.finfo(np.float32).max)) - 1e-5  # exp() of it fits float32
+
 
 def box_size_hw(box_xyxy: np.ndarray) -> tuple[int, int]:
     """Height and width of a box in whole pixels, truncated, at least 1."""
@@ -164,8 +167,11 @@ def decode_keypoints(heatmaps: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray
 
     Returns:
         float32 [N, K, 4]: x, y in pixels, the logit there, and a score: the exponential of the best
-        resized logit over the sum of those of the map, which can exceed a probability.
+        resized logit over the sum of those of the map, which can exceed a probability. All are
+        finite: logits beyond 1e37 count as 1e37, also infinite ones, and a score beyond float32 as
+        its largest number. Only NaN in a map makes its logit and score NaN.
     """
+    heatmaps = np.clip(heatmaps, -_LARGEST_LOGIT, _LARGEST_LOGIT)
     keypoints = np.zeros((len(heatmaps), heatmaps.shape[-1], 4), np.float32)
     for maps, (x0, y0, x1, y1), row in zip(heatmaps, boxes_xyxy, keypoints, strict=True):
         width, height = max(x1 - x0, 1), max(y1 - y0, 1)
@@ -176,7 +182,10 @@ def decode_keypoints(heatmaps: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray
         row[:, 0] = x0 + (best % columns + 0.5) * width / columns
         row[:, 1] = y0 + (best // columns + 0.5) * height / rows
         row[:, 2] = logit
-        row[:, 3] = 1 / np.exp(maps.astype(np.float64) - logit).sum((0, 1))
+        # Relative to the largest of the map, whose exponential is 1: no sum is 0 or overflows.
+        highest = maps.max((0, 1)).astype(np.float64)
+        total = np.exp(maps - highest).sum((0, 1))
+        row[:, 3] = np.exp(np.minimum(logit - highest, _LARGEST_EXPONENT)) / total
     return keypoints
 
 

@@ -204,3 +204,21 @@ def test_the_command_line_restarts_once_for_huge_pages(monkeypatch):
         monkeypatch.setattr(host_memory.platform, "libc_ver", lambda other=other: other)
         host_memory.restart_with_huge_pages()
     assert len(started) == 1
+
+
+@pytest.mark.parametrize("value", ["nan", "-NaN", "inf", "1e999", "much"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "predict photo.jpg --config ktn:tiny --random-weights --output out --min-score",
+        "eval --min-iou",
+        "data build custom --manual-dir in --data-dir out --max-skipped",
+        "data template --output out --metres-per-unit",
+    ],
+)
+def test_options_that_are_numbers_are_finite(arguments, value, capsys):
+    *before, option = arguments.split()
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*before, f"{option}={value}"])
+    assert stop.value.code == 2
+    assert f"argument {option}: must be a finite number, got '{value}'" in capsys.readouterr().err

@@ -128,14 +128,6 @@ def test_a_stopped_command_resumes(own, tmp_path, monkeypatch, capsys):
     assert "3 people in 3 photos" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("score", ["nan", "-NaN", "much"])
-def test_a_score_is_a_number(score, own, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        _predict(own, "--output", tmp_path / "out", f"--min-score={score}")
-    assert stop.value.code == 2
-    assert "--min-score: " in capsys.readouterr().err
-
-
 def test_the_report_survives_a_terminal_that_lacks_characters(own, tmp_path, monkeypatch):
     (own / "été.jpg").write_bytes(b"no photo")
     streams = [io.TextIOWrapper(io.BytesIO(), "ascii") for _ in range(2)]

@@ -46,6 +46,28 @@ def test_keypoints_equal_the_original(golden):
     np.testing.assert_allclose(actual, golden["keypoint/decoded"], rtol=1e-5, atol=5e-5)
 
 
+@pytest.mark.parametrize("scale", [1e4, 1e6, 1e30, 3e38])
+def test_keypoints_of_any_logits_are_finite(golden, scale):
+    """Bicubic peaks above a map, and maps above their resized peak, both beyond exp()."""
+    heatmaps = golden["keypoint/maps"].transpose(0, 2, 3, 1)
+    heatmaps = np.float32(heatmaps / np.abs(heatmaps).max() * scale)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        actual = charts.decode_keypoints(heatmaps, golden["keypoint/rois"])
+    assert np.isfinite(actual).all() and (actual[..., 3] >= 0).all()
+    if scale < 1e37:  # a change of scale moves no peak
+        expected = golden["keypoint/decoded"][..., :2]
+        np.testing.assert_allclose(actual[..., :2], expected, rtol=1e-5, atol=5e-5)
+
+
+def test_keypoints_of_infinite_logits_are_where_these_are():
+    heatmaps = np.zeros((1, 4, 4, 2), np.float32)
+    heatmaps[0, 1, 2, 0], heatmaps[0, 0, 0, 1] = np.inf, -np.inf
+    decoded = charts.decode_keypoints(heatmaps, np.float32([[0, 0, 4, 4]]))
+    assert np.isfinite(decoded).all()
+    np.testing.assert_array_equal(decoded[0, 0, :2], [2.5, 1.5])
+    np.testing.assert_allclose(decoded[0, :, 3], [1, 1 / 15])
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(33, 51), (5, 9), (1, 1), (14, 100), (1, 37)])
 def test_resize_maps_equals_pytorch(golden, mode, size):

@@ -177,6 +177,9 @@ def test_skip_refuses_a_file_that_is_mostly_bad(raw):
 
 
 def test_parse_refuses_another_way_of_handling_errors(raw):
+    for share in (float("nan"), -0.1, 1.1):
+        with pytest.raises(ValueError, match="must be in 0..1"):
+            annotations.parse_dataset({}, "skip", max_skipped_fraction=share)
     with pytest.raises(ValueError, match="on_bad"):
         annotations.parse_dataset(raw, "ignore")
 
