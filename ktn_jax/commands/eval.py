@@ -119,6 +119,8 @@ def _check(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: an argument is missing, or does not go with another one.
     """
+    from ktn_jax.evaluation.errors import TEMPLATE_ADVICE
+
     has_weights = arguments.weights is not None or arguments.random_weights
     if arguments.results:
         if arguments.config or has_weights or arguments.tta or arguments.changes:
@@ -140,12 +142,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("give --data DIR, --data synthetic, or --annotations and --images")
     if arguments.data == "synthetic" and (arguments.annotations or arguments.images):
         raise ValueError("--data synthetic makes its own annotations and images")
-    if arguments.data != "synthetic" and arguments.template is None:
-        raise ValueError(
-            "--template is needed: the folder with the three official files, or one made by "
-            "`ktn data template --output template/`, whose scores do not compare with "
-            "published ones"
-        )
+    # Plain COCO results need no template: the evaluation says if a file needs one.
+    if not arguments.results and arguments.data != "synthetic" and arguments.template is None:
+        raise ValueError(TEMPLATE_ADVICE)
 
 
 def _locate(arguments: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path | None]:

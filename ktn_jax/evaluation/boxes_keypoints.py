@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pycocotools.coco import COCO
@@ -12,7 +12,7 @@ from ktn_jax.body.parts import NUM_KEYPOINTS
 from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.evaluation.metrics import percent
 from ktn_jax.evaluation.result_files import ResultIndex
-from ktn_jax.evaluation.scorer import COCO_MAX_DETECTIONS, ImageScores
+from ktn_jax.evaluation.scorer import COCO_MAX_DETECTIONS
 
 _BOX_NAMES = (
     *("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L"),
@@ -22,15 +22,15 @@ _KEYPOINT_NAMES = ("AP", "AP50", "AP75", "AP_M", "AP_L", "AR", "AR50", "AR75", "
 
 
 def evaluate_coco(
-    truth: GroundTruth, results: ResultIndex, scores: Sequence[ImageScores]
+    truth: GroundTruth, results: ResultIndex, masks: Mapping[int, dict[str, Any]]
 ) -> tuple[dict[str, dict[str, float | None]], list[str]]:
     """Scores boxes, and masks and keypoints where the annotations have them.
 
     Args:
         truth: the annotations.
         results: index of the results file.
-        scores: of all images; they carry the masks: those of the results file if it has any, else
-            the body pixels of the IUV pictures.
+        masks: COCO RLE by detection id: those of the results file if it has any, else the body
+            pixels of the IUV pictures.
 
     Returns:
         Measure -> name -> per cent (None where there is nobody to find), and notes.
@@ -38,11 +38,13 @@ def evaluate_coco(
     people = truth.coco["annotations"]
     summaries = {"bbox": _evaluate("bbox", truth, people, [box for _, box in _boxes(results)])}
     notes = []
-    if people and all(person.get("segmentation") for person in people):
-        segmented = _segments(results, scores)
-        summaries["segm"] = _evaluate("segm", truth, people, segmented)
-    else:
+    maskless = sum(number not in masks for number, _ in _boxes(results))
+    if not people or not all(person.get("segmentation") for person in people):
         notes.append("segm left out: not every person has a segmentation")
+    elif maskless:
+        notes.append(f"segm left out: {maskless} of {len(results)} detections have no mask")
+    else:
+        summaries["segm"] = _evaluate("segm", truth, people, _segments(results, masks))
     if not any("keypoints" in person for person in people):
         notes.append("keypoints left out: the annotations have none")
     elif len(results) and not results.keypoints:
@@ -79,8 +81,7 @@ def _boxes(results: ResultIndex) -> list[tuple[int, dict[str, Any]]]:
     return entries
 
 
-def _segments(results: ResultIndex, scores: Sequence[ImageScores]) -> list[dict[str, Any]]:
-    masks = {number: rle for image in scores for number, rle in image.segmentations.items()}
+def _segments(results: ResultIndex, masks: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in entry.items() if key != "bbox"}
         | {"segmentation": masks[number]}

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from ktn_jax.evaluation import assignment, boxes_keypoints, metrics, patch_errors, precision_recall
-from ktn_jax.evaluation.errors import EvaluationError
+from ktn_jax.evaluation.errors import TEMPLATE_ADVICE, EvaluationError
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
 from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
 from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
-from ktn_jax.evaluation.result_files import ResultIndex, index_results
-from ktn_jax.evaluation.scorer import ImageScores, score_images
+from ktn_jax.evaluation.result_files import ResultIndex, index_results, read_segmentations
+from ktn_jax.evaluation.scorer import COCO_MAX_DETECTIONS, ImageScores, score_images
 from ktn_jax.evaluation.template_files import load_evaluation_template
 
 MEASURES = metrics.MEASURES
@@ -20,7 +20,7 @@ MEASURES = metrics.MEASURES
 def evaluate_files(
     results_path: str | pathlib.Path,
     annotations_path: str | pathlib.Path,
-    template_dir: str | pathlib.Path,
+    template_dir: str | pathlib.Path | None,
     options: ScoringOptions = DEFAULT_OPTIONS,
     *,
     output_dir: str | pathlib.Path | None = None,
@@ -30,9 +30,11 @@ def evaluate_files(
     """Scores a results file of any system.
 
     Args:
-        results_path: detections in the DensePose-COCO results format.
+        results_path: detections in the DensePose-COCO results format, or plain COCO ones without
+            IUV pictures, of which only boxes, masks and keypoints are scored.
         annotations_path: DensePose-COCO annotations.
-        template_dir: evaluation template, see `template_files.load_evaluation_template`.
+        template_dir: evaluation template, see `template_files.load_evaluation_template`; None if
+            no detection has an IUV picture.
         options: how to score.
         output_dir: where `metrics.json` and `report.html` go; None writes nothing.
         images_dir: pictures for the report's best and worst people.
@@ -58,7 +60,7 @@ def evaluate_files(
 def evaluate_results(
     results_path: str | pathlib.Path,
     truth: GroundTruth,
-    template_dir: str | pathlib.Path,
+    template_dir: str | pathlib.Path | None,
     options: ScoringOptions = DEFAULT_OPTIONS,
     *,
     output_dir: str | pathlib.Path | None = None,
@@ -67,10 +69,13 @@ def evaluate_results(
 ) -> metrics.Metrics:
     """Does the same as `evaluate_files` with annotations that are already read."""
     results = index_results(results_path, truth)
-    load_evaluation_template(
-        template_dir
-    )  # converts official files once, before processes open them
-    scores = list(score_images(truth, results, template_dir, options, progress=progress))
+    scores = []
+    if results.has_pictures:
+        if template_dir is None:
+            raise EvaluationError(f"{results.path.name}: {TEMPLATE_ADVICE}")
+        # Converts official files once, before processes open them.
+        load_evaluation_template(template_dir)
+        scores = list(score_images(truth, results, template_dir, options, progress=progress))
     return evaluate_scores(
         scores,
         truth=truth,
@@ -86,7 +91,7 @@ def evaluate_scores(
     scores: Sequence[ImageScores],
     truth: GroundTruth,
     results: ResultIndex,
-    template_dir: str | pathlib.Path,
+    template_dir: str | pathlib.Path | None,
     options: ScoringOptions = DEFAULT_OPTIONS,
     *,
     output_dir: str | pathlib.Path | None = None,
@@ -95,10 +100,10 @@ def evaluate_scores(
     """Does the rest of `evaluate_files` once images are scored, here or by several processes.
 
     Args:
-        scores: of all images, ascending ids.
+        scores: of all images, ascending ids; none if no detection has an IUV picture.
         truth: the annotations.
         results: index of the results file.
-        template_dir: the template that the images were scored with.
+        template_dir: the template that the images were scored with, None if they were not.
         options: the options of scoring.
         output_dir: see `evaluate_files`.
         images_dir: see `evaluate_files`.
@@ -106,25 +111,33 @@ def evaluate_scores(
     Returns:
         All scores.
     """
-    template = load_evaluation_template(template_dir)
-    extra, extra_notes = boxes_keypoints.evaluate_coco(truth, results, scores)
+    template = None
+    if results.has_pictures and template_dir is not None:
+        template = load_evaluation_template(template_dir)
+        segmentations = {k: rle for image in scores for k, rle in image.segmentations.items()}
+    else:
+        segmentations = read_segmentations(results, truth, COCO_MAX_DETECTIONS)
+    extra, extra_notes = boxes_keypoints.evaluate_coco(truth, results, segmentations)
     found = sum(1 for image in truth.images if image.image_id in results.by_image)
     notes = [*truth.notes, *results.notes, *extra_notes]
     if found < len(truth.images):
         notes.append(f"{len(truth.images) - found} of {len(truth.images)} images have no detection")
-    if not template.is_official:
-        notes.append(f"template: {template.origin}; not comparable with published numbers")
-    result = summarise_scores(scores, options, extra=extra, notes=notes)
-    result.meta.update(
-        {
+    meta = {
+        "images": len(truth.images),
+        "annotations": truth.name,
+        "results": results.path.name,
+        "detections": len(results),
+    }
+    if template is not None:
+        if not template.is_official:
+            notes.append(f"template: {template.origin}; not comparable with published numbers")
+        meta |= {
             "template": template.origin,
             "template_is_official": template.is_official,
             "template_sha256": dict(template.source_sha256),
-            "annotations": truth.name,
-            "results": results.path.name,
-            "detections": len(results),
         }
-    )
+    result = summarise_scores(scores, options, extra=extra, notes=notes)
+    result.meta.update(meta)
     if output_dir is not None:
         folder = pathlib.Path(output_dir)
         _write(folder, result, truth, results=results, template=template, images_dir=images_dir)
@@ -185,7 +198,7 @@ def summarise_scores(
     """Turns the scores of images into the numbers of a dataset.
 
     Args:
-        scores: of all images, ascending ids.
+        scores: of all images, ascending ids; none leaves out the measures of the surface.
         options: those that they were scored with.
         extra: further measures (boxes, masks, keypoints) by name.
         notes: remarks for the reader.
@@ -195,12 +208,12 @@ def summarise_scores(
     """
     curves = accumulate_scores(scores, options.thresholds)
     summaries = {}
-    for row, name in enumerate(MEASURES):
+    for row, name in enumerate(MEASURES if scores else ()):
         values = precision_recall.summarise(curves, row, exact_thresholds=options.mode == "ktn")
         summaries[name] = {key: metrics.percent(value) for key, value in values.items()}
     return metrics.Metrics(
         summaries={**summaries, **(extra or {})},
-        patches=patch_errors.add_up(image.patches for image in scores),
+        patches=patch_errors.add_up(image.patches for image in scores) if scores else None,
         people=tuple(person for image in scores for person in image.people),
         curves=curves,
         meta={
@@ -218,7 +231,7 @@ def _write(
     truth: GroundTruth,
     *,
     results: ResultIndex,
-    template: EvaluationTemplate,
+    template: EvaluationTemplate | None,
     images_dir: str | pathlib.Path | None,
 ) -> None:
     from ktn_jax.evaluation import report  # Matplotlib is slow to import and needed only here

@@ -182,8 +182,9 @@ def _skip_notes(dataset: Dataset) -> list[str]:
 
 def _notes(images: list[ImageTruth]) -> list[str]:
     notes = []
-    if not any(person.points is not None for image in images for person in image.people):
-        notes.append("nobody has dense annotations: GPS and GPSm are not defined")
+    people = [person for image in images for person in image.people]
+    if not any(person.points is not None for person in people):
+        notes.append(f"0 of {len(people)} people have surface points: GPS and GPSm are not defined")
     if any(image.ignore_regions for image in images):
         notes.append("people and detections in ignore regions are left out of GPS, GPSm and IOU")
     return notes

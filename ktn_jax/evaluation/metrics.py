@@ -24,7 +24,7 @@ class Metrics:
     Attributes:
         summaries: measure -> name -> value: GPS, GPSm, IOU, and bbox, segm, keypoints where the
             files allow.
-        patches: sums of the geodesic errors by patch.
+        patches: sums of the geodesic errors by patch; None if no result has an IUV picture.
         people: score of every person with dense annotation.
         curves: precision and recall of GPS, GPSm and IOU.
         meta: how the numbers were computed.
@@ -32,7 +32,7 @@ class Metrics:
     """
 
     summaries: dict[str, dict[str, float | None]]
-    patches: PatchErrors
+    patches: PatchErrors | None
     people: tuple[PersonScore, ...]
     curves: Curves
     meta: dict[str, Any]
@@ -40,14 +40,12 @@ class Metrics:
 
     def to_json(self) -> str:
         """Returns the content of `metrics.json`, numbers with all their digits."""
-        found = sum(person.detection_id > 0 for person in self.people)
-        content = {
-            **self.summaries,
-            "patches": self.patches.rows(PATCH_NAMES),
-            "people": {"annotated": len(self.people), "found": found},
-            "meta": {"unit": "percent", **self.meta},
-            "notes": list(self.notes),
-        }
+        content: dict[str, Any] = {**self.summaries}
+        if self.patches is not None:
+            found = sum(person.detection_id > 0 for person in self.people)
+            content["patches"] = self.patches.rows(PATCH_NAMES)
+            content["people"] = {"annotated": len(self.people), "found": found}
+        content |= {"meta": {"unit": "percent", **self.meta}, "notes": list(self.notes)}
         return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
     def table(self) -> str:
@@ -60,12 +58,14 @@ class Metrics:
                 values = [_number(self.summaries[name][column]) for column in columns]
                 lines.append(_row([name] + values, 11))
             lines.append("")
-        header = ["patch", "points", "on body %", "mean cm"]
-        lines.append(_row(header + [f"<{limit}cm %" for limit in WITHIN_CM], 24))
-        for name, row in self.patches.rows(PATCH_NAMES).items():
-            numbers = [_number(value) for key, value in row.items() if key != "points"]
-            lines.append(_row([name, str(row["points"]), *numbers], 24))
-        lines += ["", *(f"note: {note}" for note in self.notes)]
+        if self.patches is not None:
+            header = ["patch", "points", "on body %", "mean cm"]
+            lines.append(_row(header + [f"<{limit}cm %" for limit in WITHIN_CM], 24))
+            for name, row in self.patches.rows(PATCH_NAMES).items():
+                numbers = [_number(value) for key, value in row.items() if key != "points"]
+                lines.append(_row([name, str(row["points"]), *numbers], 24))
+            lines.append("")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines).rstrip() + "\n"
 
 

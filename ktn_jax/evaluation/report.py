@@ -23,7 +23,7 @@ def render_report(
     metrics: Metrics,
     truth: GroundTruth,
     results: ResultIndex,
-    template: EvaluationTemplate,
+    template: EvaluationTemplate | None,
     images_dir: str | pathlib.Path | None = None,
 ) -> str:
     """Renders the page.
@@ -32,13 +32,13 @@ def render_report(
         metrics: of the run.
         truth: the annotations.
         results: index of the results file, which is read again for the people shown.
-        template: if it has vertices, the errors are drawn on them.
+        template: if it has vertices, the errors are drawn on them; None if no detection has an
+            IUV picture.
         images_dir: pictures for the people shown; None shows them on grey.
 
     Returns:
         HTML with all pictures embedded.
     """
-    rows = metrics.patches.rows(PATCH_NAMES)
     heading = f"DensePose scores of {metrics.meta.get('results', '')}"
     blocks: list[html_page.Block] = [
         html_page.Heading(heading, 1),
@@ -46,6 +46,19 @@ def render_report(
         *(html_page.Paragraph(note, is_note=True) for note in metrics.notes),
         html_page.Heading("Average precision and recall (%)"),
         *_score_tables(metrics),
+    ]
+    if metrics.patches is not None:
+        blocks += _surface(metrics, metrics.patches.rows(PATCH_NAMES), template)
+        blocks += _people(metrics, truth, results, images_dir)
+    return html_page.render_page("DensePose scores", blocks)
+
+
+def _surface(
+    metrics: Metrics,
+    rows: Mapping[str, Mapping[str, float | None]],
+    template: EvaluationTemplate | None,
+) -> list[html_page.Block]:
+    blocks: list[html_page.Block] = [
         html_page.Heading("Precision over recall"),
         _picture(report_figures.precision_recall(metrics.curves), "precision over recall"),
         html_page.Heading("Geodesic error by patch"),
@@ -56,25 +69,23 @@ def render_report(
         _picture(report_figures.patch_bars(rows), "error by patch"),
         _patch_table(rows),
     ]
-    if template.vertices is not None:
+    if template is not None and template.vertices is not None:
         figure = report_figures.error_on_template(template, rows)
         blocks += [html_page.Heading("Error on the body"), _picture(figure, "error on the body")]
-    blocks += _people(metrics, truth, results, images_dir)
-    return html_page.render_page("DensePose scores", blocks)
+    return blocks
 
 
 def _facts(metrics: Metrics) -> html_page.Table:
     meta = metrics.meta
-    found = sum(person.detection_id > 0 for person in metrics.people)
-    facts = {
-        "annotations": meta.get("annotations"),
-        "images": meta.get("images"),
-        "people with dense annotation": len(metrics.people),
-        "of them found (box IoU of at least 0.5)": found,
-        "detections": meta.get("detections"),
-        "mode": meta.get("mode"),
-        "template": meta.get("template"),
-    }
+    facts = {name: meta.get(name) for name in ("annotations", "images", "detections")}
+    if metrics.patches is not None:
+        found = sum(person.detection_id > 0 for person in metrics.people)
+        facts |= {
+            "people with dense annotation": len(metrics.people),
+            "of them found (box IoU of at least 0.5)": found,
+            "mode": meta.get("mode"),
+            "template": meta.get("template"),
+        }
     for name, digest in (meta.get("template_sha256") or {}).items():
         facts[f"sha256 of {name}"] = digest
     return html_page.Table([], [[name, str(value)] for name, value in facts.items()])

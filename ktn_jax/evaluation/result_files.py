@@ -6,6 +6,7 @@ list of detections or JSON lines (one detection per line).
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ktn_jax.data_pipelines.coco import rle
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.results.detection_checks import ResultsError, check_record
@@ -32,6 +34,7 @@ class Detection:
         box_xywh: in pixels of the image.
         offset: of its JSON text in the file, in bytes.
         length: of its JSON text, in bytes.
+        has_picture: whether it has an IUV picture; plain COCO results have none.
     """
 
     detection_id: int
@@ -40,6 +43,7 @@ class Detection:
     box_xywh: tuple[float, float, float, float]
     offset: int
     length: int
+    has_picture: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,12 @@ class ResultIndex:
 
     def __len__(self) -> int:
         return sum(map(len, self.by_image.values()))
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any detection has an IUV picture; true without detections, which score 0."""
+        found = itertools.chain.from_iterable(self.by_image.values())
+        return not len(self) or any(detection.has_picture for detection in found)
 
 
 def iterate_entries(path: pathlib.Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -95,7 +105,7 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
     file_names = {image.image_id: image.file_name for image in truth.images}
     by_image: dict[int, list[Detection]] = {}
     keypoints: dict[int, np.ndarray] = {}
-    seen, duplicates, other_categories, on_skipped = set(), 0, 0, 0
+    seen, duplicates, other_categories, on_skipped, pictureless = set(), 0, 0, 0, 0
     for number, (offset, length, entry) in enumerate(iterate_entries(path), start=1):
         where = f"{path.name}: detection {number}"
         if "results" in entry and "bbox" not in entry:
@@ -123,9 +133,11 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
             box_xywh=box,
             offset=offset,
             length=length,
+            has_picture="uv_data" in record,
         )
         key = (detection.image_id, detection.score, box)
         duplicates += key in seen
+        pictureless += not detection.has_picture
         seen.add(key)
         if record.get("keypoints") is not None:
             keypoints[number] = np.array(record["keypoints"], np.float64)
@@ -136,6 +148,14 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
             f"which has category_id {truth.category_id} in {truth.name}"
         )
     notes = []
+    total = sum(map(len, by_image.values()))
+    if pictureless and pictureless == total:
+        notes.append("no detection has an IUV picture: GPS, GPSm, IOU and patches are left out")
+    elif pictureless:
+        notes.append(
+            f"{pictureless} of {total} detections have no IUV picture: they count as background in "
+            "GPS, GPSm and IOU"
+        )
     if duplicates:
         notes.append(
             f"{duplicates} detections have the image, box and score of another one; they count as "
@@ -166,7 +186,7 @@ def _is_person(where: str, entry: Mapping[str, Any], truth: GroundTruth) -> bool
 
 def _checked(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return check_record(where, entry)
+        return check_record(where, entry, needs_picture=False)
     except ResultsError as error:
         raise EvaluationError(str(error)) from error
 
@@ -195,17 +215,20 @@ def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, An
 
     Returns:
         uint8 [3, h, w] of (I, 255 U, 255 V) with h = max(int(box height), 1) and
-        w = max(int(box width), 1), or one more (it is read from its corner, as in the reference);
-        and the entry's `segmentation` or None. A picture that is one smaller has background there.
+        w = max(int(box width), 1), or one more (it is read from its corner, as in the reference),
+        or [3, 0, 0] where the detection has none; and the entry's `segmentation` or None. A picture
+        that is one smaller has background there.
 
     Raises:
-        EvaluationError: the picture is missing, broken or of another size than its box.
+        EvaluationError: the picture is broken or of another size than its box.
     """
     name = os.path.basename(getattr(handle, "name", "results"))
     where = f"{name}: detection {detection.detection_id} of image {detection.image_id}"
     handle.seek(detection.offset)
     # As in `iterate_entries`: only ASCII text matters.
     record = _checked(where, json.loads(handle.read(detection.length).decode("latin-1")))
+    if not detection.has_picture:
+        return np.zeros((3, 0, 0), np.uint8), record.get("segmentation")
     try:
         iuv = decode_record(where, record)
     except ResultsError as error:
@@ -214,3 +237,58 @@ def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, An
     if any(missing):  # a box that was rounded up
         iuv = np.pad(iuv, [(0, 0), *((0, count) for count in missing)])
     return iuv, record.get("segmentation")
+
+
+def check_segmentation(
+    detection: Detection, given: Any, image_size_hw: tuple[int, int]
+) -> dict[str, Any]:
+    """Checks the mask of a detection, which pycocotools reads unchecked.
+
+    Args:
+        detection: whose it is.
+        given: the entry's `segmentation`.
+        image_size_hw: of the image.
+
+    Returns:
+        The compressed run-length mask.
+
+    Raises:
+        EvaluationError: it is no such mask of the image.
+    """
+    try:
+        if not isinstance(given, dict) or not isinstance(given.get("counts"), str):
+            raise rle.RleError("counts is not a string")
+        rle.check_rle(given, image_size_hw)
+    except rle.RleError as error:
+        raise EvaluationError(
+            f"detection {detection.detection_id} of image {detection.image_id}: segmentation must "
+            f"be a compressed RLE of size {list(image_size_hw)} (height, width): {error}"
+        ) from error
+    return given
+
+
+def read_segmentations(
+    results: ResultIndex, truth: GroundTruth, per_image: int
+) -> dict[int, dict[str, Any]]:
+    """Reads the masks of detections without scoring them.
+
+    Args:
+        results: index of the file.
+        truth: the annotations.
+        per_image: how many detections of an image are read, the best ones.
+
+    Returns:
+        COCO RLE by detection id, of the detections that have a `segmentation`.
+
+    Raises:
+        EvaluationError: a mask does not fit its image.
+    """
+    found = {}
+    with open(results.path, "rb") as handle:
+        for image in truth.images:
+            for detection in results.by_image.get(image.image_id, ())[:per_image]:
+                given = read_payload(handle, detection)[1]
+                if given:
+                    checked = check_segmentation(detection, given, image.image_size_hw)
+                    found[detection.detection_id] = checked
+    return found

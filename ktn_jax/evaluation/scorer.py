@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ktn_jax.data_pipelines.coco import rle
 from ktn_jax.evaluation import geodesic_similarity as geodesic
 from ktn_jax.evaluation import ignore_regions, masks
 from ktn_jax.evaluation.assignment import MAX_DETECTIONS
@@ -29,7 +28,12 @@ from ktn_jax.evaluation.patch_errors import (
     PersonScore,
     measure_patches,
 )
-from ktn_jax.evaluation.result_files import Detection, ResultIndex, read_payload
+from ktn_jax.evaluation.result_files import (
+    Detection,
+    ResultIndex,
+    check_segmentation,
+    read_payload,
+)
 from ktn_jax.evaluation.template_files import load_evaluation_template
 
 Box = tuple[float, float, float, float]  # xywh in pixels of the image
@@ -97,7 +101,8 @@ class ImageScorer:
         Args:
             image: with its people.
             detections: of the image, by falling score.
-            read: gives a detection's IUV picture uint8 [3, h, w] and its segmentation or None.
+            read: gives a detection's IUV picture uint8 [3, h, w], or [3, 0, 0] if it has none, and
+                its segmentation or None.
 
         Returns:
             The scores, which can be pickled and are small.
@@ -235,7 +240,12 @@ class ImageScorer:
 def _sample(
     person_box: Box, x: np.ndarray, y: np.ndarray, detection_box: Box, picture: np.ndarray
 ) -> np.ndarray | None:
-    """Reads a detection at a person's points: uint8 [3, P], 0 outside; None if all are outside."""
+    """Reads a detection at a person's points: uint8 [3, P], 0 outside; None if all are outside.
+
+    A detection without a picture, [3, 0, 0], has all points outside.
+    """
+    if not picture.size:
+        return None
     # In the reference's order of operations: the last bit matters to truncation.
     column = (x * person_box[2] / 255.0 + person_box[0] - detection_box[0]).astype(int)
     row = (y * person_box[3] / 255.0 + person_box[1] - detection_box[1]).astype(int)
@@ -264,16 +274,7 @@ def _as_rle(
 ) -> dict[str, Any]:
     if not isinstance(given, dict):
         return mask.to_rle(image_size_hw)
-    try:
-        if not isinstance(given.get("counts"), str):
-            raise rle.RleError("counts is not a string")
-        rle.check_rle(given, image_size_hw)
-    except rle.RleError as error:
-        raise EvaluationError(
-            f"detection {detection.detection_id} of image {detection.image_id}: segmentation must "
-            f"be a compressed RLE of size {list(image_size_hw)} (height, width): {error}"
-        ) from error
-    return given
+    return check_segmentation(detection, given, image_size_hw)
 
 
 Outcome = list[ImageScores] | EvaluationError

@@ -27,7 +27,7 @@ def length_of_pixels(length: float, pixels: int) -> float:
     return float(np.clip(length, shortest, np.nextafter(np.float32(pixels + 1), np.float32(0))))
 
 
-def check_record(where: str, record: Any) -> dict[str, Any]:
+def check_record(where: str, record: Any, needs_picture: bool = True) -> dict[str, Any]:
     """Checks a detection's fields and converts it to the layout with `uv_shape` and `uv_data`.
 
     All readers of results use it, in memory or as a stream. The picture stays encoded and only its
@@ -36,16 +36,21 @@ def check_record(where: str, record: Any) -> dict[str, Any]:
     Args:
         where: names the record in messages.
         record: as JSON gave it, in either layout.
+        needs_picture: whether a record without one is malformed; plain COCO results have none.
 
     Returns:
-        A copy in the layout with `uv_shape` and `uv_data`; other fields are as they were.
+        A copy in the layout with `uv_shape` and `uv_data`, without these two if there is no
+        picture; other fields are as they were.
 
     Raises:
         ResultsError: a wrong or missing field.
     """
     if not isinstance(record, Mapping):
         raise ResultsError(f"{where}: wanted an object with fields, got {record!r:.50}")
-    checked: dict[str, Any] = dict(record)
+    optional = ("densepose", "uv_shape", "uv_data")
+    checked: dict[str, Any] = {
+        name: value for name, value in record.items() if name not in optional or value is not None
+    }
     if "densepose" in checked:
         picture = checked.pop("densepose")
         try:
@@ -54,9 +59,12 @@ def check_record(where: str, record: Any) -> dict[str, Any]:
             raise ResultsError(
                 f"{where}: densepose must be [[shape, base64 PNG], box], got {picture!r:.50}"
             ) from None
-    missing = [
-        name for name in ("image_id", "score", "bbox", "uv_shape", "uv_data") if name not in checked
-    ]
+    wanted = ["image_id", "score", "bbox"]
+    # Confidences are those of the pixels of a picture.
+    has_picture = any(name in checked for name in ("uv_shape", "uv_data", "confidences"))
+    if needs_picture or has_picture:
+        wanted += ["uv_shape", "uv_data"]
+    missing = [name for name in wanted if name not in checked]
     if missing:
         raise ResultsError(f"{where}: missing {', '.join(missing)}")
     for name in ("image_id", "category_id"):
@@ -73,7 +81,8 @@ def check_record(where: str, record: Any) -> dict[str, Any]:
     keypoints = checked.get("keypoints")
     if keypoints is not None and not _are_numbers(keypoints, 3 * parts.NUM_KEYPOINTS):
         raise ResultsError(f"{where}: keypoints must be 51 finite numbers, got {keypoints!r:.50}")
-    _check_picture(where, checked)
+    if has_picture:
+        _check_picture(where, checked)
     if "confidences" in checked:
         _check_confidences(where, checked)
     return checked

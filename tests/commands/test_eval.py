@@ -263,7 +263,7 @@ def test_rendered_truth_as_results_scores_100(evaluated, tmp_path, capsys):
         ([*MODEL, "--data=synthetic", "--min-iou=2"], "lowest threshold"),
         ([*MODEL, "--data=synthetic", "--process-id=1"], "need --coordinator"),
         (["--results=r.json"], "--results needs --annotations"),
-        (["--results=r.json", "--annotations=a.json"], "--template is needed"),
+        ([*MODEL, "--annotations=a.json", "--images=."], "--template is needed"),
         (["--results=r.json", *MODEL], "leave out --config"),
         (["--results=r.json", "--annotations=a.json", "--template=t"], "a.json"),
     ],

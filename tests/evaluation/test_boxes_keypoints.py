@@ -39,9 +39,7 @@ def _run(flat_world, folder, truth, results):
     )
 
 
-def test_real_annotations_against_themselves(flat_world, real_dir, tmp_path):
-    truth = _real_truth(real_dir)
-    before = copy.deepcopy(truth)
+def _truth_as_results(truth):
     results = []
     for person in truth["annotations"]:
         image = next(i for i in truth["images"] if i["id"] == person["image_id"])
@@ -54,13 +52,77 @@ def test_real_annotations_against_themselves(flat_world, real_dir, tmp_path):
             result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
         if not person["iscrowd"]:
             results.append(result)
-    metrics = _run(flat_world, tmp_path, truth, results)
+    return results
+
+
+def test_real_annotations_against_themselves(flat_world, real_dir, tmp_path):
+    truth = _real_truth(real_dir)
+    before = copy.deepcopy(truth)
+    metrics = _run(flat_world, tmp_path, truth, _truth_as_results(truth))
     for name in ("bbox", "segm", "keypoints"):
         assert metrics.summaries[name]["AP"] == pytest.approx(100), name
         assert metrics.summaries[name]["AR"] == pytest.approx(100), name
     assert metrics.summaries["GPS"]["AP"] is None
-    assert any("nobody has dense annotations" in note for note in metrics.notes)
+    assert any("people have surface points: GPS and" in note for note in metrics.notes)
     assert truth == before
+
+
+def _without_picture(result):
+    return {name: value for name, value in result.items() if not name.startswith("uv_")}
+
+
+def test_plain_coco_results_are_scored_without_the_surface(real_dir, tmp_path):
+    """No template is needed. Two boxes are moved, so that the scores say something."""
+    truth = _real_truth(real_dir)
+    results = _truth_as_results(truth)
+    for moved in (0, 3):
+        results[moved]["bbox"][0] += results[moved]["bbox"][2] / 8
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps([_without_picture(result) for result in results]))
+    metrics = evaluator.evaluate_files(plain, tmp_path / "truth.json", None, output_dir=tmp_path)
+    assert set(metrics.summaries) == {"bbox", "segm", "keypoints"}
+    assert metrics.summaries["keypoints"]["AP"] == pytest.approx(100)
+    assert 80 < metrics.summaries["bbox"]["AP"] < 100
+    note = "no detection has an IUV picture: GPS, GPSm, IOU and patches are left out"
+    assert note in metrics.notes and note in metrics.table() and "patch " not in metrics.table()
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["bbox"] == metrics.summaries["bbox"]
+    assert not {"GPS", "GPSm", "IOU", "patches", "people"} & set(written)
+    page = (tmp_path / "report.html").read_text()
+    assert note in page and "Geodesic error" not in page
+
+    del results[2]["segmentation"]
+    plain.write_text("\n".join(json.dumps(_without_picture(result)) for result in results))
+    metrics = evaluator.evaluate_files(plain, tmp_path / "truth.json", None)
+    assert set(metrics.summaries) == {"bbox", "keypoints"}
+    assert f"segm left out: 1 of {len(results)} detections have no mask" in metrics.notes
+    for wrong in ([[1, 1, 9, 1, 9, 9]], {"size": [5, 5], "counts": "0"}):
+        results[2]["segmentation"] = wrong
+        plain.write_text(json.dumps([_without_picture(result) for result in results]))
+        with pytest.raises(EvaluationError, match="detection 3 .* compressed RLE of size"):
+            evaluator.evaluate_files(plain, tmp_path / "truth.json", None)
+
+
+def test_detections_without_a_picture_among_others_count_as_background(flat_world, tmp_path):
+    empty = [dict(entry) for entry in flat_world.entries]
+    empty[0]["iuv"] = np.zeros_like(empty[0]["iuv"])
+    mixed = [dict(entry) for entry in flat_world.entries]
+    del mixed[0]["iuv"]
+    empty, mixed = (
+        evaluator.evaluate_files(*flat_world.write(tmp_path, entries), flat_world.template_dir)
+        for entries in (empty, mixed)
+    )
+    assert mixed.summaries == empty.summaries and 0 < mixed.summaries["GPS"]["AP"] < 90
+    assert mixed.people == empty.people
+    assert mixed.patches.rows([]) == empty.patches.rows([])
+    note = "1 of 6 detections have no IUV picture: they count as background in GPS, GPSm and IOU"
+    assert note in mixed.notes
+
+
+def test_pictures_need_a_template(flat_world, tmp_path):
+    with pytest.raises(EvaluationError, match="results.json: --template is needed to score"):
+        evaluator.evaluate_files(*flat_world.write(tmp_path), None)
 
 
 def test_boxes_fall_by_the_thresholds_they_miss(flat_world, tmp_path):

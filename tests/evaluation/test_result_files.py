@@ -93,21 +93,18 @@ def test_real_results_of_another_system(real_dir):
         ({"bbox": [1, 2, 190.5, 128]}, r"detection 2: uv_shape \[3, 128, 192\] does not fit bbox"),
         ({"uv_shape": [3, 128, 193]}, r"detection 2: uv_shape .* is not that of uv_data"),
         ({"uv_shape": [3, "a", 5]}, r"detection 2: uv_shape must be \[3, h, w\]"),
-        ({"uv_shape": None}, r"detection 2: uv_shape must be \[3, h, w\]"),
+        ({"uv_shape": None}, "detection 2: missing uv_shape"),
         ({"uv_data": "bm90IGEgcG5n"}, "detection 2: uv_data is not a PNG"),
         ({"uv_data": 5}, "detection 2: uv_data must be text"),
         ({"densepose": []}, "detection 2: densepose must be"),
         ({"densepose": {"a": 1}}, "detection 2: densepose must be"),
         ({"file_name": "zoe.jpg"}, "detection 2: image_id 7 with file_name 'zoe.jpg', but .*7.png"),
-        ({"uv_data": None, "uv_shape": None}, None),
+        ({"uv_data": None}, "detection 2: missing uv_data"),
     ],
 )
 def test_a_wrong_field_is_named(flat_world, truth, tmp_path, change, message):
     entries = _entries(flat_world, tmp_path)
     entries[1] |= change
-    if message is None:
-        del entries[1]["uv_data"]
-        message = "detection 2: missing uv_data"
     with pytest.raises(EvaluationError, match=f"given.json: {message}"):
         _index(tmp_path, entries, truth)
 
@@ -136,7 +133,7 @@ def test_a_box_that_was_rounded_keeps_its_picture(flat_world, truth, tmp_path, w
     [
         ("", r"empty file .*\[\] for none"),
         (" \n", "empty file"),
-        ("{}", "missing image_id, score, bbox, uv_shape, uv_data"),
+        ("{}", "missing image_id, score, bbox$"),
         ("[1, 2]", r"expected an object \{...\} at byte 1, found '1'"),
         ('"text"', "expected an object"),
         ("[", "the list is not closed; was the file cut short"),
