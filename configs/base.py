@@ -226,6 +226,8 @@ def _data() -> ConfigDict:
     data.symmetry = "data/densepose/UV_symmetry_transforms.mat"
     data.on_bad_annotation = "raise"  # or skip
     data.max_skipped_fraction = 0.01  # with skip: largest share of bad records
+    # Stop where losses of the surface are on and nobody in the annotations has a surface point.
+    data.needs_surface = True
     # Rasterise segmentations, for losses that need them; with masks in model.tasks always.
     data.with_person_masks = False
     data.tfds = ConfigDict()  # a dataset that `ktn data build` made

@@ -74,6 +74,10 @@ class ImageFacts:
     sizes_hw: np.ndarray  # [N, 2] int32 height, width
     people: np.ndarray  # [N] int32 people who train the detector: crowd regions do not count
     max_points: int  # most DensePose points on one person
+    # Of these people, those with labelled keypoints, and those with points on the surface: [N]
+    # int32, or None where it is not known before images are made.
+    with_keypoints: np.ndarray | None = None
+    with_surface: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,10 +143,20 @@ class ImageSequence(Sequence[ImageRecord]):
             for raw, dense in people
             if dense and has_densepose(raw)
         ]
+        with_keypoints = [
+            sum(any((raw.get("keypoints") or ())[2::3]) for raw, _ in people)
+            for people in trainable
+        ]
+        with_surface = [
+            sum(dense and has_densepose(raw) and any(raw["dp_I"]) for raw, dense in people)
+            for people in trainable
+        ]
         return ImageFacts(
             sizes_hw=np.asarray(sizes, np.int32).reshape(-1, 2),
             people=np.asarray([len(people) for people in trainable], np.int32),
             max_points=max(points, default=0),
+            with_keypoints=np.asarray(with_keypoints, np.int32),
+            with_surface=np.asarray(with_surface, np.int32),
         )
 
 

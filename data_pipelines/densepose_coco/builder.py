@@ -130,7 +130,14 @@ class TfdsSource:
             sizes_hw=np.asarray(self._metadata["sizes_hw"], np.int32).reshape(-1, 2),
             people=np.asarray(self._metadata["people"], np.int32),
             max_points=self._metadata["max_points"],
+            with_keypoints=self._counts("with_keypoints"),
+            with_surface=self._counts("with_surface"),
         )
+
+    def _counts(self, name: str) -> np.ndarray | None:
+        """Numbers of people by image; None for a dataset that an earlier version built."""
+        counts = self._metadata.get(name)
+        return None if counts is None else np.asarray(counts, np.int32)
 
 
 def _to_record(row: dict[str, Any]) -> ImageRecord:

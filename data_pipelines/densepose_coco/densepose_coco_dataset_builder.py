@@ -134,6 +134,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "sizes_hw": facts.sizes_hw[kept].tolist(),
             "people": facts.people[kept].tolist(),
             "max_points": facts.max_points,
+            "with_keypoints": np.asarray(facts.with_keypoints)[kept].tolist(),
+            "with_surface": np.asarray(facts.with_surface)[kept].tolist(),
             "skipped": skipped,
         }
 

@@ -25,7 +25,8 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
     """Makes the training batches of one process.
 
     Args:
-        config: a whole configuration; `data`, `batch_size`, `seed` and `model.tasks` are read.
+        config: a whole configuration; `data`, `batch_size`, `seed`, `model.tasks` and the weights
+            of the losses are read.
         process_index: of this process.
         process_count: how many share the batches.
 
@@ -55,6 +56,7 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
         workers=data.workers,
         batches_ahead=data.batches_ahead,
         with_person_masks=data.with_person_masks or "masks" in config.model.tasks,
+        needs_surface=data.needs_surface and _trains_surface(config),
         augmentation=augmentation,
     )
     source = make_source(data)
@@ -126,6 +128,13 @@ def make_scene(synthetic: Any, preset: str | None = None) -> Scene:
         image_size_hw=tuple(synthetic.image_size_hw),
         people_range=tuple(synthetic.people_range),
     )
+
+
+def _trains_surface(config: Any) -> bool:
+    """Whether any loss needs DensePose annotations; those of boxes, keypoints and masks do not."""
+    names = ("point", "fine_segm", "coarse_segm", "body_mask")
+    weights = [config.loss[f"{name}_weight"] for name in names]
+    return "densepose" in config.model.tasks and any(weights)
 
 
 def _symmetry(data: Any) -> UVSymmetry | None:

@@ -53,6 +53,7 @@ class DataSettings:
     batches_ahead: int = 2
     skip_images_without_people: bool = True
     with_person_masks: bool = False  # segmentations, for losses that train on them
+    needs_surface: bool = False  # annotations without a single surface point are an error
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -73,6 +74,7 @@ class TrainingData:
     batches_from: Callable[[int], Iterator[Batch]]  # endless, from a step on
     steps_per_epoch: int
     specs: tuple[dict[str, ArraySpec], ...]  # one for each canvas, smallest first
+    summary: str = ""  # how many images and people there are, as far as it is known
 
 
 def make_training_data(
@@ -99,7 +101,8 @@ def make_training_data(
 
     Raises:
         ValueError: a batch size that the processes cannot share evenly, a person with more points
-            than `max_points`, flips without symmetry tables, or a source without usable images.
+            than `max_points`, nobody with points where the surface is trained, flips without
+            symmetry tables, or a source without usable images.
     """
     if settings.batch_size % process_count:
         raise ValueError(
@@ -115,7 +118,7 @@ def make_training_data(
         return load(request, settings.workers, settings.batches_ahead)
 
     specs = tuple(maker.spec(share, canvas_hw) for canvas_hw in plan.canvases)
-    return TrainingData(batches_from, plan.steps_per_epoch, specs)
+    return TrainingData(batches_from, plan.steps_per_epoch, specs, _describe(source.facts()))
 
 
 def _plan_training(
@@ -159,12 +162,36 @@ class _Chosen:
 
     def facts(self) -> ImageFacts:
         facts = self.source.facts()
+        keypoints, surface = facts.with_keypoints, facts.with_surface
         return ImageFacts(
-            facts.sizes_hw[self.numbers], facts.people[self.numbers], facts.max_points
+            facts.sizes_hw[self.numbers],
+            facts.people[self.numbers],
+            facts.max_points,
+            None if keypoints is None else keypoints[self.numbers],
+            None if surface is None else surface[self.numbers],
         )
 
 
+def _describe(facts: ImageFacts) -> str:
+    text = f"{len(facts.people):,} images"
+    if facts.with_keypoints is None or facts.with_surface is None:
+        return text
+    empty = int((facts.people == 0).sum())
+    text += f" ({empty:,} without people)" if empty else ""
+    return (
+        f"{text}, {facts.people.sum():,} people: {facts.with_keypoints.sum():,} with keypoints, "
+        f"{facts.with_surface.sum():,} with surface points"
+    )
+
+
 def _check_facts(settings: DataSettings, facts: ImageFacts) -> None:
+    has_surface = facts.with_surface is None or facts.with_surface.any()
+    if settings.needs_surface and facts.people.any() and not has_surface:
+        raise ValueError(
+            f"0 of {facts.people.sum():,} people have surface points (dp_I above 0, with dp_x, "
+            "dp_y, dp_U, dp_V and dp_masks), so the surface would not be trained. Annotations of "
+            "keypoints train `keypoint_mid`; data.needs_surface=False trains without the surface"
+        )
     if facts.max_points > settings.max_points:
         raise ValueError(
             f"max_points is {settings.max_points}, but a person of the training data has "

@@ -132,4 +132,11 @@ class ConcatenatedSource:
             sizes_hw=np.concatenate([facts.sizes_hw for facts in every]),
             people=np.concatenate([facts.people for facts in every]),
             max_points=max(facts.max_points for facts in every),
+            with_keypoints=_join([facts.with_keypoints for facts in every]),
+            with_surface=_join([facts.with_surface for facts in every]),
         )
+
+
+def _join(counts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    known = [values for values in counts if values is not None]
+    return np.concatenate(known) if len(known) == len(counts) else None

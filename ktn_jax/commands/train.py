@@ -62,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = configuration.load_config(arguments.config, changes)
     processes = commands.join_processes(arguments)
     data = make_training_data(config, processes.index, processes.count)
+    if processes.is_first:
+        print(f"training data: {data.summary}", file=sys.stderr)  # noqa: T201
     evaluate = None
     if config.training.evaluate_every:
         evaluate = RepeatedEvaluation(config, arguments.workdir / EVALUATION_FOLDER, processes)

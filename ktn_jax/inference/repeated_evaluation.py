@@ -49,7 +49,8 @@ class RepeatedEvaluation:
             processes: those that share the images.
 
         Raises:
-            ValueError: files are not named, missing or do not fit.
+            ValueError: files are not named, missing or do not fit, or the annotations do not
+                define `training.best_metric`.
         """
         self._config = config
         self._folder = output_dir
@@ -77,6 +78,7 @@ class RepeatedEvaluation:
         else:
             given = AnnotatedFiles(pathlib.Path(files.annotations), pathlib.Path(files.images))
             self._images = _first_images(given.read(), files.num_images)
+            _check_best_metric(config.training.best_metric, self._images)
         self._predictor: Predictor | None = None
 
     def __call__(self, variables: Mapping[str, Any]) -> dict[str, float]:
@@ -119,6 +121,16 @@ class RepeatedEvaluation:
         if self._processes.count == 1:
             return values
         return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
+def _check_best_metric(name: str, data: AnnotatedImages) -> None:
+    people = [person for image in data.truth.images for person in image.people]
+    if name != "box" and not any(person.points is not None for person in people):
+        raise ValueError(
+            f"{data.truth.name}: 0 of {len(people)} people have surface points, which "
+            f"training.best_metric {name!r} needs: take other data.evaluation.annotations, or "
+            "training.best_metric=box"
+        )
 
 
 def _first_images(data: AnnotatedImages, number: int) -> AnnotatedImages:

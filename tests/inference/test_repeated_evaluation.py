@@ -1,5 +1,6 @@
 """Scores of one configuration's weights, again and again with the same programs."""
 
+import json
 import types
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_the_first_images_stand_for_all(dataset, template_dir, pretend):
     for number in (0, 1, 2, 3, 4):  # images by ascending id are those of descending number
         (dataset / "images" / f"{number}.png").unlink()
     assert RepeatedEvaluation(config, dataset / "out")({"shift": 0.0})["box"] == pytest.approx(100)
+
+
+def test_the_best_metric_must_be_defined_by_the_annotations(dataset, template_dir):
+    content = json.loads((dataset / "annotations.json").read_text())
+    for person in content["annotations"]:
+        for key in [key for key in person if key.startswith("dp_")]:
+            del person[key]
+    (dataset / "keypoints.json").write_text(json.dumps(content))
+    config = _config(dataset, template_dir, annotations=str(dataset / "keypoints.json"))
+    with pytest.raises(ValueError, match="0 of [0-9]+ people have surface points.*GPSm.*=box"):
+        RepeatedEvaluation(config, dataset / "out")
+    with config.unlocked():
+        config.training.best_metric = "box"
+    RepeatedEvaluation(config, dataset / "out")
 
 
 @pytest.mark.parametrize("name", ["annotations", "images", "template"])

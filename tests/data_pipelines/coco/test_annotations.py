@@ -148,6 +148,36 @@ def test_facts_agree_with_the_records(raw):
     np.testing.assert_array_equal(facts.people, people)
     dense = [p.densepose for image in dataset.images for p in image.people if p.densepose]
     assert facts.max_points == max(len(record.x) for record in dense)
+    assert facts.with_surface.sum() == sum(record.i.any() for record in dense) > 0
+    labelled = [
+        sum(not person.is_crowd and person.keypoints[:, 2].any() for person in image.people)
+        for image in dataset.images
+    ]
+    np.testing.assert_array_equal(facts.with_keypoints, labelled)
+
+
+@pytest.mark.parametrize("absent", ["gone", None, []])
+def test_masks_without_points_are_found_and_are_no_densepose(raw, absent):
+    dense = next(one for one in raw["annotations"] if "dp_I" in one)
+    before = annotations.parse_dataset(raw).images.facts().with_surface.sum()
+    for key in ("dp_x", "dp_y", "dp_I", "dp_U", "dp_V"):
+        dense[key] = absent
+        if absent == "gone":
+            del dense[key]
+    with pytest.raises(DatasetError, match=f"annotation {dense['id']}: dp_x: error.*incomplete"):
+        annotations.parse_dataset(raw)
+    dataset = annotations.parse_dataset(raw, "skip", max_skipped_fraction=1)
+    assert dataset.skipped.densepose == 1 and dataset.skipped.people == 0
+    assert dataset.images.facts().with_surface.sum() == before - 1
+    person = next(p for i in dataset.images for p in i.people if p.annotation_id == dense["id"])
+    assert person.densepose is None
+
+
+def test_background_points_are_not_on_the_surface(raw):
+    before = annotations.parse_dataset(raw).images.facts().with_surface.sum()
+    dense = next(one for one in raw["annotations"] if "dp_I" in one)
+    dense["dp_I"] = [0] * len(dense["dp_I"])
+    assert annotations.parse_dataset(raw).images.facts().with_surface.sum() == before - 1
 
 
 def test_skip_leaves_out_the_record_and_counts(raw):

@@ -1,11 +1,12 @@
 """A configuration's `data` section opens the sources that it names."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 
-from ktn_jax.configs import base
+from ktn_jax.configs import base, keypoint_mid
 from ktn_jax.data_pipelines.loading import configured
 from ktn_jax.data_pipelines.loading.sources import ConcatenatedSource
 
@@ -55,6 +56,28 @@ def test_built_datasets_give_the_same_people_as_their_folder(folder, tmp_path):
     for index in range(8):
         image, record = built[index]
         np.testing.assert_array_equal(image, by_id[record.image_id])
+
+
+def test_annotations_without_a_surface_point_are_refused_where_it_trains(folder, tmp_path):
+    """People are counted; models without losses of the surface train."""
+    content = json.loads((folder / "annotations.json").read_text())
+    files = {"annotations": (str(tmp_path / "a.json"),), "images": (str(folder / "images"),)}
+    config = _config(**files)
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    whole = configured.make_training_data(config)
+    assert whole.summary == "8 images, 15 people: 15 with keypoints, 8 with surface points"
+    for person in content["annotations"]:
+        if "dp_I" in person:
+            person["dp_I"] = [0.0] * len(person["dp_I"])
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="0 of 15 people have surface points .*keypoint_mid"):
+        configured.make_training_data(config)
+    weights = {name: 0.0 for name in keypoint_mid.get_config("tiny").loss if "_weight" in name}
+    config.loss.update({**weights, "keypoint_weight": 1.0})
+    keypoints = configured.make_training_data(config)
+    assert keypoints.summary == "8 images, 15 people: 15 with keypoints, 0 with surface points"
+    config = _config(**files, needs_surface=False)
+    assert configured.make_training_data(config).steps_per_epoch == 4
 
 
 def test_mistakes_are_named():
