@@ -283,8 +283,12 @@ def read_points(
     values = jnp.zeros(points if channel is not None else (*points, channels), maps.dtype)
     if channel is not None:
         channel = jnp.clip(channel.astype(jnp.int32), 0, channels - 1)
+
+    def read_one(chart: Array, *index: Array) -> Array:
+        return chart[index]
+
     # Each map by itself: devices that share the ROIs then need not see each other's maps.
-    read = jax.vmap(lambda chart, *index: chart[index])
+    read = jax.vmap(read_one)
     for y, weight_y in y_reads:
         for x, weight_x in x_reads:
             weight = jnp.where(is_valid, weight_y * weight_x, 0).astype(maps.dtype)
