@@ -284,4 +284,6 @@ def _test() -> ConfigDict:
     test.augmentation.short_sides = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)
     test.augmentation.max_side = 4000
     test.augmentation.flip = True
+    # And once at test.short_side, rotated counterclockwise by each of these angles, for its charts.
+    test.augmentation.rotation_degrees = ()
     return test

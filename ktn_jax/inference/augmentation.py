@@ -1,10 +1,12 @@
-"""Test-time augmentation: averages people and charts over scales and mirrored images.
+"""Test-time augmentation: averages people and charts over scales, mirrored and rotated images.
 
-As in detectron2's DensePoseGeneralizedRCNNWithTTA, NMS runs over the boxes of all views together,
-every view predicts the charts and masks of the boxes that remain, and logits, U and V and the
-probabilities of masks are averaged. Two things differ: views are resized from the photo itself
-(detectron2's evaluation resizes the image that was resized for the plain run), and keypoints, which
-it does not support, are averaged as heatmaps.
+As in detectron2's DensePoseGeneralizedRCNNWithTTA, NMS runs over the boxes of all views together
+but the rotated ones, whose boxes would be too large; every view predicts the charts and masks of
+the boxes that remain, and logits, U and V and the probabilities of masks are averaged. What
+differs: views are resized from the photo itself (detectron2's evaluation resizes the image that was
+resized for the plain run); charts are turned back by the rotation itself (there in coordinates that
+follow the sides of the box, which shears charts of boxes that are not square); and keypoints and
+confidences, which it does not support, are averaged too.
 """
 
 import dataclasses
@@ -18,18 +20,18 @@ from ml_collections import ConfigDict
 
 from ktn_jax.body import parts
 from ktn_jax.body.loading import load_uv_symmetry
-from ktn_jax.body.symmetry import UVSymmetry, mirror_by_tables
+from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.inference import batching
 from ktn_jax.inference.inputs import Photo, Photos, map_photos
+from ktn_jax.inference.mirroring import keep_averaged, mirror_boxes, mirror_outputs
 from ktn_jax.inference.predictor import FoundPerson, to_result
+from ktn_jax.inference.rotation import Rotation
 from ktn_jax.inference.stages import PEOPLE_BUCKETS, Pyramid, Stages, people_bucket
 from ktn_jax.ops.nms import nms
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import images
-from ktn_jax.structures import DensePoseOutputs, PersonMaps
+from ktn_jax.structures import PersonMaps
 
-# The chart maps that are mirrored and averaged; others are dropped.
-_AVERAGED = ("coarse_segm", "fine_segm", "u", "v", "keypoints")
 _PEOPLE_AT_A_TIME = 32  # whose maps are in memory together, about 6 MB for each person and view
 _MIN_SCORE = 1e-8  # detectron2's; all boxes passed the detector's own threshold before
 _BUCKET_MULTIPLE = 32  # pixels; sizes of views are padded to buckets of this step
@@ -38,9 +40,10 @@ _NO_SYMMETRY = "mirrored views need the body's UV symmetry tables, got None"
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """One scale of a photo after the first stage: row 0 plain, row 1 mirrored."""
+    """One scale of a photo after the first stage: row 0 plain, row 1 mirrored; or one rotated."""
 
-    size_hw: tuple[int, int]  # of the resized photo, without padding
+    size_hw: tuple[int, int]  # of the resized photo, without padding, before it is rotated
+    rotation: Rotation | None
     pyramid: Pyramid
     boxes: np.ndarray  # [rows, R, 4] as found
     scores: np.ndarray  # [rows, R]
@@ -49,7 +52,7 @@ class _View:
 
 
 class AugmentedPredictor:
-    """A predictor that averages over several scales of every photo and its mirror image.
+    """A predictor that averages over several scales of every photo, mirrored and rotated.
 
     It is called like `Predictor` and can be pickled. Photos are processed one by one; the decoder's
     maps of all views of a photo stay on the device until its people are done (1.1 GB with the
@@ -133,11 +136,9 @@ class AugmentedPredictor:
             chunks |= ({_PEOPLE_AT_A_TIME} if whole else set()) | ({rest} if rest else set())
         for size_hw in dict.fromkeys((height, width) for height, width in sizes_hw):
             photo, frame_hw = np.zeros((*size_hw, 3), np.uint8), self.frame_size(size_hw)
-            sides = self.config.test.augmentation.short_sides
-            views = [self._view(photo, side) for side in sides]
+            views = self._views(photo)
             self._merge(views, frame_hw)
-            num_rows = len(views[0].boxes)
-            for count in {people_bucket(num_rows * c): c for c in sorted(chunks)}.values():
+            for count in self._counts(views, sorted(chunks)):
                 box = np.array([0, 0, frame_hw[1], frame_hw[0]], np.float32)
                 boxes, classes = np.tile(box, (count, 1)), np.zeros(count, np.int32)
                 self._average(views, boxes, classes, frame_hw)
@@ -154,8 +155,7 @@ class AugmentedPredictor:
     def find_augmented(self, photo: np.ndarray) -> Iterator[FoundPerson]:
         """Yields the people of a photo, best first, in pixels of `frame_size`."""
         frame_hw = self.frame_size(photo.shape[:2])
-        sides = self.config.test.augmentation.short_sides
-        views = [self._view(photo, side) for side in sides]
+        views = self._views(photo)
         boxes, scores, classes = self._merge(views, frame_hw)
         for start in range(0, len(boxes), _PEOPLE_AT_A_TIME):
             part = slice(start, start + _PEOPLE_AT_A_TIME)
@@ -165,17 +165,33 @@ class AugmentedPredictor:
                 at = start + index
                 yield FoundPerson(box, float(scores[at]), maps, int(classes[at]))
 
-    def _view(self, photo: np.ndarray, short_side: int) -> _View:
-        augmentation = self.config.test.augmentation
-        small = images.resize_short_side(photo, short_side, augmentation.max_side)
-        size = small.shape[:2]
-        rows = [small, small[:, ::-1]] if augmentation.flip else [small]
-        bucket = batching.choose_bucket(size, self._buckets(short_side))
-        inputs, sizes = batching.pad(rows, bucket, len(rows))
+    def _views(self, photo: np.ndarray) -> list[_View]:
+        augmentation, test = self.config.test.augmentation, self.config.test
+        views = []
+        for side in augmentation.short_sides:
+            small = images.resize_short_side(photo, side, augmentation.max_side)
+            rows = [small, small[:, ::-1]] if augmentation.flip else [small]
+            views.append(self._view(rows, self._buckets(side)))
+        plain = images.resize_short_side(photo, test.short_side, test.max_side)
+        for degrees in augmentation.rotation_degrees:
+            rotation = Rotation(plain.shape[:2], degrees)
+            turned = [rotation.image(plain)]
+            views.append(self._view(turned, self._rotated_buckets(degrees), rotation))
+        return views
+
+    def _view(
+        self,
+        rows: Sequence[np.ndarray],
+        buckets: Sequence[tuple[int, int]],
+        rotation: Rotation | None = None,
+    ) -> _View:
+        size = rows[0].shape[:2]
+        inputs, sizes = batching.pad(rows, batching.choose_bucket(size, buckets), len(rows))
         pyramid, found = self.stages.detect(inputs, sizes)
         found = jax.device_get(found)
         return _View(
-            size_hw=size,
+            size_hw=(size[0], size[1]) if rotation is None else rotation.size_hw,
+            rotation=rotation,
             pyramid=pyramid,
             boxes=found.boxes,
             scores=found.scores,
@@ -195,10 +211,26 @@ class AugmentedPredictor:
             for height, width in test.size_buckets
         ]
 
+    def _rotated_buckets(self, degrees: float) -> list[tuple[int, int]]:
+        """The configured buckets, rotated, so that photos share programs when they are rotated."""
+        step = _BUCKET_MULTIPLE
+        buckets = []
+        for height, width in self.config.test.size_buckets:
+            sides = Rotation((height, width), degrees).canvas_hw
+            buckets.append((-(-sides[0] // step) * step, -(-sides[1] // step) * step))
+        return buckets
+
+    @staticmethod
+    def _counts(views: Sequence[_View], chunks: Sequence[int]) -> list[int]:
+        """Of numbers of people, one for each set of programs that the second stage needs."""
+        rows = [len(view.boxes) for view in views]
+        return list({tuple(people_bucket(n * c) for n in rows): c for c in chunks}.values())
+
     def _merge(
         self, views: Sequence[_View], frame_hw: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Runs NMS over the boxes of all views in the frame: boxes [N, 4], scores, classes [N]."""
+        views = [view for view in views if view.rotation is None]
         rows = [(view, row) for view in views for row in range(len(view.boxes))]
         boxes = np.concatenate(
             [
@@ -225,11 +257,14 @@ class AugmentedPredictor:
         frame_hw: tuple[int, int],
     ) -> PersonMaps[np.ndarray]:
         """Predicts the maps of boxes [N, 4] of the frame in every view, and averages them."""
-        total, count = None, 0
+        total: PersonMaps[np.ndarray] | None = None
+        count = 0
         for view in views:
             num_rows = len(view.boxes)
             moved = move_boxes(boxes, frame_hw, view.size_hw)
             stacked = [_mirror_if(row, moved, view.size_hw) for row in range(num_rows)]
+            if view.rotation is not None:
+                stacked = [view.rotation.boxes(moved)]
             outputs = self.stages.describe(
                 view.pyramid,
                 np.concatenate(stacked),
@@ -239,18 +274,23 @@ class AugmentedPredictor:
             if outputs is None:
                 raise ValueError("there are no boxes to describe")
             if outputs.charts is not None:
-                outputs = dataclasses.replace(outputs, charts=_keep_averaged(outputs.charts))
+                outputs = dataclasses.replace(outputs, charts=keep_averaged(outputs.charts))
             for row in range(num_rows):
                 part = slice(row * len(boxes), (row + 1) * len(boxes))
                 maps = jax.tree.map(lambda x, part=part: x[part], outputs)
                 if row:
-                    maps = self._turn_back(maps)
-                total = maps if total is None else jax.tree.map(np.add, total, maps)
+                    maps = self._mirror_back(maps)
+                if view.rotation is not None:
+                    maps = _rotate_back(maps, view.rotation, moved, stacked[0])
+                if total is None:
+                    total = maps
+                else:
+                    total = jax.tree.map(np.add, total, _with_kappa_like(total, maps))
                 count += 1
         mean: PersonMaps[np.ndarray] = jax.tree.map(lambda x: x / np.float32(count), total)
         return mean
 
-    def _turn_back(self, mirrored: PersonMaps[np.ndarray]) -> PersonMaps[np.ndarray]:
+    def _mirror_back(self, mirrored: PersonMaps[np.ndarray]) -> PersonMaps[np.ndarray]:
         charts, keypoints, mask = mirrored.charts, mirrored.keypoints, mirrored.mask
         if charts is not None:
             if self._symmetry is None:
@@ -291,46 +331,6 @@ def load_symmetry(data: ConfigDict) -> UVSymmetry:
         raise ValueError(f"{data.symmetry}: no such file; {advice}") from error
 
 
-def mirror_outputs(
-    outputs: DensePoseOutputs[np.ndarray], symmetry: UVSymmetry
-) -> DensePoseOutputs[np.ndarray]:
-    """Converts the charts of mirrored people to charts of the people.
-
-    Args:
-        outputs: NumPy maps [N, S, S, C].
-        symmetry: mirrored U and V. They are looked up channel by channel, as if every pixel were on
-            the patch of the channel.
-
-    Returns:
-        The same, columns reversed, left and right swapped in coarse and fine parts, U, V and
-        keypoints. Two coarse channels, person and background, have no sides. Outputs that are not
-        averaged by test-time augmentation become None.
-    """
-    maps: DensePoseOutputs[np.ndarray] = jax.tree.map(
-        lambda x: x[:, :, ::-1], _keep_averaged(outputs)
-    )
-    patch = np.broadcast_to(np.arange(maps.u.shape[-1]), maps.u.shape)
-    _, u, v = mirror_by_tables(symmetry, patch, maps.u, maps.v)
-    coarse = maps.coarse_segm
-    if coarse.shape[-1] > 2:
-        coarse = coarse[..., parts.COARSE_FLIP]
-    keypoints = maps.keypoints
-    return dataclasses.replace(
-        maps,
-        coarse_segm=coarse,
-        fine_segm=maps.fine_segm[..., parts.PATCH_FLIP],
-        u=u[..., parts.PATCH_FLIP].astype(np.float32),
-        v=v[..., parts.PATCH_FLIP].astype(np.float32),
-        keypoints=None if keypoints is None else keypoints[..., parts.KEYPOINT_FLIP],
-    )
-
-
-def _keep_averaged(outputs: DensePoseOutputs[np.ndarray]) -> DensePoseOutputs[np.ndarray]:
-    names = [field.name for field in dataclasses.fields(outputs)]
-    dropped: dict[str, Any] = {name: None for name in names if name not in _AVERAGED}
-    return dataclasses.replace(outputs, **dropped)
-
-
 def move_boxes(
     boxes_xyxy: np.ndarray, from_hw: tuple[int, int], to_hw: tuple[int, int]
 ) -> np.ndarray:
@@ -339,11 +339,37 @@ def move_boxes(
     return np.asarray(boxes_xyxy * scale, np.float32)
 
 
-def mirror_boxes(boxes_xyxy: np.ndarray, width: int) -> np.ndarray:
-    """Mirrors boxes [..., 4] in an image of this width."""
-    x0, y0, x1, y1 = np.moveaxis(boxes_xyxy, -1, 0)
-    return np.stack([width - x1, y0, width - x0, y1], axis=-1).astype(np.float32)
-
-
 def _mirror_if(is_mirrored: int, boxes: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return mirror_boxes(boxes, size_hw[1]) if is_mirrored else boxes
+
+
+def _rotate_back(
+    maps: PersonMaps[np.ndarray],
+    rotation: Rotation,
+    boxes_xyxy: np.ndarray,
+    canvas_boxes_xyxy: np.ndarray,
+) -> PersonMaps[np.ndarray]:
+    """Turns maps back to boxes [N, 4] of the image that was rotated."""
+
+    def turn_back(values: np.ndarray) -> np.ndarray:
+        if values.ndim == 3:  # masks have no channels
+            return rotation.turn_back(values[..., None], boxes_xyxy, canvas_boxes_xyxy)[..., 0]
+        return rotation.turn_back(values, boxes_xyxy, canvas_boxes_xyxy)
+
+    turned: PersonMaps[np.ndarray] = jax.tree.map(turn_back, maps)
+    return turned
+
+
+def _with_kappa_like(
+    reference: PersonMaps[np.ndarray], maps: PersonMaps[np.ndarray]
+) -> PersonMaps[np.ndarray]:
+    """Turns kappa around where it points away from the reference's: k and -k say the same."""
+    theirs, ours = reference.charts, maps.charts
+    if theirs is None or ours is None or theirs.kappa_u is None or ours.kappa_u is None:
+        return maps
+    if theirs.kappa_v is None or ours.kappa_v is None:
+        return maps
+    along = theirs.kappa_u * ours.kappa_u + theirs.kappa_v * ours.kappa_v
+    sign = np.where(along < 0, np.float32(-1), np.float32(1))
+    charts = dataclasses.replace(ours, kappa_u=sign * ours.kappa_u, kappa_v=sign * ours.kappa_v)
+    return dataclasses.replace(maps, charts=charts)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ktn_jax.body import parts
 from ktn_jax.body.loading import load_uv_symmetry
 from ktn_jax.body.symmetry import UVSymmetry
-from ktn_jax.inference import augmentation
+from ktn_jax.inference import augmentation, mirroring
 from ktn_jax.inference.augmentation import AugmentedPredictor
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.inference.stages import Stages
@@ -76,7 +76,7 @@ def test_mirrored_charts_are_the_originals(golden_dir, case):
         with np.load(golden_dir / "ops_upstream_chart.npz") as stored:
             given_ = [stored[f"{case}/{name}"] for name in "SIUV"]
             expected = [stored[f"{case}/hflip_{name}"] for name in "SIUV"]
-    actual = augmentation.mirror_outputs(_outputs(*given_), symmetry)
+    actual = mirroring.mirror_outputs(_outputs(*given_), symmetry)
     wanted = _outputs(*expected)
     for name in ("coarse_segm", "fine_segm", "u", "v"):
         left, right = getattr(actual, name), getattr(wanted, name)
@@ -84,23 +84,44 @@ def test_mirrored_charts_are_the_originals(golden_dir, case):
         np.testing.assert_array_equal(left, right, err_msg=name)
 
 
-def test_mirrored_keypoints_change_sides_and_other_outputs_go():
+def test_mirrored_keypoints_and_confidences_change_sides_and_other_outputs_go():
     rng = np.random.default_rng(1)
     maps = {name: rng.random((1, 4, 4, 25), np.float32) for name in ("fine_segm", "u", "v")}
     outputs = DensePoseOutputs(
         coarse_segm=rng.random((1, 4, 4, 2), np.float32),
         keypoints=rng.random((1, 4, 4, 17), np.float32),
-        sigma=np.ones((1, 4, 4, 25), np.float32),
+        sigma=rng.random((1, 4, 4, 25), np.float32),
+        coarse_segm_confidence=rng.random((1, 4, 4, 1), np.float32),
+        part_segm=np.ones((1, 4, 4, 15), np.float32),
         **maps,
     )
-    actual = augmentation.mirror_outputs(outputs, _identity_symmetry())
+    actual = mirroring.mirror_outputs(outputs, _identity_symmetry())
     left, right = (parts.KEYPOINT_NAMES.index(f"{side}_wrist") for side in ("left", "right"))
     np.testing.assert_array_equal(
         actual.keypoints[0, :, 0, left], outputs.keypoints[0, :, 3, right]
     )
     nose = parts.KEYPOINT_NAMES.index("nose")
     np.testing.assert_array_equal(actual.keypoints[0, :, 1, nose], outputs.keypoints[0, :, 2, nose])
-    assert actual.sigma is None
+    left, right = (parts.PATCH_NAMES.index(f"{side}_hand") for side in ("left", "right"))
+    np.testing.assert_array_equal(actual.sigma[0, :, 0, left], outputs.sigma[0, :, 3, right])
+    np.testing.assert_array_equal(
+        actual.coarse_segm_confidence, outputs.coarse_segm_confidence[:, :, ::-1]
+    )
+    assert actual.part_segm is None
+
+
+def test_mirrored_directions_follow_u_and_v():
+    """Where the mirror is (u, v) -> (1 - v, u), a step of (1, 2) becomes one of (-2, 1)."""
+    centres = (np.arange(256) + 0.5) / 255
+    v, u = np.meshgrid(centres, centres, indexing="ij")
+    symmetry = UVSymmetry(np.tile(1 - v, (24, 1, 1)), np.tile(u, (24, 1, 1)))
+    maps = np.zeros((1, 3, 4, 25), np.float32)
+    kappa = np.arange(25, dtype=np.float32) * np.ones_like(maps)
+    outputs = DensePoseOutputs(maps[..., :2], maps, maps, maps, kappa_u=kappa, kappa_v=2 * kappa)
+    actual = mirroring.mirror_outputs(outputs, symmetry)
+    expected = np.broadcast_to(parts.PATCH_FLIP, maps.shape)[..., 1:]
+    np.testing.assert_allclose(actual.kappa_u[..., 1:], -2 * expected, rtol=1e-6)
+    np.testing.assert_allclose(actual.kappa_v[..., 1:], expected, rtol=1e-6)
 
 
 def test_one_view_as_it_is_equals_plain_inference(variables, photo):
@@ -128,7 +149,7 @@ def test_a_mirrored_photo_gives_the_mirrored_people(mirrored, photo):
     width = mirrored.frame_size(photo.shape[:2])[1]
     for one, other in zip(here, there, strict=True):
         assert one.score == pytest.approx(other.score, abs=1e-5)
-        back = augmentation.mirror_boxes(other.box_xyxy, width)
+        back = mirroring.mirror_boxes(other.box_xyxy, width)
         np.testing.assert_allclose(one.box_xyxy, back, atol=1e-2)
         lifted = DensePoseOutputs(
             **{
@@ -136,7 +157,7 @@ def test_a_mirrored_photo_gives_the_mirrored_people(mirrored, photo):
                 for name in ("coarse_segm", "fine_segm", "u", "v", "keypoints")
             }
         )
-        turned = augmentation.mirror_outputs(lifted, _identity_symmetry())
+        turned = mirroring.mirror_outputs(lifted, _identity_symmetry())
         for name in ("coarse_segm", "fine_segm", "keypoints"):
             expected = getattr(turned, name)[0]
             scale = max(float(expected.std()), 1e-6)
@@ -202,6 +223,76 @@ def test_boxes_of_all_views_are_merged_and_drawn_in_each(mirrored, monkeypatch):
     )
 
 
+def test_opposite_directions_are_the_same(mirrored, monkeypatch):
+    """k and -k describe one covariance: views that differ in the sign do not cancel."""
+    monkeypatch.setattr(mirrored, "config", _config("test.augmentation.short_sides=(128,)"))
+    _fake_network(mirrored, monkeypatch, lambda width: ([[[9, 9, 50, 90]]] * 2, [[0.9]] * 2))
+
+    def charts(pyramid, boxes, rows):
+        maps = np.ones((len(boxes), 2, 2, 25), np.float32)
+        sign = np.where(rows == 0, 1, -1).reshape(-1, 1, 1, 1).astype(np.float32)
+        return DensePoseOutputs(
+            maps[..., :2],
+            maps,
+            maps,
+            maps,
+            sigma=sign * maps,
+            kappa_u=sign * maps,
+            kappa_v=maps * 0,
+        )
+
+    monkeypatch.setattr(mirrored.stages, "charts", charts)
+    person, *_ = mirrored.find_augmented(np.zeros((128, 170, 3), np.uint8))
+    np.testing.assert_allclose(person.charts.sigma, 0)
+    np.testing.assert_allclose(person.charts.kappa_u, 1, atol=1e-2)  # of an identity of cells
+    np.testing.assert_allclose(person.charts.kappa_v, 0, atol=1e-2)
+
+
+def test_rotated_views_see_the_same_people_and_their_charts_are_turned_back(mirrored, monkeypatch):
+    """A network whose charts tell where on the photo a cell is gives the same in every view."""
+    changes = ("short_sides=(96,)", "flip=False", "rotation_degrees=(90, -30)")
+    config = _config("test.max_side=160", *(f"test.augmentation.{change}" for change in changes))
+    monkeypatch.setattr(mirrored, "config", config)
+    photo = np.zeros((128, 160, 3), np.uint8)
+    frame_hw = mirrored.frame_size(photo.shape[:2])
+    seen = []
+
+    def detect(inputs, sizes):
+        seen.append(tuple(sizes[0].tolist()))
+        # Boxes of rotated views are not taken.
+        scores = np.float32([[0.9 if len(seen) == 1 else 0.95]])
+        box = np.float32([[[30, 20, 70, 90]]]) * (96 / 128 if len(seen) == 1 else 1)
+        return seen[-1], Detections(box, scores, scores > 0)
+
+    def charts(view_hw, boxes, rows):
+        number, (box,) = seen.index(view_hw), boxes
+        cells = (np.arange(16) + 0.5) / 16
+        x, y = np.meshgrid(*(box[i] + cells * (box[i + 2] - box[i]) for i in (0, 1)))
+        at = np.stack([x, y], axis=-1)
+        if number == 0:
+            at = at * 128 / 96
+        else:  # to the offset from the centre, and back by the angle
+            angle = np.deg2rad((90, -30)[number - 1])
+            offset = at - np.array(view_hw[::-1]) / 2
+            back = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+            at = offset @ back + np.array(frame_hw[::-1]) / 2
+        maps = np.repeat(at[None], 13, axis=-1)[..., :25].astype(np.float32)
+        return DensePoseOutputs(maps[..., 12:14], maps, maps, maps, keypoints=maps[..., :17])
+
+    monkeypatch.setattr(mirrored.stages, "detect", detect)
+    monkeypatch.setattr(mirrored.stages, "charts", charts)
+    (person,) = mirrored.find_augmented(photo)
+    assert frame_hw == (128, 160) and seen == [(96, 120), (160, 128), (191, 203)]
+    assert person.score == pytest.approx(0.9)
+    np.testing.assert_allclose(person.box_xyxy, [30, 20, 70, 90], rtol=1e-6)
+    cells = (np.arange(16) + 0.5) / 16
+    x = np.broadcast_to(30 + 40 * cells, (16, 16))
+    y = np.broadcast_to(20 + 70 * cells[:, None], (16, 16))
+    for maps in (person.charts.fine_segm, person.charts.u, person.charts.keypoints):
+        np.testing.assert_allclose(maps[..., 0], x, atol=1e-4)
+        np.testing.assert_allclose(maps[..., 13], y, atol=1e-4)
+
+
 def test_many_people_are_drawn_a_few_at_a_time(mirrored, monkeypatch):
     monkeypatch.setattr(augmentation, "_PEOPLE_AT_A_TIME", 2)
     places = [[[30 * i, 10, 30 * i + 20, 90] for i in range(5)], [[0] * 4] * 5]
@@ -230,13 +321,13 @@ def test_boxes_come_back(corners, height, width, new_width):
     np.testing.assert_allclose(there[:, 1], 2 * corners[:, 1], rtol=1e-6, atol=1e-6)
     back = augmentation.move_boxes(there, (2 * height, new_width), (height, width))
     np.testing.assert_allclose(back, corners, rtol=1e-6, atol=1e-6)
-    twice = augmentation.mirror_boxes(augmentation.mirror_boxes(corners, width), width)
+    twice = mirroring.mirror_boxes(mirroring.mirror_boxes(corners, width), width)
     np.testing.assert_allclose(twice, corners, atol=1e-3)
 
 
 def test_a_mirrored_box_by_hand():
     box = np.float32([[10, 20, 30, 60]])
-    np.testing.assert_array_equal(augmentation.mirror_boxes(box, 100), [[70, 20, 90, 60]])
+    np.testing.assert_array_equal(mirroring.mirror_boxes(box, 100), [[70, 20, 90, 60]])
 
 
 def test_what_is_missing_is_said(variables, tmp_path):
