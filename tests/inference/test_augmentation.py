@@ -228,24 +228,18 @@ def test_opposite_directions_are_the_same(mirrored, monkeypatch):
     monkeypatch.setattr(mirrored, "config", _config("test.augmentation.short_sides=(128,)"))
     _fake_network(mirrored, monkeypatch, lambda width: ([[[9, 9, 50, 90]]] * 2, [[0.9]] * 2))
 
-    def charts(pyramid, boxes, rows):
+    def describe(pyramid, boxes, rows, classes):
         maps = np.ones((len(boxes), 2, 2, 25), np.float32)
         sign = np.where(rows == 0, 1, -1).reshape(-1, 1, 1, 1).astype(np.float32)
-        return DensePoseOutputs(
-            maps[..., :2],
-            maps,
-            maps,
-            maps,
-            sigma=sign * maps,
-            kappa_u=sign * maps,
-            kappa_v=maps * 0,
-        )
+        kappas = {"kappa_u": sign * maps, "kappa_v": 0 * maps}
+        outputs = DensePoseOutputs(maps[..., :2], maps, maps, maps, sigma=sign * maps, **kappas)
+        return PersonMaps(outputs)
 
-    monkeypatch.setattr(mirrored.stages, "charts", charts)
+    monkeypatch.setattr(mirrored.stages, "describe", describe)
     person, *_ = mirrored.find_augmented(np.zeros((128, 170, 3), np.uint8))
-    np.testing.assert_allclose(person.charts.sigma, 0)
-    np.testing.assert_allclose(person.charts.kappa_u, 1, atol=1e-2)  # of an identity of cells
-    np.testing.assert_allclose(person.charts.kappa_v, 0, atol=1e-2)
+    np.testing.assert_allclose(person.maps.charts.sigma, 0)
+    np.testing.assert_allclose(person.maps.charts.kappa_u, 1, atol=1e-2)  # of an identity of cells
+    np.testing.assert_allclose(person.maps.charts.kappa_v, 0, atol=1e-2)
 
 
 def test_rotated_views_see_the_same_people_and_their_charts_are_turned_back(mirrored, monkeypatch):
@@ -262,9 +256,9 @@ def test_rotated_views_see_the_same_people_and_their_charts_are_turned_back(mirr
         # Boxes of rotated views are not taken.
         scores = np.float32([[0.9 if len(seen) == 1 else 0.95]])
         box = np.float32([[[30, 20, 70, 90]]]) * (96 / 128 if len(seen) == 1 else 1)
-        return seen[-1], Detections(box, scores, scores > 0)
+        return seen[-1], Detections(box, scores, scores > 0, np.zeros((1, 1), np.int32))
 
-    def charts(view_hw, boxes, rows):
+    def describe(view_hw, boxes, rows, classes):
         number, (box,) = seen.index(view_hw), boxes
         cells = (np.arange(16) + 0.5) / 16
         x, y = np.meshgrid(*(box[i] + cells * (box[i + 2] - box[i]) for i in (0, 1)))
@@ -277,10 +271,11 @@ def test_rotated_views_see_the_same_people_and_their_charts_are_turned_back(mirr
             back = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
             at = offset @ back + np.array(frame_hw[::-1]) / 2
         maps = np.repeat(at[None], 13, axis=-1)[..., :25].astype(np.float32)
-        return DensePoseOutputs(maps[..., 12:14], maps, maps, maps, keypoints=maps[..., :17])
+        charts = DensePoseOutputs(maps[..., 12:14], maps, maps, maps)
+        return PersonMaps(charts, keypoints=maps[..., :17], mask=maps[..., 0])
 
     monkeypatch.setattr(mirrored.stages, "detect", detect)
-    monkeypatch.setattr(mirrored.stages, "charts", charts)
+    monkeypatch.setattr(mirrored.stages, "describe", describe)
     (person,) = mirrored.find_augmented(photo)
     assert frame_hw == (128, 160) and seen == [(96, 120), (160, 128), (191, 203)]
     assert person.score == pytest.approx(0.9)
@@ -288,9 +283,11 @@ def test_rotated_views_see_the_same_people_and_their_charts_are_turned_back(mirr
     cells = (np.arange(16) + 0.5) / 16
     x = np.broadcast_to(30 + 40 * cells, (16, 16))
     y = np.broadcast_to(20 + 70 * cells[:, None], (16, 16))
-    for maps in (person.charts.fine_segm, person.charts.u, person.charts.keypoints):
+    found = person.maps
+    for maps in (found.charts.fine_segm, found.charts.u, found.keypoints):
         np.testing.assert_allclose(maps[..., 0], x, atol=1e-4)
         np.testing.assert_allclose(maps[..., 13], y, atol=1e-4)
+    np.testing.assert_allclose(found.mask, x, atol=1e-4)
 
 
 def test_many_people_are_drawn_a_few_at_a_time(mirrored, monkeypatch):
