@@ -46,6 +46,12 @@ _LOSS_KEYS = {
     "densepose_iou_threshold": "FG_IOU_THRESHOLD",
 }
 
+_AUGMENTATION_KEYS = {
+    "short_sides": "MIN_SIZES",
+    "max_side": "MAX_SIZE",
+    "flip": "FLIP",
+    "rotation_degrees": "ROTATION_ANGLES",
+}
 # Settings that the models here do not depend on.
 _NO_EFFECT = (
     "MODEL.DEVICE",
@@ -123,6 +129,9 @@ def _translate(tree: Tree, config: ConfigDict) -> None:
     _loss(tree, config)
     config.test.short_side = tree.get("INPUT.MIN_SIZE_TEST")
     config.test.max_side = tree.get("INPUT.MAX_SIZE_TEST")
+    for ours, theirs in _AUGMENTATION_KEYS.items():
+        default = config.test.augmentation[ours]
+        config.test.augmentation[ours] = tree.find(f"TEST.AUG.{theirs}", default)
 
 
 def _tasks(tree: Tree) -> tuple[str, ...]:

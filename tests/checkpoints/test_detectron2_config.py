@@ -15,7 +15,12 @@ def tree(golden_dir):
 
 
 def test_values_arrive(tree):
-    model = from_detectron2(tree).model
+    tree["TEST"]["AUG"] |= {"MIN_SIZES": [300, 400], "ROTATION_ANGLES": [-10, 10.5], "FLIP": False}
+    config = from_detectron2(tree)
+    views = config.test.augmentation
+    assert (views.short_sides, views.rotation_degrees) == ((300, 400), (-10, 10.5))
+    assert not views.flip and views.max_side == 4000
+    model = config.model
     assert model.backbone.res2_channels == 16
     assert model.rpn.post_nms_top_k_train == 60
     assert model.box_head.max_detections == 5
