@@ -36,8 +36,11 @@ def evaluate_coco(
         Measure -> name -> per cent (None where there is nobody to find), and notes.
     """
     people = truth.coco["annotations"]
-    summaries = {"bbox": _evaluate("bbox", truth, people, [box for _, box in _boxes(results)])}
-    notes = []
+    summaries, notes = {}, []
+    if results.num_boxless:
+        notes.append(f"bbox left out: {results.num_boxless} of {len(results)} detections have none")
+    else:
+        summaries["bbox"] = _evaluate("bbox", truth, people, [box for _, box in _boxes(results)])
     maskless = sum(number not in masks for number, _ in _boxes(results))
     if not people or not all(person.get("segmentation") for person in people):
         notes.append("segm left out: not every person has a segmentation")

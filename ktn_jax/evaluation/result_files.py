@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ktn_jax.data_pipelines.coco import rle
+from ktn_jax.data_pipelines.coco.json_values import is_absent, to_numbers
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.results.detection_checks import ResultsError, check_record
@@ -31,7 +32,7 @@ class Detection:
         detection_id: its position in the file, from 1.
         image_id: of the annotation file.
         score: finite.
-        box_xywh: in pixels of the image.
+        box_xywh: in pixels of the image; that of the keypoints, or empty, where the file has none.
         offset: of its JSON text in the file, in bytes.
         length: of its JSON text, in bytes.
         has_picture: whether it has an IUV picture; plain COCO results have none.
@@ -55,12 +56,14 @@ class ResultIndex:
         by_image: detections of each image, best score first, equal scores in file order.
         keypoints: [51] by detection id, of the detections that have them.
         notes: remarks for the reader.
+        num_boxless: detections without a box of their own.
     """
 
     path: pathlib.Path
     by_image: Mapping[int, tuple[Detection, ...]]
     keypoints: Mapping[int, np.ndarray]
     notes: tuple[str, ...] = ()
+    num_boxless: int = 0
 
     def __len__(self) -> int:
         return sum(map(len, self.by_image.values()))
@@ -105,7 +108,8 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
     file_names = {image.image_id: image.file_name for image in truth.images}
     by_image: dict[int, list[Detection]] = {}
     keypoints: dict[int, np.ndarray] = {}
-    seen, duplicates, other_categories, on_skipped, pictureless = set(), 0, 0, 0, 0
+    seen: set[Any] = set()
+    duplicates, other_categories, on_skipped, pictureless, boxless = 0, 0, 0, 0, 0
     for number, (offset, length, entry) in enumerate(iterate_entries(path), start=1):
         where = f"{path.name}: detection {number}"
         if "results" in entry and "bbox" not in entry:
@@ -138,6 +142,7 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
         key = (detection.image_id, detection.score, box)
         duplicates += key in seen
         pictureless += not detection.has_picture
+        boxless += is_absent(entry.get("bbox"))
         seen.add(key)
         if record.get("keypoints") is not None:
             keypoints[number] = np.array(record["keypoints"], np.float64)
@@ -169,7 +174,7 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
         image: tuple(sorted(found, key=lambda detection: -detection.score))
         for image, found in by_image.items()
     }
-    return ResultIndex(path, ranked, keypoints, tuple(notes))
+    return ResultIndex(path, ranked, keypoints, tuple(notes), boxless)
 
 
 def _is_person(where: str, entry: Mapping[str, Any], truth: GroundTruth) -> bool:
@@ -185,10 +190,23 @@ def _is_person(where: str, entry: Mapping[str, Any], truth: GroundTruth) -> bool
 
 
 def _checked(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("bbox", "densepose", "uv_shape", "uv_data")
+    is_plain = all(is_absent(entry.get(name)) for name in names)
+    if is_plain and not all(is_absent(entry.get(name)) for name in ("keypoints", "segmentation")):
+        entry = {**entry, "bbox": _box_of(entry.get("keypoints"))}
     try:
         return check_record(where, entry, needs_picture=False)
     except ResultsError as error:
         raise EvaluationError(str(error)) from error
+
+
+def _box_of(keypoints: Any) -> list[float]:
+    """The box xywh of a detection without one, as pycocotools takes it: that of its keypoints."""
+    numbers = to_numbers(keypoints)
+    if numbers is None or numbers.size % 3 or not numbers.size or not np.isfinite(numbers).all():
+        return [0.0] * 4  # `check_record` says what is wrong with keypoints
+    x, y = numbers[0::3], numbers[1::3]
+    return [float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))]
 
 
 def _check_file_name(where: str, record: Mapping[str, Any], annotated: str) -> None:

@@ -104,6 +104,30 @@ def test_plain_coco_results_are_scored_without_the_surface(real_dir, tmp_path):
             evaluator.evaluate_files(plain, tmp_path / "truth.json", None)
 
 
+def test_coco_results_need_no_boxes(real_dir, tmp_path):
+    """As those of COCO's own examples; pycocotools measures people by keypoints or masks then."""
+    truth = _real_truth(real_dir)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    path = tmp_path / "results.json"
+    for kept, absent in (("keypoints", "segmentation"), ("segmentation", "keypoints")):
+        results = [_without_picture(result) for result in _truth_as_results(truth)]
+        results = [one for one in results if one.get(kept)]
+        for result in results:
+            del result["bbox"]
+            result.pop(absent, None)
+        path.write_text(json.dumps(results))
+        metrics = evaluator.evaluate_files(path, tmp_path / "truth.json", None)
+        name = {"keypoints": "keypoints", "segmentation": "segm"}[kept]
+        assert set(metrics.summaries) == {name}
+        assert metrics.summaries[name]["AP"] == pytest.approx(100)
+        count = len(results)
+        assert f"bbox left out: {count} of {count} detections have none" in metrics.notes
+    results[0].pop("segmentation")
+    path.write_text(json.dumps(results))
+    with pytest.raises(EvaluationError, match="detection 1: missing bbox"):
+        evaluator.evaluate_files(path, tmp_path / "truth.json", None)
+
+
 def test_detections_without_a_picture_among_others_count_as_background(flat_world, tmp_path):
     empty = [dict(entry) for entry in flat_world.entries]
     empty[0]["iuv"] = np.zeros_like(empty[0]["iuv"])
