@@ -135,7 +135,7 @@ def _add_graph(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as-original",
         action="store_true",
-        help="treat left and right as the original does, not symmetrically",
+        help="the matrices of KTN's own script, which differ for left and right",
     )
     parser.add_argument("--picture", type=pathlib.Path, help="file for a heatmap, .png or .pdf")
 
@@ -144,7 +144,7 @@ def _graph(arguments: argparse.Namespace) -> int:
     from ktn_jax.body.graph import body_graph
 
     graph = body_graph.build_graph(
-        arguments.relationships, arguments.word_vectors, not arguments.as_original
+        arguments.relationships, arguments.word_vectors, as_original=arguments.as_original
     )
     body_graph.save_graph(arguments.output, graph)
     if arguments.picture:

@@ -8,6 +8,9 @@ Three matrices against background and 24 patches, each 0.3 x the sum of
 
 Visual Genome and GloVe are large and not part of the project. Without them term 1 is left out and
 term 2 comes from the small table of `word_similarity`.
+
+KTN's own matrices differ where its script is not the same for left and right, and for the person,
+whose matrix is 0.5 x the sum of terms 1 and 2; `build_graph` makes those too.
 """
 
 import dataclasses
@@ -24,6 +27,7 @@ from ktn_jax.body.graph.word_similarity import Name
 from ktn_jax.runtime import atomic_files
 
 SCALE = 0.3
+_ORIGINAL_PERSON_SCALE = 0.5
 NUM_BOX_ROWS = 6  # rows of the box head: two classes, then four deltas; all describe the person
 
 SURFACE_WORDS = ("torso", "hand", "foot", "leg", "arm", "head")
@@ -39,8 +43,8 @@ _KEYPOINT_SYNONYMS = {
     "shoulder": ("torso", "body"),
     "elbow": ("arm",),
     "wrist": ("hand", "forearm"),
-    "hip": ("buttocks", "thigh"),
-    "knee": ("lap", "shank", "shin"),
+    "hip": ("buttocks", "arse", "ass", "thigh"),
+    "knee": ("lap", "crus", "shank", "shin"),
     "ankle": ("foot",),
 }
 _PERSON_SYNONYMS = {"person": ("body", "human")}
@@ -98,17 +102,22 @@ _ROW_FLIPS = {
 def build_graph(
     relationships: str | os.PathLike[str] | None = None,
     word_vectors: str | os.PathLike[str] | None = None,
-    is_symmetric: bool = True,
+    as_original: bool = False,
 ) -> BodyGraph:
     """Builds the graph.
+
+    A row or column that occurs in no relationship is 0 in term 1, where the original's matrices are
+    not a number.
 
     Args:
         relationships: Visual Genome's `relationships.json`; None leaves term 1 out.
         word_vectors: `glove.6B.300d.txt`; None takes term 2 from constants of the project.
-        is_symmetric: the same for left and right. False pairs parts and patches in term 1 as the
-            original does: upper arms and legs of either side with left patches and the back, lower
-            ones with right patches and the front. It also leaves term 2 as the vectors give it:
-            "left" and "right" have different ones.
+        as_original: the matrices of KTN's script instead of those that are the same for left and
+            right. It pairs parts and patches in term 1 in its own way: upper arms and legs of
+            either side with left patches and the back, lower ones with right patches and the
+            front. Term 2 is as the vectors give it ("left" and "right" have different ones), its
+            patches without upper and lower, for keypoints of side and noun only. Words of the
+            relationships must match to the letter.
 
     Returns:
         The graph; its background row and column are 0.
@@ -123,12 +132,14 @@ def build_graph(
         else word_similarity.load_similarity(word_vectors)
     )
     surfaces = [_name(patch) for patch in parts.PATCH_NAMES[1:]]
+    if as_original:
+        surfaces = [_original_surface(surface) for surface in surfaces]
     rows = {
         "keypoint": [_name(keypoint) for keypoint in parts.KEYPOINT_NAMES],
         "part": [_name(part) for part in parts.COARSE_NAMES[1:]],
         "box": [Name("person")],
     }
-    counts = None if relationships is None else _count(relationships)
+    counts = None if relationships is None else _count(relationships, is_exact=as_original)
     structure = {
         "keypoint": _keypoint_touches(),
         "part": _part_touches(),
@@ -136,14 +147,19 @@ def build_graph(
     }
     matrices = {}
     for source, names in rows.items():
-        matrix = structure[source] + _similarities(names, surfaces, similarity)
+        scale, without_level = SCALE, as_original and source == "keypoint"
+        matrix = _similarities(names, surfaces, similarity, without_level)
+        if as_original and source == "box":
+            scale = _ORIGINAL_PERSON_SCALE
+        else:
+            matrix += structure[source]
         if counts is not None:
-            as_original = source == "part" and not is_symmetric
-            matrix += _co_occurrence(counts[source], names, surfaces, as_original)
-        matrices[source] = np.pad(SCALE * matrix, ((0, 0), (1, 0)))
+            in_halves = as_original and source == "part"
+            matrix += _co_occurrence(counts[source], names, surfaces, in_halves)
+        matrices[source] = np.pad(scale * matrix, ((0, 0), (1, 0)))
     matrices["part"] = np.pad(matrices["part"], ((1, 0), (0, 0)))
     matrices["box"] = np.repeat(matrices["box"], NUM_BOX_ROWS, axis=0)
-    if is_symmetric:
+    if not as_original:
         matrices = {source: (m + _mirror(source, m)) / 2 for source, m in matrices.items()}
     return BodyGraph(**{source: m.astype(np.float32) for source, m in matrices.items()})
 
@@ -174,9 +190,23 @@ def _name(text: str) -> Name:
     return Name(noun, side[0] if side else "middle", level[0] if level else "full")
 
 
+def _original_surface(name: Name) -> Name:
+    """A patch's name in the original: no limb is upper or lower, and the head's halves change."""
+    other_side = {"left": "right", "right": "left"}
+    side = other_side[name.side] if name.noun == "head" else name.side
+    return Name(name.noun, side)
+
+
 def _similarities(
-    rows: list[Name], columns: list[Name], similarity: Callable[[Name, Name], float]
+    rows: list[Name],
+    columns: list[Name],
+    similarity: Callable[[Name, Name], float],
+    without_level: bool,
 ) -> np.ndarray:
+    if without_level:
+        rows, columns = (
+            [dataclasses.replace(name, level="") for name in names] for names in (rows, columns)
+        )
     return np.array([[similarity(row, column) for column in columns] for row in rows])
 
 
@@ -198,7 +228,9 @@ def _part_touches() -> np.ndarray:
     return touches.astype(np.float64)
 
 
-def _count(relationships: str | os.PathLike[str]) -> dict[str, dict[tuple[str, str], int]]:
+def _count(
+    relationships: str | os.PathLike[str], is_exact: bool
+) -> dict[str, dict[tuple[str, str], int]]:
     """Counts word pairs for the three matrices in one reading of the file."""
     surfaces = {word: _SURFACE_SYNONYMS.get(word, ()) for word in SURFACE_WORDS}
     sources: dict[str, Synonyms] = {
@@ -206,20 +238,24 @@ def _count(relationships: str | os.PathLike[str]) -> dict[str, dict[tuple[str, s
         "part": surfaces,
         "box": _PERSON_SYNONYMS,
     }
-    return count_pairs(relationships, sources, surfaces)
+    return count_pairs(relationships, sources, surfaces, is_exact=is_exact)
 
 
 def _co_occurrence(
     counts: Mapping[tuple[str, str], int],
     rows: list[Name],
     columns: list[Name],
-    as_original: bool,
+    in_halves: bool,
 ) -> np.ndarray:
-    """Spreads counts of words over the names that have them, and normalises."""
+    """Spreads counts of words over the names that have them, and normalises.
+
+    With `in_halves`, upper limbs are joined with one half of the patches and lower ones with the
+    other.
+    """
     matrix = np.array(
         [[float(counts.get((row.noun, column.noun), 0)) for column in columns] for row in rows]
     )
-    if as_original:
+    if in_halves:
         columns_of = {"upper": ("left", "back"), "lower": ("right", "front")}
         for index, row in enumerate(rows):
             if row.level in columns_of:

@@ -12,7 +12,10 @@ Synonyms = Mapping[str, tuple[str, ...]]  # words, each with others that stand f
 
 
 def count_pairs(
-    path: str | os.PathLike[str], sources: Mapping[str, Synonyms], surfaces: Synonyms
+    path: str | os.PathLike[str],
+    sources: Mapping[str, Synonyms],
+    surfaces: Synonyms,
+    is_exact: bool = False,
 ) -> dict[str, dict[tuple[str, str], int]]:
     """Counts the relationships that join a source word and a surface word.
 
@@ -22,9 +25,11 @@ def count_pairs(
 
     Args:
         path: `relationships.json`: a list of {"relationships": [{"subject", "object"}]}, where both
-            have a "name" or "names". It is read piece by piece.
+            have a "name" or "names", of which the first counts, or none. It is read piece by
+            piece.
         sources: kinds of words to count for.
         surfaces: the words of the surface.
+        is_exact: whether capitals and blanks around words matter.
 
     Returns:
         For each kind, counts by (source word, surface word); pairs never seen are left out.
@@ -38,7 +43,7 @@ def count_pairs(
     counts: dict[str, dict[tuple[str, str], int]] = {
         kind: collections.Counter() for kind in sources
     }
-    for words in _read_words(path):
+    for words in _read_words(path, is_exact):
         for kind, synonyms in sources.items():
             for pair in _pairs(words, synonyms, stands_for[kind], surfaces, surface_stands_for):
                 counts[kind][pair] += 1
@@ -70,23 +75,23 @@ def _pairs(
     return []
 
 
-def _read_words(path: str | os.PathLike[str]) -> Iterator[frozenset[str]]:
+def _read_words(path: str | os.PathLike[str], is_exact: bool) -> Iterator[frozenset[str]]:
     """The words of subject and object of every relationship."""
     images = iterate_objects(pathlib.Path(path), "utf-8")
     for index, (_, _, image) in enumerate(images):
         try:
             for relationship in image["relationships"]:
-                yield frozenset(
-                    _word(relationship[end], index, path) for end in ("subject", "object")
-                )
-        except (KeyError, TypeError) as error:
+                words = [_word(relationship[end], index, path) for end in ("subject", "object")]
+                yield frozenset(words if is_exact else (word.strip().lower() for word in words))
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}: entry {index} has no relationships with subject and object: {error!r}"
             ) from error
 
 
 def _word(node: Mapping[str, Any], index: int, path: str | os.PathLike[str]) -> str:
-    names = [node["name"]] if "name" in node else node.get("names")
-    if not names or not isinstance(names[0], str):
-        raise ValueError(f"{path}: entry {index} has a subject or object without a name")
-    return names[0].strip().lower()
+    """The first name of a subject or object; empty for one without."""
+    name = node["name"] if "name" in node else (node.get("names") or [""])[0]
+    if not isinstance(name, str):
+        raise ValueError(f"{path}: entry {index} has a subject or object whose name is no text")
+    return name

@@ -26,12 +26,13 @@ class Name:
 
     noun: str
     side: str = "middle"
-    level: str = "full"
+    level: str = "full"  # or empty, for a name of two words
 
     @property
-    def words(self) -> tuple[str, str, str]:
+    def words(self) -> tuple[str, ...]:
         """Level, side and noun."""
-        return (self.level, self.side, self.noun)
+        words = (self.level, self.side, self.noun)
+        return words if self.level else words[1:]
 
 
 # Estimates of how near two words are in English, in tenths, made by hand for this project: they

@@ -100,9 +100,12 @@ def test_similarity_is_the_cosine_of_the_names_vectors(tmp_path):
     b = np.concatenate([vectors["upper"], vectors["right"], vectors["arm"]])
     expected = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
     assert similarity(first, second) == pytest.approx(expected, abs=1e-9)
-    graph = body_graph.build_graph(word_vectors=path, is_symmetric=False)
+    graph = body_graph.build_graph(word_vectors=path, as_original=True)
     elbow = parts.KEYPOINT_NAMES.index("left_elbow")
-    # Patch 16: the right upper arm, which the left elbow does not touch.
+    # Patch 16: the right upper arm, which the left elbow does not touch. The original compares two
+    # words of keypoints.
+    a, b = a[300:], b[300:]
+    expected = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
     assert graph.keypoint[elbow, 16] == pytest.approx(0.3 * expected, abs=1e-6)
     assert graph.keypoint[elbow, 15] > 0.3 * 0.9 + graph.keypoint[elbow, 16]
 
@@ -128,6 +131,38 @@ def test_relationships_are_counted_literally_first_then_by_synonym(tmp_path, mon
     assert counts == {"keypoint": {("elbow", "arm"): 2, ("wrist", "hand"): 3}}
 
 
+def test_only_the_first_name_counts_and_there_may_be_none(tmp_path):
+    path = tmp_path / "relationships.json"
+    ends = [{"names": ["hand", "arm"]}, {}], [{"names": ["Arm"]}, {"name": "hand", "names": ["x"]}]
+    images = [{"relationships": [{"subject": s, "object": o}]} for s, o in ends]
+    path.write_text(json.dumps(images))
+    words = {"arm": (), "hand": ()}
+    both = {("hand", "hand"): 2, ("hand", "arm"): 1, ("arm", "hand"): 1, ("arm", "arm"): 1}
+    assert co_occurrence.count_pairs(path, {"part": words}, words) == {"part": both}
+    exact = co_occurrence.count_pairs(path, {"part": words}, words, is_exact=True)
+    assert exact == {"part": {("hand", "hand"): 2}}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", ["main", "sparse"])
+def test_the_originals_matrices_are_its_scripts(golden_dir, case):
+    """Words that never occur together: the script divides by zero; here term 1 is zero."""
+    folder = golden_dir / "crkg" / case
+    paths = (folder / "relationships.json", folder / "glove.6B.300d.txt")
+    graph = body_graph.build_graph(*paths, as_original=True)
+    without_counts = body_graph.build_graph(None, paths[1], as_original=True)
+    expected = np.load(folder / "expected.npz")
+    for source, name in (("keypoint", "kpt"), ("part", "part"), ("box", "person")):
+        theirs, ours = expected[f"{name}_surf_crkg"], getattr(graph, source)
+        is_number = np.isfinite(theirs)
+        assert is_number.all() == (case == "main")
+        np.testing.assert_allclose(ours[is_number], theirs[is_number], atol=1e-7)
+        np.testing.assert_array_equal(ours[~is_number], getattr(without_counts, source)[~is_number])
+    other = body_graph.build_graph(*paths)
+    assert body_graph.is_symmetric(other) and not body_graph.is_symmetric(graph)
+    assert np.isfinite(other.part).all() and not np.allclose(other.part, graph.part, atol=1e-2)
+
+
 def graphs_with_and_without(tmp_path, pairs, **options):
     path = write_relationships(tmp_path / "relationships.json", pairs)
     with_counts = body_graph.build_graph(path, **options)
@@ -147,20 +182,20 @@ def test_co_occurrence_is_spread_over_both_sides_and_normalised(tmp_path):
     assert np.count_nonzero(np.abs(term) > 1e-6) == 2 * 8 + 2 * 2
 
 
-@pytest.mark.parametrize("is_symmetric", [True, False])
-def test_pairing_of_upper_and_lower_limbs(tmp_path, is_symmetric):
+@pytest.mark.parametrize("as_original", [True, False])
+def test_pairing_of_upper_and_lower_limbs(tmp_path, as_original):
     """The original joins upper parts with left patches only, and lower ones with right ones."""
     pairs = [("leg", "leg"), ("arm", "torso")]
-    with_counts, without = graphs_with_and_without(tmp_path, pairs, is_symmetric=is_symmetric)
-    assert body_graph.is_symmetric(with_counts) == is_symmetric
+    with_counts, without = graphs_with_and_without(tmp_path, pairs, as_original=as_original)
+    assert body_graph.is_symmetric(with_counts) != as_original
     is_joined = with_counts.part - without.part > 1e-6
     rows = {part: set(np.flatnonzero(is_joined[i])) for i, part in enumerate(parts.COARSE_NAMES)}
     left, right = {8, 10, 12, 14}, {7, 9, 11, 13}
     for side in ("left", "right"):
-        assert rows[f"{side}_upper_leg"] == (left | right if is_symmetric else left)
-        assert rows[f"{side}_lower_leg"] == (left | right if is_symmetric else right)
+        assert rows[f"{side}_upper_leg"] == (left | right if not as_original else left)
+        assert rows[f"{side}_lower_leg"] == (left | right if not as_original else right)
         # Patch 1 is the back, 2 the front. "torso" with "arm" counts from the arm's side.
-        torso = {1, 2} if is_symmetric else {1}
+        torso = {1, 2} if not as_original else {1}
         assert rows[f"{side}_upper_arm"] & {1, 2} == torso
     # Keypoints are joined with all four pairs in the original too.
     elbows = with_counts.keypoint - without.keypoint
@@ -171,7 +206,7 @@ def test_the_default_graph_is_symmetric_whatever_the_vectors(tmp_path):
     write_vectors(tmp_path / "glove.txt")
     assert body_graph.is_symmetric(body_graph.build_graph())
     assert body_graph.is_symmetric(body_graph.build_graph(word_vectors=tmp_path / "glove.txt"))
-    lopsided = body_graph.build_graph(word_vectors=tmp_path / "glove.txt", is_symmetric=False)
+    lopsided = body_graph.build_graph(word_vectors=tmp_path / "glove.txt", as_original=True)
     assert not body_graph.is_symmetric(lopsided)
 
 
@@ -240,7 +275,8 @@ def test_damaged_files_are_named(tmp_path):
         ("[1]", r"relationships\.json: expected an object \{...\} at byte 1"),
         ('[{"relationships": []}, {"relat', "is not complete; was the file cut short"),
         ('[{"objects": []}]', "entry 0 has no relationships"),
-        ('[{"relationships": [{"subject": {}, "object": {"name": "x"}}]}]', "without a name"),
+        ('[{"relationships": [{"subject": {"name": 1}, "object": {}}]}]', "name is no text"),
+        ('[{"relationships": [{"subject": "x", "object": {}}]}]', "no relationships with subject"),
     ):
         relationships.write_text(text)
         with pytest.raises(ValueError, match=message):
