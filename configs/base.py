@@ -25,105 +25,136 @@ def _model() -> ConfigDict:
     model.pixel_mean_bgr = (103.53, 116.28, 123.675)
     model.pixel_std_bgr = (1.0, 1.0, 1.0)
     model.dtype = "float32"  # of computation, or bfloat16; parameters stay float32
-
     # Branches of the people found: any of densepose, keypoints and masks.
     model.tasks = ("densepose",)
-
-    model.backbone = ConfigDict()
-    model.backbone.name = "resnet"  # resnet (with FPN) or hrnet (with HRFPN)
-    model.backbone.depth = 50  # ResNet: 50, 101 or 152
-    model.backbone.num_blocks = ()  # of each stage; () for those of the depth
-    model.backbone.stem_channels = 64
-    model.backbone.width = 64  # of res2's 3x3 convolutions; doubles with every stage
-    model.backbone.res2_channels = 256
-    model.backbone.norm = "FrozenBN"  # FrozenBN, BN or GN
-    model.backbone.stride_in_1x1 = True  # MSRA weights; False for torchvision's
-    model.backbone.res5_dilation = 1
-    model.backbone.freeze_at = 2  # stages that do not train: 1 the stem, 2 also res2, ...
-    model.backbone.hrnet_channels = ((32, 64), (32, 64, 128), (32, 64, 128, 256))
-    model.backbone.hrnet_num_blocks = ((4, 4), (4, 4, 4), (4, 4, 4, 4))
-    model.backbone.hrnet_num_modules = (1, 4, 3)
-
+    model.backbone = _backbone()
     model.neck = ConfigDict()
     model.neck.channels = 256
     model.neck.norm = ""
+    model.rpn = _rpn()
+    model.box_head = _box_head()
+    model.decoder = _decoder()
+    model.densepose_head = _densepose_head()
+    model.predictor = _predictor()
+    model.mask_head = _mask_head()
+    model.keypoint_head = _keypoint_head()
+    return model
 
-    model.rpn = ConfigDict()
-    model.rpn.anchor_sizes = ((32,), (64,), (128,), (256,), (512,))  # pixels, per level
-    model.rpn.aspect_ratios = (0.5, 1.0, 2.0)  # height / width
-    model.rpn.anchor_offset = 0.0  # of anchor centres in their cell, in strides
-    model.rpn.delta_weights = (1.0, 1.0, 1.0, 1.0)
-    model.rpn.pre_nms_top_k_train = 2000  # of each level
-    model.rpn.pre_nms_top_k_test = 1000
-    model.rpn.post_nms_top_k_train = 1000  # of all levels together
-    model.rpn.post_nms_top_k_test = 1000
-    model.rpn.nms_threshold = 0.7
-    model.rpn.batch_size_per_image = 256  # anchors that are sampled for training
-    model.rpn.positive_fraction = 0.5
-    model.rpn.iou_thresholds = (0.3, 0.7)  # background below the first, person from the second
 
-    model.box_head = ConfigDict()
-    model.box_head.num_classes = 1  # person; 80 for all of COCO's, of which person is the first
-    model.box_head.is_class_agnostic = False  # one box for all classes, instead of one for each
-    model.box_head.pooled_size = 7
-    model.box_head.sampling_ratio = 2  # reads per bin and axis; 0 as many as the bin has cells
-    model.box_head.aligned = False  # detectron2's ROIAlign; True for ROIAlignV2
-    model.box_head.hidden_features = 1024
-    model.box_head.num_layers = 2
-    model.box_head.delta_weights = (10.0, 10.0, 5.0, 5.0)
-    model.box_head.score_threshold = 0.05
-    model.box_head.nms_threshold = 0.5
-    model.box_head.max_detections = 100
-    model.box_head.batch_size_per_image = 512  # proposals that are sampled for training
-    model.box_head.positive_fraction = 0.25
-    model.box_head.iou_threshold = 0.5
+def _backbone() -> ConfigDict:
+    backbone = ConfigDict()
+    backbone.name = "resnet"  # resnet (with FPN) or hrnet (with HRFPN)
+    backbone.depth = 50  # ResNet: 50, 101 or 152
+    backbone.num_blocks = ()  # of each stage; () for those of the depth
+    backbone.stem_channels = 64
+    backbone.width = 64  # of res2's 3x3 convolutions; doubles with every stage
+    backbone.groups = 1  # of the channels of 3x3 convolutions; more than 1 is a ResNeXt
+    backbone.res2_channels = 256
+    backbone.norm = "FrozenBN"  # FrozenBN, BN or GN
+    backbone.stride_in_1x1 = True  # MSRA's weights; False for torchvision's and ResNeXt's
+    backbone.res5_dilation = 1
+    backbone.freeze_at = 2  # stages that do not train: 1 the stem, 2 also res2, ...
+    backbone.hrnet_channels = ((32, 64), (32, 64, 128), (32, 64, 128, 256))
+    backbone.hrnet_num_blocks = ((4, 4), (4, 4, 4), (4, 4, 4, 4))
+    backbone.hrnet_num_modules = (1, 4, 3)
+    return backbone
 
-    model.decoder = ConfigDict()
-    model.decoder.name = "panoptic"  # none, panoptic or multi_instance (KTN's MID)
-    model.decoder.channels = 256
-    model.decoder.out_channels = 256
-    model.decoder.norm = ""  # of the panoptic decoder
-    model.decoder.is_multi_scale = True  # of the multi-instance decoder
 
-    model.densepose_head = ConfigDict()
-    model.densepose_head.name = "conv_stack"  # conv_stack, deeplab or ktn
-    model.densepose_head.pooled_size = 28
-    model.densepose_head.sampling_ratio = 2
-    model.densepose_head.aligned = False
-    model.densepose_head.channels = 512
-    model.densepose_head.num_convs = 8
-    model.densepose_head.kernel_size = 3
-    model.densepose_head.norm = ""  # of deeplab and ktn: "GN"
-    model.densepose_head.use_non_local = False  # of deeplab
+def _rpn() -> ConfigDict:
+    rpn = ConfigDict()
+    rpn.anchor_sizes = ((32,), (64,), (128,), (256,), (512,))  # pixels, per level
+    rpn.aspect_ratios = (0.5, 1.0, 2.0)  # height / width
+    rpn.anchor_offset = 0.0  # of anchor centres in their cell, in strides
+    rpn.delta_weights = (1.0, 1.0, 1.0, 1.0)
+    rpn.pre_nms_top_k_train = 2000  # of each level
+    rpn.pre_nms_top_k_test = 1000
+    rpn.post_nms_top_k_train = 1000  # of all levels together
+    rpn.post_nms_top_k_test = 1000
+    rpn.nms_threshold = 0.7
+    rpn.batch_size_per_image = 256  # anchors that are sampled for training
+    rpn.positive_fraction = 0.5
+    rpn.iou_thresholds = (0.3, 0.7)  # background below the first, person from the second
+    return rpn
 
-    model.predictor = ConfigDict()
-    model.predictor.name = "chart"  # chart, ktn, ktn_keypoints or ktn_auxiliary
-    model.predictor.num_coarse_channels = 2  # of the chart predictor: 2, or 15 for coarse parts
-    model.predictor.num_patches = 24
-    model.predictor.kernel_size = 4
-    model.predictor.up_scale = 2
-    model.predictor.uv_confidence = ""  # "", iid_iso or indep_aniso
-    model.predictor.has_segm_confidence = False
-    model.predictor.segm_confidence_epsilon = 0.01
+
+def _box_head() -> ConfigDict:
+    head = ConfigDict()
+    head.num_classes = 1  # person; 80 for all of COCO's, of which person is the first
+    head.is_class_agnostic = False  # one box for all classes, instead of one for each
+    head.pooled_size = 7
+    head.sampling_ratio = 2  # reads per bin and axis; 0 as many as the bin has cells
+    head.aligned = False  # detectron2's ROIAlign; True for ROIAlignV2
+    head.hidden_features = 1024
+    head.num_layers = 2
+    head.delta_weights = (10.0, 10.0, 5.0, 5.0)
+    head.score_threshold = 0.05
+    head.nms_threshold = 0.5
+    head.max_detections = 100
+    head.batch_size_per_image = 512  # proposals that are sampled for training
+    head.positive_fraction = 0.25
+    head.iou_threshold = 0.5
+    return head
+
+
+def _decoder() -> ConfigDict:
+    decoder = ConfigDict()
+    decoder.name = "panoptic"  # none, panoptic or multi_instance (KTN's MID)
+    decoder.channels = 256
+    decoder.out_channels = 256
+    decoder.norm = ""  # of the panoptic decoder
+    decoder.is_multi_scale = True  # of the multi-instance decoder
+    return decoder
+
+
+def _densepose_head() -> ConfigDict:
+    head = ConfigDict()
+    head.name = "conv_stack"  # conv_stack, deeplab or ktn
+    head.pooled_size = 28
+    head.sampling_ratio = 2
+    head.aligned = False
+    head.channels = 512
+    head.num_convs = 8
+    head.kernel_size = 3
+    head.norm = ""  # of deeplab and ktn: "GN"
+    head.use_non_local = False  # of deeplab
+    return head
+
+
+def _predictor() -> ConfigDict:
+    predictor = ConfigDict()
+    predictor.name = "chart"  # chart, ktn, ktn_keypoints, ktn_auxiliary or ktn_first
+    predictor.num_coarse_channels = 2  # of chart and ktn_first: 2, or 15 for coarse parts
+    predictor.num_patches = 24
+    predictor.kernel_size = 4
+    predictor.up_scale = 2
+    predictor.uv_confidence = ""  # "", iid_iso or indep_aniso
+    predictor.has_segm_confidence = False
+    predictor.segm_confidence_epsilon = 0.01
     # Softmax probability of "person" above which a pixel belongs to one; 0.5 means the plain
     # argmax of the coarse logits. KTN uses 0.3.
-    model.predictor.mask_threshold = 0.5
+    predictor.mask_threshold = 0.5
+    return predictor
 
-    model.mask_head = ConfigDict()
-    model.mask_head.pooled_size = 14
-    model.mask_head.sampling_ratio = 0
-    model.mask_head.aligned = True
-    model.mask_head.channels = 256
-    model.mask_head.num_convs = 4
-    model.mask_head.norm = ""  # of the convolutions: "" or "GN"
-    model.mask_head.is_class_agnostic = False  # one mask for all classes, instead of one for each
 
-    model.keypoint_head = ConfigDict()
-    model.keypoint_head.pooled_size = 14
-    model.keypoint_head.sampling_ratio = 0
-    model.keypoint_head.aligned = True
-    model.keypoint_head.channels = (512,) * 8  # of each convolution
-    return model
+def _mask_head() -> ConfigDict:
+    head = ConfigDict()
+    head.pooled_size = 14
+    head.sampling_ratio = 0
+    head.aligned = True
+    head.channels = 256
+    head.num_convs = 4
+    head.norm = ""  # of the convolutions: "" or "GN"
+    head.is_class_agnostic = False  # one mask for all classes, instead of one for each
+    return head
+
+
+def _keypoint_head() -> ConfigDict:
+    head = ConfigDict()
+    head.pooled_size = 14
+    head.sampling_ratio = 0
+    head.aligned = True
+    head.channels = (512,) * 8  # of each convolution
+    return head
 
 
 def _loss() -> ConfigDict:

@@ -24,6 +24,8 @@ class Compute:
         bands: compute 1x1 convolutions of normalised branches a few rows at a time. Without
             gradients this keeps fewer whole maps in memory.
         chunks: pool boxes in chunks that fit a CPU's caches.
+        split_groups: compute a convolution of groups of channels as ordinary ones, one after the
+            other.
         matmul_dtype: type to which the float32 factors of matrix products are rounded; sums stay
             float32.
     """
@@ -32,6 +34,7 @@ class Compute:
     winograd: bool = False
     bands: bool = False
     chunks: bool = False
+    split_groups: bool = False
     matmul_dtype: str = "float32"
 
     @classmethod
@@ -54,7 +57,7 @@ class Compute:
             matmul_dtype: `test.matmul_dtype`.
 
         Returns:
-            A Compute; winograd, bands and chunks are off unless the platform is "cpu".
+            A Compute; all forms but matmul_dtype are off unless the platform is "cpu".
         """
         # The libraries of other devices choose algorithms themselves and gain nothing from small
         # pieces.
@@ -64,6 +67,7 @@ class Compute:
             winograd=winograd and is_cpu,
             bands=bands and is_cpu,
             chunks=is_cpu,
+            split_groups=is_cpu,
             matmul_dtype=matmul_dtype,
         )
 

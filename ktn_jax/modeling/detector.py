@@ -360,6 +360,7 @@ def _build_backbone(config: ConfigDict, compute: Compute) -> tuple[nn.Module, nn
             num_blocks=tuple(backbone.num_blocks) or BLOCKS_OF_DEPTH[backbone.depth],
             stem_channels=backbone.stem_channels,
             width=backbone.width,
+            groups=backbone.groups,
             res2_channels=backbone.res2_channels,
             norm=backbone.norm,
             stride_in_1x1=backbone.stride_in_1x1,

@@ -6,6 +6,8 @@ than one cell takes `valid_hw` [B, 2], the rows and columns that count, and read
 them: padding then changes nothing. `None` means that the whole map counts.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -23,6 +25,9 @@ Initializer = Callable[..., Array]
 msra_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # fvcore's c2_xavier_fill: Kaiming uniform with a = 1.
 xavier_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+# Channels from which a convolution of its own is fast; groups of fewer are joined.
+_CHANNELS_AT_ONCE = 32
 
 
 def valid_mask(valid_hw: Array, height: int, width: int) -> Array:
@@ -74,6 +79,7 @@ class Conv(nn.Module):
     stride: int = 1
     dilation: int = 1
     padding: int | None = None
+    groups: int = 1
     use_bias: bool = True
     kernel_init: Initializer = msra_init
     bias_init: Initializer = nn.initializers.zeros_init()
@@ -83,7 +89,8 @@ class Conv(nn.Module):
     def __call__(self, x: Array, valid_hw: Array | None = None) -> Array:
         """Convolves x [B, H, W, C_in], of which `valid_hw` counts, to [B, H', W', features]."""
         size = self.kernel_size
-        kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
+        inputs = x.shape[-1] // self.groups
+        kernel = self.param("kernel", self.kernel_init, (size, size, inputs, self.features))
         x = zero_invalid(x, valid_hw) if size > 1 else x
         x = convolve(
             x,
@@ -91,6 +98,7 @@ class Conv(nn.Module):
             stride=self.stride,
             dilation=self.dilation,
             padding=self.padding,
+            groups=self.groups,
             compute=self.compute,
         )
         if self.use_bias:
@@ -105,9 +113,10 @@ def convolve(
     stride: int = 1,
     dilation: int = 1,
     padding: int | None = None,
+    groups: int = 1,
     compute: Compute = PLAIN,
 ) -> Array:
-    """Convolves x [B, H, W, C_in] with kernel [k, k, C_in, C_out].
+    """Convolves x [B, H, W, C_in] with kernel [k, k, C_in / groups, C_out].
 
     Args:
         x: the map.
@@ -115,15 +124,38 @@ def convolve(
         stride: of both axes.
         dilation: of both axes.
         padding: zeros on each side; None for dilation * (k - 1) / 2.
+        groups: into how many equal groups of channels input and output are divided; an output
+            reads the inputs of its group.
         compute: how to compute; its dtype is that of the result.
 
     Returns:
         [B, H', W', C_out] with H' = floor((H + 2 padding - dilation (k - 1) - 1) / stride) + 1.
+
+    Raises:
+        ValueError: channels do not divide into the groups, or are others than the kernel's.
     """
+    inputs, features = kernel.shape[2:]
+    if x.shape[-1] != groups * inputs or features % groups:
+        raise ValueError(
+            f"{x.shape[-1]} channels in {groups} groups do not fit a kernel {kernel.shape}"
+        )
     size = kernel.shape[0]
     same = dilation * (size - 1) // 2
     padding = same if padding is None else padding
     x, kernel = x.astype(compute.dtype), kernel.astype(compute.dtype)
+    if groups > 1 and compute.split_groups:
+        parts = _split_groups(x, kernel, groups)
+        # Not through Winograd's transform: there are too few channels for it to pay.
+        plain = dataclasses.replace(compute, winograd=False)
+        return jnp.concatenate(
+            [
+                convolve(x, k, stride=stride, dilation=dilation, padding=padding, compute=plain)
+                for x, k in parts
+            ],
+            axis=-1,
+        )
+    if groups > 1:
+        return _convolve_directly(x, kernel, stride, dilation, padding, groups)
     if size == 3 and padding == same and dilation >= max(x.shape[1:3]):
         # Every tap but the centre reads the zero padding.
         kernel, size, padding = kernel[1:2, 1:2], 1, 0
@@ -136,6 +168,12 @@ def convolve(
         and winograd.is_worth_while(x.shape, kernel.shape[-1], dilation)
     ):
         return winograd.convolve_3x3(x, kernel, dilation)
+    return _convolve_directly(x, kernel, stride, dilation, padding)
+
+
+def _convolve_directly(
+    x: Array, kernel: Array, stride: int, dilation: int, padding: int, groups: int = 1
+) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -143,7 +181,25 @@ def convolve(
         padding=((padding, padding), (padding, padding)),
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
+
+
+def _split_groups(x: Array, kernel: Array, groups: int) -> list[tuple[Array, Array]]:
+    """Splits a convolution of groups into ordinary ones: maps and kernels to convolve.
+
+    XLA's convolution of groups on CPUs takes up to nine times, its gradient a hundred times as
+    long. Groups of few channels are joined, their kernels as blocks of one that is zero elsewhere,
+    until products are large enough for the matrix units.
+    """
+    joined = math.gcd(groups, max(_CHANNELS_AT_ONCE // kernel.shape[2], 1))
+    size, _, inputs, features = kernel.shape
+    blocks = kernel.reshape(size, size, inputs, groups // joined, joined, features // groups)
+    own = jnp.eye(joined, dtype=kernel.dtype)
+    # A part's block of rows and columns is zero but where both are of the same group.
+    blocks = jnp.einsum("hwipgo,fg->phwfigo", blocks, own)
+    kernels = blocks.reshape(-1, size, size, joined * inputs, joined * features // groups)
+    return list(zip(jnp.split(x, groups // joined, axis=-1), kernels, strict=True))
 
 
 class FrozenBatchNorm(nn.Module):
@@ -269,6 +325,7 @@ class ConvNorm(nn.Module):
     kernel_size: int = 1
     stride: int = 1
     dilation: int = 1
+    groups: int = 1
     norm: str = ""
     use_bias: bool | None = None
     kernel_init: Initializer = msra_init
@@ -288,6 +345,7 @@ class ConvNorm(nn.Module):
             self.kernel_size,
             stride=self.stride,
             dilation=self.dilation,
+            groups=self.groups,
             use_bias=use_bias,
             kernel_init=self.kernel_init,
             compute=self.compute,

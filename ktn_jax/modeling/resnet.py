@@ -1,4 +1,7 @@
-"""ResNet backbone (He et al., 2016), with the stride in the 1x1 (MSRA) or the 3x3 convolution."""
+"""ResNet and ResNeXt backbones, with the stride in the 1x1 (MSRA) or the 3x3 convolution.
+
+He et al., CVPR 2016; Xie et al., CVPR 2017, whose 3x3 convolutions are divided into groups.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +26,7 @@ class Bottleneck(nn.Module):
     width: int
     stride: int = 1
     dilation: int = 1
+    groups: int = 1  # of the 3x3 convolution
     stride_in_1x1: bool = True
     has_projection: bool = False
     norm: str = "FrozenBN"
@@ -46,9 +50,14 @@ class Bottleneck(nn.Module):
         x = nn.relu(conv("conv1", self.width, size=1, stride=first)(x, valid_hw, train))
         inner_hw = strided_size(valid_hw, first)
         x = nn.relu(
-            conv("conv2", self.width, size=3, stride=second, dilation=self.dilation)(
-                x, inner_hw, train
-            )
+            conv(
+                "conv2",
+                self.width,
+                size=3,
+                stride=second,
+                dilation=self.dilation,
+                groups=self.groups,
+            )(x, inner_hw, train)
         )
         x = conv("conv3", self.features, size=1, stride=1, scale_init=self._residual_scale())(
             x, strided_size(inner_hw, second), train
@@ -69,6 +78,7 @@ class ResNet(nn.Module):
     num_blocks: tuple[int, ...] = BLOCKS_OF_DEPTH[50]
     stem_channels: int = 64
     width: int = 64  # of the 3x3 convolutions of res2; doubles with every stage
+    groups: int = 1  # of the 3x3 convolutions; the same number in all stages
     res2_channels: int = 256
     norm: str = "FrozenBN"
     stride_in_1x1: bool = True
@@ -110,6 +120,7 @@ class ResNet(nn.Module):
                     width=width,
                     stride=stride if block == 0 else 1,
                     dilation=dilation,
+                    groups=self.groups,
                     stride_in_1x1=self.stride_in_1x1,
                     has_projection=block == 0,
                     norm=self._norm(stage),

@@ -100,7 +100,7 @@ def test_small_pieces_are_for_cpus_only(platform):
         "bfloat16", platform=platform, winograd=True, bands=True, matmul_dtype="bfloat16"
     )
     is_cpu = platform == "cpu"
-    assert chosen == Compute("bfloat16", is_cpu, is_cpu, is_cpu, "bfloat16")
+    assert chosen == Compute("bfloat16", is_cpu, is_cpu, is_cpu, is_cpu, "bfloat16")
     assert not Compute.choose("float32", platform=platform).winograd
 
 

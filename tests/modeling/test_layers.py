@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktn_jax.modeling import layers
-from ktn_jax.ops import interpolate
+from ktn_jax.modeling.compute import PLAIN, Compute
+from ktn_jax.ops import interpolate, winograd
 
 
 @pytest.mark.parity
@@ -42,6 +43,42 @@ def test_dilated_convolution_equals_its_definition(dilation):
     np.testing.assert_allclose(
         layers.convolve(x, kernel, dilation=dilation), expected, rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("channels", "features", "groups", "stride", "dilation"),
+    [
+        (24, 48, 12, 2, 1),  # 2 channels each, four groups joined
+        (40, 80, 2, 1, 9),  # 20 channels each, enough alone; reaching beyond the map
+    ],
+)
+def test_a_convolution_of_groups_is_one_for_each(
+    channels, features, groups, stride, dilation, monkeypatch
+):
+    monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 7, 9, channels)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, channels // groups, features)).astype(np.float32)
+    options = {"stride": stride, "dilation": dilation}
+
+    def one_by_one(x, kernel):
+        parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+        return jnp.concatenate([layers.convolve(*part, **options) for part in parts], axis=-1)
+
+    def gradients(function):
+        return jax.grad(lambda *arrays: jnp.square(function(*arrays)).sum(), (0, 1))(x, kernel)
+
+    expected, expected_gradients = one_by_one(x, kernel), gradients(one_by_one)
+    for compute in (PLAIN, Compute(winograd=True), Compute(winograd=True, split_groups=True)):
+
+        def together(x, kernel, compute=compute):
+            return layers.convolve(x, kernel, groups=groups, compute=compute, **options)
+
+        np.testing.assert_allclose(together(x, kernel), expected, rtol=1e-5, atol=1e-4)
+        for actual, wanted in zip(gradients(together), expected_gradients, strict=True):
+            np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5 * np.std(wanted))
+    with pytest.raises(ValueError, match="channels in 5 groups do not fit"):
+        layers.convolve(x, kernel, groups=5)
 
 
 def test_strided_pointwise_convolution_equals_the_general_one():
