@@ -1,7 +1,7 @@
 """DensePose R-CNN as detectron2 ships it: `--config densepose_rcnn:r50`.
 
-Variants: r50_legacy (no decoder, 15 coarse channels), r50, r101, r50_dl, r101_dl (DeepLab head).
-Training starts from ImageNet: `--weights R-50.pkl`.
+Variants: r50_legacy (no decoder, 15 coarse channels), r50, r101, r50_dl, r101_dl (DeepLab head),
+hrnet_w32, hrnet_w40, hrnet_w48. Training starts from ImageNet: `--weights R-50.pkl`.
 """
 
 from ml_collections import ConfigDict
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from ktn_jax.configs import base
 
 DEPTHS = {"r50_legacy": 50, "r50": 50, "r101": 101, "r50_dl": 50, "r101_dl": 101}
+HRNET_WIDTHS = {"hrnet_w32": 32, "hrnet_w40": 40, "hrnet_w48": 48}
 
 
 def get_config(variant: str = "r50") -> ConfigDict:
@@ -17,11 +18,15 @@ def get_config(variant: str = "r50") -> ConfigDict:
     Raises:
         ValueError: an unknown variant.
     """
-    if variant not in DEPTHS:
-        raise ValueError(f"unknown variant {variant!r}: one of {list(DEPTHS)}")
+    variants = [*DEPTHS, *HRNET_WIDTHS]
+    if variant not in variants:
+        raise ValueError(f"unknown variant {variant!r}: one of {variants}")
     config = base.get_config()
     config.name = f"densepose_rcnn_{variant}"
-    config.model.backbone.depth = DEPTHS[variant]
+    if variant in HRNET_WIDTHS:
+        use_hrnet(config, HRNET_WIDTHS[variant])
+    else:
+        config.model.backbone.depth = DEPTHS[variant]
     if variant == "r50_legacy":
         config.model.decoder.name = "none"
         config.model.densepose_head.pooled_size = 14
@@ -34,3 +39,13 @@ def get_config(variant: str = "r50") -> ConfigDict:
         config.model.densepose_head.name = "deeplab"
         config.model.densepose_head.norm = "GN"
     return config
+
+
+def use_hrnet(config: ConfigDict, width: int) -> None:
+    """Sets HRNet of a width, the channels of its finest branch, as backbone, and its solver."""
+    backbone = config.model.backbone
+    backbone.name, backbone.norm, backbone.freeze_at = "hrnet", "BN", 0
+    channels = tuple(width * 2**branch for branch in range(4))
+    backbone.hrnet_channels = tuple(channels[:branches] for branches in (2, 3, 4))
+    config.optimizer.learning_rate = 0.03
+    config.optimizer.clip = "norm"

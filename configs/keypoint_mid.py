@@ -1,6 +1,7 @@
 """Keypoints with the multi-instance decoder, what KTN starts from: `keypoint_mid:r50`.
 
-Variants: r50, hrnet_w32, tiny. They have the parameters of the same variants of `configs/ktn.py`:
+Variants: r50, x101, hrnet_w32, hrnet_w48, tiny. They have the parameters of the same variants of
+`configs/ktn.py`:
 
     ktn train --config keypoint_mid:r50 --workdir K --weights R-50.pkl
     ktn train --config ktn:r50 --workdir W --weights K
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ktn_jax.configs import ktn
 
-VARIANTS = ("r50", "hrnet_w32", "tiny")
+VARIANTS = ("r50", "x101", "hrnet_w32", "hrnet_w48", "tiny")
 
 
 def get_config(variant: str = "r50") -> ConfigDict:

@@ -1,8 +1,9 @@
 """Knowledge Transfer Networks: `--config ktn:r50`.
 
-Variants: r50 and hrnet_w32 (KTNv2 with MID and KTM), mid_only (MID, a surface classifier of its
-own), ktm_only (KTM on the plain pyramid), tiny (small enough for tests), demo (learns rendered
-people in minutes on a CPU) and demo_gpu (the same people, a larger model).
+Variants: r50, x101, hrnet_w32 and hrnet_w48 (KTNv2 with MID and KTM), v1_r50 and v1_hrnet_w32
+(KTN's first version), mid_only (MID, a surface classifier of its own), ktm_only (KTM on the plain
+pyramid), tiny (small enough for tests), demo (learns rendered people in minutes on a CPU) and
+demo_gpu (the same people, a larger model).
 
 KTN starts from a model trained on COCO's keypoints with the same decoder, which starts from
 ImageNet:
@@ -16,9 +17,12 @@ initial value, and the body graph from `training.graph`.
 
 from ml_collections import ConfigDict
 
-from ktn_jax.configs import base
+from ktn_jax.configs import base, densepose_rcnn
 
-VARIANTS = ("r50", "hrnet_w32", "mid_only", "ktm_only", "tiny", "demo", "demo_gpu")
+VARIANTS = (
+    *("r50", "x101", "hrnet_w32", "hrnet_w48", "v1_r50", "v1_hrnet_w32"),
+    *("mid_only", "ktm_only", "tiny", "demo", "demo_gpu"),
+)
 
 
 def get_config(variant: str = "r50") -> ConfigDict:
@@ -31,23 +35,16 @@ def get_config(variant: str = "r50") -> ConfigDict:
         raise ValueError(f"unknown variant {variant!r}: one of {list(VARIANTS)}")
     config = base.get_config()
     config.name = f"ktn_{variant}"
-    model = config.model
-    model.decoder.name = "none" if variant == "ktm_only" else "multi_instance"
-    model.densepose_head.name = "ktn"
-    model.densepose_head.norm = "GN"
-    model.predictor.name = "chart" if variant == "mid_only" else "ktn"
-    model.predictor.mask_threshold = 0.3
-    config.loss.coarse_segm_weight = 2.0
+    config.model.predictor.mask_threshold = 0.3
     config.loss.densepose_iou_threshold = 0.65
-    if variant == "hrnet_w32":
-        model.backbone.name = "hrnet"
-        model.backbone.norm = "BN"
-        model.backbone.freeze_at = 0
-        model.predictor.name = "ktn_auxiliary"
-        config.optimizer.learning_rate = 0.03
-        config.optimizer.clip = "norm"
-        # Nothing reads the auxiliary classifier: the original leaves it without a gradient.
-        config.optimizer.frozen = ("predictor/auxiliary_",)
+    if variant.startswith("v1_"):
+        _use_first_version(config)
+    else:
+        _use_second_version(config, variant)
+    if "hrnet" in variant:
+        densepose_rcnn.use_hrnet(config, width=int(variant[-2:]))
+    if variant == "x101":
+        _use_resnext(config.model)
     if variant == "tiny":
         _shrink(config)
     if variant in ("demo", "demo_gpu"):
@@ -55,6 +52,34 @@ def get_config(variant: str = "r50") -> ConfigDict:
     if variant == "demo_gpu":
         _enlarge(config)
     return config
+
+
+def _use_first_version(config: ConfigDict) -> None:
+    config.model.predictor.name = "ktn_first"
+    config.loss.keypoint_weight = 0.05
+    # Nothing reads the learnt classifier: the synthesised one takes its place.
+    config.optimizer.frozen = ("predictor/fine_",)
+
+
+def _use_second_version(config: ConfigDict, variant: str) -> None:
+    model = config.model
+    model.decoder.name = "none" if variant == "ktm_only" else "multi_instance"
+    model.densepose_head.name = "ktn"
+    model.densepose_head.norm = "GN"
+    model.predictor.name = "chart" if variant == "mid_only" else "ktn"
+    config.loss.coarse_segm_weight = 2.0
+    if variant in ("x101", "hrnet_w32", "hrnet_w48"):
+        model.predictor.name = "ktn_auxiliary"
+        # Nothing reads the auxiliary classifier: the original leaves it without a gradient.
+        config.optimizer.frozen = ("predictor/auxiliary_",)
+
+
+def _use_resnext(model: ConfigDict) -> None:
+    """ResNeXt-101 32x8d with the normalisation of its ImageNet weights."""
+    model.backbone.depth = 101
+    model.backbone.groups, model.backbone.width = 32, 32 * 8
+    model.backbone.stride_in_1x1 = False
+    model.pixel_std_bgr = (57.375, 57.12, 58.395)
 
 
 def _shrink(config: ConfigDict) -> None:

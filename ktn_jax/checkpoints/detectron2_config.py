@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from ktn_jax.body.parts import NUM_KEYPOINTS
 from ktn_jax.checkpoints.detectron2_tree import Tree, short
 from ktn_jax.configs import base
+from ktn_jax.modeling.chart_predictor import LOW_RESOLUTION_KEYPOINTS
 
 _HEADS = {
     "DensePoseV1ConvXHead": "conv_stack",
@@ -21,12 +22,14 @@ _PREDICTORS = {
     "KTNv2Predictor": "ktn",
     "KptKTNPredictor": "ktn_keypoints",
     "DensePoseKTNv2PredictorV3": "ktn_auxiliary",
+    "DensePoseKptRelationPredictor": "ktn_first",
 }
 # Both are the same without confidences, and with them there is no choice.
 _LOSSES = dict.fromkeys(("DensePoseChartLoss", "DensePoseChartWithConfidenceLoss"))
 # The decoder of each kind of heads.
 _ROI_HEADS = {
     "DensePoseROIHeads": "panoptic",
+    "DensePoseKTNHeads": "panoptic",
     "DensePoseKTNv2Heads": "multi_instance",
     "StandardROIHeads": "none",
 }
@@ -64,7 +67,9 @@ _NO_EFFECT = (
     "MODEL.ROI_BOX_CASCADE_HEAD.",
     "MODEL.ROI_DENSEPOSE_HEAD.CSE.",
     # Of KTN: files of initial values, and settings that its code does not read.
-    "MODEL.ROI_DENSEPOSE_HEAD.KPT_",
+    "MODEL.ROI_DENSEPOSE_HEAD.KPT_UP_SCALE",
+    "MODEL.ROI_DENSEPOSE_HEAD.KPT_CLASSIFIER_WEIGHT_DIR",
+    "MODEL.ROI_DENSEPOSE_HEAD.KPT_SURF_RELATION_DIR",
     "MODEL.ROI_DENSEPOSE_HEAD.BBOX_SURF_RELATION_DIR",
     "MODEL.ROI_DENSEPOSE_HEAD.PART_SURF_RELATION_DIR",
     "MODEL.ROI_DENSEPOSE_HEAD.RES2.",
@@ -176,13 +181,14 @@ def _backbone(tree: Tree, model: ConfigDict) -> None:
         backbone.norm, backbone.freeze_at = "BN", 0
         model.neck.channels = tree.get("MODEL.HRNET.HRFPN.OUT_CHANNELS")
         return
-    tree.require(MODEL__RESNETS__NUM_GROUPS=1, MODEL__RESNETS__DEFORM_ON_PER_STAGE=(False,) * 4)
+    tree.require(MODEL__RESNETS__DEFORM_ON_PER_STAGE=(False,) * 4)
     levels = ("res2", "res3", "res4", "res5")
     tree.require(MODEL__RESNETS__OUT_FEATURES=levels, MODEL__FPN__IN_FEATURES=levels)
     tree.require(MODEL__FPN__FUSE_TYPE="sum")
     backbone.depth = tree.choose("MODEL.RESNETS.DEPTH", {50: 50, 101: 101, 152: 152})
     backbone.stem_channels = tree.get("MODEL.RESNETS.STEM_OUT_CHANNELS")
-    backbone.width = tree.get("MODEL.RESNETS.WIDTH_PER_GROUP")
+    backbone.groups = tree.get("MODEL.RESNETS.NUM_GROUPS")
+    backbone.width = backbone.groups * tree.get("MODEL.RESNETS.WIDTH_PER_GROUP")
     backbone.res2_channels = tree.get("MODEL.RESNETS.RES2_OUT_CHANNELS")
     backbone.norm = tree.choose(
         "MODEL.RESNETS.NORM", {"FrozenBN": "FrozenBN", "BN": "BN", "SyncBN": "BN", "GN": "GN"}
@@ -290,6 +296,14 @@ def _densepose(tree: Tree, model: ConfigDict) -> None:
     key = "MODEL.ROI_DENSEPOSE_HEAD.PREDICTOR"
     key = key if tree.has(key) else f"{key}_NAME"
     predictor.name = tree.choose(key, _PREDICTORS)
+    if predictor.name == "chart":
+        find("KPT_ON", False)
+    else:
+        tree.require(MODEL__ROI_DENSEPOSE_HEAD__KPT_ON=True)
+    if predictor.name in LOW_RESOLUTION_KEYPOINTS and get("KPT_UP_SCALE") > 2:
+        tree.problems.append(
+            f"MODEL.ROI_DENSEPOSE_HEAD.KPT_UP_SCALE {get('KPT_UP_SCALE')} is not supported, only 2"
+        )
     predictor.num_coarse_channels = get("NUM_COARSE_SEGM_CHANNELS")
     predictor.num_patches = get("NUM_PATCHES")
     predictor.kernel_size = get("DECONV_KERNEL")

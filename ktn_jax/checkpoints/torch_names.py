@@ -202,17 +202,24 @@ _SHARED_OUTPUTS = {
 }
 
 
-def _predictor_rules(is_auxiliary: bool) -> Iterator[Rule]:
+_PREDICTORS = ("", "auxiliary", "first")
+
+
+def _predictor_rules(kind: str) -> Iterator[Rule]:
+    """Names of the predictor "auxiliary", "first", or "" for any other."""
     predictor = "roi_heads.densepose_predictor"
     for theirs, ours in _SHARED_OUTPUTS.items():
         yield from _output(f"{predictor}.{theirs}", f"predictor/{ours}", "deconv")
-    yield from _layer(f"{predictor}.parameter_transformer.0", "predictor/transfer/fc1", "dense")
-    yield from _layer(f"{predictor}.parameter_transformer.2", "predictor/transfer/fc2", "dense")
-    matrix = "surface_transfer_matrix" if is_auxiliary else "crgk_matrix"  # sic
+    transformer = "kpt_surface_transformer" if kind == "first" else "parameter_transformer"
+    for theirs, ours in (("0", "fc1"), ("2", "fc2")):
+        yield from _layer(
+            f"{predictor}.{transformer}.{theirs}", f"predictor/transfer/{ours}", "dense"
+        )
+    matrix = "surface_transfer_matrix" if kind else "crgk_matrix"  # sic
     for theirs, ours in (("kpt", "keypoint"), ("bbox", "box"), ("part", "part")):
         yield Rule(f"{predictor}.{theirs}_{matrix}", f"params/predictor/transfer/edges_{ours}")
     flax = "params/predictor/keypoint"
-    if is_auxiliary:
+    if kind:
         yield Rule(f"{predictor}.body_kpt_weight", f"{flax}_kernel", "deconv")
         yield Rule(f"{predictor}.body_kpt_bias", f"{flax}_bias")
     else:
@@ -228,11 +235,11 @@ def _constant_rules() -> Iterator[Rule]:
 
 
 @functools.cache
-def rules(is_auxiliary: bool, is_multi_instance: bool) -> tuple[Rule, ...]:
+def rules(predictor: str, is_multi_instance: bool) -> tuple[Rule, ...]:
     """The whole table.
 
     Args:
-        is_auxiliary: for the predictor with an auxiliary classifier, whose names differ.
+        predictor: one of `_PREDICTORS`, whose names differ.
         is_multi_instance: for a model with the multi-instance decoder, whose names differ.
     """
     decoder = "roi_heads.mid_decoder" if is_multi_instance else "roi_heads.decoder"
@@ -244,16 +251,19 @@ def rules(is_auxiliary: bool, is_multi_instance: bool) -> tuple[Rule, ...]:
         *_layer(f"{decoder}.predictor", "decoder/predictor", "conv"),
         *_head_rules(),
         *_person_head_rules(),
-        *_predictor_rules(is_auxiliary),
+        *_predictor_rules(predictor),
         *_constant_rules(),
     )
 
 
-def _rules_of(names: list[str], auxiliary: str, multi_instance: str) -> tuple[Rule, ...]:
-    return rules(
-        any(name.startswith(auxiliary) for name in names),
-        any(name.startswith(multi_instance) for name in names),
-    )
+def _torch_table(names: list[str]) -> tuple[Rule, ...]:
+    def has(prefix: str) -> bool:
+        return any(name.startswith(f"roi_heads.{prefix}") for name in names)
+
+    predictor = "auxiliary" if has("densepose_predictor.body_kpt") else ""
+    if has("densepose_predictor.kpt_surface_transformer"):
+        predictor = "first"
+    return rules(predictor, has("mid_decoder."))
 
 
 def _translate(
@@ -289,8 +299,7 @@ def to_flax(state: Mapping[str, np.ndarray]) -> Variables:
     """
     state = _without_aliases(state)
     names = list(state)
-    table = _rules_of(names, "roi_heads.densepose_predictor.body_kpt", "roi_heads.mid_decoder.")
-    found, unknown = _translate(names, table, is_to_flax=True)
+    found, unknown = _translate(names, _torch_table(names), is_to_flax=True)
     if unknown:
         raise ValueError(
             f"{len(unknown)} unexpected keys in the state dict: {', '.join(sorted(unknown))}"
@@ -307,9 +316,9 @@ def unknown_names(names: Iterable[str]) -> list[str]:
     """Lists names that no model here has: other heads, counters of an optimizer."""
     table = {
         rule
-        for is_auxiliary in (False, True)
+        for predictor in _PREDICTORS
         for is_multi_instance in (False, True)
-        for rule in rules(is_auxiliary, is_multi_instance)
+        for rule in rules(predictor, is_multi_instance)
     }
 
     def is_known(name: str) -> bool:
@@ -325,7 +334,13 @@ def torch_names(paths: list[str]) -> dict[str, str]:
 
 
 def _flax_table(paths: list[str]) -> tuple[Rule, ...]:
-    return _rules_of(paths, "params/predictor/auxiliary", "params/decoder/adapt_")
+    def has(prefix: str) -> bool:
+        return any(path.startswith(f"params/{prefix}") for path in paths)
+
+    predictor = "auxiliary" if has("predictor/auxiliary") else ""
+    if has("predictor/fine") and has("predictor/transfer/"):
+        predictor = "first"
+    return rules(predictor, has("decoder/adapt_"))
 
 
 def to_torch(variables: Mapping[str, Any]) -> State:

@@ -23,15 +23,20 @@ TRANSFER_SOURCES = {
     "ktn": ("keypoint", "box", "part"),
     "ktn_keypoints": ("keypoint",),
     "ktn_auxiliary": ("keypoint", "box", "part"),
+    "ktn_first": ("keypoint",),
 }
+# Those that leave keypoint maps at the low resolution.
+LOW_RESOLUTION_KEYPOINTS = ("ktn_auxiliary", "ktn_first")
 
 
 class ChartPredictor(nn.Module):
     """Chart maps of pooled people; with knowledge transfer, the surface kernel is synthesised.
 
     kind "chart" is detectron2's predictor, "ktn" KTNv2's, "ktn_keypoints" takes knowledge from
-    keypoints only, and "ktn_auxiliary" (of the original's HRNet configurations) also learns a plain
-    surface classifier that nothing reads, and leaves keypoint maps at the low resolution.
+    keypoints only. "ktn_auxiliary" (of the original's HRNet and ResNeXt configurations) also learns
+    a plain surface classifier that nothing reads, and leaves keypoint maps at the low resolution.
+    So does "ktn_first", KTN's first version, which has no mask beside the coarse map, and which
+    takes knowledge from keypoints only.
     """
 
     kind: str
@@ -61,6 +66,7 @@ class ChartPredictor(nn.Module):
             self.transfer = KnowledgeTransfer(
                 out_features=self.in_features * self.kernel_size**2,
                 sources=self.sources,
+                has_torch_init=self.kind == "ktn_first",
                 graph=self.graph,
             )
 
@@ -76,7 +82,14 @@ class ChartPredictor(nn.Module):
         """Channels of each learnt deconvolution."""
         patches = self.num_patches + 1
         outputs = {"u": patches, "v": patches}
-        if self.sources:
+        if self.kind == "ktn_first":
+            # The learnt surface classifier is in checkpoints; the synthesised one is used.
+            outputs |= {
+                "coarse": self.num_coarse_channels,
+                "fine": patches,
+                "keypoint": parts.NUM_KEYPOINTS,
+            }
+        elif self.sources:
             outputs |= {
                 "mask": 2,
                 "coarse": parts.NUM_COARSE_CHANNELS,
@@ -170,20 +183,21 @@ class ChartPredictor(nn.Module):
         def up_if_there(name: str) -> Array | None:
             return up(name) if name in low else None
 
-        coarse, fine = up("mask" if self.sources else "coarse"), up("fine")
+        coarse, fine = up("mask" if "mask" in low else "coarse"), up("fine")
         confidences: dict[str, Array] = {}
         if self.has_segm_confidence:
             for name in ("fine", "coarse"):
                 logits = up(f"{name}_confidence")
                 confidences[name] = nn.softplus(logits) + self.segm_confidence_epsilon
             fine, coarse = fine * confidences["fine"], coarse * confidences["coarse"]
-        keypoints = low["keypoint"] if self.kind == "ktn_auxiliary" else up_if_there("keypoint")
+        is_low = self.kind in LOW_RESOLUTION_KEYPOINTS
+        keypoints = low["keypoint"] if is_low else up_if_there("keypoint")
         return DensePoseOutputs(
             coarse_segm=coarse,
             fine_segm=fine,
             u=up("u"),
             v=up("v"),
-            part_segm=up("coarse") if self.sources else None,
+            part_segm=up("coarse") if "mask" in low else None,
             keypoints=keypoints,
             sigma=up_if_there("sigma"),
             kappa_u=up_if_there("kappa_u"),

@@ -81,6 +81,10 @@ class Dump:
         # relative L2 differences of gradients by parameter.
         self.noise: Mapping[str, float] = noise.get("max_abs", {})
         self.gradient_noise: Mapping[str, float] = noise.get("grad_relative_l2", {})
+        # The largest of them, of parameters whose gradients are not stored too.
+        self.worst_gradient_noise = max(
+            noise.get("grad_norm_relative_worst", 0.0), *self.gradient_noise.values(), 0.0
+        )
 
     def __getitem__(self, key: str) -> np.ndarray:
         """Reads an array; a KeyError names what the file lacks."""
@@ -97,14 +101,14 @@ class Dump:
         ]
         return list(dict.fromkeys(names))
 
-    def _read_noise(self) -> Mapping[str, Mapping[str, float]]:
-        """Reads what a noise.json beside the dump, if there is one, says about this dump."""
-        path = self.path.parent / "noise.json"
+    def _read_noise(self) -> Mapping[str, Any]:
+        """Reads what the noise*.json files beside the dump, if any, say about this dump."""
         case = json.loads(str(self["meta_json"])).get("case") if "meta_json" in self.keys else None
-        if case is None or not path.is_file():
-            return {}
-        noise: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text())
-        return noise.get(case, {})
+        for path in sorted(self.path.parent.glob("noise*.json")):
+            noise: dict[str, dict[str, Any]] = json.loads(path.read_text())
+            if case in noise:
+                return noise[case]
+        return {}
 
 
 def compare(

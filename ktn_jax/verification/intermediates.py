@@ -195,6 +195,7 @@ LOW_RESOLUTION = {
     "ann_index_lowres": "coarse",
     "m_lowres": "mask",
     "k_lowres": "keypoint",
+    "k_from_body_kpt": "keypoint",
     "index_uv_lowres": "fine",
     "index_uv_from_surface_weight": "fine",
     "i_lowres": "auxiliary",
@@ -219,6 +220,15 @@ HIGH_RESOLUTION = {
     "fine_segm_confidence": "fine_segm_confidence",
     "coarse_segm_confidence": "coarse_segm_confidence",
 }
+
+
+def high_resolution(dump: Dump) -> dict[str, str]:
+    """The fields of the chart maps that are stored upsampled, by the original's names."""
+    names = [name for name in dump.under("infer/densepose/hr") if name != "aux_index_uv"]
+    fields = {name: HIGH_RESOLUTION.get(name, name) for name in names}
+    if "ann_index" in fields and "m" not in fields:  # KTN's first version has no other mask
+        fields["ann_index"] = "coarse_segm"
+    return fields
 
 
 def _densepose(dump: Dump, run: Runner) -> Iterator[Row]:
@@ -260,11 +270,10 @@ def _predictor(dump: Dump, run: Runner) -> Iterator[Row]:
         yield _auxiliary(dump, run, low["auxiliary"])
     outputs = run(Detector.predict_charts, head, kernel)
     count = int(dump[f"{prefix}/hr_count"])
-    for theirs in dump.under(f"{prefix}/hr"):
-        if theirs != "aux_index_uv":
-            ours = getattr(outputs, HIGH_RESOLUTION.get(theirs, theirs), None)
-            ours = None if ours is None else ours[:count]
-            yield _compare_output(dump, f"{prefix}/hr/{theirs}", ours)
+    for theirs, name in high_resolution(dump).items():
+        ours = getattr(outputs, name, None)
+        ours = None if ours is None else ours[:count]
+        yield _compare_output(dump, f"{prefix}/hr/{theirs}", ours)
 
 
 def _compare_output(dump: Dump, key: str, ours: np.ndarray | None) -> Row:

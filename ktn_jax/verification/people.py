@@ -29,7 +29,12 @@ from ktn_jax.verification.dump import (
     to_nchw,
     to_nhwc,
 )
-from ktn_jax.verification.intermediates import HIGH_RESOLUTION, LOW_RESOLUTION, Runner
+from ktn_jax.verification.intermediates import (
+    HIGH_RESOLUTION,
+    LOW_RESOLUTION,
+    Runner,
+    high_resolution,
+)
 
 
 def _stored_people(dump: Dump) -> list[FoundPerson]:
@@ -227,10 +232,10 @@ def end_to_end(dump: Dump) -> Iterator[Row]:
             None if person.maps.mask is None else person.maps.mask[..., None] for person in people
         ],
     }
-    for theirs in dump.under("infer/densepose/hr"):
+    for theirs, ours in high_resolution(dump).items():
         if theirs in HIGH_RESOLUTION and len(people) >= count > 0:
             compared[f"infer/densepose/hr/{theirs}"] = [
-                getattr(person.maps.charts, HIGH_RESOLUTION[theirs]) for person in people[:count]
+                getattr(person.maps.charts, ours) for person in people[:count]
             ]
     for key, maps in compared.items():
         if key in dump.keys and maps:

@@ -43,6 +43,10 @@ GRADIENT = 1e-3  # of the L2 norm
 # agree shows best where every operation is rounded on its own.
 _PLAIN_ROUNDING = {"xla_backend_optimization_level": 0}
 GRADIENT_BATCH_NORM = 5e-3  # batch statistics amplify rounding
+# Where rounding moves an activation across a ReLU's zero, the gradients behind it jump. In another
+# run it is another activation: what that did to one parameter in the original's two runs, it may
+# do to any other in ours.
+WORST_NOISE_FACTOR = 2
 # Gradients whose norm is below this are zero but for rounding (a bias in front of a softmax or of a
 # batch norm); they are compared absolutely.
 ZERO_GRADIENT = 1e-5
@@ -451,7 +455,8 @@ def _statistics(dump: Dump, step: Step) -> Iterator[Row]:
 def _gradient_limit(dump: Dump, name: str) -> float:
     model = dump.config.model
     limit = GRADIENT_BATCH_NORM if model.backbone.norm == "BN" else GRADIENT
-    return max(limit, NOISE_FACTOR * _gradient_noise(dump, name))
+    noise = NOISE_FACTOR * _gradient_noise(dump, name)
+    return max(limit, noise, WORST_NOISE_FACTOR * dump.worst_gradient_noise)
 
 
 def _gradient_noise(dump: Dump, name: str) -> float:

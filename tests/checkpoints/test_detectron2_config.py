@@ -35,10 +35,29 @@ def _problems(tree):
     return [line.strip() for line in str(caught.value).splitlines()[1:]]
 
 
+def test_groups_and_the_first_version_arrive(golden_dir):
+    trees = {
+        case: json.loads(str(np.load(golden_dir / f"{case}.npz")["config"]))
+        for case in ("ktnv2_x101_tiny", "ktnv1_r50_tiny")
+    }
+    resnext = from_detectron2(trees["ktnv2_x101_tiny"]).model
+    # Eight groups of two channels.
+    assert (resnext.backbone.groups, resnext.backbone.width) == (8, 16)
+    assert not resnext.backbone.stride_in_1x1 and resnext.predictor.name == "ktn_auxiliary"
+    first = from_detectron2(trees["ktnv1_r50_tiny"])
+    assert (first.model.predictor.name, first.model.decoder.name) == ("ktn_first", "panoptic")
+    assert (first.model.densepose_head.name, first.model.densepose_head.norm) == ("conv_stack", "")
+    assert (first.loss.coarse_segm_weight, first.loss.keypoint_weight) == (5.0, 0.05)
+    # Keypoint maps of another size than ours.
+    trees["ktnv1_r50_tiny"]["MODEL"]["ROI_DENSEPOSE_HEAD"]["KPT_UP_SCALE"] = 4
+    (problem,) = _problems(trees["ktnv1_r50_tiny"])
+    assert "KPT_UP_SCALE 4 is not supported" in problem
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
-        ("MODEL.RESNETS", "NUM_GROUPS", 32),
+        ("MODEL.ROI_DENSEPOSE_HEAD", "KPT_ON", False),
         ("MODEL.RESNETS", "DEPTH", 18),
         ("MODEL.ROI_HEADS", "NUM_CLASSES", 80),
         ("MODEL.ROI_HEADS", "IN_FEATURES", ["p3", "p4", "p5"]),

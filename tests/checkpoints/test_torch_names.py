@@ -23,6 +23,11 @@ CASES = (
     "densepose_r50_wc1_tiny",
     "densepose_r50_wc2_tiny",
     "densepose_r50_legacy_tiny",
+    "ktnv1_r50_tiny",
+    "ktnv1_r50_kptktn_tiny",
+    "ktnv1_hrnet_tiny",
+    "ktnv2_x101_tiny",
+    "densepose_hrfpn_w32_tiny",
 )
 
 
@@ -47,7 +52,11 @@ def test_original_state_comes_back_bit_for_bit(golden_dir, case):
     "name",
     [
         "configs/ktn.py:r50",
+        "configs/ktn.py:x101",
         "configs/ktn.py:hrnet_w32",
+        "configs/ktn.py:hrnet_w48",
+        "configs/ktn.py:v1_r50",
+        "configs/ktn.py:v1_hrnet_w32",
         "configs/ktn.py:mid_only",
         "configs/ktn.py:ktm_only",
         "configs/ktn.py:tiny",
@@ -56,6 +65,7 @@ def test_original_state_comes_back_bit_for_bit(golden_dir, case):
         "configs/densepose_rcnn.py:r101",
         "configs/densepose_rcnn.py:r50_dl",
         "configs/densepose_rcnn.py:r101_dl",
+        "configs/densepose_rcnn.py:hrnet_w40",
     ],
 )
 def test_every_parameter_of_every_configuration_has_its_own_torch_name(name):

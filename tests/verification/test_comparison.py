@@ -11,35 +11,9 @@ from ktn_jax.verification.dump import Dump
 
 pytestmark = pytest.mark.parity
 
-CASES = (
-    "ktnv2_r50_tiny",
-    "ktnv2_hrnet_tiny",
-    "ktnv2_hrnet_v3_tiny",
-    "densepose_r50_tiny",
-    "densepose_r50_dl_tiny",
-    "densepose_r50_dl_nonlocal_tiny",
-    "densepose_r50_wc1_tiny",
-    "densepose_r50_wc2_tiny",
-    "densepose_r50_legacy_tiny",
-)
-
-
-# Each has a neighbour with the same layers and more: the other HRNet model, DeepLab with its
-# non-local block, and the model with every confidence.
-_COVERED = (
-    "ktnv2_hrnet_tiny",
-    "densepose_r50_tiny",
-    "densepose_r50_dl_tiny",
-    "densepose_r50_wc1_tiny",
-)
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[pytest.mark.extended] * (c in _COVERED)) for c in CASES]
-)
-def test_inference_equals_the_original(golden_dir, case):
-    dump = Dump(golden_dir / f"{case}.npz")
+def test_inference_equals_the_original(dump):
     rows = [*intermediates.compare_stages(dump), *people.results(dump), *people.end_to_end(dump)]
     failed = [row for row in rows if not row.is_ok]
     assert not failed, dumps.format_rows(failed)

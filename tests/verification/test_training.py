@@ -6,44 +6,22 @@ import json
 import numpy as np
 import pytest
 
+from ktn_jax.modeling.detector import size_multiple
 from ktn_jax.verification import dump as dumps
 from ktn_jax.verification import training
 from ktn_jax.verification.dump import Dump
 
 pytestmark = pytest.mark.parity
 
-CASES = (
-    "ktnv2_r50_tiny",
-    "ktnv2_hrnet_tiny",
-    "ktnv2_hrnet_v3_tiny",
-    "densepose_r50_tiny",
-    "densepose_r50_dl_tiny",
-    "densepose_r50_dl_nonlocal_tiny",
-    "densepose_r50_wc1_tiny",
-    "densepose_r50_wc2_tiny",
-)
-
-
-# Each has a neighbour with the same layers and more: the other HRNet model, DeepLab with its
-# non-local block, and the model with every confidence.
-_COVERED = (
-    "ktnv2_hrnet_tiny",
-    "densepose_r50_tiny",
-    "densepose_r50_dl_tiny",
-    "densepose_r50_wc1_tiny",
-)
+LEGACY = "densepose_r50_legacy_tiny"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[pytest.mark.extended] * (c in _COVERED)) for c in CASES]
-)
-def test_a_training_step_equals_the_original(golden_dir, case):
-    _check(Dump(golden_dir / f"{case}.npz"), training.training)
-
-
-def _check(dump, rows_of):
-    rows = list(rows_of(dump))
+def test_a_training_step_equals_the_original(dump, request):
+    if dump.path.stem == LEGACY:  # its step serves other tests too
+        rows = _rows(*request.getfixturevalue("legacy"))
+    else:
+        rows = list(training.training(dump))
     failed = [row for row in rows if not row.is_ok]
     assert not failed, dumps.format_rows(failed)
     compared = {row.key.split(" ")[0] for row in rows}
@@ -57,19 +35,13 @@ def _check(dump, rows_of):
 @pytest.fixture(scope="module")
 def legacy(golden_dir):
     """The smallest dump, and our step on it."""
-    dump = Dump(golden_dir / "densepose_r50_legacy_tiny.npz")
+    dump = Dump(golden_dir / f"{LEGACY}.npz")
     batch = training.read_batch(dump)
     return dump, batch, training.run_step(dump, batch, training.read_samples(dump))
 
 
 def _rows(dump, batch, step):
     return list(training.compare_step(dump, batch, step))
-
-
-@pytest.mark.slow
-def test_the_smallest_step_equals_the_original(legacy):
-    dump, batch, step = legacy
-    _check(dump, lambda dump: _rows(dump, batch, step))
 
 
 @pytest.mark.slow
@@ -112,18 +84,16 @@ def test_wrong_gradients_show(legacy):
 
 
 def test_a_dump_without_training_gives_no_rows(golden_dir, tmp_path):
-    with np.load(golden_dir / "densepose_r50_legacy_tiny.npz") as file:
+    with np.load(golden_dir / f"{LEGACY}.npz") as file:
         arrays = {key: file[key] for key in file.files if not key.startswith(("grad", "train"))}
     np.savez(tmp_path / "dump.npz", **arrays)
     assert list(training.training(Dump(tmp_path / "dump.npz"))) == []
 
 
-@pytest.mark.parametrize("case", [*CASES, "densepose_r50_legacy_tiny"])
-def test_the_stored_batch_and_samples_are_read_as_they_were(golden_dir, case):
-    dump = Dump(golden_dir / f"{case}.npz")
+def test_the_stored_batch_and_samples_are_read_as_they_were(dump):
     batch, samples = training.read_batch(dump), training.read_samples(dump)
     height, width = batch["image"].shape[1:3]
-    multiple = 1 if "hrnet" in case else 32
+    multiple = size_multiple(dump.config.model)
     sizes = batch["image_size_hw"]
     assert (height, width) == tuple(-(-sizes.max(0) // multiple) * multiple)
     assert (sizes[0] != sizes[1]).any()
@@ -149,7 +119,7 @@ def test_the_stored_batch_and_samples_are_read_as_they_were(golden_dir, case):
 
 
 def test_people_that_do_not_fit_their_boxes_are_refused(golden_dir, tmp_path):
-    with np.load(golden_dir / "densepose_r50_legacy_tiny.npz") as file:
+    with np.load(golden_dir / f"{LEGACY}.npz") as file:
         arrays = {key: file[key] for key in file.files if not key.startswith("grad")}
     arrays["train/gt/1/boxes"] = arrays["train/gt/1/boxes"][:2]
     np.savez(tmp_path / "dump.npz", **arrays)
