@@ -22,6 +22,11 @@ _TRUNKS: dict[str, dict[str, Any]] = {
         "pixel_std_bgr": (1.0, 1.0, 1.0),
         "backbone.stride_in_1x1": True,
     },
+    "caffe2_resnext": {
+        "pixel_mean_bgr": (103.53, 116.28, 123.675),
+        "pixel_std_bgr": (57.375, 57.12, 58.395),
+        "backbone.stride_in_1x1": False,
+    },
     "torchvision": {
         # RGB (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225), of 0..1, as BGR of 0..255.
         "pixel_mean_bgr": (103.53, 116.28, 123.675),
@@ -34,9 +39,16 @@ _CAFFE2_END = {"w": "weight", "bn_s": "norm.weight", "bn_b": "norm.bias"}
 
 
 def find_kind(state: Mapping[str, np.ndarray]) -> str | None:
-    """Recognises the origin of weights: "caffe2" (MSRA), "torchvision", or None for neither."""
-    if "conv1_w" in state and "res2_0_branch2a_w" in state:
-        return "caffe2"
+    """Recognises the origin of weights.
+
+    Returns:
+        "caffe2" (MSRA's ResNets), "caffe2_resnext" (detectron2's X-101-32x8d), "torchvision", or
+        None for others.
+    """
+    if "conv1_w" in state and {"res2_0_branch2a_w", "res2_0_branch2b_w"} <= state.keys():
+        first, second = (np.shape(state[f"res2_0_branch{name}_w"]) for name in ("2a", "2b"))
+        is_grouped = len(first) == len(second) == 4 and second[1] < first[0]
+        return "caffe2_resnext" if is_grouped else "caffe2"
     if "conv1.weight" in state and "layer1.0.conv1.weight" in state:
         return "torchvision"
     return None
@@ -62,7 +74,7 @@ def check_backbone(config: ConfigDict, kind: str, source: str) -> None:
             actual = actual[name]
         if not np.allclose(actual, wanted, rtol=1e-3):
             wrong.append(f"--set 'model.{key}={wanted}'")
-    if kind == "caffe2" and config.backbone.norm != "FrozenBN":
+    if kind != "torchvision" and config.backbone.norm != "FrozenBN":
         # Its norms are affine maps with the statistics already inside.
         wrong.append("--set model.backbone.norm=FrozenBN")
     if wrong:
@@ -79,7 +91,7 @@ def rename(state: Mapping[str, np.ndarray], kind: str) -> tuple[State, list[str]
     Returns:
         The backbone in detectron2's names, and the names that have no place in it.
     """
-    translate = {"caffe2": _from_caffe2, "torchvision": _from_torchvision}[kind]
+    translate = _from_torchvision if kind == "torchvision" else _from_caffe2
     renamed, unused = {}, []
     for name, array in state.items():
         target = translate(name)

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from ktn_jax.checkpoints import files, imagenet, run_folders, runs, torch_names
 from ktn_jax.checkpoints.run_folders import CheckpointError
+from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES
 from ktn_jax.modeling.detector import Detector, build_model
 from ktn_jax.ops import boxes as box_ops
 from ktn_jax.runtime import checksums
@@ -27,7 +28,6 @@ from ktn_jax.runtime import checksums
 Variables = dict[str, Any]
 
 _COLLECTIONS = ("params", "batch_stats")
-_KTN_DECODER_PREDICTORS = ("ktn", "ktn_keypoints", "ktn_auxiliary")
 # Tolerance of constants in a file: above rounding, far below the differences of conventions.
 _CONSTANTS_TOLERANCE = 1e-4
 
@@ -335,7 +335,8 @@ def constants(config: ConfigDict) -> Variables:
         "pixel_mean": np.array(config.pixel_mean_bgr, np.float32).reshape(3, 1, 1),
         "pixel_std": np.array(config.pixel_std_bgr, np.float32).reshape(3, 1, 1),
     }
-    if "densepose" in config.tasks and config.predictor.name in _KTN_DECODER_PREDICTORS:
+    if "densepose" in config.tasks and TRANSFER_SOURCES[config.predictor.name]:
+        # Those of KTN's code hold anchors too.
         for level, sizes in enumerate(config.rpn.anchor_sizes):
             anchors = box_ops.cell_anchors(sizes, config.rpn.aspect_ratios)
             values[f"cell_anchors{level}"] = anchors.astype(np.float32)

@@ -170,6 +170,12 @@ def test_a_configuration_that_does_not_fit_imagenet_weights_is_told_what_to_set(
         initialisation.make_initial(make_config(**TORCHVISION), caffe2[0])
     with pytest.raises(ValueError, match="norm=FrozenBN"):
         initialisation.make_initial(make_config(norm="BN"), caffe2[0])
+    resnext = {name: np.zeros((16, 2, 3, 3)) for name in ("conv1_w", "res2_0_branch2b_w")}
+    resnext["res2_0_branch2a_w"] = np.zeros((16, 64, 1, 1))
+    assert imagenet.find_kind(resnext) == "caffe2_resnext"
+    imagenet.check_backbone(ktn.get_config("x101").model, "caffe2_resnext", "X-101.pkl")
+    with pytest.raises(ValueError, match="pixel_std_bgr=.57.375, .*stride_in_1x1=False"):
+        imagenet.check_backbone(ktn.get_config("r50").model, "caffe2_resnext", "X-101.pkl")
     hrnet = ktn.get_config("hrnet_w32")
     with pytest.raises(ValueError, match="is a ResNet, but model.backbone.name=hrnet"):
         imagenet.check_backbone(hrnet.model, "caffe2", "R-50.pkl")

@@ -29,7 +29,8 @@ COVERED = (
 
 
 @pytest.fixture(
-    params=[*CASES, *(pytest.param(case, marks=pytest.mark.extended) for case in COVERED)]
+    scope="module",
+    params=[*CASES, *(pytest.param(case, marks=pytest.mark.extended) for case in COVERED)],
 )
 def dump(request, golden_dir):
     """Every dump; those that a neighbour covers run with the extended tests only."""
