@@ -186,11 +186,11 @@ def test_a_configuration_that_does_not_fit_imagenet_weights_is_told_what_to_set(
 
 def test_a_part_of_a_model_is_loaded_and_the_rest_listed(quick, state, tmp_path):
     kept = {name: array for name, array in state.items() if "densepose_predictor" not in name}
-    kept["roi_heads.keypoint_head.conv_fcn1.weight"] = np.zeros((2, 2), np.float32)
+    kept["roi_heads.mask_point_head.fc1.weight"] = np.zeros((2, 2), np.float32)
     path = tmp_path / "keypoints.safetensors"
     files.write_state_dict(path, kept)
     initial = initialisation.make_initial(make_config(), path)
-    assert initial.fit.dropped == ("roi_heads.keypoint_head.conv_fcn1.weight",)
+    assert initial.fit.dropped == ("roi_heads.mask_point_head.fc1.weight",)
     assert initial.fit.missing and all("/predictor/" in name for name in initial.fit.missing)
     assert (initial.variables["params"]["predictor"]["u_kernel"] == 0.25).all()
     expected = torch_names.to_flax(state)["params"]["box_head"]["fc1"]["kernel"]
