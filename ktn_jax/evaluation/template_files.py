@@ -9,7 +9,8 @@ pickle; it is converted once, without running code from it.
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -204,10 +205,13 @@ def write_template(
         source_sha256: hash of every source file, by name.
 
     Raises:
-        EvaluationError: the arrays do not belong together; nothing is left on disk.
+        EvaluationError: the arrays do not belong together, or the disk is full; nothing is left
+            on it.
     """
     target = pathlib.Path(target)
     target.mkdir(parents=True, exist_ok=True)
+    num_bytes = num_distances * np.dtype(dtype).itemsize
+    _check_space(target, num_bytes)
     arrays: dict[str, np.ndarray] = {
         "u": np.asarray(u, np.float64).reshape(-1),
         "v": np.asarray(v, np.float64).reshape(-1),
@@ -217,28 +221,65 @@ def write_template(
     if vertices is not None:
         arrays["vertices"] = np.asarray(vertices, np.float64)
     meta = {"origin": origin, "is_official": is_official, "sha256": dict(source_sha256 or {})}
-    with replacing(target / GEODESICS_FILE) as path:
-        table = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num_distances,))
-        _fill(table, geodesics, target)
-        _template(arrays, table, meta)  # checks that the arrays belong together
-        del table
-    with replacing(target / SURFACE_FILE) as path:
-        content: dict[str, Any] = {"meta": json.dumps(meta), **arrays}
-        np.savez(path, **content)
+    try:
+        with replacing(target / GEODESICS_FILE) as path:
+            _write_table(path, _checked(geodesics, num_distances, target), num_distances, dtype)
+            table = np.load(path, mmap_mode="r", allow_pickle=False)
+            _template(arrays, table, meta)  # checks that the arrays belong together
+            del table
+        with replacing(target / SURFACE_FILE) as path:
+            content: dict[str, Any] = {"meta": json.dumps(meta), **arrays}
+            np.savez(path, **content)
+    except OSError as error:
+        raise EvaluationError(
+            f"{target}: the template cannot be written ({error.strerror}); it takes "
+            f"{_megabytes(num_bytes)} of disk: name another folder, or make room"
+        ) from error
 
 
-def _fill(table: np.memmap, blocks: Iterable[np.ndarray], target: pathlib.Path) -> None:
+def _check_space(folder: pathlib.Path, num_bytes: int) -> None:
+    """Raises EvaluationError where a table does not fit, before the hours of computing it."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise EvaluationError(
+            f"{folder}: the template takes {_megabytes(num_bytes)} of disk, of which "
+            f"{_megabytes(free)} are free: name another folder, or make room"
+        )
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _write_table(
+    path: pathlib.Path, blocks: Iterable[np.ndarray], count: int, dtype: np.dtype | type
+) -> None:
+    """Writes a .npy file block by block; through a mapped file a full disk ends the process."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": (count,),
+    }
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block, dtype).data)
+
+
+def _checked(
+    blocks: Iterable[np.ndarray], count: int, target: pathlib.Path
+) -> Iterator[np.ndarray]:
+    """Yields the blocks; EvaluationError where they are not `count` distances."""
     done = 0
     for block in blocks:
-        if done + len(block) > len(table):
-            raise EvaluationError(f"{target}: more than {len(table)} distances came")
+        done += len(block)
+        if done > count:
+            raise EvaluationError(f"{target}: more than {count} distances came")
         if not (np.isfinite(block).all() and (block >= 0).all()):
             raise EvaluationError(f"{target}: a distance is negative or not finite")
-        table[done : done + len(block)] = block
-        done += len(block)
-    if done != len(table):
-        raise EvaluationError(f"{target}: {done} distances came, {len(table)} wanted")
-    table.flush()
+        yield block
+    if done != count:
+        raise EvaluationError(f"{target}: {done} distances came, {count} wanted")
 
 
 def _open_template(folder: pathlib.Path) -> EvaluationTemplate:

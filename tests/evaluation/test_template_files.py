@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import resource
 import shutil
 
 import numpy as np
@@ -125,4 +126,31 @@ def test_too_few_or_too_many_distances(tmp_path):
             template_files.write_template(
                 tmp_path, **fields, geodesics=blocks, num_distances=276, origin="test"
             )
+    assert not list(tmp_path.iterdir())
+
+
+def _write_small(folder, blocks, count):
+    fields = {"u": np.zeros(24), "v": np.zeros(24), "part": np.arange(1, 25), "row": np.arange(24)}
+    template_files.write_template(
+        folder, **fields, geodesics=blocks, num_distances=count, origin="test"
+    )
+
+
+def test_a_table_that_the_disk_cannot_hold_is_refused_before_it_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 8, 1000))
+    asked = []
+    with pytest.raises(EvaluationError, match=r"takes 1,600\.0 MB of disk, .* 0\.0 MB are free"):
+        _write_small(tmp_path, (asked.append(i) for i in range(3)), 400_000_000)
+    assert not asked and not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_while_writing_is_an_error(tmp_path):
+    """The limit on a file's size fails writing as a full disk does; a mapped file would crash."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(EvaluationError, match=r"cannot be written \(File too large\).*8\.0 MB"):
+            _write_small(tmp_path, (np.ones(100_000) for _ in range(20)), 2_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
