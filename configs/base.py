@@ -255,8 +255,8 @@ def _data() -> ConfigDict:
     # UV_symmetry_transforms.mat: U and V of mirrored points. Needed to flip real annotations;
     # synthetic people need no file.
     data.symmetry = "data/densepose/UV_symmetry_transforms.mat"
-    data.on_bad_annotation = "raise"  # or skip
-    data.max_skipped_fraction = 0.01  # with skip: largest share of bad records
+    data.on_bad = "raise"  # at bad annotations and images that cannot be read; or skip: leave out
+    data.max_skipped_fraction = 0.01  # with skip: largest share of bad records, and of images
     # Stop where losses of the surface are on and nobody in the annotations has a surface point.
     data.needs_surface = True
     # Rasterise segmentations, for losses that need them; with masks in model.tasks always.

@@ -40,5 +40,5 @@ def get_config(variant: str = "r50") -> ConfigDict:
         config.data.annotations = ("data/coco/annotations/person_keypoints_train2017.json",)
         config.data.images = ("data/coco/train2017",)
         config.data.symmetry = ""
-        config.data.on_bad_annotation = "skip"
+        config.data.on_bad = "skip"
     return config

@@ -24,9 +24,7 @@ from ktn_jax.data_pipelines.coco.densepose_checks import (
 )
 from ktn_jax.data_pipelines.coco.json_values import is_absent
 
-SKIP_ADVICE = (
-    "to leave bad records out: on_bad='skip', --on-bad skip or data.on_bad_annotation='skip'"
-)
+SKIP_ADVICE = "to leave bad records out: on_bad='skip', --on-bad skip or --config.data.on_bad=skip"
 
 Segmentation = Sequence[Sequence[float]] | Mapping[str, Any] | None
 
@@ -184,7 +182,7 @@ def parse_dataset(
         source: path of the JSON file, or what it holds.
         on_bad: "raise" stops at a file with errors, naming them; "skip" leaves bad records out.
         max_skipped_fraction: with "skip", the share of bad records above which the file is refused:
-            it probably has another format.
+            it probably has another format. See `is_above_ceiling`.
         images_dir: where given, images are read too, and missing or broken ones are bad records.
 
     Returns:
@@ -216,13 +214,18 @@ def parse_dataset(
         len(report.bad_images), len(report.bad_annotations), len(report.bad_densepose)
     )
     records = len(raw["images"]) + len(raw["annotations"])
-    if skipped.total > max_skipped_fraction * records:
+    if is_above_ceiling(skipped.total, max_skipped_fraction, records):
         text = f"{skipped.total} of {records} records are bad, above {max_skipped_fraction:.2%}"
         raise DatasetError(f"{text}\n{report.format(max_findings=20)}", report)
     bad = (raw["images"][position] for position in report.bad_images)
     named = {image["id"] for image in bad if checks.has_id(image)}
     images = _group_by_image(raw, report)
     return Dataset(images, skipped, frozenset(named - set(images.ids())), report)
+
+
+def is_above_ceiling(bad: int, max_fraction: float, total: int) -> bool:
+    """Tells whether more is bad than may be left out. One record or image always may."""
+    return bad > max(1, max_fraction * total)
 
 
 def decode_part_mask(dp_masks: Sequence[Any]) -> np.ndarray:

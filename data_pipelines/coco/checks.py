@@ -14,13 +14,18 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 import orjson
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ktn_jax.data_pipelines.coco import record_checks
 from ktn_jax.data_pipelines.coco.densepose_checks import find_sound_masks, has_densepose
-from ktn_jax.data_pipelines.coco.findings import DENSEPOSE_KINDS, KINDS, Collector, Finding
+from ktn_jax.data_pipelines.coco.findings import (
+    DENSEPOSE_KINDS,
+    KINDS,
+    Collector,
+    Finding,
+)
 from ktn_jax.data_pipelines.coco.json_values import is_integer
-from ktn_jax.runtime.images import ImageError, explain_error, open_image
+from ktn_jax.runtime.images import ImageError, explain_error, open_image, orient
 
 SECTIONS = ("images", "annotations", "categories")
 PERSON = "person"  # the category that is checked and used
@@ -188,21 +193,45 @@ def check_image_bytes(content: bytes, height: int, width: int) -> tuple[str, str
         width: columns that its record promises.
 
     Returns:
-        (kind, message) of what is wrong, or None.
+        (kind, message) of what is wrong or in doubt, or None.
     """
     try:
         with open_image(io.BytesIO(content)) as image:
             image.load()
-            # The size of the photo as it is shown and annotated: EXIF orientation may swap the
-            # sides.
-            found = ImageOps.exif_transpose(image).size[::-1]
+            stored = image.size
+            oriented, remark = orient(image, (height, width))
+            found = oriented.size
     except (UnidentifiedImageError, Image.DecompressionBombError, ImageError) as error:
         return "image_unreadable", explain_error(error)
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         return "image_truncated", f"{explain_error(error)} ({len(content)} bytes)"
-    if found != (height, width):
-        return "image_size_mismatch", f"file is {found[1]}x{found[0]}, record {width}x{height}"
+    if found != (width, height):
+        return "image_size_mismatch", _describe_mismatch(stored, found, (width, height))
+    if remark == "as stored":
+        return "annotated_as_stored", (
+            f"the record's {width}x{height} is the size without the EXIF orientation: the image is "
+            "read as it is stored, for the boxes to fit"
+        )
+    if remark == "unclear":
+        return "orientation_unclear", (
+            "has an EXIF orientation, which is applied; the size does not say whether the record "
+            "was made with it: `ktn data show` does"
+        )
     return None
+
+
+def _describe_mismatch(
+    stored: tuple[int, int], shown: tuple[int, int], annotated: tuple[int, int]
+) -> str:
+    text = f"file is {shown[0]}x{shown[1]}, record {annotated[0]}x{annotated[1]}"
+    if stored != shown:
+        return f"{text}; without its EXIF orientation the file is {stored[0]}x{stored[1]}"
+    if shown[::-1] == annotated:
+        return (
+            f"{text}: height and width are exchanged in the record, or it was made of the image "
+            "before that was turned"
+        )
+    return text
 
 
 def check_image_file(
@@ -270,10 +299,11 @@ def _check_images(
             wrong = check_image_file(path, raw["height"], raw["width"])
             if wrong is not None:
                 found.add(wrong[0], "file_name", f"{raw['file_name']}: {wrong[1]}")
-        if found.findings:
+        is_bad = any(finding.is_error for finding in found.findings)
+        if is_bad:
             bad.add(position)
         if is_integer(image_id) and not is_repeated:
-            sizes[image_id] = (0, 0) if found.findings else (raw["height"], raw["width"])
+            sizes[image_id] = (0, 0) if is_bad else (raw["height"], raw["width"])
         findings += found.findings
     return sizes, bad
 

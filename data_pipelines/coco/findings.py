@@ -21,6 +21,8 @@ KINDS: dict[str, str] = {
     "image_unreadable": "the image file is empty or not an image",
     "image_truncated": "the image file ends before the image does",
     "image_size_mismatch": "the image file has another size than its record",
+    "annotated_as_stored": "a record was made without the EXIF orientation: read without it too",
+    "orientation_unclear": "an EXIF orientation is applied, though sizes do not say whether to",
     "unknown_image": "an annotation names an image that is not in the file",
     "unknown_category": "an annotation names a category that is not in the file",
     "box_length": "a box is not four numbers",
@@ -56,11 +58,21 @@ KINDS: dict[str, str] = {
 }
 """Every kind of finding with what it means."""
 
-WARNINGS = frozenset({"keypoint_confidence", "keypoint_outside", "keypoint_count"})
+WARNINGS = frozenset(
+    {
+        *("annotated_as_stored", "orientation_unclear"),
+        *("keypoint_confidence", "keypoint_outside", "keypoint_count"),
+    }
+)
 """Kinds that are reported but leave the record usable; every other kind is an error."""
 
 DENSEPOSE_KINDS = frozenset(list(KINDS)[list(KINDS).index("densepose_incomplete") :])
 """Kinds that spoil a person's DensePose but not the person."""
+
+
+def is_error(kind: str) -> bool:
+    """Whether findings of a kind of `KINDS` are errors."""
+    return kind not in WARNINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +88,7 @@ class Finding:
     @property
     def is_error(self) -> bool:
         """Whether the record cannot be used as it is."""
-        return self.kind not in WARNINGS
+        return is_error(self.kind)
 
     def __str__(self) -> str:
         level = "error" if self.is_error else "warning"

@@ -3,9 +3,11 @@
 The only module, with the builder itself, that needs TensorFlow Datasets.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
+import tempfile
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +27,7 @@ from ktn_jax.data_pipelines.coco.annotations import (
     ImageRecord,
     PersonRecord,
 )
+from ktn_jax.data_pipelines.densepose_coco import layout, origin
 from ktn_jax.data_pipelines.densepose_coco.densepose_coco_dataset_builder import Builder
 from ktn_jax.data_pipelines.loading.sources import SourceError
 from ktn_jax.runtime import progress
@@ -34,43 +37,92 @@ from ktn_jax.runtime.images import decode_image
 _FILE_FORMAT = "array_record"
 
 
+@dataclasses.dataclass(frozen=True)
+class BuiltDataset:
+    """A built dataset.
+
+    Attributes:
+        splits: by name the number of images and of what was skipped.
+        was_complete: whether it was there already, made of the same files and options.
+    """
+
+    splits: dict[str, dict[str, Any]]
+    was_complete: bool
+
+
 def build(
     config: str,
     manual_dir: str | os.PathLike[str],
     data_dir: str | os.PathLike[str],
     on_bad: Literal["raise", "skip"] = "raise",
     max_skipped_fraction: float = 0.01,
-) -> dict[str, Any]:
+    overwrite: bool = False,
+) -> BuiltDataset:
     """Builds a dataset from local files; downloads nothing.
 
     Args:
         config: densepose_coco_2014, ultrapose or custom.
         manual_dir: folder with annotations and images; `docs/data.md` says which go where.
-        data_dir: folder to build in. A dataset that is already built there is left as it is.
+        data_dir: folder to build in. The same dataset, if it is built there, is left as it is.
         on_bad: "raise" stops at a bad record; "skip" leaves it out.
         max_skipped_fraction: share of bad records above which skipping stops too.
+        overwrite: replace a dataset that was made of other files, once this one is complete.
 
     Returns:
-        By split: number of images and of what was skipped.
+        The dataset's splits.
 
     Raises:
         MissingFilesError: a file is not there; all of them are named.
         DatasetError: bad records, or too many to skip.
-        ValueError: an unknown config.
+        ValueError: an unknown config; or the folder holds a dataset of other files or options.
     """
     builder = _builder(config, data_dir)
     builder.on_bad = on_bad
     builder.max_skipped_fraction = max_skipped_fraction
-    download_config = tfds.download.DownloadConfig(
-        manual_dir=os.fspath(manual_dir), try_download_gcs=False
-    )
-    if not progress.has_bars():
-        tfds.disable_progress_bar()
-    builder.download_and_prepare(download_config=download_config, file_format=_FILE_FORMAT)
-    return {
+    built = pathlib.Path(builder.data_path)
+    was_complete = built.is_dir()
+    if was_complete:
+        changes = _explain_changes(builder, pathlib.Path(manual_dir))
+        if changes and not overwrite:
+            raise ValueError(
+                f"{built} was built of other files: {'; '.join(changes)}. Build it again with "
+                "overwrite (--overwrite), or name another folder (--data-dir)"
+            )
+        was_complete = not changes
+    if not was_complete:
+        _prepare(builder, manual_dir)
+    splits = {
         split: {"images": len(facts["image_ids"]), "skipped": facts["skipped"]}
-        for split, facts in builder.info.metadata.items()
+        for split, facts in _builder(config, data_dir).info.metadata.items()
     }
+    return BuiltDataset(splits, was_complete)
+
+
+def _explain_changes(builder: Builder, manual_dir: pathlib.Path) -> list[str]:
+    files = layout.find_splits(manual_dir, builder.builder_config.splits)
+    metadata = builder.info.metadata or {}
+    made_of = {split: facts.get("made_of", {}) for split, facts in metadata.items()}
+    return origin.explain_changes(made_of, builder.describe_splits(files), files)
+
+
+def _prepare(builder: Builder, manual_dir: str | os.PathLike[str]) -> None:
+    """Builds beside the place of the dataset, and puts it there when it is complete."""
+    built = pathlib.Path(builder.data_path)
+    root = pathlib.Path(builder.data_dir_root)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=root) as folder:
+        fresh = _builder(builder.builder_config.name, folder)
+        fresh.on_bad, fresh.max_skipped_fraction = builder.on_bad, builder.max_skipped_fraction
+        download_config = tfds.download.DownloadConfig(
+            manual_dir=os.fspath(manual_dir), try_download_gcs=False
+        )
+        if not progress.has_bars():
+            tfds.disable_progress_bar()
+        fresh.download_and_prepare(download_config=download_config, file_format=_FILE_FORMAT)
+        built.parent.mkdir(parents=True, exist_ok=True)
+        if built.is_dir():
+            os.replace(built, pathlib.Path(folder) / "old")
+        os.replace(fresh.data_path, built)
 
 
 def _builder(config: str, data_dir: str | os.PathLike[str]) -> Builder:
@@ -122,7 +174,8 @@ class TfdsSource:
                 f"{data_dir} {config}/{split}: example {index} is image {record.image_id}, its "
                 f"metadata say {self._metadata['image_ids'][index]}: build the dataset again"
             )
-        return decode_image(row["image"], record.file_name), record
+        size_hw = (record.height, record.width)
+        return decode_image(row["image"], record.file_name, size_hw), record
 
     def facts(self) -> ImageFacts:
         """Sizes and numbers of people, from the dataset's metadata."""

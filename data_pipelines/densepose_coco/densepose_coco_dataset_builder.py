@@ -22,10 +22,11 @@ from ktn_jax.data_pipelines.coco.annotations import (
     SKIP_ADVICE,
     Dataset,
     ImageRecord,
+    is_above_ceiling,
     parse_dataset,
 )
-from ktn_jax.data_pipelines.coco.findings import Finding
-from ktn_jax.data_pipelines.densepose_coco import layout
+from ktn_jax.data_pipelines.coco.findings import Finding, is_error
+from ktn_jax.data_pipelines.densepose_coco import layout, origin
 
 _POINT_FIELDS = ("x", "y", "i", "u", "v")
 
@@ -105,16 +106,26 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(),
         )
 
+    def describe_splits(self, found: Mapping[str, layout.FoundSplit]) -> dict[str, dict[str, Any]]:
+        """What each split would be built of now, see `origin.describe_split`."""
+        options = {"on_bad": self.on_bad, "max_skipped_fraction": self.max_skipped_fraction}
+        return {name: origin.describe_split(files, options) for name, files in found.items()}
+
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         manual_dir = pathlib.Path(dl_manager.manual_dir)
         found = layout.find_splits(manual_dir, self.builder_config.splits)
+        origins = self.describe_splits(found)  # before reading: what changes later is noticed
         return {
-            name: self._generate_examples(name, files.annotations, files.images)
+            name: self._generate_examples(name, files.annotations, files.images, origins[name])
             for name, files in found.items()
         }
 
     def _generate_examples(
-        self, split: str, annotations: pathlib.Path, images: pathlib.Path
+        self,
+        split: str,
+        annotations: pathlib.Path,
+        images: pathlib.Path,
+        made_of: Mapping[str, Any],
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         dataset = parse_dataset(annotations, self.on_bad, self.max_skipped_fraction)
         facts = dataset.images.facts()
@@ -137,6 +148,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "with_keypoints": np.asarray(facts.with_keypoints)[kept].tolist(),
             "with_surface": np.asarray(facts.with_surface)[kept].tolist(),
             "skipped": skipped,
+            "made_of": dict(made_of),
         }
 
     def _read(
@@ -147,7 +159,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         wrong = checks.check_image_bytes(content, record.height, record.width)
         if not path.is_file():
             wrong = ("image_missing", f"no file {path}")
-        if wrong is None:
+        if wrong is None or not is_error(wrong[0]):
             return content, None
         name = f"image {record.image_id}"
         message = f"{record.file_name}: {wrong[1]}"
@@ -160,7 +172,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             raise checks.DatasetError(f"{finding}\n{SKIP_ADVICE}", report)
         skipped = dataset.skipped.total + bad_images
         records = report.counts["images"] + report.counts["annotations"]
-        if skipped > self.max_skipped_fraction * records:
+        if is_above_ceiling(skipped, self.max_skipped_fraction, records):
             limit = f"above {self.max_skipped_fraction:.2%}"
             raise checks.DatasetError(
                 f"{skipped} of {records} records are bad, {limit}; the last: {finding}", report

@@ -57,6 +57,8 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
         batches_ahead=data.batches_ahead,
         with_person_masks=data.with_person_masks or "masks" in config.model.tasks,
         needs_surface=data.needs_surface and _trains_surface(config),
+        on_bad=data.on_bad,
+        max_skipped_fraction=data.max_skipped_fraction,
         augmentation=augmentation,
     )
     source = make_source(data)
@@ -94,9 +96,7 @@ def make_source(data: Any) -> Source:
         )
     return _as_one(
         [
-            FolderSource(
-                parse_dataset(file, data.on_bad_annotation, data.max_skipped_fraction), folder
-            )
+            FolderSource(parse_dataset(file, data.on_bad, data.max_skipped_fraction), folder)
             for file, folder in zip(data.annotations, data.images, strict=True)
         ]
     )

@@ -1,6 +1,7 @@
 """One image and its people as rows of a padded batch: what every loader calls for every image."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,10 +9,13 @@ import numpy as np
 from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
 from ktn_jax.body.symmetry import UVSymmetry
+from ktn_jax.data_pipelines.coco.annotations import ImageRecord
 from ktn_jax.data_pipelines.loading import transforms
 from ktn_jax.data_pipelines.loading.plan import PlannedBatch
-from ktn_jax.data_pipelines.loading.sources import Source
+from ktn_jax.data_pipelines.loading.sources import Source, SourceError
 from ktn_jax.data_pipelines.loading.transforms import PersonLabels
+from ktn_jax.data_pipelines.loading.unreadable import StandIns
+from ktn_jax.runtime.images import ImageError
 
 Batch = dict[str, np.ndarray]
 
@@ -116,6 +120,7 @@ class ExampleMaker:
     max_people: int
     max_points: int
     with_person_masks: bool = False
+    stand_ins: StandIns | None = None  # for images that cannot be read; None makes them errors
 
     def spec(self, rows: int, canvas_hw: tuple[int, int]) -> dict[str, ArraySpec]:
         """Shapes and dtypes of `rows` images."""
@@ -127,28 +132,31 @@ class ExampleMaker:
         spec = self.spec(rows, canvas_hw)
         return {name: np.zeros(array.shape, array.dtype) for name, array in spec.items()}
 
-    def make(self, task: Task) -> Batch:
-        """One image as arrays without the batch axis."""
+    def make(self, task: Task) -> tuple[Batch, dict[int, str]]:
+        """One image as arrays without the batch axis, and what `write` returns."""
         batch = self.allocate(1, task.canvas_hw)
         example = {name: array[0] for name, array in batch.items()}
         # A view on a scalar, which `write` fills in place.
         example["image_id"] = batch["image_id"].reshape(())
-        self.write(task, example)
-        return example
+        return example, self.write(task, example)
 
-    def write(self, task: Task, row: Mapping[str, np.ndarray]) -> None:
+    def write(self, task: Task, row: Mapping[str, np.ndarray]) -> dict[int, str]:
         """Fills one image's zeroed arrays.
 
         Args:
             task: what to do.
             row: views without the batch axis; `image_id` of shape ().
 
+        Returns:
+            Why images could not be read, by their number, where another one took their place.
+
         Raises:
-            ValueError: a person has more than `max_points` points, or the image cannot be read.
+            ValueError: a person has more than `max_points` points; or the image, or with stand-ins
+                every image, cannot be read.
         """
-        image, record = self.source[task.example]
+        image, record, resized_hw, unreadable = self._read(task)
         labelled = transforms.label_image(image, record, self.with_person_masks)
-        labelled = transforms.resize(labelled, task.resized_hw)
+        labelled = transforms.resize(labelled, resized_hw)
         if task.is_flipped:
             labelled = transforms.flip(labelled, self.symmetry)
         if task.rotation_degrees != 0 or task.zoom != 1:
@@ -163,6 +171,25 @@ class ExampleMaker:
         row["image_size_hw"][...] = height, width
         for slot, person in enumerate(most_telling(labelled.people, self.max_people)):
             self._write_person(person, slot, row, record.file_name)
+        return unreadable
+
+    def _read(self, task: Task) -> tuple[np.ndarray, ImageRecord, tuple[int, int], dict[int, str]]:
+        """Reads the task's image or a stand-in: image, record, size to resize to, unreadable."""
+        if self.stand_ins is None:
+            return *self.source[task.example], task.resized_hw, {}
+        unreadable: dict[int, str] = {}
+        for example in itertools.chain([task.example], self.stand_ins.after(task.example)):
+            try:
+                image, record = self.source[example]
+            except ImageError as error:
+                unreadable[example] = str(error)
+                continue
+            size_hw = task.resized_hw
+            if unreadable:
+                size_hw = self.stand_ins.resized_hw(example, size_hw, task.canvas_hw)
+            return image, record, size_hw, unreadable
+        reason = unreadable[task.example]
+        raise SourceError(f"none of the {len(self.source)} images can be read, such as {reason}")
 
     def _write_person(
         self, person: PersonLabels, slot: int, row: Mapping[str, np.ndarray], name: str

@@ -10,14 +10,18 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import multiprocessing
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ktn_jax.data_pipelines.loading.examples import Batch, ExampleMaker, Task, tasks_of
 from ktn_jax.data_pipelines.loading.plan import PlannedBatch
+from ktn_jax.data_pipelines.loading.unreadable import UnreadableImages
+from ktn_jax.runtime.worker_pool import start_workers
+
+_Unreadable: TypeAlias = "concurrent.futures.Future[dict[int, str]]"
+_Made: TypeAlias = "concurrent.futures.Future[tuple[Batch, dict[int, str]]]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Request:
     rows: slice  # of every global batch: those of this process
     start: int  # first step; there is no last one
     maker: ExampleMaker
+    unreadable: UnreadableImages  # takes those that the maker could not read
 
     def tasks(self, step: int) -> list[Task]:
         """The rows to make at a step."""
@@ -54,12 +59,12 @@ def load_in_threads(request: Request, workers: int, ahead: int = 2) -> Iterator[
             tasks = request.tasks(step)
             batch = request.maker.allocate(len(tasks), tasks[0].canvas_hw)
             for index, task in enumerate(tasks):
-                request.maker.write(task, _row(batch, index))
+                request.unreadable.add(request.maker.write(task, _row(batch, index)))
             yield batch
         return
     with concurrent.futures.ThreadPoolExecutor(workers, "loader") as pool:
 
-        def begin(step: int) -> tuple[Batch, list[concurrent.futures.Future[None]]]:
+        def begin(step: int) -> tuple[Batch, list[_Unreadable]]:
             tasks = request.tasks(step)
             batch = request.maker.allocate(len(tasks), tasks[0].canvas_hw)
             writes = [
@@ -68,9 +73,9 @@ def load_in_threads(request: Request, workers: int, ahead: int = 2) -> Iterator[
             ]
             return batch, writes
 
-        def finish(begun: tuple[Batch, list[concurrent.futures.Future[None]]]) -> Batch:
+        def finish(begun: tuple[Batch, list[_Unreadable]]) -> Batch:
             for write in begun[1]:
-                write.result()
+                request.unreadable.add(write.result())
             return begun[0]
 
         yield from _keep_ahead(request, begin, finish, pool, ahead)
@@ -87,16 +92,16 @@ def load_in_processes(request: Request, workers: int, ahead: int = 2) -> Iterato
     Yields:
         Batches in the order of the steps.
     """
-    context = multiprocessing.get_context("spawn")  # forking a process that runs XLA may hang it
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, context, _remember_maker, (request.maker,)
-    ) as pool:
+    with start_workers(workers, _remember_maker, (request.maker,)) as pool:
 
-        def begin(step: int) -> list[concurrent.futures.Future[Batch]]:
+        def begin(step: int) -> list[_Made]:
             return [pool.submit(_make_remembered, task) for task in request.tasks(step)]
 
-        def finish(begun: list[concurrent.futures.Future[Batch]]) -> Batch:
-            rows = [row.result() for row in begun]
+        def finish(begun: list[_Made]) -> Batch:
+            made = [future.result() for future in begun]
+            for _, unreadable in made:
+                request.unreadable.add(unreadable)
+            rows = [row for row, _ in made]
             return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
         yield from _keep_ahead(request, begin, finish, pool, ahead)
@@ -113,12 +118,27 @@ def load_with_tf_data(request: Request, workers: int, ahead: int = 2) -> Iterato
     Yields:
         Batches in the order of the steps.
     """
-    iterator = make_tf_dataset(request, workers, ahead).as_numpy_iterator()
-    yield from iterator
+    errors: list[Exception] = []
+    for batch in make_tf_dataset(request, workers, ahead, errors).as_numpy_iterator():
+        if errors:
+            raise errors[0]
+        yield batch
 
 
-def make_tf_dataset(request: Request, workers: int, ahead: int = 2) -> Any:
+def make_tf_dataset(
+    request: Request, workers: int, ahead: int = 2, errors: list[Exception] | None = None
+) -> Any:
     """The pipeline of `load_with_tf_data` as a tf.data.Dataset of dicts of tensors.
+
+    Args:
+        request: which batches.
+        workers: parallel calls; 0 makes one row at a time.
+        ahead: batches that are being made before they are asked for.
+        errors: takes what is raised while rows are made, which are then zeros; None lets TensorFlow
+            make an error of its own of it, with every traceback as its text.
+
+    Returns:
+        The dataset.
 
     Raises:
         ModuleNotFoundError: TensorFlow is not installed; the message says how to.
@@ -140,7 +160,15 @@ def make_tf_dataset(request: Request, workers: int, ahead: int = 2) -> Any:
 
     def make_row(number: np.ndarray) -> list[np.ndarray]:
         step, index = divmod(int(number), count)
-        row = request.maker.make(last_tasks(step)[index])
+        task = last_tasks(step)[index]
+        try:
+            row, unreadable = request.maker.make(task)
+            request.unreadable.add(unreadable)
+        except Exception as error:
+            if errors is None:
+                raise
+            errors.append(error)
+            row = _row(request.maker.allocate(1, task.canvas_hw), 0)
         return [row[name] for name in names]
 
     def make_tensors(number: Any) -> dict[str, Any]:
@@ -195,5 +223,5 @@ def _remember_maker(maker: ExampleMaker) -> None:
     _remembered[:] = [maker]
 
 
-def _make_remembered(task: Task) -> Batch:
+def _make_remembered(task: Task) -> tuple[Batch, dict[int, str]]:
     return _remembered[0].make(task)

@@ -21,6 +21,7 @@ from ktn_jax.data_pipelines.loading.examples import ArraySpec, Batch, ExampleMak
 from ktn_jax.data_pipelines.loading.loaders import Request
 from ktn_jax.data_pipelines.loading.plan import Augmentation, TrainingPlan
 from ktn_jax.data_pipelines.loading.sources import Source
+from ktn_jax.data_pipelines.loading.unreadable import StandIns, UnreadableImages
 
 __all__ = [
     "ArraySpec",
@@ -54,6 +55,8 @@ class DataSettings:
     skip_images_without_people: bool = True
     with_person_masks: bool = False  # segmentations, for losses that train on them
     needs_surface: bool = False  # annotations without a single surface point are an error
+    on_bad: Literal["raise", "skip"] = "raise"  # at images that cannot be read: see `unreadable`
+    max_skipped_fraction: float = 0.01  # with "skip": share of images above which the run stops
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -63,6 +66,10 @@ class DataSettings:
         for name in ("batch_size", "max_people", "max_points", "batches_ahead"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.on_bad not in ("raise", "skip"):
+            raise ValueError(f"on_bad must be 'raise' or 'skip', got {self.on_bad!r}")
+        if not 0 <= self.max_skipped_fraction <= 1:
+            raise ValueError(f"max_skipped_fraction must be in 0..1: {self.max_skipped_fraction}")
         if self.workers < (1 if self.loader == "processes" else 0):
             raise ValueError(f"workers: {self.workers} is too few for loader {self.loader!r}")
 
@@ -112,9 +119,10 @@ def make_training_data(
     share = settings.batch_size // process_count
     rows = slice(process_index * share, (process_index + 1) * share)
     load = _LOADERS[settings.loader]
+    unreadable = UnreadableImages(len(maker.source), settings.max_skipped_fraction)
 
     def batches_from(step: int) -> Iterator[Batch]:
-        request = Request(plan.__getitem__, rows, step, maker)
+        request = Request(plan.__getitem__, rows, step, maker, unreadable)
         return load(request, settings.workers, settings.batches_ahead)
 
     specs = tuple(maker.spec(share, canvas_hw) for canvas_hw in plan.canvases)
@@ -142,7 +150,12 @@ def _plan_training(
     )
     chosen = source if len(kept) == len(source) else _Chosen(source, kept)
     maker = ExampleMaker(
-        chosen, symmetry, settings.max_people, settings.max_points, settings.with_person_masks
+        chosen,
+        symmetry,
+        settings.max_people,
+        settings.max_points,
+        settings.with_person_masks,
+        StandIns(facts.sizes_hw[kept]) if settings.on_bad == "skip" else None,
     )
     return plan, maker
 

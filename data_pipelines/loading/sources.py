@@ -12,7 +12,7 @@ import numpy as np
 from ktn_jax.body import parts
 from ktn_jax.data_pipelines.coco.annotations import Dataset, ImageFacts, ImageRecord, parse_person
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
-from ktn_jax.runtime.images import decode_image
+from ktn_jax.runtime.images import read_image
 
 
 class Source(Protocol):
@@ -22,14 +22,14 @@ class Source(Protocol):
         """How many images."""
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
-        """The image, [H, W, 3] uint8 RGB, and its record."""
+        """The image, [H, W, 3] uint8 RGB, and its record; ImageError if it cannot be read."""
 
     def facts(self) -> ImageFacts:
         """Sizes and numbers of people of all images, known without reading them."""
 
 
 class SourceError(ValueError):
-    """An image that is not where its record says; the message names both."""
+    """Images that are not those that were planned, or too many that cannot be read."""
 
 
 class FolderSource:
@@ -46,11 +46,7 @@ class FolderSource:
     def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
         record = self._images[index]
         path = self._images_dir / record.file_name
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise SourceError(f"{path}: {error.strerror} (image {record.image_id})") from error
-        return decode_image(content, str(path)), record
+        return read_image(path, (record.height, record.width)), record
 
     def facts(self) -> ImageFacts:
         """Sizes and numbers of people, from the annotations."""

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -15,6 +14,7 @@ from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource, dataset_header
 from ktn_jax.runtime import atomic_files
 from ktn_jax.runtime.progress import Progress
+from ktn_jax.runtime.worker_pool import start_workers
 
 ANNOTATION_FILE = "annotations.json"
 IMAGE_FOLDER = "images"
@@ -94,13 +94,8 @@ def _write_missing(
             _write_image(source, output_dir, index)
             yield
         return
-    # Forking is not safe once JAX or TensorFlow have started their threads.
-    with concurrent.futures.ProcessPoolExecutor(
-        num_processes,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(len(source), source.seed, source.scene, output_dir),
-    ) as pool:
+    arguments = (len(source), source.seed, source.scene, output_dir)
+    with start_workers(num_processes, _start_worker, arguments) as pool:
         futures = [pool.submit(_work, index) for index in missing]
         try:
             for future in concurrent.futures.as_completed(futures):

@@ -110,20 +110,30 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         default=0.01,
         help="largest share of bad records for --on-bad skip (default 0.01)",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="build again where DATA_DIR holds a dataset of other files or options",
+    )
     commands.add_quiet_argument(parser)
 
 
 def _build(arguments: argparse.Namespace) -> int:
     from ktn_jax.data_pipelines.densepose_coco import builder
 
-    splits = builder.build(
+    built = builder.build(
         arguments.config,
         manual_dir=arguments.manual_dir,
         data_dir=arguments.data_dir,
         on_bad=arguments.on_bad,
         max_skipped_fraction=arguments.max_skipped,
+        overwrite=arguments.overwrite,
     )
-    for split, facts in splits.items():
+    if built.was_complete:
+        print(  # noqa: T201
+            f"already built in {arguments.data_dir}, of the same files and options; nothing to do"
+        )
+    for split, facts in built.splits.items():
         print(f"{split}: {facts['images']} images, skipped: {facts['skipped']}")  # noqa: T201
     return 0
 

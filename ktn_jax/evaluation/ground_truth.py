@@ -2,18 +2,19 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Literal
 
 import numpy as np
 
-from ktn_jax.data_pipelines.coco.annotations import Dataset, parse_dataset
+from ktn_jax.data_pipelines.coco.annotations import Dataset, is_above_ceiling, parse_dataset
 from ktn_jax.data_pipelines.coco.checks import DatasetError
 from ktn_jax.data_pipelines.coco.densepose_checks import DENSEPOSE_POINT_KEYS
 from ktn_jax.evaluation.errors import EvaluationError
 
 # A file with more bad records than this probably has another format.
 _MAX_SKIPPED_FRACTION = 0.5
+_SHOWN = 3  # files named in a message
 # The fields that pycocotools reads.
 _COCO_FIELDS = ("id", "image_id", "bbox", "area", "iscrowd", "segmentation", "keypoints")
 
@@ -87,6 +88,38 @@ class GroundTruth:
     def category_id(self) -> int:
         """The category id for results of a model."""
         return min(self.person_categories)
+
+    def only(self, image_ids: Set[int]) -> "GroundTruth":
+        """The same without other images and their people."""
+        images = [image for image in self.coco["images"] if image["id"] in image_ids]
+        people = [one for one in self.coco["annotations"] if one["image_id"] in image_ids]
+        return dataclasses.replace(
+            self,
+            images=tuple(image for image in self.images if image.image_id in image_ids),
+            coco={**self.coco, "images": images, "annotations": people},
+        )
+
+    def without_unreadable(self, reasons: Mapping[int, str]) -> "GroundTruth":
+        """The same without images whose files cannot be read, which a note names.
+
+        Args:
+            reasons: why, with the file's name, by image id.
+
+        Raises:
+            EvaluationError: they are more than half of the images.
+        """
+        if not reasons:
+            return self
+        count = f"{len(reasons)} of {len(self.images)} images cannot be read"
+        shown = "; ".join([reasons[image_id] for image_id in sorted(reasons)][:_SHOWN])
+        if is_above_ceiling(len(reasons), _MAX_SKIPPED_FRACTION, len(self.images)):
+            raise EvaluationError(f"{count}, above {_MAX_SKIPPED_FRACTION:.0%}, such as {shown}")
+        kept = {image.image_id for image in self.images} - reasons.keys()
+        return dataclasses.replace(
+            self.only(kept),
+            skipped_images=self.skipped_images | reasons.keys(),
+            notes=(*self.notes, f"{count} and are left out, such as {shown}"),
+        )
 
 
 def read_ground_truth(

@@ -1,5 +1,6 @@
 """The figures of the report, with Matplotlib but without pyplot, which would keep them."""
 
+import contextlib
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
 
 from ktn_jax.body.parts import NUM_PATCHES, PATCH_NAMES
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
@@ -16,6 +16,7 @@ from ktn_jax.evaluation.metrics import MEASURES
 from ktn_jax.evaluation.patch_errors import WITHIN_CM, PersonScore
 from ktn_jax.evaluation.precision_recall import RECALL_LEVELS, Curves
 from ktn_jax.evaluation.result_files import Detection, ResultIndex, read_payload
+from ktn_jax.runtime.images import ImageError, read_image
 
 _SHOWN_THRESHOLDS = (0.5, 0.65, 0.75, 0.85, 0.95)
 _GREY = 96
@@ -172,11 +173,6 @@ def _read_picture(
     """Returns float RGB [H, W, 3]; grey if there is no picture of the annotated size."""
     if images_dir is not None and file_name:
         for name in (file_name, pathlib.PurePosixPath(file_name).name):
-            try:
-                with Image.open(pathlib.Path(images_dir) / name) as picture:
-                    array = np.asarray(picture.convert("RGB"), np.float64)
-            except (OSError, UnidentifiedImageError):
-                continue
-            if array.shape[:2] == tuple(size_hw):
-                return array.copy()
+            with contextlib.suppress(ImageError):
+                return read_image(pathlib.Path(images_dir) / name, size_hw).astype(np.float64)
     return np.full((*size_hw, 3), float(_GREY))

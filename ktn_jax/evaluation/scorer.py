@@ -3,10 +3,8 @@
 Images are independent, so they are spread over processes; the scores of an image are small.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
-import multiprocessing
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +33,7 @@ from ktn_jax.evaluation.result_files import (
     read_payload,
 )
 from ktn_jax.evaluation.template_files import load_evaluation_template
+from ktn_jax.runtime.worker_pool import start_workers
 
 Box = tuple[float, float, float, float]  # xywh in pixels of the image
 Template = geodesic.EvaluationTemplate | pathlib.Path
@@ -349,11 +348,7 @@ def score_images(
     done = 0
     with contextlib.ExitStack() as stack:
         if workers > 1:
-            # Not forked: the caller may have threads (JAX does), and a fork copies their locks.
-            context = multiprocessing.get_context("spawn")
-            pool = concurrent.futures.ProcessPoolExecutor(
-                workers, context, _start_process, arguments
-            )
+            pool = start_workers(workers, _start_process, arguments)
             stack.callback(pool.shutdown, cancel_futures=True)
             outcomes = pool.map(_work_in_process, tasks)
         else:

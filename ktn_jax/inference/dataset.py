@@ -6,9 +6,10 @@ the images; see `results.shards` for the files.
 
 import hashlib
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flax import traverse_util
@@ -20,10 +21,13 @@ from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth
 from ktn_jax.inference import batching
 from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.results.records import PersonResult, people_to_records
-from ktn_jax.results.shards import ResultsWriter, merge_results
+from ktn_jax.results.shards import SHARD_PATTERN, ResultsWriter, merge_results
 from ktn_jax.runtime import images
+from ktn_jax.runtime.atomic_files import replacing
 from ktn_jax.runtime.processes import Processes
 from ktn_jax.runtime.progress import Progress
+
+_LOG = logging.getLogger(__name__)
 
 SHARD_FOLDER = "shards"
 RESULTS_FILE = "results.json"
@@ -41,8 +45,9 @@ def predict_dataset(
     run: Mapping[str, Any],
     processes: Processes | None = None,
     *,
+    on_bad: Literal["raise", "skip"] = "raise",
     with_confidences: bool = False,
-) -> pathlib.Path:
+) -> tuple[pathlib.Path, GroundTruth]:
     """Finds the people of every image of a dataset.
 
     Args:
@@ -53,23 +58,33 @@ def predict_dataset(
             same run that was stopped is resumed.
         run: describes what the results depend on, see `describe_run`.
         processes: those that share the work; each calls this.
+        on_bad: "raise" stops at images that cannot be read; "skip" leaves them out and notes it. A
+            resumed run tries them again.
         with_confidences: write the confidences of a model that predicts them.
 
     Returns:
-        The path of the results file, which covers every image of the dataset.
+        The path of the results file, and the images that it covers: those of the dataset, with
+        "skip" without those that cannot be read.
 
     Raises:
-        EvaluationError: image files are missing or of another size than annotated, or the folder
-            holds another run.
-        ktn_jax.runtime.images.ImageError: an image file cannot be read.
+        EvaluationError: image files are missing, or were changed since they were predicted; with
+            "skip", more than half of them cannot be read.
+        ktn_jax.results.shards.ShardError: the folder holds another run.
+        ktn_jax.runtime.images.ImageError: an image file cannot be read, or is of another size than
+            annotated.
     """
     processes = processes or Processes()
     shards, results_path = output_dir / SHARD_FOLDER, output_dir / RESULTS_FILE
     # The split does not depend on what is done already: processes start at different times.
     share = truth.images[processes.index :: processes.count]
-    _check_files(share, images_dir)
+    _check_files(share, images_dir, on_bad)
+    # None: what cannot be read is an error.
+    unreadable: dict[int, str] | None = {} if on_bad == "skip" else None
+    changes = [path.stat().st_mtime_ns for path in shards.glob(SHARD_PATTERN)]
     with ResultsWriter(shards, run, processes.index) as writer:
         missing = [image for image in share if image.image_id not in writer.done]
+        paths = [images_dir / image.file_name for image in share if image.image_id in writer.done]
+        _check_unchanged(paths, max(changes, default=0), shards)
         with Progress(
             "predict",
             "images",
@@ -85,8 +100,13 @@ def predict_dataset(
                 category_id=truth.category_id,
                 with_confidences=with_confidences,
                 update=progress.advance,
+                unreadable=unreadable,
             )
+    if unreadable is not None:
+        _write_unreadable(shards, processes.index, unreadable)
     processes.wait("predicted")
+    if unreadable is not None:
+        truth = truth.without_unreadable(_read_unreadable(shards, processes.count))
     if processes.is_first:
         done, _ = merge_results(shards, results_path)
         if done != len(truth.images):
@@ -95,7 +115,7 @@ def predict_dataset(
                 "early, or its files are elsewhere (all processes must see the same folder)"
             )
     processes.wait("merged")
-    return results_path
+    return results_path, truth
 
 
 def _predict_images(
@@ -106,8 +126,19 @@ def _predict_images(
     category_id: int,
     with_confidences: bool,
     update: Callable[[int], Any],
+    unreadable: dict[int, str] | None,
 ) -> None:
     """Reads ahead, and encodes and writes behind, so that the network waits for neither."""
+
+    def read(image: ImageTruth) -> np.ndarray | None:
+        try:
+            return images.read_image(images_dir / image.file_name, image.image_size_hw)
+        except images.ImageError as error:
+            if unreadable is None:
+                raise
+            unreadable[image.image_id] = str(error)
+            _LOG.warning("left out: %s", error)
+            return None
 
     def write(
         batch: Sequence[ImageTruth], _: object, found: Sequence[Sequence[PersonResult]]
@@ -126,25 +157,17 @@ def _predict_images(
     batches = batching.batches_of_one_size(
         dataset, lambda image: batching.photo_bucket(image.image_size_hw, test), test.batch_size
     )
-    batching.run(batches, lambda image: _read(image, images_dir), predictor, write)
+    batching.run(batches, read, predictor, write)
 
 
-def _read(image: ImageTruth, folder: pathlib.Path) -> np.ndarray:
-    path = folder / image.file_name
-    photo = images.read_image(path)
-    if photo.shape[:2] != image.image_size_hw:
-        height, width = image.image_size_hw
-        raise EvaluationError(
-            f"{path}: the image is {photo.shape[0]} x {photo.shape[1]} (height x width), the "
-            f"annotations say {height} x {width}: is it the right folder?"
-        )
-    return photo
-
-
-def _check_files(dataset: Sequence[ImageTruth], folder: pathlib.Path) -> None:
+def _check_files(
+    dataset: Sequence[ImageTruth], folder: pathlib.Path, on_bad: Literal["raise", "skip"]
+) -> None:
     """Checks all image files before the work starts."""
     if not folder.is_dir():
         raise EvaluationError(f"{folder}: no such folder of images; name it with --images")
+    if on_bad == "skip":  # reading finds them
+        return
     missing = [
         image.file_name
         for image in dataset
@@ -155,6 +178,41 @@ def _check_files(dataset: Sequence[ImageTruth], folder: pathlib.Path) -> None:
         raise EvaluationError(
             f"{folder}: {len(missing)} of {len(dataset)} image files are missing, such as {shown}"
         )
+
+
+def _check_unchanged(done: Sequence[pathlib.Path], since: int, shards: pathlib.Path) -> None:
+    """Raises EvaluationError where images were written after their people were found.
+
+    Args:
+        done: image files whose people are in the shards.
+        since: when the shards were last written, in nanoseconds.
+        shards: their folder.
+    """
+    changed = [str(path) for path in done if path.is_file() and path.stat().st_mtime_ns > since]
+    if changed:
+        shown = ", ".join(changed[:_SHOWN])
+        raise EvaluationError(
+            f"{shards}: {len(changed)} of the images were changed after their people were found, "
+            f"such as {shown}: remove the folder, or give another --output"
+        )
+
+
+def _unreadable_file(shards: pathlib.Path, index: int) -> pathlib.Path:
+    return shards / f"unreadable-{index:05d}.json"
+
+
+def _write_unreadable(shards: pathlib.Path, index: int, reasons: Mapping[int, str]) -> None:
+    with replacing(_unreadable_file(shards, index)) as temporary:
+        temporary.write_text(json.dumps({str(key): text for key, text in reasons.items()}))
+
+
+def _read_unreadable(shards: pathlib.Path, count: int) -> dict[int, str]:
+    """Why images cannot be read, by image id, from the files of all processes."""
+    found: dict[int, str] = {}
+    for index in range(count):
+        content = json.loads(_unreadable_file(shards, index).read_bytes())
+        found |= {int(image_id): reason for image_id, reason in content.items()}
+    return found
 
 
 def describe_run(

@@ -73,6 +73,10 @@ class AnnotatedFiles:
         """
         return AnnotatedImages(read_ground_truth(self.annotations, on_bad), self.images)
 
+    def describe(self) -> bytes:
+        """The annotations and the folder of the images, as `dataset.describe_run` takes it."""
+        return self.annotations.read_bytes() + b"\0" + os.fsencode(self.images.resolve())
+
 
 def evaluate_model(
     predictor: CallablePredictor,
@@ -108,9 +112,10 @@ def evaluate_model(
 
     Raises:
         ValueError: `run`, or several processes, without an `output_dir`.
-        EvaluationError: an image or the template is missing or does not fit.
+        EvaluationError: images or the template are missing or do not fit.
         ktn_jax.results.shards.ShardError: `output_dir` holds another run.
-        ktn_jax.runtime.images.ImageError: an image file cannot be read.
+        ktn_jax.runtime.images.ImageError: an image file cannot be read, and `options.on_bad` is
+            "raise"; with "skip" it is left out, and the scores' notes name it.
     """
     processes = processes or Processes()
     images = data.read(options.on_bad) if isinstance(data, AnnotatedFiles) else data
@@ -118,18 +123,19 @@ def evaluate_model(
     if output_dir is None and (run is not None or processes.count > 1):
         raise ValueError("a run to be resumed, or of several processes, needs an output_dir")
     with _folder_for_results(output_dir, run is not None, processes) as folder:
-        results = dataset.predict_dataset(
+        results, truth = dataset.predict_dataset(
             predictor,
             truth=images.truth,
             images_dir=images.folder,
             output_dir=folder,
             run=run or _UNNAMED_RUN,
             processes=processes,
+            on_bad=options.on_bad,
             with_confidences=with_confidences,
         )
         return sharing.evaluate_shared(
             results,
-            truth=images.truth,
+            truth=truth,
             template_dir=pathlib.Path(template_dir),
             processes=processes,
             options=options,
@@ -198,7 +204,7 @@ def evaluate_weights(
     if isinstance(data, HeldOutPeople):
         images, description = None, data.describe()
     else:
-        images, description = data.read(options.on_bad), data.annotations.read_bytes()
+        images, description = data.read(options.on_bad), data.describe()
     run = dataset.describe_run(
         config, variables, data=description, augmented=augmented, symmetry=symmetry
     )

@@ -14,6 +14,7 @@ from ktn_jax.data_pipelines.loading.configured import make_scene
 from ktn_jax.data_pipelines.synthetic.held_out import HeldOutPeople
 from ktn_jax.evaluation import template_files
 from ktn_jax.evaluation.metrics import Metrics
+from ktn_jax.evaluation.options import ScoringOptions
 from ktn_jax.inference.model_evaluation import (
     PEOPLE_FOLDER,
     TEMPLATE_FOLDER,
@@ -77,7 +78,7 @@ class RepeatedEvaluation:
             self._images = AnnotatedFiles.in_folder(output_dir / PEOPLE_FOLDER).read()
         else:
             given = AnnotatedFiles(pathlib.Path(files.annotations), pathlib.Path(files.images))
-            self._images = _first_images(given.read(), files.num_images)
+            self._images = _first_images(given.read(config.data.on_bad), files.num_images)
             _check_best_metric(config.training.best_metric, self._images)
         self._predictor: Predictor | None = None
 
@@ -102,6 +103,7 @@ class RepeatedEvaluation:
             self._predictor,
             self._images,
             self._template,
+            ScoringOptions(on_bad=self._config.data.on_bad),
             output_dir=self._folder,
             processes=self._processes,
         )
@@ -137,12 +139,5 @@ def _first_images(data: AnnotatedImages, number: int) -> AnnotatedImages:
     """The first images of a set by id; 0 for all."""
     if not number:
         return data
-    truth = data.truth
-    images = truth.images[:number]
-    kept = {image.image_id for image in images}
-    coco = {
-        **truth.coco,
-        "images": [image for image in truth.coco["images"] if image["id"] in kept],
-        "annotations": [one for one in truth.coco["annotations"] if one["image_id"] in kept],
-    }
-    return dataclasses.replace(data, truth=dataclasses.replace(truth, images=images, coco=coco))
+    kept = {image.image_id for image in data.truth.images[:number]}
+    return dataclasses.replace(data, truth=data.truth.only(kept))

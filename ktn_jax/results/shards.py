@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from ktn_jax.runtime.atomic_files import replacing
 
-_SHARD_PATTERN = "results-*.jsonl"
+SHARD_PATTERN = "results-*.jsonl"
 # The first field of a line, so that a large file is scanned without decoding its pictures.
 _IMAGE_ID = re.compile(rb'\{"image_id": (-?\d+), "results": ')
 
@@ -57,7 +57,7 @@ class ResultsWriter:
         self._path = self._folder / f"results-{process_index:05d}.jsonl"
         header = json.dumps({"run": run}, sort_keys=True).encode() + b"\n"
         self.done: set[int] = set()
-        for path in sorted(self._folder.glob(_SHARD_PATTERN)):
+        for path in sorted(self._folder.glob(SHARD_PATTERN)):
             for line in _complete_lines(path, header):
                 self.done.add(_image_id_of(path, line))
         if self._path.exists():
@@ -116,9 +116,9 @@ def merge_results(folder: str | pathlib.Path, path: str | pathlib.Path) -> tuple
     Raises:
         ShardError: there are no shards, or they come from different runs.
     """
-    shards = sorted(pathlib.Path(folder).glob(_SHARD_PATTERN))
+    shards = sorted(pathlib.Path(folder).glob(SHARD_PATTERN))
     if not shards:
-        raise ShardError(f"{folder}: no shards ({_SHARD_PATTERN}) to merge")
+        raise ShardError(f"{folder}: no shards ({SHARD_PATTERN}) to merge")
     places: dict[int, tuple[pathlib.Path, int]] = {}
     repeated, header = 0, b""
     for shard in shards:

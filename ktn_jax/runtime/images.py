@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -29,11 +29,14 @@ class ImageError(ValueError):
     """An image file cannot be read. The message names the file and the reason."""
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike[str], annotated_size_hw: tuple[int, int] | None = None
+) -> np.ndarray:
     """Reads an image file as it is meant to be seen; see `decode_image`.
 
     Args:
         path: A file in any format that `open_image` reads.
+        annotated_size_hw: See `decode_image`.
 
     Returns:
         [H, W, 3] uint8 RGB.
@@ -48,10 +51,12 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise ImageError(f"{path}: there is no such file") from error
     except OSError as error:
         raise ImageError(f"{path}: not an image: {error.strerror}") from error
-    return decode_image(content, os.fspath(path))
+    return decode_image(content, os.fspath(path), annotated_size_hw)
 
 
-def decode_image(content: bytes, name: str) -> np.ndarray:
+def decode_image(
+    content: bytes, name: str, annotated_size_hw: tuple[int, int] | None = None
+) -> np.ndarray:
     """Decodes an image file as it is meant to be seen.
 
     The EXIF orientation is applied. Grey, palette, 1-bit and CMYK images become RGB; 16-bit grey is
@@ -62,20 +67,58 @@ def decode_image(content: bytes, name: str) -> np.ndarray:
     Args:
         content: The file's bytes, in any format that `open_image` reads.
         name: Of the file, for errors.
+        annotated_size_hw: (height, width) of the image in its annotations. The image is then
+            returned as it was annotated: without applying the EXIF orientation where only that
+            gives this size, see `orient`.
 
     Returns:
         [H, W, 3] uint8 RGB.
 
     Raises:
         ImageError: no image, cut short, of no pixels, of so many that it looks like a decompression
-            bomb (Pillow's limit, 179 million), or of 32-bit samples, of which nothing says what
-            white is.
+            bomb (Pillow's limit, 179 million), of 32-bit samples, of which nothing says what white
+            is, or of another size than annotated.
     """
     if not content:
         raise ImageError(f"{name}: not an image, or a damaged one: the file is empty")
     with _image_errors(name), open_image(io.BytesIO(content)) as file:
-        pixels = _to_rgb(ImageOps.exif_transpose(file), file.format)
-    return _with_pixels(pixels, name)
+        image, _ = orient(file, annotated_size_hw)
+        pixels = _to_rgb(image, file.format)
+    pixels = _with_pixels(pixels, name)
+    if annotated_size_hw is not None and pixels.shape[:2] != tuple(annotated_size_hw):
+        height, width = annotated_size_hw
+        raise ImageError(
+            f"{name}: the image is {pixels.shape[0]} x {pixels.shape[1]} (height x width), the "
+            f"annotations say {height} x {width}: is it the right folder?"
+        )
+    return pixels
+
+
+def orient(
+    image: Image.Image, annotated_size_hw: tuple[int, int] | None = None
+) -> tuple[Image.Image, Literal["", "as stored", "unclear"]]:
+    """Turns an image as its EXIF orientation says, unless its annotations were made without that.
+
+    Annotation tools differ in whether they apply the orientation. The annotated size tells where
+    the sides differ and the orientation swaps them. TIFF is always turned: Pillow does it itself.
+
+    Args:
+        image: As opened.
+        annotated_size_hw: (height, width) in its annotations; None where there are none.
+
+    Returns:
+        The image in the frame of its annotations, and a remark on what was annotated: "as stored"
+        where the orientation was not applied; "unclear" where there is one and either way gives the
+        annotated size, so that it was applied; "" where nothing is in doubt.
+    """
+    shown = ImageOps.exif_transpose(image)
+    is_turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    if annotated_size_hw is None or not is_turned:
+        return shown, ""
+    annotated = (annotated_size_hw[1], annotated_size_hw[0])
+    if shown.size == annotated:
+        return shown, "unclear" if image.size == annotated else ""
+    return (image, "as stored") if image.size == annotated else (shown, "")
 
 
 def open_image(file: str | os.PathLike[str] | io.BytesIO) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import threading
 
 import numpy as np
@@ -17,6 +18,7 @@ from ktn_jax.inference.dataset import predict_dataset
 from ktn_jax.results import records
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime.configuration import load_config
+from ktn_jax.runtime.images import ImageError
 from ktn_jax.runtime.processes import Processes
 
 NUM_IMAGES = 7
@@ -48,7 +50,7 @@ class _Predictor:
 
 def _predict(dataset, output, predictor, processes=None):
     truth = read_ground_truth(dataset / "annotations.json")
-    return predict_dataset(predictor, truth, dataset / "images", output, RUN, processes)
+    return predict_dataset(predictor, truth, dataset / "images", output, RUN, processes)[0]
 
 
 def test_every_image_is_written_with_its_people_and_the_category_of_the_file(dataset):
@@ -123,11 +125,55 @@ def test_files_that_do_not_fit_are_named_before_the_work(dataset):
     with pytest.raises(EvaluationError, match="1 of 7 image files are missing, such as '3.png'"):
         _predict(dataset, dataset / "out", predictor)
     Image.new("RGB", (40, 60)).save(dataset / "images" / "3.png")
-    with pytest.raises(EvaluationError, match="3.png: the image is 60 x 40.*50 x 50"):
+    with pytest.raises(ImageError, match="3.png: the image is 60 x 40.*50 x 50"):
         _predict(dataset, dataset / "out", predictor)
     truth = read_ground_truth(dataset / "annotations.json")
     with pytest.raises(EvaluationError, match="no such folder of images"):
         predict_dataset(predictor, truth, dataset / "none", dataset / "out", RUN)
+
+
+def _skip(dataset, output, processes=None):
+    truth = read_ground_truth(dataset / "annotations.json")
+    images = dataset / "images"
+    return predict_dataset(_Predictor(), truth, images, output, RUN, processes, on_bad="skip")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_images_that_cannot_be_read_are_left_out_by_all_processes_and_noted(dataset, count):
+    (dataset / "images" / "3.png").write_bytes((dataset / "images" / "3.png").read_bytes()[:-40])
+    (dataset / "images" / "5.png").unlink()
+    outcomes = _in_processes(count, lambda p: _skip(dataset, dataset / "out", p))
+    left_out = {67, 65}
+    for path, truth in outcomes:
+        assert {image.image_id for image in truth.images} == set(range(64, 71)) - left_out
+        assert {image["id"] for image in truth.coco["images"]} == set(range(64, 71)) - left_out
+        assert not left_out & {person["image_id"] for person in truth.coco["annotations"]}
+        assert truth.skipped_images == left_out
+        assert "2 of 7 images cannot be read and are left out, such as" in truth.notes[-1]
+        assert "3.png" in truth.notes[-1] and "5.png" in truth.notes[-1]
+        found = {record["image_id"] for record in records.read_results(path)}
+        assert found and not found & left_out
+    # Mended, they are found by the same call.
+    whole = dataset / "whole"
+    Image.new("RGB", (50, 50), (30, 0, 0)).save(dataset / "images" / "3.png")
+    Image.open(dataset / "images" / "6.png").save(dataset / "images" / "5.png")
+    (path, truth), *_ = _in_processes(count, lambda p: _skip(dataset, dataset / "out", p))
+    assert len(truth.images) == NUM_IMAGES and not truth.skipped_images
+    assert path.read_bytes() == _skip(dataset, whole)[0].read_bytes()
+
+
+def test_more_than_half_unreadable_is_an_error(dataset):
+    for number in range(4):
+        (dataset / "images" / f"{number}.png").unlink()
+    with pytest.raises(EvaluationError, match="4 of 7 images cannot be read, above 50%, such as"):
+        _skip(dataset, dataset / "out")
+
+
+def test_images_that_changed_after_they_were_predicted_are_noticed(dataset):
+    _predict(dataset, dataset / "out", _Predictor())
+    os.utime(dataset / "images" / "2.png", ns=(2**62, 2**62))
+    with pytest.raises(EvaluationError, match="1 of the images were changed .*/2.png"):
+        _predict(dataset, dataset / "out", _Predictor())
 
 
 @pytest.mark.parametrize("fails_at", [0, 3])

@@ -79,6 +79,30 @@ def _write_big_endian_tiff(path, grey):
     path.write_bytes(content.ljust(200, b"\0") + grey.astype(">u2").tobytes())
 
 
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+def test_annotations_decide_whether_the_orientation_is_applied(orientation, kind, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(ORIENTATIONS[orientation](SCENE)))
+    path = _save(tmp_path / f"photo.{kind}", stored, exif=exif)
+    shown = read_image(path)
+    with Image.open(path) as file:
+        as_stored = np.asarray(file.convert("RGB"))
+    np.testing.assert_array_equal(read_image(path, shown.shape[:2]), shown)
+    swaps = orientation > 4
+    expected = as_stored if swaps else shown
+    np.testing.assert_array_equal(read_image(path, as_stored.shape[:2]), expected)
+    remarks = []
+    for size in (shown.shape[:2], as_stored.shape[:2], (7, 7), None):
+        with Image.open(path) as file:
+            remarks.append(images.orient(file, size)[1])
+    unclear = "unclear" if 1 < orientation <= 4 else ""
+    assert remarks == [unclear, "as stored" if swaps else unclear, "", ""]
+    with pytest.raises(ImageError, match="photo.*the annotations say 7 x 7: is it the right"):
+        read_image(path, (7, 7))
+
+
 def test_16_bit_grey_turns_with_its_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3

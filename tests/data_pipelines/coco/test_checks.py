@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ktn_jax.data_pipelines.coco import annotations, checks, findings
+from ktn_jax.data_pipelines.loading.sources import FolderSource
 
 BAD_RLE = {"size": [256, 256], "counts": "0000"}
 
@@ -151,7 +152,22 @@ def _other_size(path):
     Image.new("RGB", (10, 12)).save(path)
 
 
+def _turned(orientation, transpose):
+    """Stores what is seen turned, with the orientation that turns it back."""
+
+    def write(path):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        with Image.open(path) as image:
+            stored = image.transpose(transpose) if transpose is not None else image.copy()
+        stored.save(path, exif=exif, quality=95)
+
+    return write
+
+
 IMAGE_DAMAGE = [
+    ("annotated_as_stored", _turned(6, None)),
+    ("orientation_unclear", _turned(3, Image.Transpose.ROTATE_180)),
     ("image_missing", lambda path: path.unlink()),
     ("image_unreadable", lambda path: path.write_bytes(b"")),
     ("image_unreadable", lambda path: path.write_bytes(b"<html>not found</html>")),
@@ -221,7 +237,31 @@ def test_damaged_image_is_named_and_skipped(folder, kind, damage):
     assert [(f.kind, f.record, f.field) for f in report.findings] == [(kind, IMAGE, "file_name")]
     assert "107.jpg" in report.findings[0].message
     dataset = annotations.parse_dataset(folder / "annotations.json", "skip", 1, folder / "images")
-    assert 107 not in [image.image_id for image in dataset.images] and len(dataset.images) == 7
+    is_kept = kind in findings.WARNINGS
+    assert (107 in [image.image_id for image in dataset.images]) == is_kept
+    assert len(dataset.images) == 7 + is_kept
+
+
+def test_sides_that_are_exchanged_are_told(folder):
+    path = folder / "images" / "107.jpg"
+    with Image.open(path) as image:
+        turned = image.transpose(Image.Transpose.ROTATE_90)
+    turned.save(path)
+    (finding,) = checks.check_file(folder / "annotations.json", folder / "images").findings
+    assert finding.kind == "image_size_mismatch"
+    assert "height and width are exchanged" in finding.message
+
+
+def test_annotations_of_a_stored_photo_are_used_with_it(cases_dir):
+    folder = cases_dir / "data" / "exif"
+    report = checks.check_file(folder / "annotations.json", folder / "images")
+    assert report.ok
+    assert [(f.kind, f.record) for f in report.findings] == [("annotated_as_stored", "image 1")]
+    source = FolderSource(annotations.parse_dataset(folder / "annotations.json"), folder / "images")
+    image, record = source[0]
+    with Image.open(folder / "images" / record.file_name) as file:
+        np.testing.assert_array_equal(image, np.asarray(file))
+    assert image.shape == (96, 128, 3)
 
 
 @pytest.mark.parametrize("kind,content,field", FILE_DAMAGE)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -93,7 +94,9 @@ def _assert_same_record(one, other):
 
 def test_built_dataset_reads_back_as_the_folder(folder, tmp_path):
     built = builder.build("custom", folder, tmp_path / "built")
-    assert built == {"train": {"images": 8, "skipped": {"images": 0, "people": 0, "densepose": 0}}}
+    nothing = {"images": 0, "people": 0, "densepose": 0}
+    assert built.splits == {"train": {"images": 8, "skipped": nothing}}
+    assert not built.was_complete
     source = builder.TfdsSource("custom", "train", tmp_path / "built")
     dataset = annotations.parse_dataset(folder / "annotations.json")
     expected = FolderSource(dataset, folder / "images")
@@ -176,7 +179,10 @@ def test_bad_records_stop_the_build_or_are_skipped_and_counted(folder, tmp_path)
     with pytest.raises(DatasetError, match=r"3 of 25 records are bad, above 10\.00%"):
         builder.build("custom", folder, tmp_path / "built", "skip", max_skipped_fraction=0.1)
     built = builder.build("custom", folder, tmp_path / "built", "skip", max_skipped_fraction=0.2)
-    assert built["train"] == {"images": 6, "skipped": {"images": 2, "people": 1, "densepose": 1}}
+    assert built.splits["train"] == {
+        "images": 6,
+        "skipped": {"images": 2, "people": 1, "densepose": 1},
+    }
     source = builder.TfdsSource("custom", "train", tmp_path / "built")
     ids = [source[index][1].image_id for index in range(len(source))]
     assert ids == [100, 101, 102, 103, 104, 105]
@@ -187,6 +193,60 @@ def test_bad_image_stops_the_build_by_name(folder, tmp_path):
     (folder / "images/105.jpg").unlink()
     with pytest.raises(DatasetError, match=r"image 105: file_name: error \[image_missing\]"):
         builder.build("custom", folder, tmp_path / "built")
+
+
+def _ids(data_dir):
+    source = builder.TfdsSource("custom", "train", data_dir)
+    return [source[index][1].image_id for index in range(len(source))]
+
+
+def test_a_build_of_other_files_is_not_taken_for_this_one(folder, tmp_path, monkeypatch, raw):
+    data_dir = tmp_path / "built"
+    builder.build("custom", folder, data_dir)
+    with monkeypatch.context() as context:  # nothing is decoded again
+        context.setattr(densepose_coco_dataset_builder, "parse_dataset", None)
+        again = builder.build("custom", folder, data_dir)
+    assert again.was_complete and again.splits["train"]["images"] == 8
+    with pytest.raises(ValueError, match=r"options were .*'raise'.*, now .*'skip'"):
+        builder.build("custom", folder, data_dir, "skip")
+    os.utime(folder / "images" / "103.jpg", ns=(1, 1))
+    with pytest.raises(ValueError, match=r"images in .*/images are others or were changed\. Build"):
+        builder.build("custom", folder, data_dir)
+    raw["images"].pop()
+    raw["annotations"] = [one for one in raw["annotations"] if one["image_id"] != 107]
+    (folder / "annotations.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=r"annotations\.json is another file; images .*--over"):
+        builder.build("custom", folder, data_dir)
+    assert _ids(data_dir) == list(range(100, 108))
+    raw["annotations"][0]["bbox"] = []
+    (folder / "annotations.json").write_text(json.dumps(raw))
+    with pytest.raises(DatasetError):  # and the old one stays
+        builder.build("custom", folder, data_dir, overwrite=True)
+    assert _ids(data_dir) == list(range(100, 108))
+    built = builder.build("custom", folder, data_dir, "skip", overwrite=True)
+    assert not built.was_complete and _ids(data_dir) == list(range(100, 107))
+    assert [path.name for path in data_dir.iterdir()] == ["densepose_coco"]
+    (folder / "annotations").mkdir()
+    (folder / "annotations.json").rename(folder / "annotations" / "mine.json")
+    with pytest.raises(ValueError, match="split mine is new; split train is not there any more"):
+        builder.build("custom", folder, data_dir, "skip")
+
+
+def test_a_photo_annotated_as_it_is_stored_is_built_so(cases_dir, tmp_path):
+    folder = cases_dir / "data" / "exif"
+    built = builder.build("custom", folder, tmp_path / "built")
+    assert built.splits["train"]["images"] == 6
+    image, record = builder.TfdsSource("custom", "train", tmp_path / "built")[0]
+    with Image.open(folder / "images" / record.file_name) as file:
+        np.testing.assert_array_equal(image, np.asarray(file))
+
+
+def test_a_cut_photo_is_left_out_of_a_build(cases_dir, tmp_path):
+    folder = cases_dir / "train" / "cut_jpeg"
+    with pytest.raises(DatasetError, match=r"image 2: .*image_truncated.*000000000002\.jpg"):
+        builder.build("custom", folder, tmp_path / "built")
+    built = builder.build("custom", folder, tmp_path / "built", "skip")
+    assert built.splits["train"]["skipped"] == {"images": 1, "people": 0, "densepose": 0}
 
 
 def test_source_says_what_is_not_there(folder, tmp_path):
