@@ -127,6 +127,8 @@ def load_json(path: str | os.PathLike[str]) -> tuple[Any, Finding | None]:
         return _decode(pathlib.Path(path).read_bytes()), None
     except FileNotFoundError:
         kind, message = "file_missing", "no such file"
+    except IsADirectoryError:
+        kind, message = "file_unreadable", "is a folder: name the annotation file in it"
     except UnicodeDecodeError as error:
         kind, message = "file_unreadable", str(error)
     except (ValueError, RecursionError) as error:  # also an integer of thousands of digits

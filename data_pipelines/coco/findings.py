@@ -4,7 +4,7 @@ import dataclasses
 
 KINDS: dict[str, str] = {
     "file_missing": "the annotation file is not there",
-    "file_unreadable": "the annotation file is not UTF-8 text",
+    "file_unreadable": "the annotation file cannot be read, or is not UTF-8 text",
     "not_json": "the annotation file is not JSON, or was cut short",
     "wrong_top_level": "the file is not an object with images, annotations and categories",
     "missing_section": "images, annotations or categories is missing or not a list",

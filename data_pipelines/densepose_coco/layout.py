@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 
+_SHOWN = 3  # files named in a message
+
 
 class MissingFilesError(ValueError):
     """Files that only the user can fetch are missing; the message says where each belongs."""
@@ -112,6 +114,42 @@ def _find_custom(manual_dir: pathlib.Path) -> dict[str, FoundSplit]:
         missing.append("images/")
     _raise_if_missing(manual_dir, missing)
     return found
+
+
+def find_annotation_files(folder: pathlib.Path) -> dict[pathlib.Path, pathlib.Path | None]:
+    """Finds the annotation files that a folder holds, to check them all.
+
+    Args:
+        folder: laid out as for a build, or with any JSON files.
+
+    Returns:
+        By annotation file its image folder, None where there is none: annotations.json, or else
+        annotations/*.json, or else *.json.
+
+    Raises:
+        MissingFilesError: there is no such file; those in its sub-folders are named.
+    """
+    for pattern in ("annotations.json", "annotations/*.json", "*.json"):
+        files = sorted(folder.glob(pattern))
+        if files:
+            return {file: _image_folder(folder, file) for file in files}
+    deeper = sorted(folder.glob("*/*.json")) or sorted(folder.glob("*/annotations/*.json"))
+    advice = f"; did you mean {', '.join(map(str, deeper[:_SHOWN]))}?" if deeper else ""
+    raise MissingFilesError(
+        f"{folder} is a folder without annotations.json, annotations/*.json or *.json: name the "
+        f"annotation file{advice}"
+    )
+
+
+def _image_folder(folder: pathlib.Path, annotations: pathlib.Path) -> pathlib.Path | None:
+    """The folder of a file's images: where a published set has it, images/SPLIT/ or images/."""
+    published = [
+        files.images
+        for files in (*COCO_SPLITS.values(), *ULTRAPOSE_SPLITS.values())
+        if any(pathlib.PurePosixPath(name).name == annotations.name for name in files.annotations)
+    ]
+    names = [*published, f"images/{annotations.stem}", "images"]
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
 def _raise_if_missing(manual_dir: pathlib.Path, missing: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Datasets as a configuration's `data` section describes them."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,8 @@ def make_source(data: Any) -> Source:
 
     Raises:
         ValueError: an unknown source, or not one image folder for each annotation file.
-        FileNotFoundError: an annotation file is missing.
+        FileNotFoundError: annotation files or image folders are missing, or the symmetry tables
+            that flips need; all are named.
     """
     if data.source == "synthetic":
         synthetic = data.synthetic
@@ -94,12 +96,36 @@ def make_source(data: Any) -> Source:
             f"data.annotations names {len(data.annotations)} files, data.images "
             f"{len(data.images)} folders: give one folder for each file"
         )
+    _check_files(data)
     return _as_one(
         [
-            FolderSource(parse_dataset(file, data.on_bad, data.max_skipped_fraction), folder)
+            FolderSource(
+                parse_dataset(_path(file), data.on_bad, data.max_skipped_fraction), _path(folder)
+            )
             for file, folder in zip(data.annotations, data.images, strict=True)
         ]
     )
+
+
+def _path(name: str) -> pathlib.Path:
+    return pathlib.Path(name).expanduser()
+
+
+def _check_files(data: Any) -> None:
+    """Raises FileNotFoundError that names all files and folders that are missing."""
+    missing = [f"data.annotations: {name}" for name in data.annotations if not _path(name).exists()]
+    missing += [f"data.images: {name}" for name in data.images if not _path(name).is_dir()]
+    needs_symmetry = data.flip_probability > 0 and data.symmetry
+    if needs_symmetry and not _path(data.symmetry).exists():
+        missing.append(f"data.symmetry: {data.symmetry}")
+    if missing:
+        listed = "\n".join(f"  {line}" for line in missing)
+        raise FileNotFoundError(
+            f"not there:\n{listed}\n"
+            "Name yours, as --config.data.annotations=FILE --config.data.images=DIR, or train on "
+            "rendered people, --config.data.source=synthetic. docs/data.md says where to get "
+            "DensePose-COCO and which file is for what"
+        )
 
 
 def _as_one(sources: Sequence[Source]) -> Source:
@@ -140,4 +166,4 @@ def _trains_surface(config: Any) -> bool:
 def _symmetry(data: Any) -> UVSymmetry | None:
     if data.source == "synthetic":
         return uv_symmetry_tables(assembly.make_body().template.mirror_iuv)
-    return load_uv_symmetry(data.symmetry) if data.symmetry else None
+    return load_uv_symmetry(_path(data.symmetry)) if data.symmetry else None

@@ -7,6 +7,7 @@ import sys
 EXAMPLES = """
   ktn data synth --output people/ --images 200 --seed 0 --scene hard
   ktn data check annotations/densepose_minival2014.json --images val2014/
+  ktn data check people/
   ktn data show people/annotations.json --images people/images --output pictures/ --count 5
   ktn data build densepose_coco_2014 --manual-dir coco/ --data-dir tfds/ --on-bad skip
   ktn data graph --output graph.npz --picture graph.png
@@ -65,17 +66,35 @@ def _synth(arguments: argparse.Namespace) -> int:
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="DensePose-COCO JSON")
-    parser.add_argument("--images", help="folder of the images, to check them too")
+    parser.add_argument(
+        "file",
+        metavar="FILE|DIR",
+        type=pathlib.Path,
+        help="DensePose-COCO JSON, or a folder with annotations.json (or annotations/*.json) and "
+        "images",
+    )
+    parser.add_argument(
+        "--images",
+        help="folder of the images, to check them too; of a folder those in it are checked anyway",
+    )
     parser.add_argument("--max-findings", type=int, help="print only the first so many")
 
 
 def _check(arguments: argparse.Namespace) -> int:
     from ktn_jax.data_pipelines.coco import checks
+    from ktn_jax.data_pipelines.densepose_coco import layout
 
-    report = checks.check_file(arguments.file, arguments.images)
-    print(report.format(arguments.max_findings))  # noqa: T201
-    return 0 if report.ok else 1
+    files: dict[pathlib.Path, pathlib.Path | None] = {arguments.file: None}
+    if arguments.file.is_dir():
+        files = layout.find_annotation_files(arguments.file)
+    bad = []
+    for file, images in files.items():
+        report = checks.check_file(file, arguments.images or images)
+        print(report.format(arguments.max_findings))  # noqa: T201
+        bad += [] if report.ok else [file]
+    if len(files) > 1:
+        print(f"{len(bad)} of {len(files)} files have errors")  # noqa: T201
+    return 1 if bad else 0
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:

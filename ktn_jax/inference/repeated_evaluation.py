@@ -63,6 +63,8 @@ class RepeatedEvaluation:
             raise ValueError(
                 "training.evaluate_every needs data.evaluation.annotations, images and template"
             )
+        if not is_rendered and not pathlib.Path(files.images).is_dir():
+            raise ValueError(f"data.evaluation.images: there is no folder {files.images}")
         if self._processes.is_first:
             output_dir.mkdir(parents=True, exist_ok=True)
             if is_rendered:

@@ -85,3 +85,25 @@ def test_mistakes_are_named():
         configured.make_source(_config(source="web").data)
     with pytest.raises(ValueError, match="one folder for each file"):
         configured.make_source(_config(images=("one",)).data)
+
+
+def test_all_that_is_missing_is_named_with_its_setting(folder, monkeypatch):
+    names = str(folder / "annotations.json"), "no/a.json"
+    config = _config(annotations=names, images=("no/images", str(folder / "images")))
+    config.data.update({"flip_probability": 0.5, "symmetry": "no/symmetry.mat"})
+    with pytest.raises(FileNotFoundError) as caught:
+        configured.make_source(config.data)
+    listed = str(caught.value).splitlines()[1:4]
+    assert listed == [
+        "  data.annotations: no/a.json",
+        "  data.images: no/images",
+        "  data.symmetry: no/symmetry.mat",
+    ]
+    assert "docs/data.md" in str(caught.value)
+    monkeypatch.setenv("HOME", str(folder))
+    config.data.update({"annotations": ("~/annotations.json",), "images": ("~/images",)})
+    config.data.flip_probability = 0.0
+    assert len(configured.make_source(config.data)) == 8
+    config.data.annotations = ("~/images",)
+    with pytest.raises(ValueError, match="is a folder: name the annotation file in it"):
+        configured.make_source(config.data)
