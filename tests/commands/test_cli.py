@@ -80,10 +80,10 @@ def test_convert_goes_both_ways_and_comes_back_to_the_same_bytes(tmp_path, weigh
 
 def test_convert_names_keys_that_it_does_not_know(tmp_path, weights_file, capsys):
     state = files.read_state_dict(weights_file)
-    state["roi_heads.mask_head.deconv.bias"] = np.zeros(3, np.float32)
+    state["roi_heads.mesh_head.deconv.bias"] = np.zeros(3, np.float32)
     files.write_state_dict(tmp_path / "w.safetensors", state)
     assert cli.main(["convert", str(tmp_path / "w.safetensors"), str(tmp_path / "new")]) == 1
-    assert "roi_heads.mask_head.deconv.bias" in capsys.readouterr().err
+    assert "roi_heads.mesh_head.deconv.bias" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
