@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 EXAMPLES = """
   ktn predict photo.jpg --config ktn:r50 --weights R.pth --output out/
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     own_endings = (*photos.PICTURE_ENDINGS, photos.CONFIDENCE_ENDING, photos.RESULTS_FILE)
     found = image_files.find_images(arguments.photos, arguments.recursive, own_endings)
     _say(found.notes)
-    ids, category_id = _ids_and_category(arguments, found.paths)
+    annotated = _annotated(arguments, found.paths)
     try:
         if arguments.random_weights:
             variables = weights.initialise(config, seed=0)
@@ -100,11 +101,10 @@ def run(arguments: argparse.Namespace) -> int:
             found.paths,
             arguments.output,
             arguments.min_score,
-            ids=ids,
-            category_id=category_id,
             run=described,
             overwrite=arguments.overwrite,
             with_confidences=arguments.confidences,
+            **annotated,
         )
     except KeyboardInterrupt:
         _say(["ktn predict: stopped; the same command resumes it"])
@@ -117,20 +117,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if summary.failures else 0
 
 
-def _ids_and_category(
-    arguments: argparse.Namespace, paths: Sequence[pathlib.Path]
-) -> tuple[list[int], int]:
+def _annotated(arguments: argparse.Namespace, paths: Sequence[pathlib.Path]) -> dict[str, Any]:
+    """What --annotations says of the photos, as arguments of `photos.predict_files`."""
     from ktn_jax.evaluation.ground_truth import read_ground_truth
     from ktn_jax.inference import photo_names, photos
-    from ktn_jax.results import records
 
     if arguments.annotations is None:
-        return photo_names.image_ids(paths), records.PERSON_CATEGORY
+        return {}
     if arguments.annotations.resolve() == (arguments.output / photos.RESULTS_FILE).resolve():
         raise ValueError(f"{arguments.annotations} would be written over: give another --output")
     # People are not used: their errors do not matter here.
     truth = read_ground_truth(arguments.annotations, on_bad="skip")
-    return photo_names.annotated_ids(paths, truth), truth.category_id
+    ids = photo_names.annotated_ids(paths, truth)
+    sizes_hw = {image.image_id: image.image_size_hw for image in truth.images}
+    return {
+        "ids": ids,
+        "sizes_hw": [sizes_hw[image_id] for image_id in ids],
+        "category_id": truth.category_id,
+    }
 
 
 def _say(lines: Sequence[str]) -> None:

@@ -61,6 +61,7 @@ def predict_files(
     min_score: float = 0.0,
     *,
     ids: Sequence[int] | None = None,
+    sizes_hw: Sequence[tuple[int, int]] | None = None,
     category_id: int = records.PERSON_CATEGORY,
     run: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -78,6 +79,8 @@ def predict_files(
         output_dir: made if it does not exist.
         min_score: people with a lower score are left out.
         ids: image ids of the photos, all different; None for `photo_names.image_ids`.
+        sizes_hw: height and width in the annotations of the photos, which are then read in that
+            frame, see `images.decode_image`; None where there are none.
         category_id: of people.
         run: describes weights and configuration, see `dataset.describe_run`. The same call resumes
             a stopped one, photos that could not be read are tried again. None: nothing is resumed.
@@ -105,10 +108,12 @@ def predict_files(
     _check_output(output_dir, photos, names, endings, overwrite)
     # Of a run that nothing describes, nobody can tell whether it is the same.
     description: dict[str, Any] = {"run": secrets.token_hex(8)} if run is None else dict(run)
-    description["photos"] = _digest(photos, ids, (category_id, min_score, with_confidences))
+    sizes = [None] * len(photos) if sizes_hw is None else sizes_hw
+    options = (category_id, min_score, with_confidences, *sizes)
+    description["photos"] = _digest(photos, ids, options)
     with _open_partial(output_dir, description, overwrite) as writer:
         work = _Work(
-            photos, names, ids, output_dir, min_score, category_id, with_confidences, writer
+            photos, names, ids, sizes, output_dir, min_score, category_id, with_confidences, writer
         )
         work.run(predictor)
     num_photos, _ = merge_results(output_dir / PARTIAL_FOLDER, output_dir / RESULTS_FILE)
@@ -130,6 +135,7 @@ class _Work:
         photos: Sequence[pathlib.Path],
         names: Sequence[str],
         ids: Sequence[int],
+        sizes_hw: Sequence[tuple[int, int] | None],
         output_dir: pathlib.Path,
         min_score: float,
         category_id: int,
@@ -137,6 +143,7 @@ class _Work:
         writer: ResultsWriter,
     ):
         self._photos, self._names, self._ids = photos, names, ids
+        self._sizes_hw = sizes_hw
         self._output_dir = output_dir
         self._min_score, self._category_id = min_score, category_id
         self._with_confidences = with_confidences
@@ -166,7 +173,7 @@ class _Work:
     def _read(self, index: int) -> np.ndarray | None:
         path = self._photos[index]
         try:
-            image = images.read_image(path)
+            image = images.read_image(path, self._sizes_hw[index])
         except (images.ImageError, OSError) as error:
             self.failures[index] = str(error).removeprefix(f"{path}: ")
             return None

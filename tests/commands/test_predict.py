@@ -104,6 +104,16 @@ def test_ids_and_category_come_from_the_annotations(own, tmp_path, capsys):
     found = records.read_results(tmp_path / "out" / "results.json")
     assert [(r["image_id"], r["category_id"]) for r in found] == [(40, 5), (50, 5)]
     assert [r["output_name"] for r in found] == ["frame10", "frame2"]
+    # Annotated without its EXIF orientation: people are found in the frame of the annotations.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(own / "frame2.png", exif=exif)
+    assert _predict(own, "--output", tmp_path / "turned", "--annotations", path) == 0
+    with Image.open(tmp_path / "turned" / "frame2_iuv.png") as picture:
+        assert picture.size == (30, 20)
+    Image.new("RGB", (30, 30)).save(own / "frame2.png")
+    assert _predict(own, "--output", tmp_path / "square", "--annotations", path) == 1
+    assert "frame2.png: the image is 30 x 30" in capsys.readouterr().err
     Image.new("RGB", (30, 20)).save(own / "other.png")
     assert _predict(own, "--output", tmp_path / "new", "--annotations", path) == 1
     assert "other.png" in capsys.readouterr().err
