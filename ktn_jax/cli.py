@@ -4,6 +4,7 @@ import argparse
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ import ktn_jax
 from ktn_jax import commands
 from ktn_jax.runtime import host_memory, jax_setup, progress
 
+EXIT_STOPPED = 128 + signal.SIGINT  # as shells report it
 COMMANDS = ("predict", "convert", "verify", "train", "eval", "config", "data", "demo")
 
 
@@ -43,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after `ktn`; None for those of the process.
 
     Returns:
-        The exit code: 0 for success, 1 for a mistake in arguments or files (reported on stderr).
+        The exit code: 0 for success, 1 for a mistake in arguments or files (reported on stderr),
+        130 for Ctrl-C where the command cannot be resumed.
     """
     _accept_every_character()
     arguments = build_parser().parse_args(argv)
@@ -62,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"ktn {arguments.command}: {message}", file=sys.stderr)  # noqa: T201
         return 1
+    except KeyboardInterrupt:
+        if os.environ.get("KTN_TRACEBACK"):
+            raise
+        print(f"ktn {arguments.command}: stopped", file=sys.stderr)  # noqa: T201
+        return EXIT_STOPPED
 
 
 def _accept_every_character() -> None:

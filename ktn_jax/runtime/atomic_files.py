@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import secrets
+import stat
 from collections.abc import Iterator
 
 
@@ -15,7 +16,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         path: The file to write. An older one is replaced in one step; its folder must exist.
 
     Yields:
-        The temporary path: same folder, `path`'s suffix.
+        The temporary path, of an empty file: same folder, `path`'s suffix.
 
     Raises:
         FileNotFoundError: the folder does not exist. Errors inside the block propagate; the
@@ -27,8 +28,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     # A part of the name, so that every name that a folder can hold leaves room for the rest.
     temporary = path.with_name(f".{path.stem[:32]}.{secrets.token_hex(6)}{path.suffix}")
     try:
+        with open(temporary, "xb") as created:
+            mode = stat.S_IMODE(os.fstat(created.fileno()).st_mode)
         yield temporary
         with open(temporary, "rb") as written:
+            # safetensors puts a file of its own there, which only its owner can read.
+            os.fchmod(written.fileno(), mode)
             os.fsync(written.fileno())  # else a power cut can leave the new name on an empty file
         os.replace(temporary, path)
         _sync_folder(path.parent)

@@ -94,6 +94,15 @@ def test_exit_codes_tell_a_finished_run_from_an_interrupted_one(
     assert run(tmp_path) == code
 
 
+def test_a_run_that_is_aborted_ends_without_a_traceback(tmp_path, pretend, capsys):
+    def abort(*arguments):
+        raise KeyboardInterrupt
+
+    pretend(abort)
+    assert run(tmp_path) == 130
+    assert capsys.readouterr().err == "ktn train: stopped\n"
+
+
 def test_a_loss_that_is_not_finite_has_its_own_exit_code(tmp_path, pretend, capsys):
     metrics = types.SimpleNamespace(
         losses={"u": np.float32(np.nan)}, gradient_norm=1.0, image_id=np.array([785, 12])

@@ -42,3 +42,15 @@ def test_every_name_that_a_folder_holds_can_be_written(tmp_path):
     ):
         temporary.write_bytes(b"new")
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_files_get_the_permissions_that_the_user_gives_new_ones(tmp_path):
+    path, private = tmp_path / "out.bin", tmp_path / "private"
+    before = os.umask(0o027)
+    try:
+        with atomic_files.replacing(path) as temporary:
+            private.touch(0o600)  # as a library does that writes beside and moves
+            private.replace(temporary)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
