@@ -21,7 +21,7 @@ from ktn_jax.body.procedural import assembly
 from ktn_jax.body.surface import Template
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
-from ktn_jax.runtime import mat_files
+from ktn_jax.runtime import checksums, mat_files
 from ktn_jax.runtime.atomic_files import replacing
 from ktn_jax.runtime.pickles import load_arrays
 
@@ -35,24 +35,28 @@ UV_FILE, INDEX_FILE, DISTANCE_FILE = OFFICIAL_FILES = (
 CONVERTED_FOLDER = "ktn_template"
 OFFICIAL_VERTICES = 27_554  # the mid-point subdivision of 6,890 vertices and 20,664 edges
 _WRITE_BLOCK = 1 << 24
+_CHECKSUM = "geodesics_crc32"
 
 
-def load_evaluation_template(folder: str | pathlib.Path) -> EvaluationTemplate:
+def load_evaluation_template(
+    folder: str | pathlib.Path, *, verify: bool = True
+) -> EvaluationTemplate:
     """Opens an evaluation template.
 
     Args:
         folder: in our format, or with the three official files. Those are converted on the first
             call, into the sub-folder `ktn_template`.
+        verify: compare the table with its checksum, which reads all of it.
 
     Returns:
         The template; its table is memory mapped.
 
     Raises:
-        EvaluationError: files are missing, unreadable or do not belong together.
+        EvaluationError: files are missing, damaged or do not belong together.
     """
     folder = pathlib.Path(folder)
     if (folder / SURFACE_FILE).is_file():
-        return _open_template(folder)
+        return _open_template(folder, verify)
     missing = [name for name in OFFICIAL_FILES if not (folder / name).is_file()]
     if missing:
         raise EvaluationError(
@@ -68,7 +72,7 @@ def load_evaluation_template(folder: str | pathlib.Path) -> EvaluationTemplate:
                 f"{converted}: cannot write the converted template ({error}); convert the files "
                 "to a folder that can be written, and name that one"
             ) from error
-    return _open_template(converted)
+    return _open_template(converted, verify)
 
 
 def convert_official_files(
@@ -220,13 +224,18 @@ def write_template(
     }
     if vertices is not None:
         arrays["vertices"] = np.asarray(vertices, np.float64)
-    meta = {"origin": origin, "is_official": is_official, "sha256": dict(source_sha256 or {})}
+    meta: dict[str, Any] = {
+        "origin": origin,
+        "is_official": is_official,
+        "sha256": dict(source_sha256 or {}),
+    }
     try:
         with replacing(target / GEODESICS_FILE) as path:
             _write_table(path, _checked(geodesics, num_distances, target), num_distances, dtype)
             table = np.load(path, mmap_mode="r", allow_pickle=False)
             _template(arrays, table, meta)  # checks that the arrays belong together
             del table
+            meta[_CHECKSUM] = checksums.file_checksum(path)
         with replacing(target / SURFACE_FILE) as path:
             content: dict[str, Any] = {"meta": json.dumps(meta), **arrays}
             np.savez(path, **content)
@@ -282,11 +291,15 @@ def _checked(
         raise EvaluationError(f"{target}: {done} distances came, {count} wanted")
 
 
-def _open_template(folder: pathlib.Path) -> EvaluationTemplate:
+def _open_template(folder: pathlib.Path, verify: bool) -> EvaluationTemplate:
     try:
         with np.load(folder / SURFACE_FILE, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files if name != "meta"}
             meta = json.loads(str(stored["meta"]))
+        # Templates of earlier versions have none.
+        expected = meta.get(_CHECKSUM) if verify else None
+        if expected is not None and checksums.file_checksum(folder / GEODESICS_FILE) != expected:
+            raise ValueError(f"{GEODESICS_FILE} is not what was written: its checksum differs")
         geodesics = np.load(folder / GEODESICS_FILE, mmap_mode="r", allow_pickle=False)
         return _template(arrays, geodesics, meta)
     except EvaluationError:

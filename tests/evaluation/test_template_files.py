@@ -56,6 +56,32 @@ def test_official_files_are_converted_once(tmp_path):
     assert len(template_files.load_evaluation_template(folder).u) == 48
 
 
+def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path):
+    _write_official(tmp_path / "given")
+
+    def read():
+        template = template_files.load_evaluation_template(tmp_path / "given")
+        fields = (template.u, template.v, template.part, template.row, template.geodesics)
+        texts = (template.origin, template.is_official, dict(template.source_sha256))
+        return [np.asarray(field).tobytes() for field in fields], texts
+
+    whole = read()
+    folder, refused = tmp_path / "given" / template_files.CONVERTED_FOLDER, []
+    for name in (template_files.SURFACE_FILE, template_files.GEODESICS_FILE):
+        content = (folder / name).read_bytes()
+        for place in range(0, len(content), 61):
+            changed = content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+            (folder / name).write_bytes(changed)
+            try:
+                assert read() == whole
+            except EvaluationError as error:
+                assert "make the template again" in str(error)
+                refused.append(name)
+        (folder / name).write_bytes(content)
+    assert refused.count(template_files.GEODESICS_FILE) == -(-len(content) // 61)
+    assert refused.count(template_files.SURFACE_FILE) > 20
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
