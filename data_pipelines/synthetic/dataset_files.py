@@ -12,7 +12,7 @@ import cv2
 
 from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource, dataset_header
-from ktn_jax.runtime import atomic_files
+from ktn_jax.runtime import atomic_files, locks
 from ktn_jax.runtime.progress import Progress
 from ktn_jax.runtime.worker_pool import start_workers
 
@@ -36,7 +36,7 @@ def _prepare(output_dir: pathlib.Path, header: dict[str, Any]) -> bool:
     """
     finished, partial = output_dir / ANNOTATION_FILE, output_dir / _PARTIAL_FOLDER / _HEADER_FILE
     advice = "give another folder, or remove this one to start over"
-    if not output_dir.exists() or not any(output_dir.iterdir()):
+    if not output_dir.exists() or locks.is_empty(output_dir):
         (output_dir / IMAGE_FOLDER).mkdir(parents=True)
         partial.parent.mkdir()
         _write_json(partial, header)

@@ -48,19 +48,21 @@ def _synth(arguments: argparse.Namespace) -> int:
     import dataclasses
 
     from ktn_jax.data_pipelines.synthetic import dataset_files, scene
+    from ktn_jax.runtime import locks
 
     if arguments.scene not in scene.PRESETS:
         raise ValueError(f"--scene {arguments.scene!r}: one of {sorted(scene.PRESETS)}")
     settings = scene.PRESETS[arguments.scene]
     if arguments.size:
         settings = dataclasses.replace(settings, image_size_hw=tuple(arguments.size))
-    path = dataset_files.write_dataset(
-        arguments.output,
-        arguments.images,
-        seed=arguments.seed,
-        scene=settings,
-        num_processes=arguments.processes,
-    )
+    with locks.hold(arguments.output):
+        path = dataset_files.write_dataset(
+            arguments.output,
+            arguments.images,
+            seed=arguments.seed,
+            scene=settings,
+            num_processes=arguments.processes,
+        )
     print(f"{arguments.images} images, annotations in {path}")  # noqa: T201
     return 0
 
@@ -139,15 +141,17 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 
 def _build(arguments: argparse.Namespace) -> int:
     from ktn_jax.data_pipelines.densepose_coco import builder
+    from ktn_jax.runtime import locks
 
-    built = builder.build(
-        arguments.config,
-        manual_dir=arguments.manual_dir,
-        data_dir=arguments.data_dir,
-        on_bad=arguments.on_bad,
-        max_skipped_fraction=arguments.max_skipped,
-        overwrite=arguments.overwrite,
-    )
+    with locks.hold(arguments.data_dir):
+        built = builder.build(
+            arguments.config,
+            manual_dir=arguments.manual_dir,
+            data_dir=arguments.data_dir,
+            on_bad=arguments.on_bad,
+            max_skipped_fraction=arguments.max_skipped,
+            overwrite=arguments.overwrite,
+        )
     if built.was_complete:
         print(  # noqa: T201
             f"already built in {arguments.data_dir}, of the same files and options; nothing to do"
@@ -216,12 +220,21 @@ def _add_template(parser: argparse.ArgumentParser) -> None:
 
 
 def _template(arguments: argparse.Namespace) -> int:
+    from ktn_jax.runtime import locks
+
+    if bool(arguments.charts) != bool(arguments.body):
+        raise ValueError("--charts and --body go together")
+    with locks.hold(arguments.output):
+        _write_template(arguments)
+    print(f"template written to {arguments.output}")  # noqa: T201
+    return 0
+
+
+def _write_template(arguments: argparse.Namespace) -> None:
     from ktn_jax.body import loading
     from ktn_jax.body.procedural import assembly
     from ktn_jax.evaluation import template_files
 
-    if bool(arguments.charts) != bool(arguments.body):
-        raise ValueError("--charts and --body go together")
     if arguments.official:
         template_files.convert_official_files(arguments.official, arguments.output)
     else:
@@ -239,8 +252,6 @@ def _template(arguments: argparse.Namespace) -> int:
             "note: scores on this template are not comparable with published numbers",
             file=sys.stderr,
         )
-    print(f"template written to {arguments.output}")  # noqa: T201
-    return 0
 
 
 _ACTIONS = {

@@ -26,7 +26,7 @@ from ktn_jax.demo import page, pictures
 from ktn_jax.evaluation import template_files
 from ktn_jax.evaluation.metrics import Metrics
 from ktn_jax.inference import dataset, model_evaluation
-from ktn_jax.runtime import atomic_files, configuration
+from ktn_jax.runtime import atomic_files, configuration, locks
 from ktn_jax.training.tracking import JSON_LINES
 from ktn_jax.training.trainer import make_detector_trainer
 
@@ -95,8 +95,14 @@ def run_demo(request: DemoRequest, say: Say) -> Outcome:
 
     Raises:
         ValueError: the folder holds a demo of other settings, or a setting does not fit.
+        FolderInUseError: another process runs a demo there.
         ktn_jax.training.trainer.NonFiniteError: training diverged.
     """
+    with locks.hold(request.output):
+        return _run(request, say)
+
+
+def _run(request: DemoRequest, say: Say) -> Outcome:
     config = make_config(request, say)
     record = _Record(request, config)
     path = request.output / REPORT_FILE
@@ -185,7 +191,7 @@ class _Record:
                     f"wanted {settings}): give another --output, or remove it"
                 )
             self.content = stored
-        elif any(request.output.iterdir()):
+        elif not locks.is_empty(request.output):
             raise ValueError(
                 f"{request.output} is not empty and holds no demo: give a new --output"
             )

@@ -1,5 +1,6 @@
 """From a results file and annotations to all scores, in one run."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,6 +14,7 @@ from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
 from ktn_jax.evaluation.result_files import ResultIndex, index_results, read_segmentations
 from ktn_jax.evaluation.scorer import COCO_MAX_DETECTIONS, ImageScores, score_images
 from ktn_jax.evaluation.template_files import load_evaluation_template
+from ktn_jax.runtime import locks
 
 MEASURES = metrics.MEASURES
 
@@ -45,16 +47,19 @@ def evaluate_files(
 
     Raises:
         EvaluationError: a file cannot be scored; the message says which entry and why.
+        FolderInUseError: another process writes into `output_dir`.
     """
-    return evaluate_results(
-        results_path,
-        read_ground_truth(annotations_path, options.on_bad),
-        template_dir,
-        options,
-        output_dir=output_dir,
-        images_dir=images_dir,
-        progress=progress,
-    )
+    truth = read_ground_truth(annotations_path, options.on_bad)
+    with contextlib.nullcontext() if output_dir is None else locks.hold(output_dir):
+        return evaluate_results(
+            results_path,
+            truth,
+            template_dir,
+            options,
+            output_dir=output_dir,
+            images_dir=images_dir,
+            progress=progress,
+        )
 
 
 def evaluate_results(

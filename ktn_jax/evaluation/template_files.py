@@ -21,7 +21,7 @@ from ktn_jax.body.procedural import assembly
 from ktn_jax.body.surface import Template
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
-from ktn_jax.runtime import checksums, mat_files
+from ktn_jax.runtime import checksums, locks, mat_files
 from ktn_jax.runtime.atomic_files import replacing
 from ktn_jax.runtime.pickles import load_arrays
 
@@ -66,7 +66,9 @@ def load_evaluation_template(
     converted = folder / CONVERTED_FOLDER
     if not (converted / SURFACE_FILE).is_file():
         try:
-            convert_official_files(folder, converted)
+            with locks.hold(converted, wait=True):  # another evaluation may be doing it
+                if not (converted / SURFACE_FILE).is_file():
+                    convert_official_files(folder, converted)
         except OSError as error:
             raise EvaluationError(
                 f"{converted}: cannot write the converted template ({error}); convert the files "

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -22,6 +23,7 @@ from ktn_jax.inference.augmentation import AugmentedPredictor, load_symmetry
 from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.inference.stages import Stages
+from ktn_jax.runtime import locks
 from ktn_jax.runtime.processes import Processes
 
 PEOPLE_FOLDER, TEMPLATE_FOLDER = "people", "template"
@@ -114,6 +116,7 @@ def evaluate_model(
         ValueError: `run`, or several processes, without an `output_dir`.
         EvaluationError: images or the template are missing or do not fit.
         ktn_jax.results.shards.ShardError: `output_dir` holds another run.
+        FolderInUseError: another process writes into `output_dir`.
         ktn_jax.runtime.images.ImageError: an image file cannot be read, and `options.on_bad` is
             "raise"; with "skip" it is left out, and the scores' notes name it.
     """
@@ -122,6 +125,33 @@ def evaluate_model(
     output_dir = None if output_dir is None else pathlib.Path(output_dir)
     if output_dir is None and (run is not None or processes.count > 1):
         raise ValueError("a run to be resumed, or of several processes, needs an output_dir")
+    with _held(output_dir, processes):
+        return _evaluate(
+            predictor,
+            images,
+            template_dir,
+            options,
+            output_dir=output_dir,
+            run=run,
+            processes=processes,
+            progress=progress,
+            with_confidences=with_confidences,
+        )
+
+
+def _evaluate(
+    predictor: CallablePredictor,
+    images: AnnotatedImages,
+    template_dir: str | os.PathLike[str],
+    options: ScoringOptions,
+    *,
+    output_dir: pathlib.Path | None,
+    run: Mapping[str, Any] | None,
+    processes: Processes,
+    progress: Callable[[int, int], None] | None,
+    with_confidences: bool,
+) -> Metrics | None:
+    """What `evaluate_model` does in a folder that nobody else writes into."""
     with _folder_for_results(output_dir, run is not None, processes) as folder:
         results, truth = dataset.predict_dataset(
             predictor,
@@ -143,6 +173,13 @@ def evaluate_model(
             images_dir=images.folder,
             progress=progress,
         )
+
+
+def _held(folder: pathlib.Path | None, processes: Processes) -> AbstractContextManager[None]:
+    """The folder's lock, which the first process holds for all of a run."""
+    if folder is None or not processes.is_first:
+        return contextlib.nullcontext()
+    return locks.hold(folder)
 
 
 @contextlib.contextmanager
@@ -214,28 +251,28 @@ def evaluate_weights(
     template = template_dir or folder / (
         _FINE_TEMPLATE_FOLDER if fine_template else TEMPLATE_FOLDER
     )
-    if processes.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(data, HeldOutPeople):
-            data.write(folder / PEOPLE_FOLDER)
-        if template_dir is None:
-            template_files.ensure_own_template(template, fine_template)
-        template_files.load_evaluation_template(template)  # converts official files now, once
-    processes.wait("prepared")
-    if images is None:
-        images = AnnotatedFiles.in_folder(folder / PEOPLE_FOLDER).read()
-    stages = Stages(config, variables)
-    del variables  # the stages keep those that they need
-    predictor = AugmentedPredictor(stages, symmetry) if augmented else Predictor(stages)
-    metrics = evaluate_model(
-        predictor,
-        images,
-        template,
-        options,
-        output_dir=folder,
-        run=run,
-        processes=processes,
-        progress=progress,
-        with_confidences=with_confidences,
-    )
+    with _held(folder, processes):
+        if processes.is_first:
+            if isinstance(data, HeldOutPeople):
+                data.write(folder / PEOPLE_FOLDER)
+            if template_dir is None:
+                template_files.ensure_own_template(template, fine_template)
+            template_files.load_evaluation_template(template)  # converts official files now, once
+        processes.wait("prepared")
+        if images is None:
+            images = AnnotatedFiles.in_folder(folder / PEOPLE_FOLDER).read()
+        stages = Stages(config, variables)
+        del variables  # the stages keep those that they need
+        predictor = AugmentedPredictor(stages, symmetry) if augmented else Predictor(stages)
+        metrics = _evaluate(
+            predictor,
+            images,
+            template,
+            options,
+            output_dir=folder,
+            run=run,
+            processes=processes,
+            progress=progress,
+            with_confidences=with_confidences,
+        )
     return folder, metrics

@@ -23,7 +23,7 @@ from ktn_jax.results import confidence_pictures, drawing, maps, records
 from ktn_jax.results.detection_checks import check_record
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.shards import ResultsWriter, ShardError, merge_results
-from ktn_jax.runtime import atomic_files, images, json_stream
+from ktn_jax.runtime import atomic_files, images, json_stream, locks
 from ktn_jax.runtime.progress import Progress
 
 RESULTS_FILE = "results.json"
@@ -96,6 +96,7 @@ def predict_files(
     Raises:
         ValueError: `min_score` is not a number, `ids` are not as many as the photos or not all
             different, the folder holds files of another run, or a photo would be written over.
+        FolderInUseError: another process writes into the folder.
     """
     if math.isnan(min_score):
         raise ValueError("min_score must be a number, got nan")
@@ -105,19 +106,28 @@ def predict_files(
         raise ValueError(f"wanted {len(photos)} different image ids, got {len(set(ids))}")
     names = output_names(photos)
     endings = (*PICTURE_ENDINGS, *([CONFIDENCE_ENDING] if with_confidences else []))
-    _check_output(output_dir, photos, names, endings, overwrite)
-    # Of a run that nothing describes, nobody can tell whether it is the same.
-    description: dict[str, Any] = {"run": secrets.token_hex(8)} if run is None else dict(run)
     sizes = [None] * len(photos) if sizes_hw is None else sizes_hw
-    options = (category_id, min_score, with_confidences, *sizes)
-    description["photos"] = _digest(photos, ids, options)
-    with _open_partial(output_dir, description, overwrite) as writer:
-        work = _Work(
-            photos, names, ids, sizes, output_dir, min_score, category_id, with_confidences, writer
-        )
-        work.run(predictor)
-    num_photos, _ = merge_results(output_dir / PARTIAL_FOLDER, output_dir / RESULTS_FILE)
-    shutil.rmtree(output_dir / PARTIAL_FOLDER)
+    with locks.hold(output_dir):
+        _check_output(output_dir, photos, names, endings, overwrite)
+        # Of a run that nothing describes, nobody can tell whether it is the same.
+        description: dict[str, Any] = {"run": secrets.token_hex(8)} if run is None else dict(run)
+        options = (category_id, min_score, with_confidences, *sizes)
+        description["photos"] = _digest(photos, ids, options)
+        with _open_partial(output_dir, description, overwrite) as writer:
+            work = _Work(
+                photos,
+                names,
+                ids,
+                sizes,
+                output_dir,
+                min_score,
+                category_id,
+                with_confidences,
+                writer,
+            )
+            work.run(predictor)
+        num_photos, _ = merge_results(output_dir / PARTIAL_FOLDER, output_dir / RESULTS_FILE)
+        shutil.rmtree(output_dir / PARTIAL_FOLDER)
     num_people = sum(1 for _ in json_stream.iterate_objects(output_dir / RESULTS_FILE))
     return PhotosSummary(
         num_photos,

@@ -209,16 +209,22 @@ def on_command_line(is_quiet: bool) -> Iterator[None]:
     ) -> None:
         warn(f"warning: {message}")
 
+    def show_unraisable(lost: Any) -> None:
+        # TensorStore's threads, once another part of the same checkpoint has failed: dozens.
+        if not (lost.exc_type is RuntimeError and str(lost.exc_value) == "Event loop is closed"):
+            hook(lost)
+
     root, absl = logging.getLogger(), logging.getLogger("absl")
+    hook = sys.unraisablehook
     handler, shown, level = _Above(), warnings.showwarning, absl.level
     root.addHandler(handler)
     # orbax reports every step of every save there, and every error, which it raises too.
     absl.setLevel(logging.CRITICAL)
-    warnings.showwarning = show_warning
+    warnings.showwarning, sys.unraisablehook = show_warning, show_unraisable
     try:
         with hidden(is_quiet):
             yield
     finally:
         root.removeHandler(handler)
         absl.setLevel(level)
-        warnings.showwarning = shown
+        warnings.showwarning, sys.unraisablehook = shown, hook

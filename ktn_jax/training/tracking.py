@@ -5,6 +5,8 @@ import contextlib
 import json
 import os
 import pathlib
+import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +19,6 @@ from ktn_jax.training.step import StepMetrics
 
 JSON_LINES = "metrics.jsonl"
 EVENTS = "tensorboard"
-_FLUSH_SECONDS = 1  # of event files
 
 
 class MetricsWriter:
@@ -33,25 +34,97 @@ class MetricsWriter:
         """
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / JSON_LINES
-        _drop_later_lines(path, first_step)
-        self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._path = workdir / JSON_LINES
+        _drop_later_lines(self._path, first_step)
+        self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
         # Values are written under the number of steps taken: those of this run come after.
         purge_step = first_step + 1 if first_step else None
-        self._events = _open_events(workdir / EVENTS, purge_step)
+        self._events = _EventFile(workdir / EVENTS, purge_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars by name, as those of a step.
+
+        Raises:
+            OSError: they cannot be written; it names the file.
+        """
+        line = json.dumps({"step": step} | {name: _plain(values[name]) for name in values})
+        with _naming(self._path):
+            self._lines.write(line + "\n")
+            self._lines.flush()
+        self._events.write(step, values)
+
+    def close(self) -> None:
+        """Closes the files; whatever could be written is written."""
+        with contextlib.suppress(OSError):
+            self._lines.close()
+        self._events.close()
+
+
+class _EventFile:
+    """A file of scalars for TensorBoard, which shows them as soon as they are written.
+
+    Of tensorboardX only messages and checksums are used: its writer works in a thread, where a full
+    disk ends in tracebacks, one more of them when Python exits.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int | None):
+        """Opens a new file.
+
+        Args:
+            folder: made if it is not there.
+            purge_step: TensorBoard drops values of older files from this step on.
+        """
+        # tensorboardX imports PyTorch where it finds it, to annotate a type: seconds, hundreds of
+        # MiB, and its CUDA libraries beside JAX's.
+        with _hidden("torch"):
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+            from tensorboardX.proto.summary_pb2 import Summary
+            from tensorboardX.record_writer import masked_crc32c
+        self._make_event, self._make_summary, self._checksum = Event, Summary, masked_crc32c
+        folder.mkdir(parents=True, exist_ok=True)
+        # The last number tells a run from one that was killed and restarted within the second.
+        self._path = folder / (
+            f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}."
+            f"{time.monotonic_ns()}"
+        )
+        self._file = open(self._path, "xb")  # noqa: SIM115
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._add(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars by name, as those of a step."""
-        line = json.dumps({"step": step} | {name: _plain(values[name]) for name in values})
-        self._lines.write(line + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        summary = self._make_summary(
+            value=[
+                self._make_summary.Value(tag=name, simple_value=value)
+                for name, value in values.items()
+            ]
+        )
+        self._add(self._make_event(wall_time=time.time(), step=step, summary=summary))
+
+    def _add(self, event: Any) -> None:
+        """Writes a record of the TFRecord format: length and content, each with a checksum."""
+        content = event.SerializeToString()
+        length = struct.pack("<Q", len(content))
+        with _naming(self._path):
+            for part in (length, content):
+                self._file.write(part + struct.pack("<I", self._checksum(part)))
+            self._file.flush()
 
     def close(self) -> None:
-        """Closes the files."""
-        self._lines.close()
-        self._events.close()
+        """Closes the file."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Adds the name of a file to errors in writing it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextlib.contextmanager
@@ -65,28 +138,6 @@ def _hidden(module: str) -> Iterator[None]:
         yield
     finally:
         del sys.modules[module]
-
-
-def _open_events(folder: pathlib.Path, purge_step: int | None) -> Any:
-    """Opens a new file of scalars for TensorBoard, which shows them about a second later.
-
-    Args:
-        folder: made if it is not there.
-        purge_step: TensorBoard drops values of older files from this step on.
-
-    Returns:
-        A tensorboardX.SummaryWriter.
-    """
-    # tensorboardX imports PyTorch where it finds it, to annotate a type: seconds, hundreds of
-    # MiB, and its CUDA libraries beside JAX's.
-    with _hidden("torch"):
-        from tensorboardX import SummaryWriter
-    # The library's file names have the second: a run that is killed and restarted within a second
-    # would overwrite its own file.
-    suffix = f".{os.getpid()}.{time.monotonic_ns()}"
-    return SummaryWriter(
-        str(folder), purge_step=purge_step, filename_suffix=suffix, flush_secs=_FLUSH_SECONDS
-    )
 
 
 def _plain(value: float) -> float | str:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ktn_jax.checkpoints import run_folders, weights
 from ktn_jax.checkpoints.runs import Checkpoints, RunRecord
-from ktn_jax.runtime import progress
+from ktn_jax.runtime import locks, progress
 from ktn_jax.training import distributed, initialisation
 from ktn_jax.training.distributed import Batch, HostBatch
 from ktn_jax.training.forward import make_loss_fn
@@ -118,6 +118,7 @@ class Trainer:
 
         Raises:
             CheckpointError: the checkpoint is damaged, of another model or not there.
+            FolderInUseError: another process trains in the folder.
             ValueError: a value of the configuration that does not fit.
         """
         self.config = config
@@ -137,13 +138,13 @@ class Trainer:
             lambda tree: tree, out_shardings=distributed.replicated(self.mesh)
         )
         self._set_aside: list[int] = []  # steps of checkpoints
-        if from_step is not None:
-            if jax.process_index() == 0:
-                self._set_aside = run_folders.return_to(workdir, from_step, verify=verify)
-            distributed.wait_for_all("checkpoints set aside")
-            verify = False  # it is done
         with contextlib.ExitStack() as opened:
+            if jax.process_index() == 0:
+                opened.enter_context(locks.hold(workdir))
             training = config.training
+            if from_step is not None:
+                self._set_aside = self._return_to(from_step, verify)
+                verify = False  # it is done
             self.checkpoints = opened.enter_context(
                 Checkpoints(workdir, training.keep_last, training.best_metric, verify=verify)
             )
@@ -170,6 +171,14 @@ class Trainer:
             )
             self._opened = opened.pop_all()
 
+    def _return_to(self, step: int, verify: bool) -> list[int]:
+        """Sets the checkpoints after a step aside; returns their steps in the first process."""
+        moved: list[int] = []
+        if jax.process_index() == 0:
+            moved = run_folders.return_to(self._workdir, step, verify=verify)
+        distributed.wait_for_all("checkpoints set aside")
+        return moved
+
     def __enter__(self) -> "Trainer":
         return self
 
@@ -182,7 +191,7 @@ class Trainer:
         self.close()
 
     def close(self) -> None:
-        """Waits for what is being saved, and closes the checkpoints."""
+        """Waits for what is being saved, closes the checkpoints and gives the folder back."""
         self._opened.close()
 
     def step(self, batch: HostBatch | Batch) -> StepMetrics:

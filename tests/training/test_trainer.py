@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ktn_jax.checkpoints import run_folders, runs
+from ktn_jax.runtime import locks
 from ktn_jax.training.trainer import NonFiniteError
 
 
@@ -336,8 +337,10 @@ def test_a_score_that_is_not_there_cannot_choose(stand_in, tmp_path):
 
 
 def test_steps_by_hand_are_those_of_fit(stand_in, straight, tmp_path):
-    """Single steps and saves, then fit for the rest."""
+    """Single steps and saves, then fit for the rest; nobody else trains there meanwhile."""
     with stand_in.make_trainer(stand_in.make_config(), tmp_path) as trainer:
+        with pytest.raises(locks.FolderInUseError, match=f"in use by process {os.getpid()}"):
+            stand_in.make_trainer(stand_in.make_config(), tmp_path)
         for step in range(3):
             metrics = trainer.step(stand_in.make_batch(step))
             assert metrics.is_finite
