@@ -243,7 +243,9 @@ def _check_keys(config: ConfigDict) -> None:
 def _suggest(key: str, known: Iterable[str]) -> str:
     """A question that names the known key that was probably meant, or nothing."""
     last = key.rpartition(".")[2]
+    known = list(known)
     near = [other for other in known if other.rpartition(".")[2] == last]
+    near = near or [other for other in known if key.startswith(f"{other}_")]
     near = near or difflib.get_close_matches(key, known, n=1)
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 

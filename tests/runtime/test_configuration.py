@@ -158,6 +158,7 @@ def test_values_are_read_as_what_their_key_holds(change, value):
     ("change", "message"),
     [
         ("model.rpn.nms_treshold=0.6", "no key 'model.rpn.nms_treshold' .*rpn.nms_threshold"),
+        ("data.on_bad_images='skip'", r"no key .* \(did you mean data.on_bad\?\)"),
         ("learning_rate=0.6", r"no key 'learning_rate' \(did you mean optimizer.learning_rate\?\)"),
         ("model.nothing.at_all=1", "no key 'model.nothing.at_all'"),
         ("model.rpn=1", "no key 'model.rpn', only a section: .*such as model.rpn.anchor_offset"),
