@@ -1,9 +1,9 @@
 """Knowledge Transfer Networks: `--config ktn:r50`.
 
-Variants: r50, x101, hrnet_w32 and hrnet_w48 (KTNv2 with MID and KTM), v1_r50 and v1_hrnet_w32
-(KTN's first version), mid_only (MID, a surface classifier of its own), ktm_only (KTM on the plain
-pyramid), tiny (small enough for tests), demo (learns rendered people in minutes on a CPU) and
-demo_gpu (the same people, a larger model).
+Variants: r50, x101, hrnet_w32 and hrnet_w48 (KTNv2 with MID and KTM), v1_r50, v1_x101,
+v1_hrnet_w32 and v1_hrnet_w48 (KTN's first version), mid_only (MID, a surface classifier of its
+own), ktm_only (KTM on the plain pyramid), tiny (small enough for tests), demo (learns rendered
+people in minutes on a CPU) and demo_gpu (the same people, a larger model).
 
 KTN starts from a model trained on COCO's keypoints with the same decoder, which starts from
 ImageNet:
@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 from ktn_jax.configs import base, densepose_rcnn
 
 VARIANTS = (
-    *("r50", "x101", "hrnet_w32", "hrnet_w48", "v1_r50", "v1_hrnet_w32"),
+    *("r50", "x101", "hrnet_w32", "hrnet_w48"),
+    *("v1_r50", "v1_x101", "v1_hrnet_w32", "v1_hrnet_w48"),
     *("mid_only", "ktm_only", "tiny", "demo", "demo_gpu"),
 )
 
@@ -43,7 +44,7 @@ def get_config(variant: str = "r50") -> ConfigDict:
         _use_second_version(config, variant)
     if "hrnet" in variant:
         densepose_rcnn.use_hrnet(config, width=int(variant[-2:]))
-    if variant == "x101":
+    if variant.endswith("x101"):
         _use_resnext(config.model)
     if variant == "tiny":
         _shrink(config)

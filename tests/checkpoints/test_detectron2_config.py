@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 
+from ktn_jax.checkpoints import zoo
 from ktn_jax.checkpoints.detectron2_config import from_detectron2
+from ktn_jax.runtime.configuration import load_config
 
 
 @pytest.fixture
@@ -52,6 +54,39 @@ def test_groups_and_the_first_version_arrive(golden_dir):
     trees["ktnv1_r50_tiny"]["MODEL"]["ROI_DENSEPOSE_HEAD"]["KPT_UP_SCALE"] = 4
     (problem,) = _problems(trees["ktnv1_r50_tiny"])
     assert "KPT_UP_SCALE 4 is not supported" in problem
+
+
+RELEASED = {
+    "R_50_KTNv1": "ktn:v1_r50",
+    "X_101_KTNv1": "ktn:v1_x101",
+    "HRFPN_w32_KTNv1": "ktn:v1_hrnet_w32",
+    "HRFPN_w48_KTNv1": "ktn:v1_hrnet_w48",
+    "R_50_KTNv2": "ktn:r50",
+    "X_101_KTNv2": "ktn:x101",
+    "HRFPN_w32_KTNv2": "ktn:hrnet_w32",
+    "HRFPN_w48_KTNv2": "ktn:hrnet_w48",
+    "R_50_FPN_s1x": "densepose_rcnn:r50",
+    "R_50_FPN_s1x_legacy": "densepose_rcnn:r50_legacy",
+    "R_101_FPN_DL_s1x": "densepose_rcnn:r101_dl",
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_our_configurations_are_the_released_ones(name):
+    released = zoo.find(f"densepose_rcnn_{name}").config()
+    ours = load_config(f"configs/{RELEASED[name].replace(':', '.py:')}")
+    if ours.model.decoder.name != "multi_instance":  # which alone has an option of that name
+        released.model.decoder.is_multi_scale = ours.model.decoder.is_multi_scale
+    assert ours.model.to_dict() == released.model.to_dict()
+
+    def comparable(config):
+        # The original takes all of the foreground; ours has room for a quarter of it. Its keypoint
+        # head is not that of models that have none.
+        is_ktn = RELEASED[name].startswith("ktn")
+        skipped = ("rois_per_image",) if is_ktn else ("rois_per_image", "keypoint_weight")
+        return {k: v for k, v in config.loss.to_dict().items() if not k.endswith(skipped)}
+
+    assert comparable(ours) == comparable(released)
 
 
 @pytest.mark.parametrize(
