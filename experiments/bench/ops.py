@@ -144,27 +144,37 @@ def convolution_pairs(rng):
     from ktn_jax.modeling.compute import PLAIN, Compute
     from ktn_jax.modeling.layers import convolve
 
-    def pair(shape, features, size, dilation=1, compute=PLAIN, differentiate=None):
+    def pair(shape, features, size, dilation=1, groups=1, compute=PLAIN, differentiate=None):
         x = rng.standard_normal(shape, np.float32)
-        kernel = rng.standard_normal((size, size, shape[-1], features), np.float32)
+        kernel = rng.standard_normal((size, size, shape[-1] // groups, features), np.float32)
 
         def ours(x, kernel):
-            return convolve(x, kernel / 50, dilation=dilation, compute=compute)
+            return convolve(x, kernel / 50, dilation=dilation, groups=groups, compute=compute)
 
         def theirs(x, kernel):
             padding = dilation * (size // 2)
-            return F.conv2d(x, kernel / 50, padding=padding, dilation=dilation)
+            return F.conv2d(x, kernel / 50, padding=padding, dilation=dilation, groups=groups)
 
         return Pair(ours, theirs, [x, kernel], differentiate)
 
     fast = Compute(winograd=True)
     map_, rois = (1, 200, 336, 256), (8, 28, 28, 512)
     small = (2, 64, 64, 256)
+    split = Compute(split_groups=True)
     return {
         "3x3, 256, 200x336, plain": pair(map_, 256, 3),
         "3x3, 256, 200x336, Winograd": pair(map_, 256, 3, compute=fast),
         "3x3, 256, 200x336, dilation 3": pair(map_, 256, 3, 3, compute=fast),
         "3x3, 512, 8 of 28x28, Winograd": pair(rois, 512, 3, compute=fast),
+        "3x3, 32 groups of 8, 200x336, XLA's": pair(map_, 256, 3, groups=32),
+        "3x3, 32 groups of 8, 200x336, split": pair(map_, 256, 3, groups=32, compute=split),
+        "3x3, 32 groups of 32, 50x84, XLA's": pair((1, 50, 84, 1024), 1024, 3, groups=32),
+        "3x3, 32 groups of 32, 50x84, split": pair(
+            (1, 50, 84, 1024), 1024, 3, groups=32, compute=split
+        ),
+        "3x3, 32 groups of 8, 2 of 64x64, gradients, split": pair(
+            small, 256, 3, groups=32, compute=split, differentiate=(0, 1)
+        ),
         "1x1, 256, 200x336": pair(map_, 256, 1),
         "1x1, 256, 200x336, bfloat16 dots": pair(
             map_, 256, 1, compute=Compute(matmul_dtype="bfloat16")
