@@ -15,7 +15,7 @@ help:
 	@echo "make demo       set up and run the demo: train KTN on rendered people"
 	@echo "make test       set up and run the tests (make test-fast: without the slow ones;"
 	@echo "                make test-extended: trainings and killed processes, minutes)"
-	@echo "make fuzz       read damaged and hostile files for some minutes"
+	@echo "make fuzz       read damaged and hostile files for a quarter of an hour"
 	@echo "make lint       check style and types (make format: fix the style)"
 	@echo "make bench      measure speed"
 
@@ -42,7 +42,7 @@ test-fast: setup
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not slow and not extended'
 
 fuzz: setup
-	KTN_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest -q tests/checkpoints/test_fuzz.py
+	KTN_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/fuzz
 
 lint: setup
 	$(BIN)/ruff check .

@@ -119,12 +119,13 @@ def _read_vertices(source: np.ndarray | str | os.PathLike[str]) -> np.ndarray:
         vertices, name = source, "body_vertices"
     else:
         name = os.fspath(source)
-        try:
-            vertices = np.load(name, allow_pickle=False)
-        except OSError:
-            raise
-        except Exception as error:  # NumPy and zipfile raise a dozen kinds on damaged files
-            raise ValueError(f"{name}: not a NumPy array file (.npy): {error}") from error
+        with open(name, "rb") as file:
+            try:
+                vertices = np.load(file, allow_pickle=False)
+            except Exception as error:  # NumPy and zipfile raise a dozen kinds on damaged files
+                raise ValueError(
+                    f"{name}: not a NumPy array file (.npy): {error!s:.500}"
+                ) from error
     if not isinstance(vertices, np.ndarray):
         raise ValueError(f"{name}: holds several arrays; save the [V, 3] vertices alone as .npy")
     if vertices.dtype.kind not in "iuf":

@@ -30,8 +30,10 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Lists the settings of nested mappings by dotted key, such as `MODEL.RPN.NMS_THRESH`.
 
     Raises:
-        ValueError: too many settings, sections too deep, or a key that is not text.
+        ValueError: no mapping, too many settings, sections too deep, or a key that is not text.
     """
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"wanted sections and settings by name, got {short(tree)}")
     flat: dict[str, Any] = {}
     for key, value in _leaves(tree, "", 0):
         flat[key] = value

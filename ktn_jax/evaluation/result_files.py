@@ -19,6 +19,7 @@ from ktn_jax.data_pipelines.coco import rle
 from ktn_jax.data_pipelines.coco.json_values import is_absent, to_numbers
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth
+from ktn_jax.evaluation.image_names import AnnotatedNames
 from ktn_jax.results.detection_checks import ResultsError, check_record
 from ktn_jax.results.records import decode_record
 from ktn_jax.runtime.json_stream import JsonStreamError, iterate_objects
@@ -106,6 +107,7 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
     """
     path = pathlib.Path(path)
     file_names = {image.image_id: image.file_name for image in truth.images}
+    annotated = AnnotatedNames(file_names.items())
     by_image: dict[int, list[Detection]] = {}
     keypoints: dict[int, np.ndarray] = {}
     seen: set[Any] = set()
@@ -127,7 +129,14 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
                 f"{where}: image_id {image_id!r:.50} is not in {truth.name}; were these results "
                 "made on another set of images?"
             )
-        _check_file_name(where, record, file_names[image_id])
+        given = record.get("file_name")
+        if isinstance(given, str) and annotated.contradicts(image_id, given):
+            raise EvaluationError(
+                f"{where}: image_id {image_id} with file_name {given!r:.200}, but the annotations "
+                f"call this image {file_names[image_id]!r:.200}: were the results numbered in "
+                "another order? Make them with the image ids of the annotations "
+                "(`ktn predict --annotations FILE`)"
+            )
         x, y, width, height = (float(value) for value in record["bbox"])
         box = (x, y, width, height)
         detection = Detection(
@@ -150,7 +159,8 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
     if other_categories and not seen and not on_skipped:
         raise EvaluationError(
             f"{path.name}: all {other_categories} detections are of other categories than person, "
-            f"which has category_id {truth.category_id} in {truth.name}"
+            f"which has category_id {truth.category_id} in {truth.name}: make them with it "
+            "(`ktn predict --annotations FILE`), or change it in the results"
         )
     notes = []
     total = sum(map(len, by_image.values()))
@@ -209,21 +219,6 @@ def _box_of(keypoints: Any) -> list[float]:
     return [float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))]
 
 
-def _check_file_name(where: str, record: Mapping[str, Any], annotated: str) -> None:
-    """Raises an error if file names show that image ids are not those of the annotations."""
-    given = record.get("file_name")
-    if not isinstance(given, str):
-        return
-    ours, theirs = (pathlib.PurePosixPath(name).stem for name in (given, annotated))
-    # Releases of COCO differ in the prefix of the number.
-    if not (ours.endswith(theirs) or theirs.endswith(ours)):
-        raise EvaluationError(
-            f"{where}: image_id {record['image_id']} with file_name {given!r:.200}, but the "
-            f"annotations call this image {annotated!r:.200}: were the results numbered in another "
-            "order? Make them with the image ids of the annotations"
-        )
-
-
 def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, Any]:
     """Reads the IUV picture of a detection.
 
@@ -258,11 +253,12 @@ def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, An
 
 
 def check_segmentation(
-    detection: Detection, given: Any, image_size_hw: tuple[int, int]
+    file_name: str, detection: Detection, given: Any, image_size_hw: tuple[int, int]
 ) -> dict[str, Any]:
     """Checks the mask of a detection, which pycocotools reads unchecked.
 
     Args:
+        file_name: of the results, for the message.
         detection: whose it is.
         given: the entry's `segmentation`.
         image_size_hw: of the image.
@@ -279,8 +275,9 @@ def check_segmentation(
         rle.check_rle(given, image_size_hw)
     except rle.RleError as error:
         raise EvaluationError(
-            f"detection {detection.detection_id} of image {detection.image_id}: segmentation must "
-            f"be a compressed RLE of size {list(image_size_hw)} (height, width): {error}"
+            f"{file_name}: detection {detection.detection_id} of image {detection.image_id}: "
+            f"segmentation must be a compressed RLE of size {list(image_size_hw)} (height, width): "
+            f"{error}"
         ) from error
     return given
 
@@ -307,6 +304,8 @@ def read_segmentations(
             for detection in results.by_image.get(image.image_id, ())[:per_image]:
                 given = read_payload(handle, detection)[1]
                 if given:
-                    checked = check_segmentation(detection, given, image.image_size_hw)
+                    checked = check_segmentation(
+                        results.path.name, detection, given, image.image_size_hw
+                    )
                     found[detection.detection_id] = checked
     return found

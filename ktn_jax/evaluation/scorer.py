@@ -84,8 +84,11 @@ class ImageScores:
 class ImageScorer:
     """Scores single images with one template and one rule for the masks of people."""
 
-    def __init__(self, template: geodesic.EvaluationTemplate, mode: str = "upstream") -> None:
-        self._template = template
+    def __init__(
+        self, template: geodesic.EvaluationTemplate, mode: str = "upstream", name: str = "results"
+    ) -> None:
+        """Takes the template, the rule for masks, and the results file's name for messages."""
+        self._template, self._file_name = template, name
         self._finder = geodesic.VertexFinder(template)
         self._zoom_labels = mode == "ktn"
 
@@ -116,7 +119,9 @@ class ImageScorer:
             for (iuv, _), detection in zip(payloads, needed, strict=True)
         ]
         segmentations = {
-            detection.detection_id: _as_rle(detection, given, mask, image.image_size_hw)
+            detection.detection_id: _as_rle(
+                detection, given, mask, image.image_size_hw, self._file_name
+            )
             for detection, (_, given), mask in zip(needed, payloads, placed, strict=True)
         }
         pictures = [iuv for iuv, _ in payloads]
@@ -269,11 +274,15 @@ def _box_iou(detections: Sequence[Detection], people: Sequence[PersonTruth]) -> 
 
 
 def _as_rle(
-    detection: Detection, given: object, mask: masks.PlacedMask, image_size_hw: tuple[int, int]
+    detection: Detection,
+    given: object,
+    mask: masks.PlacedMask,
+    image_size_hw: tuple[int, int],
+    file_name: str,
 ) -> dict[str, Any]:
     if not isinstance(given, dict):
         return mask.to_rle(image_size_hw)
-    return check_segmentation(detection, given, image_size_hw)
+    return check_segmentation(file_name, detection, given, image_size_hw)
 
 
 Outcome = list[ImageScores] | EvaluationError
@@ -286,7 +295,7 @@ class _Worker:
         if isinstance(template, pathlib.Path):
             # Whoever started the processes has compared the checksum.
             template = load_evaluation_template(template, verify=False)
-        self._scorer = ImageScorer(template, mode)
+        self._scorer = ImageScorer(template, mode, results_path.name)
         self._handle = open(results_path, "rb")  # noqa: SIM115 (closed by close)
 
     def __call__(self, task: Task) -> Outcome:

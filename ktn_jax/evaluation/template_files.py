@@ -308,8 +308,8 @@ def _open_template(folder: pathlib.Path, verify: bool) -> EvaluationTemplate:
         raise
     except Exception as error:  # NumPy and zipfile raise a dozen kinds on damaged files
         raise EvaluationError(
-            f"{folder}: {SURFACE_FILE} and {GEODESICS_FILE} cannot be read ({error}); make the "
-            "template again"
+            f"{folder}: {SURFACE_FILE} and {GEODESICS_FILE} cannot be read ({error!s:.500}); "
+            "make the template again"
         ) from error
 
 

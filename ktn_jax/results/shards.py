@@ -139,7 +139,7 @@ def merge_results(folder: str | pathlib.Path, path: str | pathlib.Path) -> tuple
         for image_id in sorted(places):
             shard, offset = places[image_id]
             handles[shard].seek(offset)
-            for entry in json.loads(handles[shard].readline())["results"]:
+            for entry in _entries(shard, handles[shard].readline()):
                 target.write(separator + json.dumps(entry).encode())
                 separator = b",\n"
         target.write(b"\n]\n")
@@ -159,6 +159,16 @@ def _complete_lines(path: pathlib.Path, header: bytes) -> Iterator[bytes]:
         for line in handle:
             if line.endswith(b"\n"):
                 yield line
+
+
+def _entries(path: pathlib.Path, line: bytes) -> list[Any]:
+    try:
+        return list(json.loads(line)["results"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ShardError(
+            f"{path}: damaged in the line of image {_image_id_of(path, line)}: {error}; remove the "
+            "line, and the same command finds its people again"
+        ) from error
 
 
 def _image_id_of(path: pathlib.Path, line: bytes) -> int:

@@ -148,7 +148,7 @@ def _read(
         ) from error
     missing = [field for field in fields if field not in found]
     if missing:
-        raise ValueError(f"{path}: no field {', '.join(missing)}")
+        raise ValueError(f"{path}: no field {', '.join(missing)}: is it the right file?")
     return found
 
 

@@ -149,7 +149,8 @@ def _drop_later_lines(path: pathlib.Path, last_step: int) -> None:
     if not path.exists():
         return
     kept, is_changed = [], False
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    content = path.read_text(encoding="utf-8", errors="replace")
+    for line in content.splitlines(keepends=True):
         try:
             is_kept = line.endswith("\n") and json.loads(line)["step"] <= last_step
         except (ValueError, KeyError, TypeError):

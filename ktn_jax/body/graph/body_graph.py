@@ -287,13 +287,12 @@ def load_graph(path: str | os.PathLike[str]) -> BodyGraph:
         BodyGraphError: it is damaged, or a matrix is missing, of another shape, not finite, or in
             another order of rows or columns than the model's.
     """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except OSError:
-        raise
-    except Exception as error:  # NumPy and zipfile raise a dozen kinds on damaged files
-        raise BodyGraphError(f"{path}: damaged, or not an .npz file: {error}") from error
+    with open(path, "rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except Exception as error:  # NumPy and zipfile raise a dozen kinds on damaged files
+            raise BodyGraphError(f"{path}: damaged, or not an .npz file: {error!s:.500}") from error
     matrices = {}
     _check_names(path, arrays, "columns", parts.PATCH_NAMES)
     for source, names in ROW_NAMES.items():

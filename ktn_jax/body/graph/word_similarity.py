@@ -95,7 +95,8 @@ def load_similarity(path: str | os.PathLike[str]) -> Callable[[Name, Name], floa
 
 def _read_vectors(path: str | os.PathLike[str], wanted: set[str]) -> dict[str, np.ndarray]:
     vectors: dict[str, np.ndarray] = {}
-    with open(path, encoding="utf-8") as file:
+    # What is not text stands in words that are not wanted, or is no number.
+    with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             word, _, rest = line.partition(" ")
             if word not in wanted:
