@@ -4,6 +4,7 @@ import argparse
 import importlib
 import io
 import os
+import pathlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _accept_every_character()
     arguments = build_parser().parse_args(argv)
+    _expand_home(arguments)
     if argv is None:
         host_memory.restart_with_huge_pages()
     jax_setup.prepare()
@@ -70,6 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"ktn {arguments.command}: stopped", file=sys.stderr)  # noqa: T201
         return EXIT_STOPPED
+
+
+def _expand_home(arguments: argparse.Namespace) -> None:
+    """Takes a `~` at the start for the home folder: shells leave that of `--output=~/x` alone."""
+    for name, value in vars(arguments).items():
+        if isinstance(value, (str, pathlib.Path)) and os.fspath(value).startswith("~"):
+            setattr(arguments, name, type(value)(os.path.expanduser(value)))
 
 
 def _accept_every_character() -> None:

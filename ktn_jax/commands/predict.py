@@ -1,7 +1,6 @@
 """find people in photos and write which point of the body each pixel shows"""
 
 import argparse
-import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--weights",
-        type=os.path.expanduser,
         help=".pth, .pkl, .safetensors file or an orbax folder",
     )
     source.add_argument(
@@ -36,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="untrained weights, to measure speed and memory",
     )
     commands.add_verify_argument(parser)
-    parser.add_argument("--output", required=True, type=_path, help="folder to write into")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write into")
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -47,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--annotations",
-        type=_path,
+        type=pathlib.Path,
         metavar="FILE",
         help="COCO JSON that lists the photos: results get its image ids and person category",
     )
@@ -63,10 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a model that predicts them: confidences in results.json and NAME_confidence.jpg",
     )
     commands.add_quiet_argument(parser)
-
-
-def _path(text: str) -> pathlib.Path:
-    return pathlib.Path(os.path.expanduser(text))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -87,6 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     own_endings = (*photos.PICTURE_ENDINGS, photos.CONFIDENCE_ENDING, photos.RESULTS_FILE)
     found = image_files.find_images(arguments.photos, arguments.recursive, own_endings)
     _say(found.notes)
+    # Before the weights are read, which takes long.
+    photos.check_output(arguments.output, found.paths, arguments.overwrite, arguments.confidences)
     annotated = _annotated(arguments, found.paths)
     try:
         if arguments.random_weights:

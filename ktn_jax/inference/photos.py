@@ -105,10 +105,9 @@ def predict_files(
     if len(ids) != len(photos) or len(set(ids)) != len(ids):
         raise ValueError(f"wanted {len(photos)} different image ids, got {len(set(ids))}")
     names = output_names(photos)
-    endings = (*PICTURE_ENDINGS, *([CONFIDENCE_ENDING] if with_confidences else []))
     sizes = [None] * len(photos) if sizes_hw is None else sizes_hw
     with locks.hold(output_dir):
-        _check_output(output_dir, photos, names, endings, overwrite)
+        check_output(output_dir, photos, overwrite, with_confidences)
         # Of a run that nothing describes, nobody can tell whether it is the same.
         description: dict[str, Any] = {"run": secrets.token_hex(8)} if run is None else dict(run)
         options = (category_id, min_score, with_confidences, *sizes)
@@ -260,14 +259,25 @@ def _write_pictures(
         raise
 
 
-def _check_output(
+def check_output(
     folder: pathlib.Path,
     photos: Sequence[pathlib.Path],
-    names: Sequence[str],
-    endings: Sequence[str],
-    overwrite: bool,
+    overwrite: bool = False,
+    with_confidences: bool = False,
 ) -> None:
-    """Raises ValueError if what will be written is there already, and not of this run."""
+    """Checks that `predict_files` would replace nothing but what a stopped run has left.
+
+    Args:
+        folder: to write into.
+        photos: image files.
+        overwrite: files of another run may be replaced, photos never.
+        with_confidences: see `predict_files`.
+
+    Raises:
+        ValueError: what would be written is there already, or is one of the photos.
+    """
+    names = output_names(photos)
+    endings = (*PICTURE_ENDINGS, *([CONFIDENCE_ENDING] if with_confidences else []))
     targets = [folder / RESULTS_FILE]
     targets += [folder / f"{name}{ending}" for name in names for ending in endings]
     inputs = {path.resolve() for path in photos}

@@ -168,3 +168,16 @@ def test_confidences_are_written_and_drawn_on_request(own, tmp_path, capsys):
     capsys.readouterr()
     assert _predict(photo, "--output", out, "--confidences", "--overwrite") != 0
     assert "predicts no confidences" in capsys.readouterr().err
+
+
+def test_a_used_folder_is_refused_before_the_weights_are_read(tmp_path, capsys, monkeypatch):
+    Image.new("RGB", (32, 32)).save(tmp_path / "p.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text("[]")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = ["predict", str(tmp_path / "p.png"), "--config=ktn:tiny"]
+    assert cli.main([*command, "--weights=~/none.pth", "--output=~/out"]) == 1
+    assert f"{tmp_path}/out holds files that this would replace" in capsys.readouterr().err
+    assert cli.main([*command, "--weights=~/none.pth", "--output=~/new"]) == 1
+    assert f"{tmp_path}/none.pth" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
