@@ -14,6 +14,7 @@ from ktn_jax import commands
 from ktn_jax.runtime import host_memory, jax_setup, progress
 
 EXIT_STOPPED = 128 + signal.SIGINT  # as shells report it
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 COMMANDS = ("predict", "convert", "verify", "train", "eval", "config", "data", "demo")
 
 
@@ -59,7 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with progress.on_command_line(is_quiet=getattr(arguments, "quiet", False)):
             code: int = arguments.run(arguments)
+            sys.stdout.flush()
         return code
+    except BrokenPipeError:  # `ktn ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+        return EXIT_BROKEN_PIPE
     # Errors that a user can correct become a message; others are bugs and keep their traceback.
     except (ValueError, OSError, KeyError, ImportError) as error:
         if os.environ.get("KTN_TRACEBACK"):
