@@ -56,7 +56,9 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
         loader=data.loader,
         workers=data.workers,
         batches_ahead=data.batches_ahead,
-        with_person_masks=data.with_person_masks or "masks" in config.model.tasks,
+        with_person_masks=data.with_person_masks
+        or config.loss.coarse_segm_from_masks
+        or "masks" in config.model.tasks,
         needs_surface=data.needs_surface and _trains_surface(config),
         on_bad=data.on_bad,
         max_skipped_fraction=data.max_skipped_fraction,

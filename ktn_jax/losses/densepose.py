@@ -47,7 +47,7 @@ class DensePoseTargets:
     point_v: Array  # [N, P]
     part_mask: Array  # uint8 [N, 256, 256] coarse part 0..14 over the person's box
     keypoints: Array  # [N, 17, 3] x, y in pixels, visibility
-    person_mask: Array | None = None  # uint8 [N, 256, 256] 0 or 1 over the person's box
+    mask_labels: Array | None = None  # bool [N, S, S]: cells of the ROI that are the person's
     has_person_mask: Array | None = None  # bool [N]
 
 
@@ -171,7 +171,7 @@ def area_losses(
         outputs: maps of the N ROIs.
         targets: their targets.
         from_masks: train person against background with person masks, which more people have,
-            instead of the DensePose parts.
+            instead of the DensePose parts, as detectron2's COARSE_SEGM_TRAINED_BY_MASKS.
 
     Returns:
         {"coarse_segm"} of a model with one coarse map of 2 or 15 channels; {"coarse_segm",
@@ -187,13 +187,12 @@ def area_losses(
     is_binary = outputs.coarse_segm.shape[-1] == 2
     labels, weight = (jnp.minimum(parts, 1) if is_binary else parts), has_parts
     if from_masks:
-        if targets.person_mask is None or targets.has_person_mask is None or not is_binary:
+        if targets.mask_labels is None or targets.has_person_mask is None or not is_binary:
             raise ValueError(
                 "coarse_segm_from_masks needs person_mask and has_person_mask in the batch, and a "
                 f"model with 2 coarse channels; it has {outputs.coarse_segm.shape[-1]}"
             )
-        masks = targets.person_mask
-        labels = resample_chart_nearest(masks, targets.gt_boxes, targets.boxes, size)
+        labels = targets.mask_labels.astype(jnp.int32)
         weight = jnp.where(targets.has_person_mask, targets.weight, 0)
     if outputs.part_segm is None:
         return {"coarse_segm": _mean_over_cells(outputs.coarse_segm, labels, weight)}

@@ -8,6 +8,7 @@ Crowds are not in a batch and padding is masked, so every image keeps its row, w
 people have annotations.
 """
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Mapping
@@ -278,6 +279,7 @@ def compute_losses(
     outputs: TrainingOutputs,
     batch: Batch,
     mask_targets: MaskTargets | None = None,
+    coarse_labels: Array | None = None,
 ) -> Losses:
     """Computes the weighted losses of a forward pass; their sum is what is minimised.
 
@@ -287,6 +289,8 @@ def compute_losses(
         outputs: of `apply`.
         batch: the batch it ran on.
         mask_targets: of the ROIs that train masks; None cuts them out of the batch's masks.
+        coarse_labels: bool [N, S, S] of the ROIs that train charts, where person masks train them;
+            None for the same.
 
     Returns:
         Scalars by name: those of `rpn_losses` and `box_losses`, and of the tasks of the model those
@@ -317,9 +321,13 @@ def compute_losses(
     by_visible = loss.normalise_keypoints_by_visible
     keypoint_normaliser = None if by_visible else float(num_images * most_keypoints)
     if outputs.charts is not None:
+        mask_size = outputs.charts.coarse_segm.shape[1] if loss.coarse_segm_from_masks else None
+        taught = targets.densepose_targets(samples.people["densepose"], batch, mask_size)
+        if coarse_labels is not None:
+            taught = dataclasses.replace(taught, mask_labels=coarse_labels)
         losses |= densepose_losses(
             outputs.charts,
-            targets.densepose_targets(samples.people["densepose"], batch),
+            taught,
             _weights(loss),
             num_images=num_images,
             keypoint_normaliser=keypoint_normaliser,

@@ -269,12 +269,18 @@ def _require_masks(batch: Batch, what: str) -> None:
         raise ValueError(f"{what} needs {missing} in the batch: set data.with_person_masks=True")
 
 
-def densepose_targets(people: People, batch: Batch) -> DensePoseTargets:
+def densepose_targets(
+    people: People, batch: Batch, mask_size: int | None = None
+) -> DensePoseTargets:
     """Gathers the annotations of each ROI's person.
 
     Args:
         people: from `choose_people`.
         batch: a training batch.
+        mask_size: side to which ROIs are cut out of person masks; None for no masks.
+
+    Raises:
+        ValueError: masks are wanted and the batch has none.
 
     Returns:
         Targets of N = B * K ROIs, image by image.
@@ -285,12 +291,17 @@ def densepose_targets(people: People, batch: Batch) -> DensePoseTargets:
 
     names = ["point_is_valid", "point_x", "point_y", "point_i", "point_u", "point_v"]
     names += ["has_densepose", "part_mask", "keypoints"]
-    names += [name for name in ("person_mask", "has_person_mask") if name in batch]
+    masks: dict[str, Array] = {}
+    if mask_size is not None:
+        _require_masks(batch, "loss.coarse_segm_from_masks")
+        masks["mask_labels"] = mask_targets(people, batch, mask_size).labels
+        masks["has_person_mask"] = of_person(batch["has_person_mask"])
     return DensePoseTargets(
         boxes=people.boxes.reshape(-1, 4),
         weight=people.weight.reshape(-1),
         gt_boxes=of_person(batch["boxes"]),
         **{name: of_person(batch[name]) for name in names},
+        **masks,
     )
 
 

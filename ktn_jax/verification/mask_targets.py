@@ -46,8 +46,13 @@ def on_grids(
             _draw(record["segmentation"], box, PART_GRID)
             for record, box in zip(records, boxes, strict=True)
         ]
+    return grids_of_bitmasks(dump[key], boxes)
+
+
+def grids_of_bitmasks(masks: np.ndarray, boxes: np.ndarray) -> list[np.ndarray]:
+    """Reads masks uint8 [G, H, W] on grids over boxes [G, 4]: uint8 [256, 256] each."""
     grids = []
-    for mask, (x0, y0, x1, y1) in zip(dump[key], boxes, strict=True):
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         middles = (np.arange(PART_GRID) + 0.5) / PART_GRID
         columns = np.clip((x0 + middles * (x1 - x0)).astype(int), 0, mask.shape[1] - 1)
         rows = np.clip((y0 + middles * (y1 - y0)).astype(int), 0, mask.shape[0] - 1)
@@ -75,6 +80,43 @@ def exact_labels(dump: Dump) -> np.ndarray:
     return np.concatenate(padded).astype(bool)
 
 
+def exact_coarse_labels(dump: Dump, people: People) -> np.ndarray:
+    """The original's targets of person against background where masks train it: bool [N, S, S].
+
+    Args:
+        dump: of a model with charts.
+        people: ROIs that train them.
+    """
+    model = dump.config.model
+    size = 2 * model.densepose_head.pooled_size * model.predictor.up_scale
+    annotations = json.loads(str(dump["train/annotations_json"]))
+    labels = []
+    for image, entry in enumerate(annotations["images"]):
+        records = people_of_image(annotations, entry["id"])
+        masks = _bitmasks(dump, image, [record.get("segmentation") for record in records])
+        index, rois = np.asarray(people.gt_index[image]), np.asarray(people.boxes[image])
+        labels.append(cut_bitmasks(masks, index, rois, size))
+    return np.concatenate(labels)
+
+
+def cut_bitmasks(masks: np.ndarray, index: np.ndarray, rois: np.ndarray, size: int) -> np.ndarray:
+    """Cuts ROIs out of masks of the image's resolution, as detectron2 does.
+
+    Args:
+        masks: uint8 [G, H, W] of an image's people.
+        index: int [R], the person of each ROI.
+        rois: [R, 4] in the image.
+        size: S.
+
+    Returns:
+        bool [R, S, S].
+    """
+    maps = jnp.asarray(masks, jnp.float32)[..., None]
+    batch_index = jnp.asarray(index, jnp.int32)
+    cut = multilevel_roi_align([maps], [1], jnp.asarray(rois), batch_index, size, 0, True)
+    return np.asarray(cut[..., 0] >= 0.5)
+
+
 def _has_bitmasks(dump: Dump) -> bool:
     return any(f"train/gt/{image}/masks" in dump.keys for image in dump.under("train/gt"))
 
@@ -96,11 +138,8 @@ def _of_kinds(dump: Dump) -> dict[str, list[np.ndarray]]:
         if all(isinstance(shape, list) for shape in shapes):
             drawn = [_draw(shapes[i], roi, size) for i, roi in zip(index, rois, strict=True)]
             kinds.setdefault("polygon", []).append(np.reshape(drawn, (-1, size, size)))
-        masks = _bitmasks(dump, image, shapes)
-        maps = jnp.asarray(masks, jnp.float32)[..., None]
-        batch_index = jnp.asarray(index, jnp.int32)
-        cut = multilevel_roi_align([maps], [1], jnp.asarray(rois), batch_index, size, 0, True)
-        kinds.setdefault("bitmask", []).append(np.asarray(cut[..., 0] >= 0.5))
+        cut = cut_bitmasks(_bitmasks(dump, image, shapes), index, rois, size)
+        kinds.setdefault("bitmask", []).append(cut)
     return kinds
 
 
@@ -140,6 +179,18 @@ def compare_targets(dump: Dump, batch: Mapping[str, Any], people: People) -> Ite
     cut = jax.jit(targets.mask_targets, static_argnums=2)(people, arrays, size)
     labels = np.asarray(cut.labels)[np.asarray(cut.weight) > 0]
     yield _share(dump, "train/mask/targets", labels, GRID_FRACTION, " from grids")
+
+
+def compare_coarse_targets(dump: Dump, batch: Mapping[str, Any], people: People) -> Iterator[Row]:
+    """The same for charts whose person against background is trained by masks."""
+    key = "train/densepose/mask_targets"
+    exact, is_used = exact_coarse_labels(dump, people), np.asarray(people.weight).reshape(-1) > 0
+    if key in dump.keys:
+        yield _share(dump, key, exact[is_used], 0.0)
+    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+    cut = jax.jit(targets.mask_targets, static_argnums=2)(people, arrays, exact.shape[1])
+    differing = float((np.asarray(cut.labels) != exact)[is_used].mean()) if is_used.any() else 0.0
+    yield Row(f"{key} from grids", exact.shape, differing, 0.0, GRID_FRACTION)
 
 
 def _share(dump: Dump, key: str, labels: np.ndarray, limit: float, note: str = "") -> Row:

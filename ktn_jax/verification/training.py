@@ -102,6 +102,9 @@ def compare_step(dump: Dump, batch: Batch, step: Step) -> Iterator[Row]:
     yield from _matching(dump, batch, step)
     if "masks" in dump.config.model.tasks:
         yield from mask_targets.compare_targets(dump, batch, step.outputs.samples.people["masks"])
+    if dump.config.loss.coarse_segm_from_masks:
+        people = step.outputs.samples.people["densepose"]
+        yield from mask_targets.compare_coarse_targets(dump, batch, people)
     yield from _intermediates(dump, step)
     yield from _losses(dump, step)
     yield from _statistics(dump, step)
@@ -129,7 +132,7 @@ def read_batch(dump: Dump) -> Batch:
         "image_size_hw": sizes.astype(np.int32),
         **_empty_people((len(images), max(max_people, 1)), max(max_points, 1)),
     }
-    if "masks" in dump.config.model.tasks:
+    if _has_masks(dump):
         batch |= _empty_masks((len(images), max(max_people, 1)))
     for index, (image, rows) in enumerate(zip(images, people, strict=True)):
         batch["image"][index, : image.shape[0], : image.shape[1]] = image
@@ -154,6 +157,10 @@ def _empty_people(shape: tuple[int, int], max_points: int) -> Batch:
         "point_i": np.zeros(points, np.int32),
         **{f"point_{name}": np.zeros(points, np.float32) for name in "xyuv"},
     }
+
+
+def _has_masks(dump: Dump) -> bool:
+    return "masks" in dump.config.model.tasks or dump.config.loss.coarse_segm_from_masks
 
 
 def _empty_masks(shape: tuple[int, int]) -> Batch:
@@ -185,7 +192,7 @@ def _read_people(
         if has_densepose:
             person["part_mask"] = part_labels(record["dp_masks"])
         people.append(person)
-    if "masks" in dump.config.model.tasks:
+    if _has_masks(dump):
         grids = mask_targets.on_grids(dump, index, records, boxes)
         for person, grid in zip(people, grids, strict=True):
             person |= {"person_mask": grid, "has_person_mask": True}
@@ -299,6 +306,9 @@ def run_step(dump: Dump, batch: Batch, samples: Samples, compute: Compute | None
     # The original's sums over these images are not divided.
     loss.images_per_device = len(batch["image"])
     labels = mask_targets.exact_labels(dump) if "masks" in dump.config.model.tasks else None
+    coarse = None
+    if loss.coarse_segm_from_masks:
+        coarse = jnp.asarray(mask_targets.exact_coarse_labels(dump, samples.people["densepose"]))
 
     def step(
         params: Mapping[str, Any],
@@ -320,7 +330,7 @@ def run_step(dump: Dump, batch: Batch, samples: Samples, compute: Compute | None
             exact = None
             if labels is not None:
                 exact = MaskTargets(jnp.asarray(labels), samples.people["masks"].weight.reshape(-1))
-            losses = forward.compute_losses(model.config, loss, outputs, batch, exact)
+            losses = forward.compute_losses(model.config, loss, outputs, batch, exact, coarse)
             return sum(losses.values()), (losses, stats, outputs)
 
         return jax.value_and_grad(total_loss, has_aux=True)(params)
@@ -377,7 +387,9 @@ def _chosen(dump: Dump, batch: Batch, step: Step) -> Iterator[Row]:
         if task not in dump.config.model.tasks:
             continue
         if task == "densepose":
-            teachers = targets.teachers(arrays, densepose_people_only=True, from_masks=False)
+            teachers = targets.teachers(
+                arrays, densepose_people_only=True, from_masks=loss.coarse_segm_from_masks
+            )
             threshold = loss.densepose_iou_threshold
             qualifies = targets.densepose_rois(rois, teachers, threshold)
         else:

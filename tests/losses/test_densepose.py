@@ -51,7 +51,6 @@ def _targets(number, points=9, seed=1, masks=False):
     )
     place = (number, points)
     blocks = rng.integers(0, 15, (number, 8, 8)).repeat(32, 1).repeat(32, 2)
-    person_mask = rng.integers(0, 2, (number, 8, 8)).repeat(32, 1).repeat(32, 2).astype(np.uint8)
     values = DensePoseTargets(
         boxes=boxes.astype(np.float32),
         weight=np.ones(number, np.float32),
@@ -65,7 +64,7 @@ def _targets(number, points=9, seed=1, masks=False):
         point_v=rng.random(place).astype(np.float32),
         part_mask=blocks.astype(np.uint8),
         keypoints=keypoints.astype(np.float32),
-        person_mask=person_mask if masks else None,
+        mask_labels=rng.random((number, SIDE, SIDE)) < 0.4 if masks else None,
         has_person_mask=np.ones(number, bool) if masks else None,
     )
     return jax.tree.map(jnp.asarray, values)
@@ -218,7 +217,7 @@ def test_person_masks_teach_people_without_densepose():
         has_person_mask=jnp.array([False, True, True]),
     )
     losses = densepose.area_losses(outputs, targets, from_masks=True)
-    labels = _labels(targets.person_mask, targets)
+    labels = np.asarray(targets.mask_labels).astype(int)
     expected = _mean_entropy(outputs.coarse_segm[1:], labels[1:])
     np.testing.assert_allclose(losses["body_mask"], expected, rtol=1e-5)
     of_parts = densepose.area_losses(outputs, targets)["coarse_segm"]

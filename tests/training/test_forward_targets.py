@@ -256,4 +256,24 @@ def test_each_roi_gets_the_annotations_of_its_person():
     for name in ("point_i", "point_x", "point_y", "point_u", "point_v", "part_mask", "keypoints"):
         values = np.asarray(getattr(laid, name)).reshape(6, -1)
         np.testing.assert_array_equal(values, np.repeat(person[:, None], values.shape[1], 1))
-    assert laid.person_mask is None
+    assert laid.mask_labels is None
+
+
+def test_rois_are_cut_out_of_the_masks_of_their_people():
+    """A mask on the left half of its person: an ROI a quarter further right has it on a quarter."""
+    batch = _batch(np.full((1, 2, 4), [8.0, 0, 40, 32]), np.ones((1, 2), bool))
+    mask = np.zeros((1, 2, 256, 256), np.uint8)
+    mask[0, 1, :, :128] = 1
+    people = targets.People(
+        boxes=jnp.array([[[8.0, 0, 40, 32], [16, 0, 48, 32], [8, 0, 40, 32]]]),
+        gt_index=jnp.array([[1, 1, 0]]),
+        weight=jnp.ones((1, 3)),
+    )
+    with pytest.raises(ValueError, match=r"person_mask.*data\.with_person_masks"):
+        targets.densepose_targets(people, batch, mask_size=8)
+    batch |= {"person_mask": jnp.asarray(mask), "has_person_mask": jnp.array([[False, True]])}
+    laid = targets.densepose_targets(people, batch, mask_size=8)
+    np.testing.assert_array_equal(laid.has_person_mask, [True, True, False])
+    expected = np.zeros((3, 8, 8), bool)
+    expected[0, :, :4] = expected[1, :, :2] = True
+    np.testing.assert_array_equal(laid.mask_labels, expected)

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ktn_jax.losses.masks_keypoints import mask_labels
 from ktn_jax.modeling.detector import size_multiple
 from ktn_jax.verification import dump as dumps
-from ktn_jax.verification import training
+from ktn_jax.verification import mask_targets, training
 from ktn_jax.verification.dump import Dump
 
 pytestmark = pytest.mark.parity
@@ -125,3 +127,23 @@ def test_people_that_do_not_fit_their_boxes_are_refused(golden_dir, tmp_path):
     np.savez(tmp_path / "dump.npz", **arrays)
     with pytest.raises(ValueError, match="image 1 has 2 boxes .* 3 people"):
         training.read_batch(Dump(tmp_path / "dump.npz"))
+
+
+def test_person_against_background_is_cut_out_of_masks_as_in_the_original(golden_dir):
+    """From a dump of another kind of model, which trains it by masks."""
+    with np.load(golden_dir / "densepose_cse_r50_animals_tiny.npz") as file:
+        arrays = {key: file[key] for key in file.files if key.startswith("train/")}
+    expected = arrays["train/densepose/mask_targets"].astype(bool)
+    exact, from_grids = [], []
+    for image in (0, 1):
+        masks, boxes = arrays[f"train/gt/{image}/masks"], arrays[f"train/gt/{image}/boxes"]
+        rois = arrays[f"train/densepose/{image}/proposal_boxes"]
+        own = arrays[f"train/densepose/{image}/gt_boxes"]
+        index = np.abs(own[:, None] - boxes[None]).max(-1).argmin(-1)
+        exact.append(mask_targets.cut_bitmasks(masks, index, rois, expected.shape[1]))
+        grids = np.stack(mask_targets.grids_of_bitmasks(masks, boxes))[index]
+        cut = mask_labels(grids, jnp.asarray(own), jnp.asarray(rois), expected.shape[1])
+        from_grids.append(np.asarray(cut))
+    np.testing.assert_array_equal(np.concatenate(exact), expected)
+    differing = (np.concatenate(from_grids) != expected).mean()
+    assert 0.05 < expected.mean() < 0.95 and differing < mask_targets.GRID_FRACTION
