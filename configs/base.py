@@ -176,8 +176,9 @@ def _loss() -> ConfigDict:
     loss.mask_weight = 1.0  # of the mask head, mean over cells
     loss.normalise_keypoints_by_visible = True  # else by ROIs that could have been sampled
     loss.min_uv_variance = 0.01  # of the confidence models
-    # Train person against background with instance masks (`person_mask` in the batch) instead of
-    # dp_masks.
+    # Train person against background with instance masks instead of dp_masks, and with people who
+    # have no DensePose (detectron2's COARSE_SEGM_TRAINED_BY_MASKS). For models with 2 coarse
+    # channels.
     loss.coarse_segm_from_masks = False
     # ROIs that train the DensePose branch: foreground whose IoU with its person is above this.
     loss.densepose_iou_threshold = 0.7
