@@ -1,14 +1,21 @@
 """DensePose R-CNN as detectron2 ships it: `--config densepose_rcnn:r50`.
 
 Variants: r50_legacy (no decoder, 15 coarse channels), r50, r101, r50_dl, r101_dl (DeepLab head),
-hrnet_w32, hrnet_w40, hrnet_w48. Training starts from ImageNet: `--weights R-50.pkl`.
+hrnet_w32, hrnet_w40, hrnet_w48; and r50 with other branches beside DensePose: masks, keypoints,
+multitask (both). Training starts from ImageNet: `--weights R-50.pkl`.
 """
 
 from ml_collections import ConfigDict
 
 from ktn_jax.configs import base
 
+BRANCHES = {
+    "masks": ("densepose", "masks"),
+    "keypoints": ("densepose", "keypoints"),
+    "multitask": ("densepose", "keypoints", "masks"),
+}
 DEPTHS = {"r50_legacy": 50, "r50": 50, "r101": 101, "r50_dl": 50, "r101_dl": 101}
+DEPTHS |= dict.fromkeys(BRANCHES, 50)
 HRNET_WIDTHS = {"hrnet_w32": 32, "hrnet_w40": 40, "hrnet_w48": 48}
 
 
@@ -35,6 +42,9 @@ def get_config(variant: str = "r50") -> ConfigDict:
         config.loss.fine_segm_weight = 0.3
         config.loss.coarse_segm_weight = 2.0
         config.optimizer.learning_rate = 0.002
+    if variant in BRANCHES:
+        config.model.tasks = BRANCHES[variant]
+        config.loss.keypoint_weight = 1.0
     if variant.endswith("_dl"):
         config.model.densepose_head.name = "deeplab"
         config.model.densepose_head.norm = "GN"

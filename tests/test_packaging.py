@@ -65,5 +65,5 @@ def test_a_wheel_holds_one_package_of_ours_and_all_of_it(tmp_path):
         files = (path for path in (source / folder).rglob("*") if path.is_file())
         wanted |= {f"{prefix}{path.relative_to(source).as_posix()}" for path in files}
     assert packed == wanted
-    some = ("py.typed", "__main__.py", "configs/ktn.py", "data_pipelines/coco/rle.py")
+    some = ("py.typed", "__main__.py", "configs/ktn.py", "data_pipelines/coco/checks.py")
     assert {f"ktn_jax/{name}" for name in some} <= packed

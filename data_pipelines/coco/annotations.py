@@ -15,7 +15,7 @@ import numpy as np
 
 from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
-from ktn_jax.data_pipelines.coco import checks, record_checks, rle
+from ktn_jax.data_pipelines.coco import checks, record_checks
 from ktn_jax.data_pipelines.coco.checks import AnnotationReport, DatasetError
 from ktn_jax.data_pipelines.coco.densepose_checks import (
     DENSEPOSE_KEYS,
@@ -23,6 +23,7 @@ from ktn_jax.data_pipelines.coco.densepose_checks import (
     has_densepose,
 )
 from ktn_jax.data_pipelines.coco.json_values import is_absent
+from ktn_jax.runtime import rle
 
 SKIP_ADVICE = "to leave bad records out: on_bad='skip', --on-bad skip or --config.data.on_bad=skip"
 

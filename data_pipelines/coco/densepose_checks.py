@@ -8,9 +8,9 @@ import numpy as np
 
 from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
-from ktn_jax.data_pipelines.coco import rle
 from ktn_jax.data_pipelines.coco.findings import Collector
 from ktn_jax.data_pipelines.coco.json_values import are_numbers, is_absent, to_numbers
+from ktn_jax.runtime import rle
 
 DENSEPOSE_POINT_KEYS = ("dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
 DENSEPOSE_KEYS = (*DENSEPOSE_POINT_KEYS, "dp_masks")

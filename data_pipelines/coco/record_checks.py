@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ktn_jax.body import parts
-from ktn_jax.data_pipelines.coco import rle
 from ktn_jax.data_pipelines.coco.densepose_checks import check_densepose, has_densepose
 from ktn_jax.data_pipelines.coco.findings import Collector
 from ktn_jax.data_pipelines.coco.json_values import is_absent, is_integer, is_number, to_numbers
+from ktn_jax.runtime import rle
 
 MAX_IMAGE_ID = 2**31 - 1  # image ids travel as int32
 MAX_ANNOTATION_ID = 2**63 - 1

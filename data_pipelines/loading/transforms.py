@@ -16,13 +16,13 @@ from pycocotools import mask as coco_mask
 from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
 from ktn_jax.body.symmetry import UVSymmetry, mirror_by_tables
-from ktn_jax.data_pipelines.coco import rle
 from ktn_jax.data_pipelines.coco.annotations import (
     DensePoseRecord,
     ImageRecord,
     PersonRecord,
     Segmentation,
 )
+from ktn_jax.runtime import rle
 
 # A person of whom a zoom or a rotation leaves less than this many pixels each way is dropped.
 _MIN_BOX_SIDE = 2.0

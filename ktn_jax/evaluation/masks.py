@@ -4,7 +4,6 @@ All masks have passed the checks of `coco.record_checks`: pycocotools crashes on
 not fit.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,31 +13,9 @@ from pycocotools import mask as coco_mask
 from scipy.ndimage import zoom
 
 from ktn_jax.body.parts import PART_GRID
+from ktn_jax.results.placed_masks import PlacedMask
 
 Rle = Mapping[str, Any]  # COCO's run-length mask: size and counts
-
-
-@dataclasses.dataclass(frozen=True)
-class PlacedMask:
-    """A mask and its position, clipped to the image.
-
-    Attributes:
-        top: row of the image of the mask's first row.
-        left: column of the image of the mask's first column.
-        mask: [h, w] bool.
-    """
-
-    top: int
-    left: int
-    mask: np.ndarray
-
-    def to_rle(self, image_size_hw: tuple[int, int]) -> dict[str, Any]:
-        """Encodes the mask on the whole image, in COCO's compressed format."""
-        canvas = np.zeros(image_size_hw, np.uint8, order="F")
-        height, width = self.mask.shape
-        canvas[self.top : self.top + height, self.left : self.left + width] = self.mask
-        encoded: dict[str, Any] = coco_mask.encode(canvas)
-        return encoded
 
 
 def place(
@@ -59,7 +36,8 @@ def place(
     x0, y0 = max(left, 0), max(top, 0)
     x1 = max(min(int(x + w), image_size_hw[1], left + mask.shape[1]), x0)
     y1 = max(min(int(y + h), image_size_hw[0], top + mask.shape[0]), y0)
-    return PlacedMask(y0, x0, mask[y0 - top : y1 - top, x0 - left : x1 - left])
+    part = mask[y0 - top : y1 - top, x0 - left : x1 - left]
+    return PlacedMask(y0, x0, part, image_size_hw)
 
 
 def annotated_mask(
@@ -93,8 +71,8 @@ def annotated_mask(
     elif isinstance(segmentation, Mapping):
         rle = segmentation
     else:
-        return PlacedMask(0, 0, np.zeros((0, 0), bool))
-    return PlacedMask(0, 0, decode([rle])[..., 0].astype(bool))
+        return PlacedMask(0, 0, np.zeros((0, 0), bool), image_size_hw)
+    return PlacedMask(0, 0, decode([rle])[..., 0].astype(bool), image_size_hw)
 
 
 def part_labels(dp_masks: Sequence[Any]) -> np.ndarray:

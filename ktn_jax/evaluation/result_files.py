@@ -15,13 +15,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ktn_jax.data_pipelines.coco import rle
 from ktn_jax.data_pipelines.coco.json_values import is_absent, to_numbers
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.evaluation.image_names import AnnotatedNames
 from ktn_jax.results.detection_checks import ResultsError, check_record
 from ktn_jax.results.records import decode_record
+from ktn_jax.runtime import rle
 from ktn_jax.runtime.json_stream import JsonStreamError, iterate_objects
 
 
@@ -205,7 +205,7 @@ def _checked(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     if is_plain and not all(is_absent(entry.get(name)) for name in ("keypoints", "segmentation")):
         entry = {**entry, "bbox": _box_of(entry.get("keypoints"))}
     try:
-        return check_record(where, entry, needs_picture=False)
+        return check_record(where, entry)
     except ResultsError as error:
         raise EvaluationError(str(error)) from error
 

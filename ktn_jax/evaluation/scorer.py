@@ -33,6 +33,7 @@ from ktn_jax.evaluation.result_files import (
     read_payload,
 )
 from ktn_jax.evaluation.template_files import load_evaluation_template
+from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.runtime.worker_pool import start_workers
 
 Box = tuple[float, float, float, float]  # xywh in pixels of the image
@@ -147,7 +148,7 @@ class ImageScorer:
         people: Sequence[PersonTruth],
         top: Sequence[Detection],
         pictures: Sequence[np.ndarray],
-        placed: Sequence[masks.PlacedMask],
+        placed: Sequence[PlacedMask],
     ) -> ImageScores:
         is_crowd = np.array([person.is_crowd for person in people], bool)
         pairs = self._pair_distances(people, top, pictures)
@@ -276,12 +277,12 @@ def _box_iou(detections: Sequence[Detection], people: Sequence[PersonTruth]) -> 
 def _as_rle(
     detection: Detection,
     given: object,
-    mask: masks.PlacedMask,
+    mask: PlacedMask,
     image_size_hw: tuple[int, int],
     file_name: str,
 ) -> dict[str, Any]:
     if not isinstance(given, dict):
-        return mask.to_rle(image_size_hw)
+        return mask.to_rle()
     return check_segmentation(file_name, detection, given, image_size_hw)
 
 

@@ -110,9 +110,8 @@ class AugmentedPredictor:
 
     def _people(self, photo: np.ndarray) -> list[PersonResult]:
         frame_hw, photo_hw = self.frame_size(photo.shape[:2]), photo.shape[:2]
-        threshold = self.config.model.predictor.mask_threshold
         results = (
-            to_result(person, frame_hw, photo_hw, threshold)
+            to_result(person, frame_hw, photo_hw, self.config.model)
             for person in self.find_augmented(photo)
         )
         return [result for result in results if result is not None]

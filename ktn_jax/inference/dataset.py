@@ -20,6 +20,7 @@ from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth
 from ktn_jax.inference import batching
 from ktn_jax.inference.inputs import CallablePredictor
+from ktn_jax.results.categories import PERSON_CATEGORY
 from ktn_jax.results.records import PersonResult, people_to_records
 from ktn_jax.results.shards import SHARD_PATTERN, ResultsWriter, merge_results
 from ktn_jax.runtime import images
@@ -143,10 +144,10 @@ def _predict_images(
     def write(
         batch: Sequence[ImageTruth], _: object, found: Sequence[Sequence[PersonResult]]
     ) -> None:
-        for image, people in zip(batch, found, strict=True):
+        for image, objects in zip(batch, found, strict=True):
             records = people_to_records(
                 image.image_id,
-                people,
+                [person for person in objects if person.category_id == PERSON_CATEGORY],
                 with_confidences=with_confidences,
                 category_id=category_id,
             )

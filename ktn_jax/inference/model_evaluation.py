@@ -237,7 +237,8 @@ def evaluate_weights(
     processes = processes or Processes()
     if with_confidences:
         charts.check_confidences(config)
-    symmetry = load_symmetry(config.data) if augmented and config.test.augmentation.flip else None
+    is_mirrored = augmented and config.test.augmentation.flip and "densepose" in config.model.tasks
+    symmetry = load_symmetry(config.data) if is_mirrored else None
     if isinstance(data, HeldOutPeople):
         images, description = None, data.describe()
     else:

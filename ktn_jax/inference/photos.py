@@ -20,6 +20,7 @@ from ktn_jax.inference import batching
 from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.inference.photo_names import as_text, image_ids, output_names
 from ktn_jax.results import confidence_pictures, drawing, maps, records
+from ktn_jax.results.categories import PERSON_CATEGORY
 from ktn_jax.results.detection_checks import check_record
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.shards import ResultsWriter, ShardError, merge_results
@@ -62,13 +63,14 @@ def predict_files(
     *,
     ids: Sequence[int] | None = None,
     sizes_hw: Sequence[tuple[int, int]] | None = None,
-    category_id: int = records.PERSON_CATEGORY,
+    category_id: int = PERSON_CATEGORY,
     run: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     with_confidences: bool = False,
 ) -> PhotosSummary:
     """Predicts photos and writes `*_iuv.png`, `*_instances.png`, `*_overlay.jpg`, `results.json`.
 
+    A model without DensePose gives no `*_iuv.png`.
     Photos are read ahead of the network and pictures written behind it. The people of each photo
     are kept in the folder `results.partial` as soon as they are found; `results.json` is written
     when all photos are done, and an older one is whole until then.
@@ -162,6 +164,7 @@ class _Work:
 
     def run(self, predictor: CallablePredictor) -> None:
         test = predictor.config.test
+        self._with_charts = "densepose" in predictor.config.model.tasks
         missing = [n for n, image_id in enumerate(self._ids) if image_id not in self._writer.done]
 
         def bucket_of(index: int) -> batching.Size:
@@ -209,7 +212,14 @@ class _Work:
             name = self._names[index]
             try:
                 entries = self._entries(index, people)
-                _write_pictures(self._output_dir, name, picture, people, self._with_confidences)
+                _write_pictures(
+                    self._output_dir,
+                    name,
+                    picture,
+                    people,
+                    with_charts=self._with_charts,
+                    with_confidences=self._with_confidences,
+                )
             except (OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno in _ERRORS_OF_THE_DISK:
                     raise
@@ -238,6 +248,8 @@ def _write_pictures(
     name: str,
     image: np.ndarray,
     people: Sequence[PersonResult],
+    *,
+    with_charts: bool,
     with_confidences: bool,
 ) -> None:
     """Writes the pictures of a photo, or none of them."""
@@ -247,7 +259,8 @@ def _write_pictures(
     if with_confidences:
         jpegs[paths[3]] = confidence_pictures.draw_confidences(image, people)
     try:
-        maps.write_iuv_png(paths[0], iuv)
+        if with_charts:
+            maps.write_iuv_png(paths[0], iuv)
         maps.write_instances_png(paths[1], instances)
         for path, pixels in jpegs.items():
             with atomic_files.replacing(path) as temporary:

@@ -6,14 +6,17 @@ programs.
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import overload
+from typing import Any, overload
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from ktn_jax.inference import batching, charts
 from ktn_jax.inference.inputs import Photo, Photos, map_photos
+from ktn_jax.inference.masks import paste_mask
 from ktn_jax.inference.stages import PEOPLE_BUCKETS, Stages, people_bucket
+from ktn_jax.results.categories import category_ids
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import images
 from ktn_jax.structures import PersonMaps
@@ -89,8 +92,8 @@ class Predictor:
         self, photo: tuple[np.ndarray, tuple[int, int]], people: Sequence[FoundPerson]
     ) -> list[PersonResult]:
         resized, size_hw = photo
-        threshold = self.config.model.predictor.mask_threshold
-        results = [to_result(p, resized.shape[:2], size_hw, threshold) for p in people]
+        model = self.config.model
+        results = [to_result(p, resized.shape[:2], size_hw, model) for p in people]
         return [result for result in results if result is not None]
 
     def find(self, resized: Sequence[np.ndarray]) -> list[list[FoundPerson]]:
@@ -180,10 +183,7 @@ def rows_of(people: Iterable[int], most: int) -> list[int]:
 
 
 def to_result(
-    person: FoundPerson,
-    from_hw: tuple[int, int],
-    to_hw: tuple[int, int],
-    mask_threshold: float,
+    person: FoundPerson, from_hw: tuple[int, int], to_hw: tuple[int, int], config: ConfigDict
 ) -> PersonResult | None:
     """Brings a person from the resized image to the photo.
 
@@ -191,7 +191,7 @@ def to_result(
         person: as the network found it.
         from_hw: size of the resized image, without padding.
         to_hw: size of the photo.
-        mask_threshold: see `charts.person_mask`.
+        config: the `model` part of the configuration.
 
     Returns:
         The person in pixels of the photo, or None where clipping left no box.
@@ -199,27 +199,28 @@ def to_result(
     boxes, is_left = charts.rescale_boxes(person.box_xyxy[None], from_hw, to_hw)
     if not is_left[0]:
         return None
-    maps = person.maps.charts
-    if maps is None:
-        raise ValueError("a person without charts cannot be shown")
-    labels, uv = charts.chart_in_box(
-        coarse=maps.coarse_segm,
-        fine=maps.fine_segm,
-        u=maps.u,
-        v=maps.v,
-        size_hw=charts.box_size_hw(boxes[0]),
-        mask_threshold=mask_threshold,
-    )
-    keypoints = None
-    heatmaps = person.maps.heatmaps
+    found: dict[str, Any] = {}
+    maps, heatmaps, mask = person.maps.charts, person.maps.heatmaps, person.maps.mask
+    if maps is not None:
+        labels, uv = charts.chart_in_box(
+            coarse=maps.coarse_segm,
+            fine=maps.fine_segm,
+            u=maps.u,
+            v=maps.v,
+            size_hw=charts.box_size_hw(boxes[0]),
+            mask_threshold=config.predictor.mask_threshold,
+        )
+        found["iuv"] = charts.quantise(labels, uv)
+        found["confidences"] = charts.confidences_in_box(maps, labels)
     if heatmaps is not None:
         decoded = charts.decode_keypoints(heatmaps[None], person.box_xyxy[None])[0]
         scale = np.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0], 1], np.float32)
-        keypoints = decoded[:, [0, 1, 3]] * scale
+        found["keypoints"] = decoded[:, [0, 1, 3]] * scale
+    if mask is not None:
+        found["mask"] = paste_mask(mask, boxes[0], to_hw)
     return PersonResult(
         box_xyxy=boxes[0],
         score=person.score,
-        keypoints=keypoints,
-        iuv=charts.quantise(labels, uv),
-        confidences=charts.confidences_in_box(maps, labels),
+        category_id=category_ids(config.box_head.num_classes)[person.class_index],
+        **found,
     )

@@ -58,7 +58,7 @@ def draw_confidences(
         shown = [
             (person, value_of(person.confidences), person.iuv[0] > 0 if is_on_body else None)
             for person in ranked
-            if needed in person.confidences
+            if needed in person.confidences and person.iuv is not None
         ]
         if shown:
             panel, low, high = _draw_values(image, shown, opacity)

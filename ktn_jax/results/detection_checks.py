@@ -27,7 +27,7 @@ def length_of_pixels(length: float, pixels: int) -> float:
     return float(np.clip(length, shortest, np.nextafter(np.float32(pixels + 1), np.float32(0))))
 
 
-def check_record(where: str, record: Any, needs_picture: bool = True) -> dict[str, Any]:
+def check_record(where: str, record: Any) -> dict[str, Any]:
     """Checks a detection's fields and converts it to the layout with `uv_shape` and `uv_data`.
 
     All readers of results use it, in memory or as a stream. The picture stays encoded and only its
@@ -36,7 +36,6 @@ def check_record(where: str, record: Any, needs_picture: bool = True) -> dict[st
     Args:
         where: names the record in messages.
         record: as JSON gave it, in either layout.
-        needs_picture: whether a record without one is malformed; plain COCO results have none.
 
     Returns:
         A copy in the layout with `uv_shape` and `uv_data`, without these two if there is no
@@ -62,7 +61,7 @@ def check_record(where: str, record: Any, needs_picture: bool = True) -> dict[st
     wanted = ["image_id", "score", "bbox"]
     # Confidences are those of the pixels of a picture.
     has_picture = any(name in checked for name in ("uv_shape", "uv_data", "confidences"))
-    if needs_picture or has_picture:
+    if has_picture:
         wanted += ["uv_shape", "uv_data"]
     missing = [name for name in wanted if name not in checked]
     if missing:

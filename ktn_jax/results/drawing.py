@@ -1,4 +1,4 @@
-"""Pictures of people found: overlays of parts, boxes, scores, keypoints and UV isolines.
+"""Pictures of people found: overlays of parts, masks, boxes, scores, keypoints and UV isolines.
 
 NumPy in, uint8 RGB out. Left and right are the person's own: warm colours are the right side, cool
 ones the left, grey the torso; of a limb's two patches the darker is the back or the inside.
@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 
 from ktn_jax.body import parts
+from ktn_jax.results.categories import CATEGORY_NAMES, PERSON_CATEGORY
 from ktn_jax.results.maps import paste_iuv
+from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.results.records import PersonResult
 
 _COLOUR_OF_PATCH = {
@@ -67,6 +69,7 @@ def draw_people(
     *,
     opacity: float = 0.6,
     show_parts: bool = True,
+    show_masks: bool = True,
     show_boxes: bool = True,
     show_scores: bool = True,
     show_keypoints: bool = False,
@@ -80,9 +83,11 @@ def draw_people(
         people: In the image's pixels. The one with the higher score is in front.
         opacity: Of the part colours, 0 to 1; lines and text are opaque.
         show_parts: Colours every body pixel by `PATCH_COLOURS`.
+        show_masks: Outlines the masks of people who have one, in the colour of the box, and fills
+            them (with half the opacity) where no parts are drawn.
         show_boxes: Outlines the boxes, from inside.
-        show_scores: Writes the score into the corner of the box with the least of bodies, unless
-            the box is too small for legible text.
+        show_scores: Writes the score, after the name of anything but a person, into the corner of
+            the box with the least of bodies, unless the box is too small for legible text.
         show_keypoints: Draws the skeleton of people who have keypoints.
         show_isolines: Draws lines of equal U (white) and equal V (black) on the parts.
         min_keypoint_score: Keypoints below are left out, with the bones that end there.
@@ -113,6 +118,9 @@ def draw_people(
         if not window.size:
             continue
         colour = _BOX_COLOURS[rank % len(_BOX_COLOURS)]
+        if show_masks and person.mask is not None:
+            has_parts = show_parts and person.iuv is not None
+            _draw_mask(canvas, person.mask, colour, stroke, 0 if has_parts else opacity / 2)
         if show_boxes:
             _draw_frame(window, colour, stroke)
         if show_keypoints and person.keypoints is not None:
@@ -120,8 +128,34 @@ def draw_people(
             _draw_skeleton(window, person.keypoints, origin_xy, stroke, min_keypoint_score)
         if show_scores:
             is_body = instances[rows, columns] > 0
-            _draw_label(window, is_body, f"{person.score:.2f}", colour, min(image.shape[:2]))
+            _draw_label(window, is_body, _label(person), colour, min(image.shape[:2]))
     return canvas
+
+
+def _label(person: PersonResult) -> str:
+    score = f"{person.score:.2f}"
+    if person.category_id == PERSON_CATEGORY:
+        return score
+    return f"{CATEGORY_NAMES.get(person.category_id, person.category_id)} {score}"
+
+
+def _draw_mask(
+    canvas: np.ndarray,
+    mask: PlacedMask,
+    colour: tuple[int, int, int],
+    stroke: int,
+    opacity: float,
+) -> None:
+    window, is_inside = canvas[mask.slices], mask.mask
+    if not is_inside.any():
+        return
+    mixed = (1 - opacity) * window[is_inside] + opacity * np.array(colour)
+    window[is_inside] = np.rint(mixed).astype(np.uint8)
+    kernel = np.ones((3, 3), np.uint8)
+    # Zeros around the window make its border an outline.
+    padded = np.pad(is_inside, stroke).astype(np.uint8)
+    inner = cv2.erode(padded, kernel, iterations=stroke)[stroke:-stroke, stroke:-stroke]
+    window[is_inside & (inner == 0)] = colour
 
 
 def draw_iuv(iuv: np.ndarray) -> np.ndarray:
@@ -194,7 +228,7 @@ def _stroke(image_size_hw: tuple[int, int]) -> int:
 def _covered(person: PersonResult) -> tuple[slice, slice]:
     """Rows and columns that a person's picture covers, without those before the image's first."""
     x0, y0 = int(person.box_xyxy[0]), int(person.box_xyxy[1])
-    _, height, width = person.iuv.shape
+    height, width = person.size_hw
     return slice(max(y0, 0), max(y0 + height, 0)), slice(max(x0, 0), max(x0 + width, 0))
 
 

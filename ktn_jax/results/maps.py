@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import atomic_files
 
@@ -16,18 +17,27 @@ def paste_iuv(
     """Draws the people's IUV pictures into maps of the whole image.
 
     Args:
-        people: In any order. Where they overlap, the one with the higher score is in front.
+        people: In any order. Where they overlap, the one with the higher score is in front. Who has
+            no IUV picture is only among the instances, if there is a mask.
         image_size_hw: (height, width); what is outside is cut off.
 
     Returns:
         [H, W, 3] uint8 of I, 255 U, 255 V, all 0 on background; and [H, W] uint8 (uint16 if there
         are more than 255 people) of the person's number, from 1 in order of falling score (equal
         scores: in the given order), 0 on background.
+
+    Raises:
+        ValueError: a mask of an image of another size.
     """
     iuv = np.zeros((*image_size_hw, 3), np.uint8)
     instances = np.zeros(image_size_hw, np.uint8 if len(people) <= 255 else np.uint16)
     ranked = sorted(people, key=lambda person: -person.score)
     for number, person in reversed(list(enumerate(ranked, start=1))):
+        if person.iuv is None:
+            if person.mask is not None:
+                _check_size(person.mask, image_size_hw)
+                instances[person.mask.slices][person.mask.mask] = number
+            continue
         image_part, person_part = overlap(person, image_size_hw)
         picture = person.iuv[:, *person_part].transpose(1, 2, 0)
         is_body = picture[..., 0] > 0
@@ -36,11 +46,19 @@ def paste_iuv(
     return iuv, instances
 
 
+def _check_size(mask: PlacedMask, image_size_hw: tuple[int, int]) -> None:
+    if tuple(mask.image_size_hw) != tuple(image_size_hw):
+        raise ValueError(
+            f"a person's mask is of an image of {mask.image_size_hw} (height, width), not of "
+            f"{tuple(image_size_hw)}"
+        )
+
+
 def overlap(
     person: PersonResult, image_size_hw: tuple[int, int]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Rows and columns of the image that a person's picture covers, and of the picture there."""
-    _, height, width = person.iuv.shape
+    height, width = person.size_hw
     rows, own_rows = _overlap_of_side(int(person.box_xyxy[1]), height, image_size_hw[0])
     columns, own_columns = _overlap_of_side(int(person.box_xyxy[0]), width, image_size_hw[1])
     return (rows, columns), (own_rows, own_columns)

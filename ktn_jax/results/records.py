@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ktn_jax.body import parts
+from ktn_jax.results.categories import PERSON_CATEGORY
 from ktn_jax.results.confidences import decode_confidences, encode_confidences
 from ktn_jax.results.detection_checks import (
     CONFIDENCES,
@@ -26,10 +27,11 @@ from ktn_jax.results.detection_checks import (
     check_record,
     length_of_pixels,
 )
+from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.runtime import atomic_files
 from ktn_jax.runtime.images import explain_error
+from ktn_jax.runtime.rle import RleError
 
-PERSON_CATEGORY = 1  # COCO's id
 # Float32 boxes around pixel 10,000 are exact to 0.001; below this a length counts as the same.
 _LENGTH_TOLERANCE = 0.01
 
@@ -40,23 +42,28 @@ _PIXEL_CENTRE = 0.5
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PersonResult:
-    """A detected person, in pixels of the original image.
+    """A detected person, or another object of a model of several classes, in pixels of the image.
 
     Attributes:
         box_xyxy: [4] float32.
-        score: probability of "person", finite.
-        iuv: [3, h, w] uint8 with h = max(int(box height), 1), w = max(int(box width), 1).
+        score: probability of the category, finite.
+        iuv: [3, h, w] uint8 with h = max(int(box height), 1), w = max(int(box width), 1); None of a
+            model without DensePose.
         keypoints: [17, 3] float32 of x, y and score in COCO's order, or None. Continuous
             coordinates: the centre of the first pixel is (0.5, 0.5).
         confidences: {name: float32 [h, w]} of a model that predicts them, see
             `results.confidences`; empty for others.
+        mask: of a model with a mask head, or None.
+        category_id: COCO's, see `results.categories`.
     """
 
     box_xyxy: np.ndarray
     score: float
-    iuv: np.ndarray
+    iuv: np.ndarray | None = None
     keypoints: np.ndarray | None = None
     confidences: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    mask: PlacedMask | None = None
+    category_id: int = PERSON_CATEGORY
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -69,29 +76,42 @@ class PersonResult:
             raise ResultsError(f"box_xyxy must be (x0, y0, x1, y1), x0 <= x1, y0 <= y1, got {box}")
         if not math.isfinite(self.score):
             raise ResultsError(f"score must be finite, got {self.score}")
-        iuv = np.asarray(self.iuv)
-        if iuv.ndim != 3 or len(iuv) != 3 or iuv.dtype != np.uint8:
-            raise ResultsError(f"iuv must be [3, h, w] uint8, got {iuv.shape} {iuv.dtype}")
-        for axis, length in ((1, box[3] - box[1]), (2, box[2] - box[0])):
-            if abs(length_of_pixels(length, iuv.shape[axis]) - length) > _LENGTH_TOLERANCE:
-                raise ResultsError(
-                    f"iuv is {iuv.shape[1]} x {iuv.shape[2]} (h x w), the box "
-                    f"{box[3] - box[1]} x {box[2] - box[0]}: h must be max(int(height), 1), w alike"
-                )
+        iuv = None if self.iuv is None else _checked_iuv(np.asarray(self.iuv), box)
         keypoints = self.keypoints
         if keypoints is not None:
             keypoints = np.asarray(keypoints, np.float32)
             if keypoints.shape != (parts.NUM_KEYPOINTS, 3):
                 raise ResultsError(f"keypoints must be [17, 3], got {keypoints.shape}")
         for name, values in self.confidences.items():
-            if name not in CONFIDENCES or np.shape(values) != iuv.shape[1:]:
+            size = None if iuv is None else iuv.shape[1:]
+            if name not in CONFIDENCES or np.shape(values) != size:
                 raise ResultsError(
-                    f"confidences must be [h, w] as iuv, {iuv.shape[1:]}, and of "
+                    f"confidences must be [h, w] as iuv, {size}, and of "
                     f"{', '.join(CONFIDENCES)}; got {name!r} {np.shape(values)}"
                 )
         for name, value in (("box_xyxy", box), ("iuv", iuv), ("keypoints", keypoints)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "score", float(self.score))
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width in pixels of the IUV picture, or of the one that there would be."""
+        width, height = self.box_xyxy[2:] - self.box_xyxy[:2]
+        if self.iuv is not None:
+            return self.iuv.shape[1], self.iuv.shape[2]
+        return max(int(height), 1), max(int(width), 1)
+
+
+def _checked_iuv(iuv: np.ndarray, box: np.ndarray) -> np.ndarray:
+    if iuv.ndim != 3 or len(iuv) != 3 or iuv.dtype != np.uint8:
+        raise ResultsError(f"iuv must be [3, h, w] uint8, got {iuv.shape} {iuv.dtype}")
+    for axis, length in ((1, box[3] - box[1]), (2, box[2] - box[0])):
+        if abs(length_of_pixels(length, iuv.shape[axis]) - length) > _LENGTH_TOLERANCE:
+            raise ResultsError(
+                f"iuv is {iuv.shape[1]} x {iuv.shape[2]} (h x w), the box "
+                f"{box[3] - box[1]} x {box[2] - box[0]}: h must be max(int(height), 1), w alike"
+            )
+    return iuv
 
 
 def _end_of_box(start: float, length: float, pixels: int) -> np.float32:
@@ -182,6 +202,7 @@ def people_to_records(
     people: Iterable[PersonResult],
     *,
     with_confidences: bool = False,
+    category_id: int = PERSON_CATEGORY,
     **extra_fields: Any,
 ) -> list[dict[str, Any]]:
     """Turns the people of an image into entries of the DensePose-COCO results format.
@@ -189,14 +210,15 @@ def people_to_records(
     Args:
         image_id: Of the annotation file.
         people: In the order wanted in the file.
+        category_id: Of people; other objects keep theirs.
         with_confidences: Adds `confidences` to every record, as `encode_confidences` makes them.
         **extra_fields: JSON values put into every record, such as `file_name`.
 
     Returns:
-        Records with image_id, category_id, score, bbox (xywh), uv_shape, uv_data and, where known,
-        keypoints (51 numbers, COCO's order: x, y, score; pixel indices, so half a pixel less than
-        here). int(w), int(h) of `bbox` are the size of the picture (evaluators insist), which
-        rounding to float32 can otherwise undo.
+        Records with image_id, category_id, score, bbox (xywh) and, where known, uv_shape, uv_data,
+        segmentation (run lengths) and keypoints (51 numbers, COCO's order: x, y, score; pixel
+        indices, so half a pixel less than here). int(w), int(h) of `bbox` are the size of the
+        picture (evaluators insist), which rounding to float32 can otherwise undo.
 
     Raises:
         ResultsError: a confidence that is wanted is not finite.
@@ -204,10 +226,11 @@ def people_to_records(
     records = []
     for person in people:
         x0, y0, x1, y1 = person.box_xyxy
-        _, height, width = person.iuv.shape
-        record = {
+        height, width = person.size_hw
+        is_person = person.category_id == PERSON_CATEGORY
+        record: dict[str, Any] = {
             "image_id": image_id,
-            "category_id": PERSON_CATEGORY,
+            "category_id": category_id if is_person else person.category_id,
             "score": person.score,
             "bbox": [
                 float(x0),
@@ -215,13 +238,15 @@ def people_to_records(
                 length_of_pixels(x1 - x0, width),
                 length_of_pixels(y1 - y0, height),
             ],
-            "uv_shape": list(person.iuv.shape),
-            "uv_data": encode_iuv(person.iuv),
         }
+        if person.iuv is not None:
+            record |= {"uv_shape": list(person.iuv.shape), "uv_data": encode_iuv(person.iuv)}
+        if person.mask is not None:
+            record["segmentation"] = person.mask.to_rle()
         if person.keypoints is not None:
             shift = np.array([_PIXEL_CENTRE, _PIXEL_CENTRE, 0])
             record["keypoints"] = [float(value) for value in (person.keypoints - shift).ravel()]
-        if with_confidences:
+        if with_confidences and person.iuv is not None:
             record["confidences"] = encode_confidences(person.confidences, person.iuv[0])
         records.append(record | extra_fields)
     return records
@@ -242,24 +267,39 @@ def records_to_people(records: Iterable[Mapping[str, Any]]) -> dict[int, list[Pe
     """
     people: dict[int, list[PersonResult]] = {}
     for number, record in enumerate(records):
-        record = check_record(f"record {number}", record)
-        iuv = decode_record(f"record {number}", record)
+        where = f"record {number}"
+        record = check_record(where, record)
         x, y, width, height = record["bbox"]
-        right = _end_of_box(x, width, iuv.shape[2])
-        bottom = _end_of_box(y, height, iuv.shape[1])
+        right, bottom, iuv = np.float32(x + width), np.float32(y + height), None
+        confidences: Mapping[str, np.ndarray] = {}
+        if "uv_data" in record:
+            iuv = decode_record(where, record)
+            right = _end_of_box(x, width, iuv.shape[2])
+            bottom = _end_of_box(y, height, iuv.shape[1])
+            confidences = decode_confidences(where, record.get("confidences", {}), iuv[0])
         keypoints = record.get("keypoints")
         if keypoints is not None:
             keypoints = np.reshape(keypoints, (-1, 3)) + [_PIXEL_CENTRE, _PIXEL_CENTRE, 0]
-        confidences = record.get("confidences", {})
         person = PersonResult(
             box_xyxy=np.array([x, y, right, bottom], np.float32),
             score=record["score"],
             iuv=iuv,
             keypoints=keypoints,
-            confidences=decode_confidences(f"record {number}", confidences, iuv[0]),
+            confidences=confidences,
+            mask=_decode_mask(where, record.get("segmentation")),
+            category_id=record.get("category_id", PERSON_CATEGORY),
         )
         people.setdefault(record["image_id"], []).append(person)
     return people
+
+
+def _decode_mask(where: str, segmentation: Any) -> PlacedMask | None:
+    if not isinstance(segmentation, Mapping):  # polygons, of other systems, are left out
+        return None
+    try:
+        return PlacedMask.from_rle(segmentation)
+    except RleError as error:
+        raise ResultsError(f"{where}: segmentation: {error}") from error
 
 
 def write_results(path: str | os.PathLike[str], records: Sequence[Mapping[str, Any]]) -> None:

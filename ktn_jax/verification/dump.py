@@ -30,6 +30,7 @@ END_TO_END = 1e-3
 BOX_PIXELS = 1e-2
 SCORE = 1e-4
 LABEL_FRACTION = 2e-3  # an argmax may flip where two classes tie
+MASK_FRACTION = 5e-4  # of the pixels of pasted masks, where a probability is one half
 UV_LEVELS = 1  # of 255: the reference truncates
 NOISE_FACTOR = 10  # the reference's own noise, where it was recorded, times this is allowed
 

@@ -57,9 +57,9 @@ def compare_stages(dump: Dump, compute: Compute | None = None) -> Iterator[Row]:
     if len(dump["infer/det/boxes"]):
         tasks = dump.config.model.tasks
         if "masks" in tasks:
-            yield from _masks(dump, run)
+            yield from compare_masks(dump, run)
         if "keypoints" in tasks:
-            yield from _keypoints(dump, run)
+            yield from compare_keypoints(dump, run)
         if "densepose" in tasks:
             yield from _densepose(dump, run)
 
@@ -162,7 +162,7 @@ def _pooled(dump: Dump, run: Runner, key: str, pool: Callable[..., Array]) -> tu
     return compare(dump, key, to_nchw(pooled), GEOMETRY), to_nhwc(dump[key])
 
 
-def _masks(dump: Dump, run: Runner) -> Iterator[Row]:
+def compare_masks(dump: Dump, run: Runner) -> Iterator[Row]:
     prefix, classes = "infer/mask", jnp.asarray(dump["infer/det/classes"], jnp.int32)
     row, pooled = _pooled(dump, run, f"{prefix}/pooled", Detector.pool_for_masks)
     yield row
@@ -175,7 +175,7 @@ def _masks(dump: Dump, run: Runner) -> Iterator[Row]:
     yield compare(dump, "infer/det/mask_probabilities", jax.nn.sigmoid(own)[:, None], SCORE)
 
 
-def _keypoints(dump: Dump, run: Runner) -> Iterator[Row]:
+def compare_keypoints(dump: Dump, run: Runner) -> Iterator[Row]:
     prefix = "infer/keypoint"
     row, pooled = _pooled(dump, run, f"{prefix}/pooled", Detector.pool_for_keypoints)
     yield row

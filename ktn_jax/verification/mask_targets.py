@@ -161,7 +161,7 @@ def compare_targets(dump: Dump, batch: Mapping[str, Any], people: People) -> Ite
 
     Args:
         dump: with masks.
-        batch: of `training.read_batch`.
+        batch: of `samples.read_batch`.
         people: ROIs that train masks.
 
     Yields:

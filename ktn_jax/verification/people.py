@@ -21,6 +21,7 @@ from ktn_jax.verification.dump import (
     BOX_PIXELS,
     END_TO_END,
     LABEL_FRACTION,
+    MASK_FRACTION,
     SCORE,
     UV_LEVELS,
     Dump,
@@ -87,11 +88,10 @@ def _compare_people(dump: Dump, people: list[FoundPerson], note: str) -> Iterato
     """Compares people brought to the requested size: boxes, scores, keypoints, charts."""
     from_hw = _size_hw(dump, "input/image_size")
     to_hw = _size_hw(dump, "input/output_height_width")
-    threshold = dump.config.model.predictor.mask_threshold
     shown = [  # without those of whom the photo shows nothing
         (person, result)
         for person in people
-        if (result := to_result(person, from_hw, to_hw, threshold)) is not None
+        if (result := to_result(person, from_hw, to_hw, dump.config.model)) is not None
     ]
     results = [result for _, result in shown]
     boxes = np.stack([r.box_xyxy for r in results]) if results else np.zeros((0, 4))
@@ -101,20 +101,28 @@ def _compare_people(dump: Dump, people: list[FoundPerson], note: str) -> Iterato
     ]
     if "infer/final/keypoints" in dump.keys:
         final = [r.keypoints for r in results if r.keypoints is not None]
-        rows += _compare_keypoints(dump, "infer/final/keypoints", final)
+        # A score is a softmax: it is off by up to its own size times twice what the map is off.
+        noise = 2 * dump.noise.get("infer/keypoint/heatmaps", 0.0) if note else 0.0
+        rows += _compare_keypoints(dump, "infer/final/keypoints", final, noise)
         network = [
             charts.decode_keypoints(p.maps.heatmaps[None], p.box_xyxy[None])[0]
             for p in people
             if p.maps.heatmaps is not None
         ]
-        rows += _compare_keypoints(dump, "infer/det/keypoints", [k[:, [0, 1, 3]] for k in network])
+        network = [keypoints[:, [0, 1, 3]] for keypoints in network]
+        rows += _compare_keypoints(dump, "infer/det/keypoints", network, noise)
     for index, (person, result) in enumerate(shown):
         if f"infer/chart/{index}/result_uint8" in dump.keys:
             rows += _compare_chart(dump, f"infer/chart/{index}", person, result)
-        else:  # more people than the original found
+        elif result.iuv is not None:  # more people than the original found
             rows.append(Row(f"infer/chart/{index}", result.iuv.shape, np.inf, np.inf, 0.0))
     if "infer/final/masks" in dump.keys:
-        rows.append(_compare_masks(dump, results, to_hw))
+        bodies = [paste_iuv([result], to_hw)[0][..., 0] > 0 for result in results]
+        rows.append(_compare_masks(dump, "infer/final/masks", bodies, LABEL_FRACTION))
+    if "infer/final/instance_masks" in dump.keys:
+        masks = [result.mask.whole() for result in results if result.mask is not None]
+        key = "infer/final/instance_masks"
+        rows.append(_compare_masks(dump, key, masks, MASK_FRACTION))
     yield from (dataclasses.replace(row, key=row.key + note) for row in rows)
 
 
@@ -123,7 +131,10 @@ def _size_hw(dump: Dump, key: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _compare_keypoints(dump: Dump, key: str, keypoints: list[np.ndarray]) -> list[Row]:
+def _compare_keypoints(
+    dump: Dump, key: str, keypoints: list[np.ndarray], noise: float
+) -> list[Row]:
+    """Compares places and scores; `noise` is that of the scores, relative."""
     expected = dump[key]
     actual = np.reshape(keypoints, (-1, parts.NUM_KEYPOINTS, 3))
     if actual.shape != expected.shape:
@@ -132,22 +143,24 @@ def _compare_keypoints(dump: Dump, key: str, keypoints: list[np.ndarray]) -> lis
     moved = np.abs(actual[..., :2] - expected[..., :2]).max(-1) > BOX_PIXELS
     # An argmax: a place may differ where two are within 1e-4 of the best, then the scores agree.
     ties = np.isclose(actual[..., 2], expected[..., 2], rtol=1e-4)
+    limit = max(SCORE, noise * float(expected[..., 2].max(initial=0)))
     return [
-        Row(f"{key} score", expected.shape[:2], score, score / expected[..., 2].std(), SCORE),
+        Row(f"{key} score", expected.shape[:2], score, score / expected[..., 2].std(), limit),
         Row(f"{key} place", expected.shape[:2], float((moved & ~ties).mean()), 0.0, 0.0),
     ]
 
 
 def _compare_chart(dump: Dump, prefix: str, person: FoundPerson, result: PersonResult) -> list[Row]:
     """Compares what evaluation reads, the charts of the plain argmax and the confidences."""
-    iuv = result.iuv
+    iuv, maps = result.iuv, person.maps.charts
+    if iuv is None or maps is None:
+        return [Row(f"{prefix} (missing)", (), np.inf, np.inf, 0.0)]
     rows = _compare_labels(
         dump, f"{prefix}/result_uint8", iuv[0], dump[f"{prefix}/result_uint8"][0]
     )
     rows += _compare_uv(dump, f"{prefix}/result_uint8", iuv, dump[f"{prefix}/result_uint8"])
-    maps = person.maps.charts
     for suffix in ("", "_argmax"):
-        if f"{prefix}/labels{suffix}" in dump.keys and maps is not None:
+        if f"{prefix}/labels{suffix}" in dump.keys:
             expected = dump[f"{prefix}/labels{suffix}"]
             labels, uv = charts.chart_in_box(
                 coarse=maps.coarse_segm,
@@ -166,7 +179,7 @@ def _compare_chart(dump: Dump, prefix: str, person: FoundPerson, result: PersonR
         if values is None or values.shape != expected.shape:
             rows.append(Row(f"{key} (missing)", dump[key].shape, np.inf, np.inf, 0.0))
         else:
-            rows.append(_compare_float_map(dump, key, values, result.iuv[0] == expected))
+            rows.append(_compare_float_map(dump, key, values, iuv[0] == expected))
     return rows
 
 
@@ -193,14 +206,13 @@ def _compare_float_map(dump: Dump, key: str, values: np.ndarray, is_same: np.nda
     return Row(key, expected.shape, error, error / max(scale, 1e-12), END_TO_END * scale)
 
 
-def _compare_masks(dump: Dump, results: list[PersonResult], to_hw: tuple[int, int]) -> Row:
-    key = "infer/final/masks"
+def _compare_masks(dump: Dump, key: str, masks: list[np.ndarray], limit: float) -> Row:
+    """Compares masks [H, W] of the people, by the share of pixels that differ."""
     expected = dump[key].astype(bool)
-    masks = [paste_iuv([result], to_hw)[0][..., 0] > 0 for result in results]
     if len(masks) != len(expected):
         return compare(dump, key, np.asarray(masks))
-    differing = float((np.stack(masks) != expected).mean())
-    return Row(key, expected.shape, differing, 0.0, LABEL_FRACTION)
+    differing = float((np.asarray(masks) != expected).mean()) if masks else 0.0
+    return Row(key, expected.shape, differing, 0.0, limit)
 
 
 def end_to_end(dump: Dump) -> Iterator[Row]:

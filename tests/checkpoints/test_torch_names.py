@@ -28,6 +28,8 @@ CASES = (
     "ktnv1_hrnet_tiny",
     "ktnv2_x101_tiny",
     "densepose_hrfpn_w32_tiny",
+    "keypoint_mask_rcnn_r50_tiny",
+    "densepose_r50_multitask_tiny",
 )
 
 

@@ -24,7 +24,7 @@ def test_overlap_equals_pycocotools_on_whole_images(seed):
     detections = [_random_placed(rng) for _ in range(4)]
     people = [_random_placed(rng) for _ in range(3)]
     crowd = rng.random(3) < 0.4
-    rles = [[mask.to_rle(SIZE) for mask in group] for group in (detections, people)]
+    rles = [[mask.to_rle() for mask in group] for group in (detections, people)]
     expected = coco_mask.iou(*rles, crowd.astype(int).tolist())
     np.testing.assert_array_equal(masks.mask_iou(detections, people, crowd), expected)
 

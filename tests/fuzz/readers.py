@@ -23,11 +23,11 @@ from pycocotools import mask as coco_mask
 from ktn_jax.body import loading
 from ktn_jax.body.graph import body_graph, co_occurrence, word_similarity
 from ktn_jax.checkpoints.files import read_state_dict
-from ktn_jax.data_pipelines.coco import annotations, checks, rle
+from ktn_jax.data_pipelines.coco import annotations, checks
 from ktn_jax.evaluation import evaluator, ground_truth, template_files
 from ktn_jax.evaluation.options import ScoringOptions
 from ktn_jax.results import records, shards
-from ktn_jax.runtime import configuration, images, json_stream, mat_files, pickles
+from ktn_jax.runtime import configuration, images, json_stream, mat_files, pickles, rle
 
 SIZE = (48, 64)  # of the only picture, height and width
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones((1, 4), np.uint8)}

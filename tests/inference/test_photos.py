@@ -167,10 +167,10 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(files, tmp_path, monkeypatc
     out, run = tmp_path / "out", {"weights": "a"}
     write = photos._write_pictures
 
-    def fill_up(folder, name, *rest):
+    def fill_up(folder, name, *rest, **options):
         if name == "e":
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(folder, name, *rest)
+        write(folder, name, *rest, **options)
 
     monkeypatch.setattr(photos, "_write_pictures", fill_up)
     with pytest.raises(OSError, match="No space left"):

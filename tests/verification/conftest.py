@@ -13,8 +13,8 @@ CASES = (
     "densepose_r50_legacy_tiny",
 )
 # Each has a neighbour above with the same layers and more: the other HRNet model, DeepLab with its
-# non-local block, the model with every confidence. What is new in the rest, predictors and groups
-# of channels, has cheaper tests too.
+# non-local block, the model with every confidence. What is new in the rest, predictors, groups of
+# channels, mask and keypoint heads, has cheaper tests too.
 COVERED = (
     "ktnv2_hrnet_tiny",
     "densepose_r50_tiny",
@@ -25,6 +25,8 @@ COVERED = (
     "ktnv1_hrnet_tiny",
     "ktnv2_x101_tiny",
     "densepose_hrfpn_w32_tiny",
+    "densepose_r50_multitask_tiny",
+    "keypoint_mask_rcnn_r50_tiny",
 )
 
 

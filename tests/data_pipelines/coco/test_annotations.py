@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from ktn_jax.data_pipelines.coco import annotations, rle
+from ktn_jax.data_pipelines.coco import annotations
 from ktn_jax.data_pipelines.coco.checks import DatasetError
+from ktn_jax.runtime import rle
 
 
 @settings(max_examples=60, deadline=None)
