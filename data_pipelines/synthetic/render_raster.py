@@ -1,8 +1,7 @@
 """A z-buffer rasteriser of triangle meshes in NumPy: exact visibility at pixel centres.
 
-Every triangle is cut into rows and every row into pixels, so that the arrays hold exactly the
-pixels that triangles cover, however large or small the triangles are; no Python loop runs over
-triangles. Per pixel the fragment with the largest inverse depth wins.
+`body.triangles` lists exactly the pixels that triangles cover, however large or small they are. Per
+pixel the fragment with the largest inverse depth wins.
 
 Frames: the camera looks along +z, x runs right and y down. Pixel (row r, column c) covers
 [c, c + 1) x [r, r + 1) of the image plane, its centre is (c + 0.5, r + 0.5).
@@ -12,9 +11,8 @@ import dataclasses
 
 import numpy as np
 
-# Crossings of an edge that two triangles share are rounded differently in each; a pixel centre on
-# the edge must belong to at least one of them, or a crack shows.
-_EDGE_TOLERANCE = 1e-9
+from ktn_jax.body import triangles
+
 _MIN_DOUBLED_AREA = 1e-12  # square pixels; below, a triangle is seen edge on
 
 
@@ -73,13 +71,6 @@ class Fragments:
         return Fragments(self.pixel[keep], self.face[keep], self.inverse_depth[keep])
 
 
-def _expand(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, for counts [N], the item each unit belongs to and its rank within the item."""
-    item = np.repeat(np.arange(len(counts)), counts)
-    first = np.cumsum(counts) - counts
-    return item, np.arange(len(item)) - np.repeat(first, counts)
-
-
 def _drawable_faces(
     xy: np.ndarray, depth: np.ndarray, faces: np.ndarray, camera: Camera
 ) -> np.ndarray:
@@ -94,33 +85,6 @@ def _drawable_faces(
         doubled_area -= (x[third] - x[first]) * (y[second] - y[first])
         # y runs down: a triangle wound counter-clockwise for the viewer has a negative area.
         return np.flatnonzero(in_front & (doubled_area < -_MIN_DOUBLED_AREA))
-
-
-def _row_spans(
-    x: np.ndarray, y: np.ndarray, width: int, height: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts triangles x, y [3, T] into rows: triangle, row, first column, number of columns."""
-    top, bottom = np.minimum.reduce(y), np.maximum.reduce(y)
-    first_row = np.clip(np.ceil(top - 0.5 - _EDGE_TOLERANCE), 0, height).astype(np.int64)
-    last_row = np.clip(np.floor(bottom - 0.5 + _EDGE_TOLERANCE), -1, height - 1)
-    counts = np.maximum(last_row.astype(np.int64) - first_row + 1, 0)
-    triangle, rank = _expand(counts)
-    row = first_row[triangle] + rank
-    centre_y = row + 0.5
-    left = np.full(len(row), -np.inf)
-    right = np.full(len(row), np.inf)
-    for start, end in ((0, 1), (1, 2), (2, 0)):
-        rise = y[end] - y[start]
-        slope = (x[end] - x[start]) / np.where(rise == 0, 1, rise)
-        # One rule for every edge: downward edges bound on the left, upward ones on the right, and
-        # horizontal ones not at all, because the range of rows already does.
-        crossing = x[start][triangle] + (centre_y - y[start][triangle]) * slope[triangle]
-        rise = rise[triangle]
-        np.maximum(left, np.where(rise > 0, crossing, -np.inf), out=left)
-        np.minimum(right, np.where(rise < 0, crossing, np.inf), out=right)
-    first = np.clip(np.ceil(left - 0.5 - _EDGE_TOLERANCE), 0, width).astype(np.int64)
-    last = np.clip(np.floor(right - 0.5 + _EDGE_TOLERANCE), -1, width - 1).astype(np.int64)
-    return triangle, row, first, np.maximum(last - first + 1, 0)
 
 
 def rasterise(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> Fragments:
@@ -148,8 +112,8 @@ def rasterise(vertices: np.ndarray, faces: np.ndarray, camera: Camera) -> Fragme
     drawable = _drawable_faces(xy, vertices[:, 2], faces, camera)
     corners = faces[drawable].T
     x, y = xy[:, 0][corners], xy[:, 1][corners]
-    triangle, row, first, counts = _row_spans(x, y, camera.width, camera.height)
-    span, rank = _expand(counts)
+    triangle, row, first, counts = triangles.row_spans(x, y, camera.width, camera.height)
+    span, rank = triangles.expand(counts)
     column = first[span] + rank
     row, triangle = row[span], triangle[span]
 

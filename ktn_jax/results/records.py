@@ -19,6 +19,8 @@ import numpy as np
 from PIL import Image
 
 from ktn_jax.body import parts
+from ktn_jax.body.surface import Template
+from ktn_jax.body.vertices import SeenVertices, see_vertices
 from ktn_jax.results.categories import PERSON_CATEGORY
 from ktn_jax.results.confidences import decode_confidences, encode_confidences
 from ktn_jax.results.detection_checks import (
@@ -100,6 +102,28 @@ class PersonResult:
         if self.iuv is not None:
             return self.iuv.shape[1], self.iuv.shape[2]
         return max(int(height), 1), max(int(width), 1)
+
+    def to_vertices(self, template: Template) -> SeenVertices:
+        """Finds the vertices of a body on this person, see `body.vertices.see_vertices`.
+
+        Args:
+            template: With the charts that the model was trained on: the published ones of
+                `body.loading.load_template` (SMPL's 6,890 vertices), or those of the project's own
+                body for models of rendered people.
+
+        Returns:
+            Vertices and pixels. `pixel_xy` counts from the image's first pixel, the maps from that
+            of `iuv`, as this has them.
+
+        Raises:
+            ResultsError: the model found no IUV picture.
+        """
+        if self.iuv is None:
+            raise ResultsError("this person has no iuv, and so no vertices")
+        seen = see_vertices(template, self.iuv)
+        corner = self.box_xyxy[:2].astype(np.int32)  # truncated, as in the reference
+        in_image = np.where(seen.is_visible[:, None], seen.pixel_xy + corner, seen.pixel_xy)
+        return dataclasses.replace(seen, pixel_xy=in_image)
 
 
 def _checked_iuv(iuv: np.ndarray, box: np.ndarray) -> np.ndarray:
