@@ -58,9 +58,16 @@ def overlap(
     person: PersonResult, image_size_hw: tuple[int, int]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Rows and columns of the image that a person's picture covers, and of the picture there."""
-    height, width = person.size_hw
-    rows, own_rows = _overlap_of_side(int(person.box_xyxy[1]), height, image_size_hw[0])
-    columns, own_columns = _overlap_of_side(int(person.box_xyxy[0]), width, image_size_hw[1])
+    corner = (int(person.box_xyxy[0]), int(person.box_xyxy[1]))
+    return overlap_at(corner, person.size_hw, image_size_hw)
+
+
+def overlap_at(
+    corner_xy: tuple[int, int], size_hw: tuple[int, ...], image_size_hw: tuple[int, ...]
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The same for a picture of a size whose first pixel is at a corner."""
+    rows, own_rows = _overlap_of_side(corner_xy[1], size_hw[0], image_size_hw[0])
+    columns, own_columns = _overlap_of_side(corner_xy[0], size_hw[1], image_size_hw[1])
     return (rows, columns), (own_rows, own_columns)
 
 
