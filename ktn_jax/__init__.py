@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ktn_jax.checkpoints.named import load_config
     from ktn_jax.checkpoints.weights import convert
     from ktn_jax.inference.loading import load
     from ktn_jax.inference.model_evaluation import AnnotatedFiles
     from ktn_jax.inference.model_evaluation import evaluate_model as evaluate
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.results.records import PersonResult, read_results, write_results
-    from ktn_jax.runtime.configuration import load_config
     from ktn_jax.training.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -38,7 +38,7 @@ _PLACES = {
     "convert": ("checkpoints.weights", "convert"),
     "evaluate": ("inference.model_evaluation", "evaluate_model"),
     "load": ("inference.loading", "load"),
-    "load_config": ("runtime.configuration", "load_config"),
+    "load_config": ("checkpoints.named", "load_config"),
     "read_results": ("results.records", "read_results"),
     "write_results": ("results.records", "write_results"),
 }

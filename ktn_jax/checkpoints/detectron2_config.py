@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ktn_jax.body.parts import NUM_KEYPOINTS
+from ktn_jax.checkpoints.detectron2_training import translate_training
 from ktn_jax.checkpoints.detectron2_tree import Tree, short
 from ktn_jax.configs import base
 from ktn_jax.modeling.chart_predictor import LOW_RESOLUTION_KEYPOINTS
@@ -105,11 +106,26 @@ def from_detectron2(tree: Mapping[str, Any]) -> ConfigDict:
         ValueError: keys are missing or unknown, or ask for something this project does not have;
             the message lists all of them.
     """
+    return _translated(tree)[0]
+
+
+def training_notes(tree: Mapping[str, Any]) -> list[str]:
+    """What a configuration says of training that `from_detectron2` leaves out, one line each.
+
+    Raises:
+        ValueError: as `from_detectron2`.
+    """
+    return _translated(tree)[1]
+
+
+def _translated(tree: Mapping[str, Any]) -> tuple[ConfigDict, list[str]]:
     settings = Tree(tree)
     config = base.get_config()
     config.name = "detectron2"
+    notes: list[str] = []
     try:
         _translate(settings, config)
+        notes = translate_training(settings, config)
     except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
         settings.problems.append(f"a value is of another type than wanted: {error}")
     tasks = config.model.tasks
@@ -117,7 +133,7 @@ def from_detectron2(tree: Mapping[str, Any]) -> ConfigDict:
     if problems:
         lines = "\n  ".join(dict.fromkeys(problems))
         raise ValueError(f"not supported in the detectron2 configuration:\n  {lines}")
-    return config
+    return config, notes
 
 
 def _translate(tree: Tree, config: ConfigDict) -> None:

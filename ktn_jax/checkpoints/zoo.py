@@ -10,9 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from ktn_jax.checkpoints import detectron2_config, detectron2_tree
+from ktn_jax.checkpoints import detectron2_tree
 from ktn_jax.runtime import caches, downloads
 
 DEFAULT = "densepose_rcnn_R_50_FPN_DL_s1x"
@@ -106,27 +104,18 @@ class Model:
         return downloads.fetch(url, path, self.sha256_start)
 
     def tree(self, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The whole tree of detectron2's settings, some of them changed (by dotted key)."""
-        given = {**self.settings, **(changes or {})}
-        return detectron2_tree.nest({**detectron2_tree.defaults(given), **given})
-
-    def config(self, changes: Mapping[str, Any] | None = None) -> ConfigDict:
-        """The configuration.
+        """The whole tree of detectron2's settings.
 
         Args:
-            changes: of detectron2's settings, by dotted key.
+            changes: values of some of them, by dotted key.
 
         Raises:
-            ValueError: the model, or what was changed, is not supported; the message says why.
+            ValueError: a model of a kind that is not supported.
         """
         if self.family == "embedding":
             raise ValueError(f"{self.name} is not yet supported: embedding models")
-        try:
-            config = detectron2_config.from_detectron2(self.tree(changes))
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from error
-        config.name = self.name
-        return config
+        given = {**self.settings, **(changes or {})}
+        return detectron2_tree.nest({**detectron2_tree.defaults(given), **given})
 
 
 @functools.cache
@@ -160,7 +149,14 @@ def find(name: str) -> Model:
     known = models()
     if name in known:
         return known[name]
-    by_lower = {other.lower(): other for other in known}
+    near = suggest(name)
+    raise ValueError(
+        f"no model is called {name!r}: {near + ' ' if near else ''}`ktn models` lists all"
+    )
+
+
+def suggest(name: str) -> str:
+    """A question that names the models that were probably meant, or nothing."""
+    by_lower = {other.lower(): other for other in models()}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(by_lower[other] for other in near)}? " if near else ""
-    raise ValueError(f"no model is called {name!r}: {hint}`ktn models` lists all")
+    return f"did you mean {' or '.join(by_lower[other] for other in near)}?" if near else ""

@@ -10,14 +10,10 @@ import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
-from ktn_jax.checkpoints import torch_names, weights, zoo
+from ktn_jax.checkpoints import named, torch_names, weights, zoo
 from ktn_jax.modeling.detector import build_model
 from ktn_jax.runtime import downloads
 
-# Of KTN's code, not built yet.
-_MISSING = {"densepose_rcnn_X_101_KTNv2"} | {
-    f"densepose_rcnn_{backbone}_KTNv1" for backbone in ("R_50", "HRFPN_w32", "HRFPN_w48", "X_101")
-}
 _CHARTS = [name for name, model in zoo.models().items() if model.family in ("charts", "evolution")]
 _KTN = [name for name, model in zoo.models().items() if model.family == "KTN"]
 
@@ -41,7 +37,7 @@ def _shapes(model):
 
 
 def _shapes_of(name):
-    return _shapes(FrozenConfigDict(zoo.find(name).config().model))
+    return _shapes(FrozenConfigDict(named.load_config(name).model))
 
 
 def test_facts_are_those_of_the_published_tables(facts):
@@ -97,10 +93,6 @@ def test_the_model_has_exactly_the_released_parameters(name, state_shapes):
 @pytest.mark.extended
 @pytest.mark.parametrize("name", _KTN)
 def test_the_models_of_ktn_can_be_built(name):
-    if name in _MISSING:
-        with pytest.raises(ValueError, match="not supported"):
-            zoo.find(name).config()
-        return
     values = sum(np.prod(shape, dtype=int) for shape in _shapes_of(name).values())
     assert zoo.find(name).num_values in (None, values)
 
@@ -110,17 +102,7 @@ def test_embedding_models_are_listed_and_refused():
     assert len(names) == 14
     for name in names:
         with pytest.raises(ValueError, match=f"{name} is not yet supported: embedding models"):
-            zoo.find(name).config()
-
-
-def test_settings_can_be_changed():
-    model = zoo.find("densepose_rcnn_R_50_FPN_s1x")
-    config = model.config({"TEST.DETECTIONS_PER_IMAGE": 7})
-    assert config.name == "densepose_rcnn_R_50_FPN_s1x"
-    assert config.model.box_head.max_detections == 7
-    assert model.config().model.box_head.max_detections == 100
-    with pytest.raises(ValueError, match=r"s1x: .*\n.*MODEL.ROI_HEADS.NUM_CLASSES 3"):
-        model.config({"MODEL.ROI_HEADS.NUM_CLASSES": 3})
+            named.load_config(name)
 
 
 @pytest.mark.parametrize(
