@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import ml_dtypes
 import numpy as np
 
+from ktn_jax.checkpoints import torchscript
 from ktn_jax.runtime import atomic_files, pickles
 
 _WRAPPERS = ("model", "state_dict", "blobs")  # detectron2, many training scripts, Caffe2
@@ -43,9 +44,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads the named arrays of a checkpoint.
 
     Args:
-        path: By suffix: `.pth`, `.pt` (PyTorch, tensors only), `.pkl` (detectron2's or Caffe2's
-            dict of arrays), `.safetensors`, or `.npz` (if any name starts with `state/`, those
-            entries only, without it).
+        path: By suffix: `.pth`, `.pt` (PyTorch, tensors only), `.torchscript` (or a `.pt` that is
+            one), `.pkl` (detectron2's or Caffe2's dict of arrays), `.safetensors`, or `.npz` (if
+            any name starts with `state/`, those entries only, without it).
 
     Returns:
         {name: array} in the file's order, types and shapes as stored: a scalar keeps its shape (),
@@ -161,6 +162,8 @@ def _torch(path: pathlib.Path) -> types.ModuleType:
 
 
 def _read_torch(path: pathlib.Path) -> Any:
+    if torchscript.is_torchscript(path):
+        return torchscript.read_tensors(path)
     torch = _torch(path)
     try:
         with open(path, "rb") as file:
@@ -310,6 +313,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 _READERS = {
     ".pth": _read_torch,
     ".pt": _read_torch,
+    ".torchscript": torchscript.read_tensors,
     ".pkl": pickles.load_arrays,
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,

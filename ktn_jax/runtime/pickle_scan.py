@@ -210,6 +210,13 @@ def _called(count: int) -> Callable[[_Scan, int], int]:
     return run
 
 
+def _referred(scan: _Scan, position: int) -> int:
+    """Replaces a reference by what it stands for."""
+    scan.take(1)
+    scan.stack.append(_NEVER)
+    return position
+
+
 def _called_with_marked(scan: _Scan, position: int) -> int:
     scan.items()
     scan.stack.append(_FEW)
@@ -294,8 +301,8 @@ def _code(opcode: bytes) -> int:
 
 _UINT32, _UINT64 = struct.Struct("<I"), struct.Struct("<Q")
 _MARK = _code(pickle.MARK)
-# The unpickler refuses the file at a persistent reference, and gets no further.
-_ENDS = {_code(opcode) for opcode in (pickle.STOP, pickle.PERSID, pickle.BINPERSID)}
+# The unpickler refuses the file at a persistent reference by a line, and gets no further.
+_ENDS = {_code(opcode) for opcode in (pickle.STOP, pickle.PERSID)}
 _MEMOIZE, _BINPUT, _BINGET = map(_code, (pickle.MEMOIZE, pickle.BINPUT, pickle.BINGET))
 # Instructions that push a value: {code: (bytes of its argument, its worth)}.
 _PUSHES = {
@@ -346,6 +353,7 @@ _OTHERS: dict[int, Callable[[_Scan, int], int]] = {
         (pickle.DUP, _duplicate),
         (pickle.REDUCE, _called(2)),
         (pickle.BUILD, _drop),
+        (pickle.BINPERSID, _referred),
         (pickle.NEWOBJ, _called(2)),
         (pickle.NEWOBJ_EX, _called(3)),
         (pickle.OBJ, _called_with_marked),

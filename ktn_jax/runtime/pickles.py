@@ -169,7 +169,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
         super().__init__(file, encoding="latin1")
         self._constructors = _constructors(copies)
 
-    def find_class(self, module: str, name: str) -> "_Constructor":
+    def find_class(self, module: str, name: str) -> "Constructor":
         # Names arrive as the file spells them. A dotted one ("ndarray.tofile") is just another
         # name that is not listed: nothing here ever follows an attribute.
         build = self._constructors.get((module, name))
@@ -178,7 +178,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
                 f"refused the pickle's request for {module[:100]}.{name[:100]}: only plain data "
                 "and NumPy arrays are read, so that a pickle cannot run code"
             )
-        return _Constructor(f"{module}.{name}", build)
+        return Constructor(f"{module}.{name}", build)
 
     def persistent_load(self, pid: Any) -> Any:
         raise UnsafePickleError(
@@ -187,7 +187,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
         )
 
 
-class _Constructor:
+class Constructor:
     """What a pickle gets when it asks for a listed name: callable, and nothing else."""
 
     __slots__ = ("_build", "_name")
@@ -375,6 +375,6 @@ class _Resolver:
             return {self.resolve(key): self.resolve(item) for key, item in value.items()}
         if type(value) in (list, tuple, set, frozenset):
             return type(value)([self.resolve(item) for item in value])
-        if isinstance(value, _Constructor):
+        if isinstance(value, Constructor):
             raise UnsafePickleError(f"refused a function or class as data: {value._name}")
         raise ValueError(f"unexpected data of type {type(value).__name__}")
