@@ -6,10 +6,12 @@ Each module has a one-line docstring (its help), `EXAMPLES`, `add_arguments(pars
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from ktn_jax.runtime.processes import Processes
 
 # The convention of ml_collections' config_flags.
@@ -72,14 +74,86 @@ def finite(text: str) -> float:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Adds --config and --set, which `configuration.load_config` takes."""
+    """Adds --config and --set, which `named.load_config` takes."""
+    _add_config_argument(parser, required)
+    _add_set_argument(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --model, --config, --set and --weights, which `load_model_config` and so on read."""
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a released model (`ktn models`), whose weights are fetched the first time",
+    )
+    _add_config_argument(model, required=False)
+    _add_set_argument(parser)
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--weights",
+        help=".pkl, .pth, .safetensors file, orbax folder or work folder of `ktn train`",
+    )
+    weights.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="untrained weights, to measure speed and memory",
+    )
+
+
+def load_model_config(arguments: argparse.Namespace, default: str = "") -> "ConfigDict":
+    """Loads the configuration that the arguments of `add_model_arguments` name, and checks it.
+
+    Args:
+        arguments: parsed.
+        default: what to load where they name none.
+
+    Raises:
+        ValueError: an unknown name, or a configuration that is not supported.
+    """
+    from ktn_jax.checkpoints import named, zoo
+
+    if arguments.model is not None:
+        zoo.find(arguments.model)  # a model has a better message than a configuration
+    name = arguments.model or arguments.config or default
+    return named.load_config(name, arguments.changes)
+
+
+def load_model_variables(
+    arguments: argparse.Namespace, config: "ConfigDict", default: str = ""
+) -> Mapping[str, Any]:
+    """Reads the weights that the arguments of `add_model_arguments` name.
+
+    Args:
+        arguments: parsed; `verify` of `add_verify_argument` too.
+        config: from `load_model_config`.
+        default: the model where they name none.
+
+    Raises:
+        ValueError: no weights are named, or they do not fit.
+        OSError: they are not there or could not be fetched.
+    """
+    from ktn_jax.checkpoints import named, weights
+
+    if arguments.random_weights:
+        return weights.initialise(config, seed=0)
+    path = arguments.weights
+    if path is None:
+        path = named.find_weights(arguments.model or arguments.config or default)
+    return weights.load(config, path, verify=arguments.verify)
+
+
+def _add_config_argument(parser: "argparse._ActionsContainer", required: bool) -> None:
     parser.add_argument(
         "--config",
         required=required,
         metavar="NAME[:VARIANT]",
-        help="a configuration of the package, such as ktn:r50, or a Python file of your own, "
-        "own.py:VARIANT, which is run",
+        help="a configuration of the package, such as ktn:r50, a yaml file of detectron2, or a "
+        "Python file of your own, own.py:VARIANT, which is run",
     )
+
+
+def _add_set_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         dest="changes",
@@ -87,7 +161,8 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
         default=[],
         metavar="KEY=VALUE",
         help="change a value of the configuration; may be repeated, and the last value of a key "
-        "wins. --config.KEY=VALUE does the same",
+        "wins. --config.KEY=VALUE does the same. Keys in capitals are detectron2's, for its yaml "
+        "files and models",
     )
 
 

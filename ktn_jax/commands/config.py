@@ -6,6 +6,7 @@ import sys
 EXAMPLES = """
   ktn config --config ktn:r50
   ktn config --config ktn:r50 --diff                  # only what differs from configs/base.py
+  ktn config --config densepose_rcnn_R_50_FPN_s1x.yaml --diff
   ktn config --config ktn:r50 --config.total_steps=12 > own.py
   ktn train --config own.py --workdir W
 
@@ -25,8 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the configuration as a Python file."""
-    from ktn_jax.runtime import configuration
+    from ktn_jax.checkpoints import named
+    from ktn_jax.runtime import configuration, progress
 
-    config = configuration.load_config(arguments.config, arguments.changes)
+    config = named.load_config(arguments.config, arguments.changes)
+    for note in named.training_notes(arguments.config, arguments.changes):
+        progress.warn(f"note: {note}")
     sys.stdout.write(configuration.write_config(config, only_changes=arguments.diff))
     return 0

@@ -3,8 +3,7 @@
 import argparse
 import pathlib
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -18,6 +17,8 @@ EXAMPLES = """
   ktn eval --results results.json --annotations densepose_minival2014.json --template eval_data/
   ktn eval --config ktn:r50 --weights R.pth --template eval_data/ --tta \\
       --annotations densepose_minival2014.json --images val2014/ --output out/
+  ktn eval --model densepose_rcnn_R_50_FPN_s1x --template eval_data/ \\
+      --annotations densepose_minival2014.json --images val2014/
   ktn eval --config ktn:demo --weights WORKDIR --data synthetic --num-images 200
 
 Prints the table of scores and writes results.json, metrics.json and report.html to OUTPUT. The
@@ -33,12 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results", type=pathlib.Path, help="score this results file, made by any system"
     )
-    commands.add_config_arguments(parser, required=False)
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--weights", help="file of weights, orbax folder, or work folder")
-    source.add_argument(
-        "--random-weights", action="store_true", help="untrained weights, to try the command"
-    )
+    commands.add_model_arguments(parser)
     commands.add_verify_argument(parser)
     parser.add_argument(
         "--data",
@@ -121,12 +117,13 @@ def _check(arguments: argparse.Namespace) -> None:
     """
     from ktn_jax.evaluation.errors import TEMPLATE_ADVICE
 
+    has_model = arguments.model is not None or arguments.config is not None
     has_weights = arguments.weights is not None or arguments.random_weights
     if arguments.results:
-        if arguments.config or has_weights or arguments.tta or arguments.changes:
+        if has_model or has_weights or arguments.tta or arguments.changes:
             raise ValueError(
-                "--results scores a file and runs no model: leave out --config, --weights, "
-                "--set, --tta"
+                "--results scores a file and runs no model: leave out --model, --config, "
+                "--weights, --set, --tta"
             )
         if arguments.confidences:
             raise ValueError("--results runs no model: leave out --confidences")
@@ -134,9 +131,10 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(
                 "--results needs --annotations (or --data) with the images of the file"
             )
-    elif not arguments.config or not has_weights:
+    elif not has_model:
         raise ValueError(
-            "give --results FILE to score a file, or --config and --weights to run a model"
+            "give --results FILE to score a file, or --model, or --config and --weights, to run "
+            "a model"
         )
     elif not arguments.data and not (arguments.annotations and arguments.images):
         raise ValueError("give --data DIR, --data synthetic, or --annotations and --images")
@@ -205,16 +203,16 @@ def _data(arguments: argparse.Namespace, config: "ConfigDict") -> "AnnotatedFile
 def _evaluate_model(arguments: argparse.Namespace) -> int:
     from ktn_jax import commands
     from ktn_jax.inference import model_evaluation
-    from ktn_jax.runtime import configuration
     from ktn_jax.runtime.progress import Progress
 
     options = _options(arguments)
-    config = configuration.load_config(arguments.config, arguments.changes)
+    config = commands.load_model_config(arguments)
     processes = commands.join_processes(arguments)
     with Progress("score", "images", is_shown=processes.is_first) as progress:
         output, metrics = model_evaluation.evaluate_weights(
             config,
-            _variables(arguments, config),  # not kept here: the predictor keeps what it needs
+            # Not kept here: the predictor keeps what it needs.
+            commands.load_model_variables(arguments, config),
             data=_data(arguments, config),
             template_dir=arguments.template,
             options=options,
@@ -228,14 +226,6 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
     if metrics is not None:
         _show(metrics, output)
     return 0
-
-
-def _variables(arguments: argparse.Namespace, config: "ConfigDict") -> Mapping[str, Any]:
-    from ktn_jax.checkpoints import weights
-
-    if arguments.random_weights:
-        return weights.initialise(config, seed=0)
-    return weights.load(config, arguments.weights, verify=arguments.verify)
 
 
 def _held_out_people(arguments: argparse.Namespace, config: "ConfigDict") -> "HeldOutPeople":

@@ -1,15 +1,20 @@
 """find people in photos and write which point of the body each pixel shows"""
 
 import argparse
+import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 EXAMPLES = """
-  ktn predict photo.jpg --config ktn:r50 --weights R.pth --output out/
-  ktn predict photos/ '2024/*.png' --config densepose_rcnn:r50 --weights R.pkl \\
-      --output out/
+  ktn predict photo.jpg
+  ktn predict photos/ '2024/*.png' --model densepose_rcnn_R_101_FPN_DL_s1x --output out/
+  ktn predict photo.jpg --config densepose_rcnn_R_50_FPN_s1x.yaml --weights model_final_162be9.pkl
+  ktn predict photo.jpg --config ktn:r50 --weights R.pth
+
+The model is densepose_rcnn_R_50_FPN_DL_s1x where none is named; `ktn models` lists all. OUTPUT is
+ktn_predict/MODEL-DIGEST by default.
 
 For each photo: NAME_iuv.png (red I, green 255 U, blue 255 V), NAME_instances.png (people numbered
 from 1 by score), NAME_overlay.jpg; for all of them results.json (DensePose-COCO results format).
@@ -22,19 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ktn_jax import commands
 
     parser.add_argument("photos", nargs="+", help="files, folders or globs")
-    commands.add_config_arguments(parser)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--weights",
-        help=".pth, .pkl, .safetensors file or an orbax folder",
-    )
-    source.add_argument(
-        "--random-weights",
-        action="store_true",
-        help="untrained weights, to measure speed and memory",
-    )
+    commands.add_model_arguments(parser)
     commands.add_verify_argument(parser)
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write into")
+    parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder to write into")
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -68,34 +63,35 @@ def run(arguments: argparse.Namespace) -> int:
 
     It is 75 if the command was stopped and can be resumed.
     """
-    from ktn_jax.checkpoints import weights
+    from ktn_jax import commands
+    from ktn_jax.checkpoints import zoo
     from ktn_jax.commands import train
     from ktn_jax.inference import charts, dataset, photos
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
-    from ktn_jax.runtime import configuration, image_files
+    from ktn_jax.runtime import image_files
 
-    config = configuration.load_config(arguments.config, arguments.changes)
+    config = commands.load_model_config(arguments, zoo.DEFAULT)
     if arguments.confidences:
         charts.check_confidences(config)
     own_endings = (*photos.PICTURE_ENDINGS, photos.CONFIDENCE_ENDING, photos.RESULTS_FILE)
     found = image_files.find_images(arguments.photos, arguments.recursive, own_endings)
     _say(found.notes)
-    # Before the weights are read, which takes long.
-    photos.check_output(arguments.output, found.paths, arguments.overwrite, arguments.confidences)
+    if arguments.output:  # before the weights are read, which takes long
+        photos.check_output(
+            arguments.output, found.paths, arguments.overwrite, arguments.confidences
+        )
     annotated = _annotated(arguments, found.paths)
     try:
-        if arguments.random_weights:
-            variables = weights.initialise(config, seed=0)
-        else:
-            variables = weights.load(config, arguments.weights, verify=arguments.verify)
+        variables = commands.load_model_variables(arguments, config, zoo.DEFAULT)
         described = dataset.describe_run(config, variables, data=b"")
         predictor = Predictor(Stages(config, variables))
         del variables  # so that weights which inference does not need are freed
+        output = arguments.output or _default_output(described, found.paths)
         summary = photos.predict_files(
             predictor,
             found.paths,
-            arguments.output,
+            output,
             arguments.min_score,
             run=described,
             overwrite=arguments.overwrite,
@@ -108,9 +104,16 @@ def run(arguments: argparse.Namespace) -> int:
     _say([f"{path}: {note}" for path, note in summary.notes])
     _say([f"skipped {path}: {reason}" for path, reason in summary.failures])
     print(  # noqa: T201
-        f"{summary.num_people} people in {summary.num_photos} photos, written to {arguments.output}"
+        f"{summary.num_people} people in {summary.num_photos} photos, written to {output}"
     )
     return 1 if summary.failures else 0
+
+
+def _default_output(run: Mapping[str, Any], paths: Sequence[pathlib.Path]) -> pathlib.Path:
+    from ktn_jax.inference import dataset
+
+    photos = [os.fsencode(path.absolute()).hex() for path in paths]
+    return dataset.default_folder({**run, "photos": photos}, "ktn_predict")
 
 
 def _annotated(arguments: argparse.Namespace, paths: Sequence[pathlib.Path]) -> dict[str, Any]:
@@ -120,7 +123,8 @@ def _annotated(arguments: argparse.Namespace, paths: Sequence[pathlib.Path]) -> 
 
     if arguments.annotations is None:
         return {}
-    if arguments.annotations.resolve() == (arguments.output / photos.RESULTS_FILE).resolve():
+    results = arguments.output and arguments.output / photos.RESULTS_FILE
+    if results and arguments.annotations.resolve() == results.resolve():
         raise ValueError(f"{arguments.annotations} would be written over: give another --output")
     # People are not used: their errors do not matter here.
     truth = read_ground_truth(arguments.annotations, on_bad="skip")

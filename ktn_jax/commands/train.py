@@ -51,15 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains; the exit code says how it ended."""
     from ktn_jax import commands
+    from ktn_jax.checkpoints import named
     from ktn_jax.data_pipelines.loading.configured import make_training_data
     from ktn_jax.inference.repeated_evaluation import RepeatedEvaluation
-    from ktn_jax.runtime import configuration
+    from ktn_jax.runtime import progress
     from ktn_jax.training.trainer import NonFiniteError, make_detector_trainer
 
     changes = list(arguments.changes)
     if arguments.weights is not None:
         changes.append(f"training.weights={arguments.weights!r}")
-    config = configuration.load_config(arguments.config, changes)
+    config = named.load_config(arguments.config, changes)
+    for note in named.training_notes(arguments.config, changes):
+        progress.warn(f"note: {note}")
     processes = commands.join_processes(arguments)
     data = make_training_data(config, processes.index, processes.count)
     if processes.is_first:

@@ -259,10 +259,11 @@ def describe_run(
     }
 
 
-def default_folder(run: Mapping[str, Any]) -> pathlib.Path:
+def default_folder(run: Mapping[str, Any], parent: str = "ktn_eval") -> pathlib.Path:
     """A folder name that only this run has, so that the same run finds it again."""
     digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
-    return pathlib.Path("ktn_eval") / f"{run['name']}-{digest[:8]}"
+    name = str(run["name"]).replace("/", "-")  # released models have names with folders
+    return pathlib.Path(parent) / f"{name}-{digest[:8]}"
 
 
 def _digest(digest: Any) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def load(
     config: str | os.PathLike[str] | ConfigDict,
-    weights: str | os.PathLike[str] | Mapping[str, Any],
+    weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     *,
     changes: Sequence[str] = (),
     augmented: bool = False,
@@ -27,13 +27,14 @@ def load(
     compiler flag can only be set then.
 
     Example:
-        model = ktn_jax.load("ktn:r50", "R.pth")
+        model = ktn_jax.load("densepose_rcnn_R_50_FPN_s1x")
         people = model("photo.jpg")
 
     Args:
-        config: the name of a configuration (see `load_config`), or a whole one.
+        config: the name of a released model (`ktn models` lists them) or of a configuration (see
+            `load_config`), or a whole configuration.
         weights: a file or a folder (see `checkpoints.weights.read_variables`), or the variables of
-            the model.
+            the model. None: those of the released model, fetched the first time.
         changes: `key=value` for the configuration.
         augmented: average over the views of `test.augmentation`. For models of real people mirrored
             views need `data.symmetry`.
@@ -44,22 +45,27 @@ def load(
     Raises:
         ValueError: an unknown configuration, or changes or weights that do not fit it.
         FileNotFoundError: the weights do not exist.
+        ktn_jax.runtime.downloads.DownloadError: they could not be fetched.
         TypeError: an argument of another type.
     """
     # Before the modules that import JAX: some of it is read when JAX is imported.
     jax_setup.prepare()
+    from ktn_jax.checkpoints import named
     from ktn_jax.checkpoints import weights as checkpoints
     from ktn_jax.inference.augmentation import AugmentedPredictor, load_symmetry
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
 
+    name = config.name if isinstance(config, ConfigDict) else str(config)
     config = _to_config(config, changes)
     # Before the weights are read, so that a missing file is reported at once.
     flips = augmented and config.test.augmentation.flip
     symmetry = load_symmetry(config.data) if flips else None
     if isinstance(weights, Mapping):
         stages = Stages(config, checkpoints.fit(config, weights, "the variables given"))
-    elif isinstance(weights, (str, os.PathLike)):
+    elif weights is None or isinstance(weights, (str, os.PathLike)):
+        if weights is None:
+            weights = named.find_weights(name)
         # Passed without a name, so that weights which inference does not need are freed.
         stages = Stages(config, checkpoints.load(config, weights))
     else:
@@ -68,8 +74,10 @@ def load(
 
 
 def _to_config(config: Any, changes: Sequence[str]) -> ConfigDict:
+    from ktn_jax.checkpoints import named
+
     if isinstance(config, ConfigDict):
         return configuration.change_config(config, changes)
     if isinstance(config, (str, os.PathLike)):
-        return configuration.load_config(os.fspath(config), changes)
+        return named.load_config(os.fspath(config), changes)
     raise TypeError(f"config: a name, a path or a ConfigDict, got {type(config).__name__}")

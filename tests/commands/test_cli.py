@@ -11,7 +11,7 @@ from PIL import Image
 
 import ktn_jax
 from ktn_jax import cli
-from ktn_jax.checkpoints import files, torch_names, weights
+from ktn_jax.checkpoints import files, torch_names, weights, zoo
 from ktn_jax.results import records
 from ktn_jax.runtime import host_memory, jax_setup
 from ktn_jax.runtime.configuration import load_config
@@ -87,6 +87,33 @@ def test_convert_names_keys_that_it_does_not_know(tmp_path, weights_file, capsys
     assert not (tmp_path / "new").exists()
 
 
+def test_models_are_listed_with_what_is_here(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("KTN_CACHE", str(tmp_path))
+    model = zoo.find("densepose_rcnn_R_50_KTNv2")
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == "name family box GPS GPSm MB licence weights".split()
+    assert len([line for line in lines if line.startswith(tuple(zoo.models()))]) == 49 + 2
+    assert "densepose_rcnn_R_50_FPN_s1x charts 61.2 63.7 65.3 256 CC BY-SA 3.0" in [
+        " ".join(line.split()) for line in lines
+    ]
+    assert (
+        f"pan.baidu.com/s/1OyuimZ4Xd6rtC3iD4SbyZQ (extraction code fccy); put it at {tmp_path}"
+        in lines[-2]
+    )
+    model.cached.parent.mkdir(parents=True)
+    model.cached.write_bytes(b"by hand")
+    assert cli.main(["models", "r_50", "ktnv2"]) == 0
+    (_, line) = capsys.readouterr().out.splitlines()
+    assert line.split()[0] == model.name and line.endswith("here")
+    assert cli.main(["models", "--markdown", "X_101", "KTNv2"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "|---|---|---|---|---|---|---|",
+        "|densepose_rcnn_X_101_KTNv2|KTN|||||not stated|",
+    ]
+    assert cli.main(["models", "none"]) == 1
+
+
 def test_verify_tells_by_its_exit_code(golden_dir, tmp_path, capsys, monkeypatch):
     from ktn_jax.verification import comparison, dump
 
@@ -114,6 +141,11 @@ def test_wrong_arguments_are_said_in_one_line(tmp_path, capsys):
         (["predict", str(photo), "--config", "none.py:r50", *common], "no configuration 'none.py'"),
         (["predict", str(photo), "--config", "ktn.py:r51", *common], "unknown variant 'r51'"),
         (["predict", str(tmp_path / "none"), "--config", CONFIG, *common], "none"),
+        (["predict", str(photo), "--model", "R50_s1x", *common], "`ktn models` lists all"),
+        (["predict", str(photo), "--config", CONFIG], "has no weights of its own"),
+        (["convert", str(tmp_path / "x.pkl")], "give a SOURCE and a TARGET, or --model NAME"),
+        (["convert", "--model", "cse/densepose", str(tmp_path / "x.pkl")], "did you mean cse/"),
+        (["config", "--config", str(tmp_path / "none.yaml")], "none.yaml: there is no such"),
         (["convert", str(tmp_path / "none.pth"), str(tmp_path / "x.pkl")], "none.pth"),
         (["verify", str(tmp_path / "none.npz")], "none.npz"),
     ):
