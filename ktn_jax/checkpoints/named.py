@@ -80,6 +80,21 @@ def find_weights(name: str) -> pathlib.Path:
     return zoo.find(name).weights()
 
 
+def recognise_weights(path: str | os.PathLike[str]) -> str:
+    """The released model whose parameters a file has.
+
+    Raises:
+        ValueError: there is none, or the file cannot be read.
+        FileNotFoundError: there is no such file.
+    """
+    from ktn_jax.checkpoints import files
+
+    found = [] if os.path.isdir(path) else zoo.recognise(files.read_state_dict(path))
+    if not found:
+        raise ValueError(f"{path} has no parameters of a released model: name its --config")
+    return found[0]
+
+
 def _tree(name: str, changes: Sequence[str]) -> dict[str, Any] | None:
     """detectron2's settings of what is named; None for a configuration of ours."""
     if detectron2_yaml.is_yaml(name):

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ktn_jax.checkpoints import detectron2_tree
@@ -160,3 +160,40 @@ def suggest(name: str) -> str:
     by_lower = {other.lower(): other for other in models()}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(by_lower[other] for other in near)}?" if near else ""
+
+
+def recognise(names: Collection[str]) -> list[str]:
+    """The chart models of detectron2 whose weights have parameters of these names.
+
+    Models that were trained in different ways have the same: the first is the plainest.
+
+    Args:
+        names: of detectron2's parameters, such as `backbone.bottom_up.stem.conv1.weight`.
+    """
+
+    def has(start: str) -> bool:
+        return any(name.startswith(start) for name in names)
+
+    head = "MODEL.ROI_DENSEPOSE_HEAD."
+    predictor = "roi_heads.densepose_predictor."
+    wanted = {
+        "MODEL.RESNETS.DEPTH": 101 if has("backbone.bottom_up.res4.22.") else 50,
+        f"{head}DECODER_ON": has("roi_heads.decoder."),
+        f"{head}UV_CONFIDENCE.ENABLED": has(f"{predictor}sigma_2_lowres."),
+        f"{head}SEGM_CONFIDENCE.ENABLED": has(f"{predictor}fine_segm_confidence_lowres."),
+        f"{head}NAME": "DensePoseDeepLabHead"
+        if has("roi_heads.densepose_head.ASPP.")
+        else "DensePoseV1ConvXHead",
+    }
+    if wanted[f"{head}UV_CONFIDENCE.ENABLED"]:
+        is_aniso = has(f"{predictor}kappa_u_lowres.")
+        wanted[f"{head}UV_CONFIDENCE.TYPE"] = "indep_aniso" if is_aniso else "iid_iso"
+    if not has("backbone.fpn_lateral2.") or not has(f"{predictor}index_uv_lowres."):
+        return []
+    standard = detectron2_tree.defaults({})
+    return [
+        name
+        for name, model in models().items()
+        if model.family in ("charts", "evolution")
+        and all((standard | dict(model.settings))[key] == value for key, value in wanted.items())
+    ]

@@ -106,7 +106,8 @@ def load_model_config(arguments: argparse.Namespace, default: str = "") -> "Conf
 
     Args:
         arguments: parsed.
-        default: what to load where they name none.
+        default: what to load where they name neither a configuration nor weights. Of weights
+            alone the released model is recognised that has such parameters.
 
     Raises:
         ValueError: an unknown name, or a configuration that is not supported.
@@ -115,8 +116,10 @@ def load_model_config(arguments: argparse.Namespace, default: str = "") -> "Conf
 
     if arguments.model is not None:
         zoo.find(arguments.model)  # a model has a better message than a configuration
-    name = arguments.model or arguments.config or default
-    return named.load_config(name, arguments.changes)
+    name = arguments.model or arguments.config
+    if name is None and arguments.weights is not None:
+        name = named.recognise_weights(arguments.weights)
+    return named.load_config(name or default, arguments.changes)
 
 
 def load_model_variables(

@@ -118,6 +118,21 @@ def test_an_unknown_name_suggests_the_nearest(name, near):
         zoo.find(name)
 
 
+def test_a_model_is_recognised_by_its_parameters(state_shapes):
+    found = {}
+    for name in _CHARTS:
+        shapes = state_shapes["same_as"][name]
+        found[name] = zoo.recognise(state_shapes["shapes"][shapes])
+        assert name in found[name]
+        # Nothing else has them.
+        assert {
+            state_shapes["same_as"][other].replace("M_s1x", "_s1x") for other in found[name]
+        } == {shapes.replace("M_s1x", "_s1x")}
+    plain = "densepose_rcnn_R_101_FPN_DL_s1x"
+    assert found[plain] == [plain]
+    assert zoo.recognise(["backbone.bottom_up.stem.conv1.weight"]) == []
+
+
 @pytest.fixture
 def mirror(file_server, monkeypatch, tmp_path):
     monkeypatch.setenv("KTN_CACHE", str(tmp_path))
