@@ -115,6 +115,7 @@ def _check(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: an argument is missing, or does not go with another one.
     """
+    from ktn_jax.checkpoints import zoo
     from ktn_jax.evaluation.errors import TEMPLATE_ADVICE
 
     has_model = arguments.model is not None or arguments.config is not None
@@ -136,6 +137,8 @@ def _check(arguments: argparse.Namespace) -> None:
             "give --results FILE to score a file, or --model, or --config and --weights, to run "
             "a model"
         )
+    elif not has_weights and arguments.model is None and arguments.config not in zoo.models():
+        raise ValueError(f"{arguments.config} has no weights of its own: name them with --weights")
     elif not arguments.data and not (arguments.annotations and arguments.images):
         raise ValueError("give --data DIR, --data synthetic, or --annotations and --images")
     if arguments.data == "synthetic" and (arguments.annotations or arguments.images):

@@ -251,8 +251,8 @@ def test_rendered_truth_as_results_scores_100(evaluated, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "give --results FILE to score a file, or --config and --weights"),
-        (MODEL[:1], "give --results FILE to score a file, or --config and --weights"),
+        ([], "give --results FILE to score a file, or --model, or --config and --weights"),
+        (MODEL[:1], "ktn.py:tiny has no weights of its own: name them with --weights"),
         (MODEL, "give --data DIR, --data synthetic, or --annotations and --images"),
         ([*MODEL, "--annotations=a.json"], "--annotations and --images"),
         ([*MODEL, "--data=here"], "ktn data template --output"),
@@ -264,7 +264,7 @@ def test_rendered_truth_as_results_scores_100(evaluated, tmp_path, capsys):
         ([*MODEL, "--data=synthetic", "--process-id=1"], "need --coordinator"),
         (["--results=r.json"], "--results needs --annotations"),
         ([*MODEL, "--annotations=a.json", "--images=."], "--template is needed"),
-        (["--results=r.json", *MODEL], "leave out --config"),
+        (["--results=r.json", *MODEL], "leave out --model, --config"),
         (["--results=r.json", "--annotations=a.json", "--template=t"], "a.json"),
     ],
 )

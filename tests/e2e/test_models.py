@@ -97,7 +97,7 @@ def test_a_name_is_enough(served, tmp_path, monkeypatch, capsys):
     assert own.model == released.model
     assert weights.load(own, "own.safetensors").keys() == {"params", "batch_stats"}
     assert len(served.requests) == 2
-    assert named.recognise_weights("own.safetensors") == "densepose_rcnn_R_50_FPN_s1x_legacy"
+    assert named.recognise_weights("own.safetensors") == zoo.DEFAULT
     capsys.readouterr()
     assert cli.main(["predict", "photo.png", "--output=none"]) == 1  # its other blocks
     assert "missing: backbone.bottom_up.res2.1.conv1.weight" in capsys.readouterr().err
