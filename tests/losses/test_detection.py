@@ -75,6 +75,21 @@ def test_box_losses_divide_by_all_rois():
     np.testing.assert_allclose(losses["box_deltas"], 1.0 / 3, rtol=1e-6)
 
 
+def test_each_class_has_its_own_deltas():
+    rois = _rois()
+    logits = jnp.zeros((1, 3, 4)).at[0, 0, 1].set(2.0)
+    own = jnp.arange(12.0).reshape(1, 1, 12) * jnp.ones((1, 3, 1))
+    classes = dataclasses.replace(rois, classes=jnp.array([[1, 0, 0]]))
+    losses = box_losses(logits, own, classes)
+    alone = box_losses(logits[..., :2], own[..., 4:8], rois)
+    np.testing.assert_allclose(losses["box_deltas"], alone["box_deltas"], rtol=1e-6)
+    # The background is the last of four; the first ROI is of the second class.
+    entropy = [np.log(3 + np.exp(2)) - 2, np.log(4), np.log(4)]
+    np.testing.assert_allclose(losses["box_class"], np.mean(entropy), rtol=1e-6)
+    shared = box_losses(logits, own[..., 4:8], classes)
+    np.testing.assert_allclose(shared["box_deltas"], alone["box_deltas"], rtol=1e-6)
+
+
 def test_padding_of_rois_changes_nothing():
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(size=(1, 3, 2)), jnp.float32)

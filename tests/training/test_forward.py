@@ -232,3 +232,47 @@ def test_the_surface_classifier_gives_no_gradient_to_the_box_head(variables):
         "predictor/transfer/fc2",
     }
     assert {"predictor/keypoint_kernel", "predictor/coarse_kernel"} <= learners
+
+
+@pytest.mark.extended
+def test_branches_beside_densepose_learn_and_padding_changes_nothing():
+    """Masks and keypoints, with more slots for people and ROIs."""
+    config = _config()
+    config.model.predictor.name, config.model.densepose_head.name = "chart", "conv_stack"
+    config.model.tasks = ("densepose", "keypoints", "masks")
+    config.model.keypoint_head.channels, config.model.mask_head.channels = (16, 16), 16
+    config.loss.ignore_padding = True
+    model = build_model(config.model)
+    images = jnp.zeros((1, SIZE, SIZE, 3), jnp.uint8)
+    variables = jax.jit(model.init)(jax.random.key(0), images, jnp.full((1, 2), SIZE))
+    batch = _batch()
+    batch["person_mask"] = (batch["part_mask"] > 7).astype(np.uint8)
+    batch["has_person_mask"] = batch["is_valid"]
+
+    def total(params, batch, samples):
+        outputs, _ = forward.apply(
+            model,
+            config.loss,
+            params=params,
+            batch_stats=variables["batch_stats"],
+            batch=batch,
+            key=jax.random.key(3),
+            samples=samples,
+        )
+        losses = forward.compute_losses(config.model, config.loss, outputs, batch)
+        return sum(losses.values()), (losses, outputs.samples)
+
+    run = jax.jit(jax.value_and_grad(total, has_aux=True))
+    (_, (expected, samples)), gradients = run(variables["params"], batch, None)
+    assert {"keypoint_head", "mask_head", "u", "fine_segm"} <= expected.keys()
+    assert all(loss > 0 for loss in expected.values())
+    norms = _norms(gradients)
+    assert all(norms[name] > 0 for name in norms if name.startswith(("mask_head", "keypoint_head")))
+    more = {
+        name: x if name in ("image", "image_size_hw") else _lengthen(x, 2)
+        for name, x in batch.items()
+    }
+    people = {task: _lengthen(people, 2) for task, people in samples.people.items()}
+    fixed = samples.replace(people=people, rois=_lengthen(samples.rois, 3))
+    (_, (actual, _)), _ = run(variables["params"], more, fixed)
+    _assert_equal(actual, expected)

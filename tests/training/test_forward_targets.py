@@ -277,3 +277,31 @@ def test_rois_are_cut_out_of_the_masks_of_their_people():
     expected = np.zeros((3, 8, 8), bool)
     expected[0, :, :4] = expected[1, :, :2] = True
     np.testing.assert_array_equal(laid.mask_labels, expected)
+
+
+def test_rois_of_keypoints_show_one_and_those_of_masks_have_one():
+    """Four ROIs of two people: keypoints on the border count, hidden and outside ones do not."""
+    boxes = jnp.array([[[0.0, 0, 20, 20], [40, 40, 60, 60]]])
+    batch = _batch(boxes, [[True, True]])
+    keypoints = np.zeros((1, 2, 17, 3), np.float32)
+    keypoints[0, 0, 3] = [20, 10, 2]  # on the right border of the first ROI
+    keypoints[0, 0, 4] = [5, 5, 0]  # hidden
+    batch["keypoints"] = jnp.asarray(keypoints)
+    rois = RoiTargets(
+        boxes=jnp.array([[[0.0, 0, 20, 20], [0, 0, 19, 20], [40, 40, 60, 60], [0, 0, 20, 20]]]),
+        is_valid=jnp.array([[True, True, True, True]]),
+        is_foreground=jnp.array([[True, True, True, False]]),
+        gt_boxes=jnp.zeros((1, 4, 4)),
+        gt_index=jnp.array([[0, 0, 1, 0]]),
+    )
+    shown = targets.keypoint_rois(rois, batch)
+    np.testing.assert_array_equal(shown, [[True, False, False, False]])
+    with pytest.raises(ValueError, match="masks in model.tasks needs .*with_person_masks"):
+        targets.mask_rois(rois, batch)
+    masks = {"person_mask": batch["part_mask"], "has_person_mask": jnp.array([[False, True]])}
+    np.testing.assert_array_equal(
+        targets.mask_rois(rois, batch | masks), [[False, False, True, False]]
+    )
+    np.testing.assert_array_equal(targets.classes_of(rois.gt_index, batch), [[0, 0, 0, 0]])
+    of_classes = targets.classes_of(rois.gt_index, batch | {"classes": jnp.array([[7, 2]])})
+    np.testing.assert_array_equal(of_classes, [[7, 7, 2, 7]])
