@@ -1,0 +1,49 @@
+"""Every released model, in its full size and with random weights, finds somebody in a picture."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+
+from ktn_jax.checkpoints import named, zoo
+from ktn_jax.inference.predictor import Predictor
+from ktn_jax.inference.stages import Stages
+
+_CHANGES = [
+    "test.short_side=64",
+    "test.max_side=96",
+    "test.size_buckets=((64,96),)",
+    "TEST.DETECTIONS_PER_IMAGE=2",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST=0.0",
+]
+
+
+@pytest.fixture(scope="module")
+def find_people(draw_variables):
+    """Runs a model; released ones that differ in their training only share a run."""
+    found = {}
+
+    def find(config):
+        key = FrozenConfigDict(config.model)
+        if key not in found:
+            photo = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+            found[key] = Predictor(Stages(config, draw_variables(config)))(photo)
+            jax.clear_caches()
+        return found[key]
+
+    return find
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "name", [name for name, model in zoo.models().items() if model.family != "embedding"]
+)
+def test_the_model_runs(name, find_people):
+    config = named.load_config(name, _CHANGES)
+    people = find_people(config)
+    assert 0 < len(people) <= 2
+    for person in people:
+        assert np.isfinite(person.box_xyxy).all() and 0 <= person.score <= 1
+        assert person.iuv[0].max() <= 24
+        assert (person.keypoints is not None) == (zoo.find(name).family == "KTN")
+        assert ("sigma" in person.confidences) == ("_WC" in name)
