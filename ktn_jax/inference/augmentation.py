@@ -28,6 +28,7 @@ from ktn_jax.inference.predictor import FoundPerson, to_result
 from ktn_jax.inference.rotation import Rotation
 from ktn_jax.inference.stages import PEOPLE_BUCKETS, Pyramid, Stages, people_bucket
 from ktn_jax.ops.nms import nms
+from ktn_jax.results.people import People
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import images
 from ktn_jax.structures import PersonMaps
@@ -92,12 +93,12 @@ class AugmentedPredictor:
         return AugmentedPredictor, (self.stages, self._symmetry)
 
     @overload
-    def __call__(self, photos: Photo) -> list[PersonResult]: ...
+    def __call__(self, photos: Photo) -> People: ...
 
     @overload
-    def __call__(self, photos: Photos) -> list[list[PersonResult]]: ...
+    def __call__(self, photos: Photos) -> list[People]: ...
 
-    def __call__(self, photos: Photo | Photos) -> list[PersonResult] | list[list[PersonResult]]:
+    def __call__(self, photos: Photo | Photos) -> People | list[People]:
         """Finds the people of a photo, or of each of several; see `Predictor`."""
         people = map_photos(
             photos,

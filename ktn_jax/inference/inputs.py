@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from ktn_jax.inference import batching
+from ktn_jax.results.people import People
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import images
 
@@ -20,7 +21,6 @@ Photos = list[Any] | tuple[Any, ...] | Iterator[Any]  # of `Photo`
 
 Prepared = TypeVar("Prepared")
 Found = TypeVar("Found")
-Result = TypeVar("Result")
 
 
 # Pillow decodes an image on first use, and the same image may be in a list twice.
@@ -32,7 +32,7 @@ class CallablePredictor(Protocol):
 
     config: ConfigDict
 
-    def __call__(self, photos: list[np.ndarray], /) -> list[list[PersonResult]]:
+    def __call__(self, photos: list[np.ndarray], /) -> Sequence[Sequence[PersonResult]]:
         """Finds the people of each image, RGB uint8 [H, W, 3]."""
         ...
 
@@ -42,8 +42,8 @@ def map_photos(
     test: ConfigDict,
     prepare: Callable[[np.ndarray], Prepared],
     find: Callable[[list[Prepared]], Sequence[Found]],
-    finish: Callable[[Prepared, Found], Result],
-) -> Result | list[Result]:
+    finish: Callable[[Prepared, Found], list[PersonResult]],
+) -> People | list[People]:
     """Applies functions to one photo, or to each of several, in batches.
 
     Args:
@@ -52,10 +52,10 @@ def map_photos(
         test: the `test` section of a configuration.
         prepare: called with each image, uint8 [H, W, 3], in threads that read ahead.
         find: called in this thread with the results of `prepare` for a batch.
-        finish: makes a photo's result, in another thread.
+        finish: makes the people of a photo, in another thread.
 
     Returns:
-        The result of one photo, or a list of them in the order of the photos.
+        The people of one photo, or a list of these in the order of the photos.
 
     Raises:
         TypeError: `photos` is not a photo, or contains something that is not.
@@ -63,13 +63,13 @@ def map_photos(
     """
     if is_one_photo(photos):
         prepared = prepare(images.to_image(photos))
-        return finish(prepared, find([prepared])[0])
+        return People(finish(prepared, find([prepared])[0]), photos)
     if not isinstance(photos, (list, tuple, collections.abc.Iterator)):
         raise TypeError(
             "give a photo (a path, a PIL image or a uint8 array [H, W, 3]) or a list, tuple or "
             f"iterator of photos, got {type(photos).__name__}"
         )
-    results: dict[int, Result] = {}
+    results: dict[int, People] = {}
 
     def read(item: tuple[int, Any]) -> Prepared:
         index, photo = item
@@ -85,8 +85,8 @@ def map_photos(
     def keep(
         items: Sequence[tuple[int, Any]], prepared: list[Prepared], found: Sequence[Found]
     ) -> None:
-        for (index, _), before, after in zip(items, prepared, found, strict=True):
-            results[index] = finish(before, after)
+        for (index, photo), before, after in zip(items, prepared, found, strict=True):
+            results[index] = People(finish(before, after), photo)
 
     def bucket_of(item: tuple[int, Any]) -> batching.Size:
         with _alone(item[1]):

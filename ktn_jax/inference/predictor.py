@@ -17,6 +17,7 @@ from ktn_jax.inference.inputs import Photo, Photos, map_photos
 from ktn_jax.inference.masks import paste_mask
 from ktn_jax.inference.stages import PEOPLE_BUCKETS, Stages, people_bucket
 from ktn_jax.results.categories import category_ids
+from ktn_jax.results.people import People
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import images
 from ktn_jax.structures import PersonMaps
@@ -48,12 +49,12 @@ class Predictor:
         self.config = stages.config
 
     @overload
-    def __call__(self, photos: Photo) -> list[PersonResult]: ...
+    def __call__(self, photos: Photo) -> People: ...
 
     @overload
-    def __call__(self, photos: Photos) -> list[list[PersonResult]]: ...
+    def __call__(self, photos: Photos) -> list[People]: ...
 
-    def __call__(self, photos: Photo | Photos) -> list[PersonResult] | list[list[PersonResult]]:
+    def __call__(self, photos: Photo | Photos) -> People | list[People]:
         """Finds the people of a photo, or of each of several.
 
         Args:
@@ -61,8 +62,8 @@ class Predictor:
                 `images.to_image`); or a list, a tuple or an iterator of these, of any sizes.
 
         Returns:
-            The people of the photo, best first, in its own pixels; or a list of these for several
-            photos.
+            The people of the photo, best first, in its own pixels, which can be drawn and saved; or
+            a list of these for several photos.
 
         Raises:
             TypeError: `photos` is not a photo, or contains something that is not.

@@ -87,6 +87,7 @@ def test_a_name_is_enough(served, tmp_path, monkeypatch, capsys):
     people = ktn_jax.load(zoo.DEFAULT, changes=_CHANGES)("photo.png")
     records = json.loads((folder / "results.json").read_text())
     assert [person.score for person in people] == pytest.approx([r["score"] for r in records])
+    assert people.draw().shape == pixels.shape
     assert cli.main(["convert", "--model", zoo.DEFAULT, "own.safetensors"]) == 0
     # detectron2's own files.
     (tmp_path / "own.yaml").write_text(json.dumps(zoo.find(zoo.DEFAULT).tree()))
