@@ -27,18 +27,42 @@ def read_atlas(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         ImageError: no image, or not of such a shape; the message names the file.
     """
-    try:
-        with open_image(path) as file:
-            atlas = np.asarray(file.convert("RGBA" if file.has_transparency_data else "RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ImageError(f"{path}: not an image: {explain_error(error)}") from error
+    atlas = _read(path)
     try:
         check_atlas(atlas)
     except ValueError as error:
         raise ImageError(f"{path}: {error}") from error
     return atlas
+
+
+def read_texture(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads a texture of any layout from an image file.
+
+    Args:
+        path: Of the image.
+
+    Returns:
+        uint8 [H, W, 4] RGBA. In a file without transparency, pixels that are wholly black have
+        alpha 0.
+
+    Raises:
+        ImageError: no image; the message names the file.
+    """
+    texture = _read(path)
+    if texture.shape[-1] == 4:
+        return texture
+    alpha = np.where(texture.any(axis=-1, keepdims=True), 255, 0).astype(np.uint8)
+    return np.concatenate([texture, alpha], axis=-1)
+
+
+def _read(path: str | os.PathLike[str]) -> np.ndarray:
+    try:
+        with open_image(path) as file:
+            return np.asarray(file.convert("RGBA" if file.has_transparency_data else "RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ImageError(f"{path}: not an image: {explain_error(error)}") from error
 
 
 def check_atlas(atlas: np.ndarray) -> int:

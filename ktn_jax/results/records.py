@@ -13,14 +13,12 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from ktn_jax.body import parts
-from ktn_jax.body.surface import Template
-from ktn_jax.body.vertices import SeenVertices, see_vertices
 from ktn_jax.results.categories import PERSON_CATEGORY
 from ktn_jax.results.confidences import decode_confidences, encode_confidences
 from ktn_jax.results.detection_checks import (
@@ -33,6 +31,10 @@ from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.runtime import atomic_files
 from ktn_jax.runtime.images import explain_error
 from ktn_jax.runtime.rle import RleError
+
+if TYPE_CHECKING:
+    from ktn_jax.body.surface import Template
+    from ktn_jax.body.vertices import SeenVertices
 
 # Float32 boxes around pixel 10,000 are exact to 0.001; below this a length counts as the same.
 _LENGTH_TOLERANCE = 0.01
@@ -103,7 +105,7 @@ class PersonResult:
             return self.iuv.shape[1], self.iuv.shape[2]
         return max(int(height), 1), max(int(width), 1)
 
-    def to_vertices(self, template: Template) -> SeenVertices:
+    def to_vertices(self, template: "Template") -> "SeenVertices":
         """Finds the vertices of a body on this person, see `body.vertices.see_vertices`.
 
         Args:
@@ -118,6 +120,8 @@ class PersonResult:
         Raises:
             ResultsError: the model found no IUV picture.
         """
+        from ktn_jax.body.vertices import see_vertices  # SciPy loads slowly, few need it
+
         if self.iuv is None:
             raise ResultsError("this person has no iuv, and so no vertices")
         seen = see_vertices(template, self.iuv)

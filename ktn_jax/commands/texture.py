@@ -1,0 +1,210 @@
+"""read the texture of people off photos, and dress people in a texture"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ktn_jax.inference.known_people import PeopleOf
+    from ktn_jax.inference.texture_files import Person, TextureSummary
+    from ktn_jax.results.texture_layouts import Layout
+
+EXAMPLES = """
+  ktn texture extract photo.jpg --results out/results.json --output atlas.png
+  ktn texture extract photos/ --config ktn:r50 --weights R.pth --output atlas.png
+  ktn texture apply atlas.png photo.jpg --results out/results.json --output dressed.jpg
+  ktn texture extract photo.jpg --results out/results.json --output smpl.png \\
+      --uv-map smpl_uv.obj --charts UV_Processed.mat
+
+An atlas is a PNG of 24 tiles, 6 rows and 4 columns, as the DensePose notebooks have it; alpha is
+255 where the texture was seen. People come from a results file, or from a model.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this subcommand."""
+    from ktn_jax import commands
+
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    extract = actions.add_parser("extract", help="photos to an atlas")
+    apply = actions.add_parser("apply", help="an atlas onto photos")
+    apply.add_argument("atlas", type=pathlib.Path, help="image file with the texture")
+    extract.add_argument(
+        "--blend",
+        choices=("median", "best"),
+        default="median",
+        help="of several views of a place: the median of the 15 that show it largest, or the one "
+        "that does (default median)",
+    )
+    for action, person in ((extract, "1"), (apply, "all")):
+        action.add_argument("photos", nargs="+", help="files, folders or globs")
+        action.add_argument(
+            "--recursive", action="store_true", help="search the subfolders of folders too"
+        )
+        action.add_argument(
+            "--output", required=True, type=pathlib.Path, help=_OUTPUT_HELP[action is apply]
+        )
+        action.add_argument("--overwrite", action="store_true", help="replace the output")
+        action.add_argument(
+            "--results", type=pathlib.Path, metavar="FILE", help="the people, as ktn predict wrote"
+        )
+        commands.add_config_arguments(action, required=False)
+        action.add_argument("--weights", help="with --config: the model that finds the people")
+        commands.add_verify_argument(action)
+        action.add_argument(
+            "--person",
+            type=_number_or_all,
+            default=_number_or_all(person),
+            metavar="N",
+            help="number in NAME_instances.png: 1 has the highest score; or all "
+            f"(default {person})",
+        )
+        action.add_argument(
+            "--min-score",
+            type=commands.finite,
+            default=0.5,
+            help="lowest score of people who count (default 0.5)",
+        )
+        layout = action.add_argument_group("a texture in SMPL's UV layout instead of an atlas")
+        layout.add_argument("--uv-map", type=pathlib.Path, metavar="OBJ", help="smpl_uv.obj")
+        layout.add_argument(
+            "--charts", type=pathlib.Path, metavar="MAT", help="UV_Processed.mat, with --uv-map"
+        )
+        if action is extract:
+            layout.add_argument(
+                "--size", type=int, default=1024, help="height and width (default 1024)"
+            )
+        commands.add_quiet_argument(action)
+
+
+_OUTPUT_HELP = ("PNG file", "PNG or JPEG file; for several photos a folder")
+
+
+def _number_or_all(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"wanted a number from 1, or all; got {text!r:.50}")
+    return int(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the action; the exit code is 1 if a photo could not be read or written."""
+    from ktn_jax.inference import texture_files
+
+    if (arguments.uv_map is None) != (arguments.charts is None):
+        raise ValueError("--uv-map and --charts need each other")
+    found = texture_files.find_photos(arguments.photos, arguments.recursive)
+    _say(found.notes)
+    photos, output = found.paths, arguments.output
+    person = texture_files.Person(arguments.person, arguments.min_score)
+    outputs = [output] if arguments.action == "extract" else None
+    if outputs and output.suffix.lower() != ".png":
+        raise ValueError(f"--output {output}: an atlas is a .png, so that it can say what was seen")
+    outputs = outputs or texture_files.dressed_paths(photos, output)
+    others = [arguments.results, arguments.uv_map, arguments.charts]
+    if arguments.action == "apply":
+        others.append(arguments.atlas)
+    inputs = [*photos, *(path for path in others if path is not None)]
+    texture_files.check_outputs(outputs, inputs, arguments.overwrite)
+    summary = (_extract if arguments.action == "extract" else _apply)(
+        arguments, photos, outputs, person
+    )
+    _say([f"{path}: {note}" for path, note in summary.notes])
+    _say([f"skipped {path}: {reason}" for path, reason in summary.failures])
+    return 1 if summary.failures else 0
+
+
+def _extract(
+    arguments: argparse.Namespace,
+    photos: Sequence[pathlib.Path],
+    outputs: Sequence[pathlib.Path],
+    person: "Person",
+) -> "TextureSummary":
+    from ktn_jax.inference import texture_files
+    from ktn_jax.results import textures
+
+    if arguments.size < 1:
+        raise ValueError(f"--size must be at least 1, got {arguments.size}")
+    layouts = None
+    if arguments.uv_map is not None:
+        layouts = _layouts(arguments, (arguments.size, arguments.size), textures.TILE_SIDE)
+    summary = texture_files.extract_texture(
+        photos,
+        _people(arguments, photos),
+        outputs[0],
+        person=person,
+        blend=arguments.blend,
+        layouts=layouts,
+    )
+    print(  # noqa: T201
+        f"views: {summary.num_people}, seen: {summary.seen:.0%} of the picture, "
+        f"written to {outputs[0]}"
+    )
+    return summary
+
+
+def _apply(
+    arguments: argparse.Namespace,
+    photos: Sequence[pathlib.Path],
+    outputs: Sequence[pathlib.Path],
+    person: "Person",
+) -> "TextureSummary":
+    from ktn_jax.inference import texture_files
+    from ktn_jax.results import atlas, texture_layouts, textures
+
+    if arguments.uv_map is None:
+        texture = atlas.read_atlas(arguments.atlas)
+    else:
+        source = atlas.read_texture(arguments.atlas)
+        tiles, mapped = _layouts(arguments, source.shape[:2], textures.TILE_SIDE)
+        texture = texture_layouts.convert_texture(source, mapped, tiles)
+    summary = texture_files.apply_texture(
+        texture, photos, _people(arguments, photos), outputs, person=person
+    )
+    print(f"people dressed: {summary.num_people}, written to {arguments.output}")  # noqa: T201
+    return summary
+
+
+def _layouts(
+    arguments: argparse.Namespace, size_hw: tuple[int, ...], side: int
+) -> "tuple[Layout, Layout]":
+    """The layouts of the atlas, and of a texture of a size for --uv-map."""
+    from ktn_jax.body import loading
+    from ktn_jax.results import texture_layouts
+
+    uv_map = texture_layouts.read_uv_map(arguments.uv_map)
+    # Charts and topology are all that is used: the body may be in any pose and unit.
+    template = loading.load_template(arguments.charts, uv_map.vertices, symmetry_tolerance=None)
+    mapped = texture_layouts.map_layout(uv_map, (size_hw[0], size_hw[1]))
+    return texture_layouts.atlas_layout(template, side), mapped
+
+
+def _people(arguments: argparse.Namespace, photos: Sequence[pathlib.Path]) -> "PeopleOf":
+    """People from --results, or from the model."""
+    from ktn_jax.inference import known_people
+    from ktn_jax.results import records
+
+    has_model = arguments.config is not None and arguments.weights is not None
+    if (arguments.results is not None) == has_model or (
+        has_model != (arguments.config is not None or arguments.weights is not None)
+    ):
+        raise ValueError("give the people: either --results FILE, or --config with --weights")
+    if arguments.results is not None:
+        found = records.read_results(arguments.results)
+        return known_people.recorded_people(photos, found, str(arguments.results))
+    from ktn_jax.checkpoints import weights
+    from ktn_jax.inference.predictor import Predictor
+    from ktn_jax.inference.stages import Stages
+    from ktn_jax.runtime import configuration
+
+    config = configuration.load_config(arguments.config, [*arguments.changes, "test.batch_size=1"])
+    variables = weights.load(config, arguments.weights, verify=arguments.verify)
+    return known_people.predicted_people(Predictor(Stages(config, variables)))
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)  # noqa: T201

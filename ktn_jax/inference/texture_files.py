@@ -1,0 +1,229 @@
+"""Textures from photos into an atlas file, and from an atlas file onto photos."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from ktn_jax.inference.known_people import PeopleOf
+from ktn_jax.inference.photo_names import output_names
+from ktn_jax.results import maps, styles, texture_layouts, textures
+from ktn_jax.results.records import PersonResult
+from ktn_jax.results.texture_layouts import Layout
+from ktn_jax.runtime import atomic_files, image_files, images
+from ktn_jax.runtime.progress import Progress
+
+DRESSED_ENDING = "_dressed.jpg"
+_FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
+_JPEG_QUALITY = 95
+
+
+class NothingSeenError(ValueError):
+    """No photo shows the person whose texture was asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """Which person of each photo is meant.
+
+    Attributes:
+        number: 1 for the one with the highest score, as in `*_instances.png`; None for all.
+        min_score: People with a lower score are passed over, and not numbered.
+    """
+
+    number: int | None = 1
+    min_score: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Checks the number."""
+        if self.number is not None and self.number < 1:
+            raise ValueError(f"people are numbered from 1, got {self.number}")
+
+    def numbers(self, people: Sequence[PersonResult]) -> list[int]:
+        """The numbers of those who are meant, of people with sufficient scores."""
+        wanted = range(1, len(people) + 1) if self.number is None else (self.number,)
+        return [number for number in wanted if number <= len(people)]
+
+
+@dataclasses.dataclass
+class TextureSummary:
+    """What was done.
+
+    Attributes:
+        num_people: People whose texture was read, or who were dressed.
+        seen: Of an atlas, the share of all texels that were seen.
+        failures: Photos that could not be read or written, and why.
+        notes: Remarks about other photos.
+    """
+
+    num_people: int = 0
+    seen: float = 0.0
+    failures: list[tuple[pathlib.Path, str]] = dataclasses.field(default_factory=list)
+    notes: list[tuple[pathlib.Path, str]] = dataclasses.field(default_factory=list)
+
+
+def dressed_paths(photos: Sequence[pathlib.Path], output: pathlib.Path) -> list[pathlib.Path]:
+    """Where `apply_texture` writes each photo.
+
+    Args:
+        photos: Image files.
+        output: A .png or .jpg file for a single photo; else a folder.
+
+    Returns:
+        One path for each photo: `output`, or in that folder NAME_dressed.jpg.
+
+    Raises:
+        ValueError: several photos and one file.
+    """
+    if output.suffix.lower() not in _FORMATS:
+        return [output / f"{name}{DRESSED_ENDING}" for name in output_names(photos)]
+    if len(photos) > 1:
+        raise ValueError(f"--output {output} is one file for {len(photos)} photos: name a folder")
+    return [output]
+
+
+def check_outputs(
+    outputs: Sequence[pathlib.Path], inputs: Sequence[pathlib.Path], overwrite: bool
+) -> None:
+    """Checks that no input would be written over, nor, unless wanted, anything else.
+
+    Raises:
+        ValueError: something would be; the message names it.
+    """
+    read = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in read:
+            raise ValueError(f"{path} would be written over, and is read: name another --output")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: name a file")
+        if not overwrite and os.path.lexists(path):
+            raise ValueError(f"{path} exists: name another --output, or replace it (--overwrite)")
+
+
+def extract_texture(
+    photos: Sequence[pathlib.Path],
+    people_of: PeopleOf,
+    output: pathlib.Path,
+    *,
+    person: Person | None = None,
+    blend: str = "median",
+    side: int = textures.TILE_SIDE,
+    layouts: tuple[Layout, Layout] | None = None,
+) -> TextureSummary:
+    """Reads a person's texture off photos and writes it as a PNG.
+
+    Args:
+        photos: Image files that show one person.
+        people_of: See `known_people`.
+        output: The PNG, RGBA; alpha is 255 where the texture was seen. Its folder is made.
+        person: Whose texture; None for the person with the highest score in each photo.
+        blend: See `textures.AtlasBuilder`.
+        side: Pixels along a side of a tile.
+        layouts: The atlas's layout (of tiles of that side) and the one to write; None for the
+            atlas.
+
+    Returns:
+        The summary.
+
+    Raises:
+        NothingSeenError: no photo shows the person; nothing is written.
+    """
+    person = person or Person()
+    builder = textures.AtlasBuilder(blend, side)
+    summary = TextureSummary()
+    for path, image, people in _photos_with_people(photos, people_of, person, summary):
+        iuv, instances = maps.paste_iuv(people, image.shape[:2])
+        numbers = person.numbers(people)
+        if not numbers:
+            summary.notes.append(
+                (path, f"only {len(people)} people, none is number {person.number or 1}")
+            )
+        for number in numbers:
+            own = np.where((instances == number)[..., None], iuv, 0)
+            if own.any():
+                builder.add(textures.view_texture(image, own, side))
+                summary.num_people += 1
+    atlas = builder.atlas()
+    if not atlas[..., 3].any():
+        failed = "; ".join(f"{path}: {why}" for path, why in [*summary.failures, *summary.notes])
+        raise NothingSeenError(f"no texture was seen in {len(photos)} photos. {failed}")
+    if layouts is not None:
+        atlas = texture_layouts.convert_texture(atlas, *layouts)
+    summary.seen = float((atlas[..., 3] > 0).mean())
+    _write(output, atlas)
+    return summary
+
+
+def apply_texture(
+    atlas: np.ndarray,
+    photos: Sequence[pathlib.Path],
+    people_of: PeopleOf,
+    outputs: Sequence[pathlib.Path],
+    *,
+    person: Person | None = None,
+) -> TextureSummary:
+    """Dresses people in a texture.
+
+    Args:
+        atlas: See `atlas.read_atlas`.
+        photos: Image files.
+        people_of: See `known_people`.
+        outputs: A file for each photo, see `dressed_paths`. Folders are made.
+        person: Who is dressed; None for everybody.
+
+    Returns:
+        The summary.
+    """
+    person = person or Person(None)
+    settings = styles.StyleSettings(atlas=atlas)
+    summary = TextureSummary()
+    output_of = dict(zip(photos, outputs, strict=True))
+    for path, image, people in _photos_with_people(photos, people_of, person, summary):
+        dressed = [people[number - 1] for number in person.numbers(people)]
+        # The last one drawn is in front: in our pictures that is the one with the highest score.
+        picture = styles.draw_styles(image, dressed[::-1], ["texture"], settings)
+        try:
+            _write(output_of[path], picture)
+        except ValueError as error:  # such as too many pixels for a JPEG
+            summary.failures.append((path, f"{output_of[path]} cannot be written: {error}"))
+            continue
+        summary.num_people += len(dressed)
+        if not dressed:
+            summary.notes.append((path, "nobody to dress: written as it is"))
+    return summary
+
+
+def _photos_with_people(
+    photos: Sequence[pathlib.Path], people_of: PeopleOf, person: Person, summary: TextureSummary
+) -> Iterator[tuple[pathlib.Path, np.ndarray, list[PersonResult]]]:
+    """Yields each photo that can be read, with its people who have IUV pictures, best first."""
+    with Progress("texture", "photos", len(photos)) as progress:
+        for index, path in enumerate(photos):
+            try:
+                image = images.read_image(path)
+            except (images.ImageError, OSError) as error:
+                summary.failures.append((path, str(error).removeprefix(f"{path}: ")))
+                continue
+            people = [
+                found
+                for found in people_of(index, image)
+                if found.iuv is not None and found.score >= person.min_score
+            ]
+            yield path, image, sorted(people, key=lambda found: -found.score)
+            progress.set(index + 1, len(photos))
+
+
+def _write(path: pathlib.Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = _FORMATS[path.suffix.lower()]
+    options = {"quality": _JPEG_QUALITY} if kind == "jpeg" else {}
+    with atomic_files.replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format=kind, **options)
+
+
+def find_photos(inputs: Sequence[str], recursive: bool) -> image_files.FoundImages:
+    """Lists the photos that a command line names, without what `apply_texture` writes."""
+    return image_files.find_images(inputs, recursive, (DRESSED_ENDING,))

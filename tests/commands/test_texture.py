@@ -1,0 +1,133 @@
+"""`ktn texture`: dress a person, read the texture back, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ktn_jax import cli
+from ktn_jax.body.procedural import assembly
+from ktn_jax.results import atlas, records
+from ktn_jax.results.records import PersonResult
+from ktn_jax.runtime import jax_setup
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch):
+    # What the command sets for JAX must not reach the other tests.
+    monkeypatch.setattr(jax_setup, "prepare", lambda: None)
+
+
+def person(x, score, patch):
+    """A square of one patch, U to the right and V upwards, 0.2 to 0.8."""
+    level = np.linspace(51, 204, 60).astype(np.uint8)
+    u, v = np.meshgrid(level, level[::-1])
+    return PersonResult([x, 10, x + 60, 70], score, np.stack([np.full_like(u, patch), u, v]))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two photos of two people each, their results, and an atlas of noise."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number, name in enumerate(("a.png", "b.png"), start=1):
+        Image.fromarray(rng.integers(1, 256, (80, 160, 3), np.uint8)).save(tmp_path / name)
+        people = [person(10, 0.7, 2), person(90, 0.9, 24), person(50, 0.1, 1)]
+        found += records.people_to_records(number, people, file_name=str(tmp_path / name))
+    records.write_results(tmp_path / "results.json", found)
+    Image.fromarray(rng.integers(1, 256, (1200, 800, 3), np.uint8)).save(tmp_path / "noise.png")
+    return tmp_path
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def run(folder, action, *arguments):
+    return cli.main(
+        ["texture", action, *map(str, arguments), "--results", str(folder / "results.json")]
+    )
+
+
+def test_a_texture_goes_onto_a_person_and_comes_back(folder, capsys):
+    noise = pixels(folder / "noise.png")
+    dressed = folder / "dressed.png"
+    assert run(folder, "apply", folder / "noise.png", folder / "a.png", "--output", dressed) == 0
+    assert "people dressed: 2" in capsys.readouterr().out
+    changed = (pixels(dressed) != pixels(folder / "a.png")).any(axis=-1)
+    assert changed[10:70, 10:70].mean() > 0.99 and changed[10:70, 90:150].mean() > 0.99
+    assert not changed[:, 70:90].any()  # who has 0.1 is not drawn
+
+    # The dressed photo has another name than the results say: it takes the place of the photo.
+    dressed.replace(folder / "a.png")
+    found = folder / "atlas.png"
+    assert run(folder, "extract", folder / "a.png", "--output", found) == 0
+    read = atlas.read_atlas(found)
+    seen = read[..., 3] > 0
+    rows, columns = np.nonzero(seen)
+    assert rows.min() >= 1000 and columns.min() >= 600  # patch 24, the better one: the last tile
+    assert 1036 < rows.min() < 1045 and 1155 < rows.max() < 1163
+    exact = (read[seen][:, :3] == noise[seen]).all(axis=-1)
+    assert exact.sum() >= 58 * 58  # all but the outline, one texel each; others lie between
+
+    assert run(folder, "extract", folder / "a.png", "--output", folder / "c.png", "--person=2") == 0
+    assert np.nonzero(pixels(folder / "c.png")[..., 3])[0].max() < 400  # patch 2
+
+
+def test_several_photos_are_dressed_into_a_folder(folder, capsys):
+    output = folder / "out"
+    photos = [folder / "a.png", folder / "b.png"]
+    (folder / "c.png").write_bytes(b"no image")
+    arguments = (folder / "noise.png", *photos, folder / "c.png", "--output", output)
+    assert run(folder, "apply", *arguments) == 1
+    assert f"skipped {folder / 'c.png'}" in capsys.readouterr().err
+    assert sorted(path.name for path in output.iterdir()) == ["a_dressed.jpg", "b_dressed.jpg"]
+    both = folder / "both.png"
+    assert run(folder, "extract", *photos, "--output", both, "--person", "all") == 0
+    assert "views: 4" in capsys.readouterr().out
+
+
+def test_a_texture_of_another_layout(folder, capsys):
+    template = assembly.make_body().template
+    mesh = [f"v {x} {y} {z}" for x, y, z in template.vertices]
+    (folder / "map.obj").write_text("\n".join([*mesh, "vt 0 0", "f 1/1 2/1 3/1"]))
+    arguments = (folder / "a.png", "--output", folder / "o.png", "--uv-map", folder / "map.obj")
+    assert run(folder, "extract", *arguments) == 1
+    assert "--charts" in capsys.readouterr().err
+    assert run(folder, "extract", *arguments, "--charts", folder / "none.mat") == 1
+    assert "none.mat" in capsys.readouterr().err
+    assert not (folder / "o.png").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (("extract", "a.png", "--output", "b.png"), "exists"),
+        (("extract", "a.png", "--output", "a.png", "--overwrite"), "would be written over"),
+        (("extract", "a.png", "--output", "atlas.jpg"), "is a .png"),
+        (("extract", "a.png", "--output", "new.png", "--person=7"), "none is number 7"),
+        (("extract", "noise.png", "--output", "new.png"), "none of its 6 records"),
+        (("apply", "noise.png", "a.png", "--output", "noise.png", "--overwrite"), "written over"),
+        (("apply", "noise.png", "a.png", "b.png", "--output", "new.jpg"), "name a folder"),
+        (("apply", "a.png", "b.png", "--output", "new.jpg"), "6 rows and 4 columns"),
+        (("apply", "noise.png", "a.png", "--output", "new.jpg", "--config=ktn:tiny"), "either"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_nothing_changes(folder, arguments, message, capsys):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    full = [str(folder / word) if "." in word else word for word in arguments]
+    assert run(folder, *full) == 1
+    assert message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_results_of_other_systems_are_found_by_image_id(folder, capsys):
+    entries = json.loads((folder / "results.json").read_text())
+    for entry in entries:
+        del entry["file_name"]
+        entry["image_id"] += 100
+    (folder / "results.json").write_text(json.dumps(entries))
+    (folder / "a.png").rename(folder / "000000000101.png")
+    assert run(folder, "extract", folder / "000000000101.png", "--output", folder / "o.png") == 0
+    assert "views: 1" in capsys.readouterr().out
