@@ -1,8 +1,7 @@
 """Reads and writes files of named arrays: the state dicts of PyTorch models, by file suffix.
 
 Names and layouts are left as the file has them (convolutions OIHW); `checkpoints.torch_names` knows
-what they mean. PyTorch is needed for `.pth` only, and is imported when such a file is read or
-written.
+what they mean. PyTorch is needed to write `.pth` only, and is imported then.
 """
 
 import json
@@ -19,8 +18,8 @@ from typing import Any, TypeVar
 import ml_dtypes
 import numpy as np
 
-from ktn_jax.checkpoints import torchscript
-from ktn_jax.runtime import atomic_files, pickles
+from ktn_jax.checkpoints import torch_files, torchscript
+from ktn_jax.runtime import atomic_files, npz_files, pickles
 
 _WRAPPERS = ("model", "state_dict", "blobs")  # detectron2, many training scripts, Caffe2
 _PARALLEL_PREFIX = "module."  # what torch.nn.DataParallel puts in front of every name
@@ -56,7 +55,6 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: a PyTorch file, and PyTorch is not installed.
         ValueError: unknown suffix, an empty or damaged file, or entries that are not arrays.
             `pickles.UnsafePickleError`, one of these, for a pickle that asks to run code.
     """
@@ -135,7 +133,7 @@ def _kind(value: Any) -> str:
 
 def _unwrapped(path: pathlib.Path, content: Any) -> dict[str, Any]:
     """Takes the dict of arrays out of the dicts around it."""
-    while isinstance(content, dict):
+    while isinstance(content, dict):  # ends: no container holds itself
         inner = next((name for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
         if inner is None:
             break
@@ -155,54 +153,10 @@ def _torch(path: pathlib.Path) -> types.ModuleType:
         import torch
     except ImportError as error:
         raise ImportError(
-            f"{path}: {path.suffix} files need PyTorch. Install it with "
-            "`pip install 'ktn_jax[torch]'`, or use a .safetensors or .pkl file"
+            f"{path}: writing {path.suffix} files needs PyTorch. Install it with "
+            "`pip install 'ktn_jax[torch]'`, or write a .safetensors or .pkl file"
         ) from error
     return torch
-
-
-def _read_torch(path: pathlib.Path) -> Any:
-    if torchscript.is_torchscript(path):
-        return torchscript.read_tensors(path)
-    torch = _torch(path)
-    try:
-        with open(path, "rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except pickle.UnpicklingError as error:
-        # torch's own text tells how to switch its protection off: not something to pass on.
-        raise ValueError(
-            f"{path}: not a PyTorch file of tensors only (other objects could run code). Save "
-            f"the model's state_dict() alone: {_first_sentence(error)}"
-        ) from error
-    except Exception as error:  # its reader raises whatever damage leads to
-        raise ValueError(
-            f"{path}: damaged, or not a PyTorch file: {type(error).__name__}, "
-            f"{_first_sentence(error)}"
-        ) from error
-    state = _unwrapped(path, content)
-    is_tensor = torch.is_tensor
-    return {k: _from_tensor(path, k, v) if is_tensor(v) else v for k, v in state.items()}
-
-
-def _first_sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    refused = [line for line in lines if "GLOBAL" in line]  # which class or function it was
-    return (refused or lines or [type(error).__name__])[0].split(". ")[0]
-
-
-def _from_tensor(path: pathlib.Path, name: str, tensor: Any) -> np.ndarray:
-    torch = _torch(path)
-    try:
-        tensor = tensor.detach().cpu()
-        is_bfloat16 = tensor.dtype == torch.bfloat16  # NumPy has it only through ml_dtypes
-        array: np.ndarray = (
-            tensor.contiguous().view(torch.int16) if is_bfloat16 else tensor
-        ).numpy()
-        return array.view(_BFLOAT16) if is_bfloat16 else array
-    except (TypeError, RuntimeError) as error:  # sparse, quantised, 8-bit floats
-        raise ValueError(f"{path}: {name} is no plain tensor: {_first_sentence(error)}") from error
 
 
 def _write_torch(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
@@ -296,24 +250,16 @@ def _write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> Non
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        # opened here: np.load leaves the file open when the content is not what it expects
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            names = [name for name in archive.files if name.startswith(_DUMP_PREFIX)]
-            return {name.removeprefix(_DUMP_PREFIX): archive[name] for name in names} or {
-                name: archive[name] for name in archive.files
-            }
-    except Exception as error:  # zipfile and NumPy raise a dozen kinds on damaged files
-        raise ValueError(
-            f"{path}: damaged, or not an .npz file: {str(error)[:500] or type(error).__name__}. "
-            "Get the file again"
-        ) from error
+    with npz_files.NpzFile(path) as stored:
+        names = [name for name in stored if name.startswith(_DUMP_PREFIX)]
+        if names:
+            return {name.removeprefix(_DUMP_PREFIX): stored[name] for name in names}
+        return dict(stored)
 
 
 _READERS = {
-    ".pth": _read_torch,
-    ".pt": _read_torch,
-    ".torchscript": torchscript.read_tensors,
+    ".pth": torch_files.read,
+    ".pt": torch_files.read,
     ".pkl": pickles.load_arrays,
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,

@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ktn_jax.runtime import pickle_scan
+from ktn_jax.runtime import pickle_scan, zip_files
 from ktn_jax.runtime.pickles import Constructor, UnsafePickleError
 
 _STORAGES: dict[str, Any] = {
@@ -38,27 +38,18 @@ _MAX_DEPTH = 50  # of modules within each other
 _MAX_PICKLE_BYTES = 1 << 26  # of a model of this kind it has some 100,000
 _DAMAGE = (
     pickle.UnpicklingError,
-    zipfile.BadZipFile,
+    *zip_files.DAMAGE,
     EOFError,
     AttributeError,
     IndexError,
     KeyError,
     MemoryError,
-    NotImplementedError,  # a compression that zipfile does not have
     OverflowError,
     RecursionError,
     TypeError,
     ValueError,
     struct.error,
 )
-
-
-def is_torchscript(path: pathlib.Path) -> bool:
-    """Whether a file is a TorchScript archive: PyTorch's other files have no constants."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -78,8 +69,8 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         OSError: the file cannot be opened.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            tensors = _read(archive, path.stat().st_size)
+        with zip_files.opened(path) as archive:
+            tensors = _read(archive)
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{path}: {error}") from None
     except _DAMAGE as error:
@@ -93,7 +84,7 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     return _without_wrapper(tensors)
 
 
-def _read(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
+def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     names = [name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(names) != 1:
         raise ValueError("it has no data.pkl")
@@ -105,7 +96,7 @@ def _read(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
             raise ValueError("its numbers are big-endian")
     data = archive.read(names[0])
     pickle_scan.check(data)
-    storages = _Storages(archive, root, size)
+    storages = _Storages(archive, root)
     module = _Unpickler(io.BytesIO(data)).load()
     if not isinstance(module, _Module):
         raise ValueError(f"it holds a {type(module).__name__}, no module")
@@ -182,8 +173,8 @@ class _Storage(_Record):
 class _Storages:
     """The bytes of tensors, each read once."""
 
-    def __init__(self, archive: zipfile.ZipFile, root: str, size: int):
-        self._archive, self._root, self._left = archive, root, size
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        self._archive, self._root = archive, root
         self._read: dict[str, np.ndarray] = {}
 
     def find(self, storage: Any) -> np.ndarray:
@@ -196,10 +187,6 @@ class _Storages:
             raise ValueError("a tensor whose bytes are not named")
         if key not in self._read:
             name = f"{self._root}data/{key}"
-            # An entry may be compressed; all of them together are not larger than the file.
-            self._left -= self._archive.getinfo(name).file_size
-            if self._left < 0:
-                raise ValueError("it is larger inside than outside")
             array = np.frombuffer(self._archive.read(name), kind.dtype)
             if array.size != count:
                 raise ValueError(f"{name} holds {array.size} numbers, not {count}")
@@ -265,4 +252,6 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
+        if not isinstance(pid, tuple):  # text: what follows has not been scanned
+            raise UnsafePickleError("refused a reference to something other than a tensor's bytes")
         return _Storage(pid)

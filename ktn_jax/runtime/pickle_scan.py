@@ -15,8 +15,8 @@ from typing import TypeAlias
 # What a value is worth as a key of a dict or a member of a set: cheap to hash and compare; only
 # so many (its hash can be chosen so that all collide); or not at all.
 _CHEAP, _FEW, _NEVER = range(3)
-_MAX_COSTLY_KEYS = 10_000
-_MAX_KEY_ITEMS = 16
+MAX_COSTLY_KEYS = 10_000
+MAX_KEY_ITEMS = 16
 _MAX_MEMO = 1 << 24
 # Whole numbers of more bytes are not keys: their hashes are chosen easily.
 _MAX_KEY_BYTES = 8
@@ -37,10 +37,10 @@ class _Scan:
         self.memo: dict[int, int] = {}
         self.costly_keys = 0
 
-    def run(self) -> None:
+    def run(self, position: int) -> int:
         # One loop with the frequent instructions first: files have tens of thousands.
         data, memo, stack = self.data, self.memo, self.stack
-        end, position = len(data), 0
+        end = len(data)
         while position < end:
             code = data[position]
             position += 1
@@ -68,7 +68,7 @@ class _Scan:
                 is_long_number = limit is not None and count > _MAX_KEY_BYTES
                 stack.append(_NEVER if is_long_number else worth)
             elif code in _ENDS:
-                return
+                return position
             else:
                 position = _OTHERS[code](self, position) if code in _OTHERS else _unknown(code)
                 stack = self.stack
@@ -94,9 +94,9 @@ class _Scan:
                     "short tuple of them"
                 )
             self.costly_keys += sum(keys)
-            if self.costly_keys > _MAX_COSTLY_KEYS:
+            if self.costly_keys > MAX_COSTLY_KEYS:
                 raise pickle.UnpicklingError(
-                    f"more than {_MAX_COSTLY_KEYS} keys that are neither text nor numbers"
+                    f"more than {MAX_COSTLY_KEYS} keys that are neither text nor numbers"
                 )
 
     def line(self, position: int) -> tuple[bytes, int]:
@@ -106,18 +106,22 @@ class _Scan:
         return self.data[position:end], end + 1
 
 
-def check(data: Data) -> None:
+def check(data: Data, start: int = 0) -> int:
     """Follows the instructions of a pickle up to its end, without making anything.
 
     Args:
         data: the file, in memory or mapped. Bytes after the pickle are not looked at.
+        start: where the pickle begins.
+
+    Returns:
+        Where it ends.
 
     Raises:
         pickle.UnpicklingError, EOFError, IndexError, KeyError, struct.error, ValueError: running
             them could take endless time or memory, or they are damaged. A pickle that passes can
             still be damaged: the unpickler will say so.
     """
-    _Scan(data).run()
+    return _Scan(data).run(start)
 
 
 def _unknown(code: int) -> int:
@@ -125,7 +129,7 @@ def _unknown(code: int) -> int:
 
 
 def _worth_of_tuple(items: list[int]) -> int:
-    return _NEVER if any(items) or len(items) > _MAX_KEY_ITEMS else _FEW
+    return _NEVER if any(items) or len(items) > MAX_KEY_ITEMS else _FEW
 
 
 def _tuple_of(count: int) -> Callable[[_Scan, int], int]:
@@ -301,7 +305,7 @@ def _code(opcode: bytes) -> int:
 
 _UINT32, _UINT64 = struct.Struct("<I"), struct.Struct("<Q")
 _MARK = _code(pickle.MARK)
-# The unpickler refuses the file at a persistent reference by a line, and gets no further.
+# At a persistent reference by a line our unpicklers refuse the file, and get no further.
 _ENDS = {_code(opcode) for opcode in (pickle.STOP, pickle.PERSID)}
 _MEMOIZE, _BINPUT, _BINGET = map(_code, (pickle.MEMOIZE, pickle.BINPUT, pickle.BINGET))
 # Instructions that push a value: {code: (bytes of its argument, its worth)}.

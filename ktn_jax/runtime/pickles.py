@@ -7,6 +7,7 @@ are then rebuilt here from their bytes, of a checked type and size. Not even Num
 `__setstate__` sees the file's data, because a hostile state can make it follow raw pointers.
 """
 
+import contextlib
 import io
 import math
 import mmap
@@ -15,7 +16,8 @@ import pickle
 import re
 import reprlib
 import struct
-from collections.abc import Callable, Iterable, Mapping
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -77,22 +79,67 @@ def load_arrays(source: str | os.PathLike[str] | BinaryIO) -> Any:
 
 
 def _load(name: str, file: BinaryIO, view: Callable[[], pickle_scan.Data]) -> Any:
-    try:
+    with named_errors(name, "a pickle"):
         data = view()
         try:
             pickle_scan.check(data)
-            copies = _Copies(len(data))
+            pickle_ = Pickle(file, len(data))
         finally:
             if isinstance(data, mmap.mmap):
                 data.close()
-        return _Resolver(copies).resolve(_RestrictedUnpickler(file, copies).load())
+        return pickle_.resolve()
+
+
+@contextlib.contextmanager
+def named_errors(name: str, kind: str) -> Iterator[None]:
+    """Puts the file's name before what is wrong with a pickle in it.
+
+    Args:
+        name: of the file.
+        kind: what it should be, with its article.
+
+    Raises:
+        UnsafePickleError, ValueError: instead of what damage makes the unpickler raise.
+    """
+    try:
+        yield
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{name}: {error}") from None
     except _DAMAGE as error:
         reason = str(error) or type(error).__name__
         raise ValueError(
-            f"{name}: not a pickle, or a damaged one: {reason}. Get the file again"
+            f"{name}: not {kind}, or a damaged one: {reason}. Get the file again"
         ) from error
+
+
+class Pickle:
+    """A pickle that `pickle_scan.check` has passed, unpickled but for its arrays."""
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        num_bytes: int,
+        more_names: "Mapping[tuple[str, str], Callable[..., Any] | None]" = types.MappingProxyType(
+            {}
+        ),
+        find_outside: Callable[[Any], Any] | None = None,
+    ):
+        """Unpickles.
+
+        Args:
+            file: the pickle is read from its position on.
+            num_bytes: of the pickle.
+            more_names: {(module, name): what calls of it make}; None where it must not be called
+                and is data itself.
+            find_outside: makes the objects that the pickle refers to and that lie outside of it.
+        """
+        self._copies = _Copies(num_bytes)
+        names = {**_constructors(self._copies), **more_names}
+        self._content = _RestrictedUnpickler(file, names, find_outside).load()
+
+    def resolve(self) -> Any:
+        """The pickled value, its arrays made."""
+        return _Resolver(self._copies).resolve(self._content)
 
 
 def _shown(value: Any) -> str:
@@ -108,6 +155,7 @@ class _Copies:
 
     def __init__(self, num_bytes: int):
         self._left = num_bytes
+        self._costly_keys = 0
 
     def charge(self, size: int) -> None:
         self._left -= size
@@ -143,44 +191,66 @@ class _Copies:
         for pair in pairs:
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
                 raise ValueError("an ordered dict that is not made of pairs")
-            made[_checked_key(pair[0])] = pair[1]
+            made[self._key(pair[0])] = pair[1]
         return made
 
     def _members(self, items: Any) -> Iterable[Any]:
         if not isinstance(items, (list, tuple)):
             raise ValueError(f"a set made of {type(items).__name__}")
         self.charge(len(items))
-        return map(_checked_key, items)
+        return map(self._key, items)
+
+    def _key(self, key: Any) -> Any:
+        """Keeps what costs too much to hash from being hashed, as `pickle_scan` does."""
+        if _is_plain_key(key):
+            return key
+        is_short = type(key) is tuple and len(key) <= pickle_scan.MAX_KEY_ITEMS
+        # The hashes of tuples and of NumPy's numbers can be chosen, so that all collide.
+        if type(key) is not _Scalar and not (is_short and all(map(_is_plain_key, key))):
+            raise ValueError(
+                f"a key or member {_shown(key)} that is neither text nor a number nor a short "
+                "tuple of them"
+            )
+        self._costly_keys += 1
+        if self._costly_keys > pickle_scan.MAX_COSTLY_KEYS:
+            raise ValueError(
+                f"more than {pickle_scan.MAX_COSTLY_KEYS} keys that are neither text nor numbers"
+            )
+        return key
 
 
-def _checked_key(key: Any) -> Any:
-    """Keeps what costs too much to hash from being hashed; see `pickle_scan`."""
+def _is_plain_key(key: Any) -> bool:
     is_long = isinstance(key, int) and key.bit_length() > 64
-    if is_long or type(key) not in (type(None), bool, int, float, str, bytes):
-        raise ValueError(f"a key or member {_shown(key)} that is neither text nor a number")
-    return key
+    return not is_long and type(key) in (type(None), bool, int, float, str, bytes)
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
     """Finds the names that `_constructors` lists and refuses every other one."""
 
-    def __init__(self, file: BinaryIO, copies: _Copies):
+    def __init__(
+        self,
+        file: BinaryIO,
+        names: Mapping[tuple[str, str], Callable[..., Any] | None],
+        find_outside: Callable[[Any], Any] | None,
+    ):
         # Python 2 pickled array bytes as str: latin-1 maps them to text and back without loss.
         super().__init__(file, encoding="latin1")
-        self._constructors = _constructors(copies)
+        self._names = names
+        self._find_outside = find_outside
 
     def find_class(self, module: str, name: str) -> "Constructor":
         # Names arrive as the file spells them. A dotted one ("ndarray.tofile") is just another
         # name that is not listed: nothing here ever follows an attribute.
-        build = self._constructors.get((module, name))
-        if build is None:
+        if (module, name) not in self._names:
             raise UnsafePickleError(
                 f"refused the pickle's request for {module[:100]}.{name[:100]}: only plain data "
                 "and NumPy arrays are read, so that a pickle cannot run code"
             )
-        return Constructor(f"{module}.{name}", build)
+        return Constructor(f"{module}.{name}", self._names[module, name])
 
     def persistent_load(self, pid: Any) -> Any:
+        if self._find_outside is not None:
+            return self._find_outside(pid)
         raise UnsafePickleError(
             "refused a reference to an object outside the pickle: this is a PyTorch file, which "
             "takes the suffix .pth, or no pickle at all"
@@ -191,14 +261,16 @@ class Constructor:
     """What a pickle gets when it asks for a listed name: callable, and nothing else."""
 
     __slots__ = ("_build", "_name")
-    _build: Callable[..., Any]
+    _build: Callable[..., Any] | None
     _name: str
 
-    def __init__(self, name: str, build: Callable[..., Any]):
+    def __init__(self, name: str, build: Callable[..., Any] | None):
         object.__setattr__(self, "_name", name)
         object.__setattr__(self, "_build", build)
 
     def __call__(self, *arguments: Any) -> Any:
+        if self._build is None:
+            raise ValueError(f"{self._name} is called")
         try:
             return self._build(*arguments)
         except TypeError as error:
@@ -209,6 +281,11 @@ class Constructor:
 
     def __setstate__(self, state: Any) -> None:
         raise UnsafePickleError(f"refused to change the state of {self._name}")
+
+
+def name_of(value: Any) -> str | None:
+    """The "module.name" of a name in an unresolved pickle; None for other values."""
+    return value._name if isinstance(value, Constructor) else None
 
 
 class _Mapping(dict[Any, Any]):
@@ -252,7 +329,15 @@ class _Dtype:
         raise ValueError(f"unknown byte order {_shown(self.byte_order)} of an array")
 
 
-class _Array:
+class Deferred:
+    """A value that is made once everything is unpickled."""
+
+    def resolve(self, copies: "_Copies") -> Any:
+        """Makes it."""
+        raise NotImplementedError
+
+
+class _Array(Deferred):
     """An array as the pickle describes it: a type, a shape and bytes."""
 
     def __init__(self, *unused_subtype_shape_code: Any):
@@ -275,7 +360,7 @@ class _Array:
             data = copies.encode(data)
         if not isinstance(data, (bytes, bytearray)):
             raise ValueError(f"the contents of an array are {type(data).__name__}, not bytes")
-        shape = _checked_shape(shape)
+        shape = checked_shape(shape)
         size = math.prod(shape) * numpy_dtype.itemsize
         if len(data) != size:
             raise ValueError(
@@ -309,7 +394,8 @@ def _array_from_buffer(
     return array
 
 
-def _checked_shape(shape: Any) -> tuple[int, ...]:
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """A shape, or a ValueError: a tuple of whole numbers, or one of them."""
     if isinstance(shape, int):
         shape = (shape,)
     is_shape = isinstance(shape, tuple) and len(shape) <= _MAX_AXES
@@ -369,12 +455,14 @@ class _Resolver:
         return result
 
     def _rebuild(self, value: Any) -> Any:
-        if isinstance(value, _Array):
+        if isinstance(value, Deferred):
             return value.resolve(self._copies)
         if isinstance(value, dict):
             return {self.resolve(key): self.resolve(item) for key, item in value.items()}
         if type(value) in (list, tuple, set, frozenset):
             return type(value)([self.resolve(item) for item in value])
         if isinstance(value, Constructor):
+            if value._build is None:
+                return value._name
             raise UnsafePickleError(f"refused a function or class as data: {value._name}")
         raise ValueError(f"unexpected data of type {type(value).__name__}")

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from ktn_jax.checkpoints import torch_names, weights
 from ktn_jax.checkpoints.detectron2_config import from_detectron2
+from ktn_jax.runtime import npz_files
 
 Array = jax.Array
 
@@ -64,11 +64,8 @@ class Dump:
         self.path = pathlib.Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} does not exist")
-        try:
-            self._file = np.load(self.path, allow_pickle=False)
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{self.path} is no .npz file: {error}") from error
-        self.keys = set(self._file.files)
+        self._file = npz_files.NpzFile(self.path)
+        self.keys = set(self._file)
         if "config" not in self.keys:
             raise ValueError(f"{self.path} has no 'config': it is no dump of a model")
         try:
@@ -91,15 +88,12 @@ class Dump:
         """Reads an array; a KeyError names what the file lacks."""
         if key not in self.keys:
             raise KeyError(f"{self.path} has no {key!r}")
-        array: np.ndarray = self._file[key]
-        return array
+        return self._file[key]
 
     def under(self, prefix: str) -> list[str]:
         """Names that follow `prefix` + "/", up to the next slash, in order."""
         start = len(prefix) + 1
-        names = [
-            key[start:].split("/")[0] for key in self._file.files if key.startswith(prefix + "/")
-        ]
+        names = [key[start:].split("/")[0] for key in self._file if key.startswith(prefix + "/")]
         return list(dict.fromkeys(names))
 
     def _read_noise(self) -> Mapping[str, Any]:

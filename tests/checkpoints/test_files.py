@@ -173,9 +173,9 @@ def test_hostile_files_are_refused(suffix, tmp_path, request):
         path.write_bytes(pickle.dumps({"model": {"w": attack}}))
     message = {
         ".pkl": "request for posix.mkdir",
-        ".npz": "allow_pickle=False",
+        ".npz": "array of Python objects",
         ".safetensors": "not a safetensors file",
-        ".pth": "not a PyTorch file of tensors only.*posix",
+        ".pth": "request for posix.mkdir.*state_dict",
     }
     with pytest.raises(ValueError, match=rf"w\{suffix}: .*" + message[suffix]):
         read_state_dict(path)
@@ -261,20 +261,12 @@ def test_bfloat16_is_refused_by_pickle(tmp_path):
         write_state_dict(tmp_path / "w.pkl", STATE)
 
 
-def test_sparse_tensor_is_refused(torch, tmp_path):
-    torch.save({"w": torch.ones(2).to_sparse()}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w\.pth: w is no plain tensor"):
-        read_state_dict(tmp_path / "w.pth")
-
-
 @pytest.mark.parametrize("suffix", [".pth", ".pt"])
 def test_message_without_pytorch(suffix, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # import torch now raises ImportError
     path = tmp_path / f"w{suffix}"
     path.write_bytes(b"PK")
     with pytest.raises(ImportError, match=rf"w\{suffix}: .*pip install 'ktn_jax\[torch\]'"):
-        read_state_dict(path)
-    with pytest.raises(ImportError, match=r"ktn_jax\[torch\]"):
         write_state_dict(path, STATE)
     assert path.read_bytes() == b"PK"
 

@@ -40,6 +40,24 @@ HOSTILE = {
     "ordered dict by call": (_ORDERED + b"](" + _tower(60) + b"N\x86e\x85R.", "a key or member"),
     "deep key": (b"}K\x01" + b"\x85" * 300_000 + b"Ns.", "a key of a dict"),
     "deep value": (b"N" + b"\x85" * 100_000 + b".", "recursion"),
+    "set of long tuples by call": (
+        _SET + b"]((" + b"K\x01" * 17 + b"tK\x01e\x85R.",
+        "a key or member",
+    ),
+    "set of tuples of tuples by call": (_SET + b"](K\x01\x85\x85e\x85R.", "a key or member"),
+    "set of tuples of long numbers by call": (
+        _SET + b"](\x8a\x09" + b"\x01" * 9 + b"\x85e\x85R.",
+        "a key or member",
+    ),
+    "set of tuples of an array's type by call": (
+        _SET + b"](cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R\x85e\x85R.",
+        "a key or member",
+    ),
+    "many tuples in sets by call": (
+        b"](" + (_SET + b"](" + b"".join(b"K%c\x85" % i for i in range(101)) + b"e\x85R") * 100
+        + b"e.",
+        "more than 10000 keys",
+    ),
     "long key": (b"}" + b"\x8a\xff" + b"\x01" * 255 + b"Ns.", "a key of a dict"),
     "long number": (b"\x8b" + struct.pack("<i", 1 << 20) + bytes(1 << 20) + b".", "a number of"),
     "long digits": (b"L0x" + b"f" * 100_000 + b"L\n.", "a number of 100003 digits"),
@@ -104,7 +122,7 @@ def test_honest_keys_pass(protocol):
         "name": 1, b"bytes": 2, 3: 4, -5.5: 6, None: 7, True: 8, (1, "a"): 9, (): 10, 2**40: 11,
         np.int64(12): 13, "set": {1, "a"}, "frozen": frozenset({2}),
         "ordered": collections.OrderedDict(a=1), "nested": ((1, (2, (3,))), [(4, [5])]),
-        "large": [2**70, -(2**900)],
+        "large": [2**70, -(2**900)], "sets": [{(1, "a"), np.float32(1.5)}, frozenset({(2, None)})],
     }  # fmt: skip
     assert load_arrays(io.BytesIO(pickle.dumps(value, protocol))) == value
 

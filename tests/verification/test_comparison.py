@@ -69,8 +69,11 @@ def test_files_that_are_no_dump_are_refused(golden_dir, tmp_path):
     with pytest.raises(FileNotFoundError, match="none.npz"):
         Dump(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("no arrays")
-    with pytest.raises(ValueError, match="text.npz is no .npz file"):
+    with pytest.raises(ValueError, match="text.npz: damaged, or not an .npz file"):
         Dump(tmp_path / "text.npz")
+    np.savez(tmp_path / "objects.npz", config=np.array([{}], object))
+    with pytest.raises(ValueError, match=r"objects.npz: .*config: an array of Python objects"):
+        Dump(tmp_path / "objects.npz")
     np.savez(tmp_path / "other.npz", a=np.zeros(1))
     with pytest.raises(ValueError, match="no 'config'"):
         Dump(tmp_path / "other.npz")
