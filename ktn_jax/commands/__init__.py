@@ -209,11 +209,7 @@ def join_processes(arguments: argparse.Namespace) -> "Processes":
         distributed.join_processes(
             arguments.coordinator, arguments.num_processes, arguments.process_id
         )
-        import jax
-        from jax.experimental import multihost_utils
-
-        wait = multihost_utils.sync_global_devices
-        return Processes(jax.process_index(), jax.process_count(), wait)
+        return distributed.this_process()
     if arguments.num_processes is not None or arguments.process_id is not None:
         raise ValueError("--num-processes and --process-id need --coordinator")
     return Processes()

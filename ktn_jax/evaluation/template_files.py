@@ -21,7 +21,7 @@ from ktn_jax.body.procedural import assembly
 from ktn_jax.body.surface import Template
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
-from ktn_jax.runtime import checksums, locks, mat_files
+from ktn_jax.runtime import checksums, locks, mat_files, npz_files
 from ktn_jax.runtime.atomic_files import replacing
 from ktn_jax.runtime.pickles import load_arrays
 
@@ -295,8 +295,8 @@ def _checked(
 
 def _open_template(folder: pathlib.Path, verify: bool) -> EvaluationTemplate:
     try:
-        with np.load(folder / SURFACE_FILE, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files if name != "meta"}
+        with npz_files.NpzFile(folder / SURFACE_FILE) as stored:
+            arrays = {name: stored[name] for name in stored if name != "meta"}
             meta = json.loads(str(stored["meta"]))
         # Templates of earlier versions have none.
         expected = meta.get(_CHECKSUM) if verify else None

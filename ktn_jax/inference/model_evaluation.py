@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -23,7 +22,6 @@ from ktn_jax.inference.augmentation import AugmentedPredictor, load_symmetry
 from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.inference.stages import Stages
-from ktn_jax.runtime import locks
 from ktn_jax.runtime.processes import Processes
 
 PEOPLE_FOLDER, TEMPLATE_FOLDER = "people", "template"
@@ -125,7 +123,7 @@ def evaluate_model(
     output_dir = None if output_dir is None else pathlib.Path(output_dir)
     if output_dir is None and (run is not None or processes.count > 1):
         raise ValueError("a run to be resumed, or of several processes, needs an output_dir")
-    with _held(output_dir, processes):
+    with contextlib.nullcontext() if output_dir is None else processes.hold(output_dir):
         return _evaluate(
             predictor,
             images,
@@ -173,13 +171,6 @@ def _evaluate(
             images_dir=images.folder,
             progress=progress,
         )
-
-
-def _held(folder: pathlib.Path | None, processes: Processes) -> AbstractContextManager[None]:
-    """The folder's lock, which the first process holds for all of a run."""
-    if folder is None or not processes.is_first:
-        return contextlib.nullcontext()
-    return locks.hold(folder)
 
 
 @contextlib.contextmanager
@@ -252,7 +243,7 @@ def evaluate_weights(
     template = template_dir or folder / (
         _FINE_TEMPLATE_FOLDER if fine_template else TEMPLATE_FOLDER
     )
-    with _held(folder, processes):
+    with processes.hold(folder):
         if processes.is_first:
             if isinstance(data, HeldOutPeople):
                 data.write(folder / PEOPLE_FOLDER)

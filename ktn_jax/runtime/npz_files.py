@@ -6,7 +6,7 @@ import os
 import pathlib
 import types
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class NpzFile(Mapping[str, np.ndarray]):
         )
 
 
-def _read_array(stream: BinaryIO, num_bytes: int) -> np.ndarray:
+def _read_array(stream: IO[bytes], num_bytes: int) -> np.ndarray:
     """Reads an entry in the .npy format, whose header must agree with the entry's size."""
     version = np.lib.format.read_magic(stream)
     readers = {

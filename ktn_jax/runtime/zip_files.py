@@ -1,10 +1,12 @@
 """Opens zip archives whose contents are not much larger than their files."""
 
 import contextlib
+import errno
 import os
 import zipfile
 import zlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
 # What `zipfile` raises where an archive or an entry is damaged, except OSError without a number.
 DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError)
@@ -28,7 +30,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
             more kinds on damaged archives; none of these names the file.
     """
     # Opened here: `zipfile` leaves the file open where the content is not what it expects.
-    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+    with open(path, "rb") as file, _archive(file) as archive:
         entries = archive.infolist()
         if len(entries) > _MAX_ENTRIES:
             raise ValueError(f"{len(entries)} entries, more than {_MAX_ENTRIES}")
@@ -36,6 +38,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
             # The other methods unpack everything at once, whatever size was declared.
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"{entry.filename[:100]}: packed in another way than by deflate")
+            if entry.header_offset < 0:
+                raise ValueError(f"{entry.filename[:100]}: before the beginning of the file")
             if entry.flag_bits & 1:
                 raise ValueError(f"{entry.filename[:100]}: encrypted")
         size = sum(entry.file_size for entry in entries)
@@ -43,3 +47,12 @@ def opened(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
         if size > limit:
             raise ValueError(f"would unpack to {size} bytes, more than {limit}")
         yield archive
+
+
+def _archive(file: BinaryIO) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise zipfile.BadZipFile("the directory begins before the file") from error

@@ -15,10 +15,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ktn_jax.runtime.processes import Processes
+
 HostBatch = Mapping[str, np.ndarray]  # this process's rows, as the data pipeline makes them
 Batch = Mapping[str, jax.Array]  # of all processes, on the mesh
 
 AXIS = "data"
+_MAX_TEXT_BYTES = 2000
 
 # Kernels [in, out] of the transfer's two dense layers, anywhere in a state.
 _SPLIT = re.compile(r".*predictor/transfer/fc\d/kernel")
@@ -54,6 +57,24 @@ def wait_for_all(name: str) -> None:
     """Returns when every process of the run has called this with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def share_text(text: str) -> str:
+    """The first process's text, in every process of the run; each calls this.
+
+    Args:
+        text: its first 2,000 bytes are shared.
+    """
+    if jax.process_count() == 1:
+        return text
+    content = text.encode()[:_MAX_TEXT_BYTES].ljust(_MAX_TEXT_BYTES, b"\0")
+    shared = multihost_utils.broadcast_one_to_all(np.frombuffer(content, np.uint8))
+    return np.asarray(shared, np.uint8).tobytes().rstrip(b"\0").decode(errors="ignore")
+
+
+def this_process() -> Processes:
+    """This process among those of the run."""
+    return Processes(jax.process_index(), jax.process_count(), wait_for_all, share_text)
 
 
 def make_mesh(num_devices: int = 0) -> Mesh:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ktn_jax.checkpoints import run_folders, weights
 from ktn_jax.checkpoints.runs import Checkpoints, RunRecord
-from ktn_jax.runtime import locks, progress
+from ktn_jax.runtime import progress
 from ktn_jax.training import distributed, initialisation
 from ktn_jax.training.distributed import Batch, HostBatch
 from ktn_jax.training.forward import make_loss_fn
@@ -139,8 +139,7 @@ class Trainer:
         )
         self._set_aside: list[int] = []  # steps of checkpoints
         with contextlib.ExitStack() as opened:
-            if jax.process_index() == 0:
-                opened.enter_context(locks.hold(workdir))
+            opened.enter_context(distributed.this_process().hold(workdir))
             training = config.training
             if from_step is not None:
                 self._set_aside = self._return_to(from_step, verify)

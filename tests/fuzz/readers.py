@@ -10,8 +10,10 @@ import json
 import os
 import pathlib
 import pickle
+import struct
 import sys
 import traceback
+import zipfile
 from collections.abc import Callable
 
 import numpy as np
@@ -339,6 +341,26 @@ def _make_checkpoint(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+_TENSOR = (  # what PyTorch pickles: a storage of four numbers, offset, shape, strides
+    b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n("
+    b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+    b"K\x00K\x02K\x02\x86K\x02K\x01\x86\x89ccollections\nOrderedDict\n)RtRs."
+)
+
+
+def _write_torch(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", _TENSOR)
+        archive.writestr("a/byteorder", "little")
+        archive.writestr("a/data/0", bytes(16))
+
+
+def _write_older_torch(path):
+    begin = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    pickled = b"".join(pickle.dumps(value, 2) for value in begin)
+    path.write_bytes(pickled + _TENSOR + pickle.dumps(["0"], 2) + struct.pack("<q", 4) + bytes(16))
+
+
 def _read_checkpoint(folder):
     from ktn_jax.checkpoints import run_folders, runs
 
@@ -383,6 +405,8 @@ READERS = {
     "safetensors": _state_file(
         "a.safetensors", lambda path: safetensors.numpy.save_file(ARRAYS, path)
     ),
+    "torch": _state_file("a.pth", _write_torch),
+    "older_torch": _state_file("a.pth", _write_older_torch),
     "npz": _state_file("a.npz", lambda path: np.savez(path, **ARRAYS)),
     "mat": Reader(_make_mat, _read_mat),
     "graph": Reader(_make_graph, lambda folder: body_graph.load_graph(folder / "g.npz")),

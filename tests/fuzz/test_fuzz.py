@@ -182,6 +182,8 @@ READERS = {
     "pickle": 60,
     "pickled_state": 60,
     "safetensors": 60,
+    "torch": 60,
+    "older_torch": 60,
     "npz": 60,
     "mat": 60,
     "graph": 20,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ktn_jax.checkpoints import run_folders, runs
+from ktn_jax.runtime import locks
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 60
@@ -160,3 +161,19 @@ def test_two_processes_of_four_devices_are_one_device(stand_in, start, tmp_path)
     ours, theirs = read_metrics(together)[-1], read_metrics(alone)[-1]
     assert ours["step"] == theirs["step"] == 24
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_no_process_trains_where_the_first_is_refused(start, tmp_path):
+    changes = {"total_steps": 2, "training.num_devices": 0}
+    coordinator = f"127.0.0.1:{free_port()}"
+    with locks.hold(tmp_path):
+        both = [
+            start(tmp_path, coordinator=coordinator, process=index, **changes) for index in (0, 1)
+        ]
+        errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [1, 1]
+    used = f"{tmp_path} is in use by process {os.getpid()}"
+    assert f"FolderInUseError: {used}" in errors[0]
+    assert f"FolderInUseError: the run's first process was refused: {used}" in errors[1]
+    assert not any(tmp_path.iterdir())

@@ -24,7 +24,7 @@ from ktn_jax.body import parts
 from ktn_jax.body.graph import word_similarity
 from ktn_jax.body.graph.co_occurrence import Synonyms, count_pairs
 from ktn_jax.body.graph.word_similarity import Name
-from ktn_jax.runtime import atomic_files
+from ktn_jax.runtime import atomic_files, npz_files
 
 SCALE = 0.3
 _ORIGINAL_PERSON_SCALE = 0.5
@@ -287,12 +287,11 @@ def load_graph(path: str | os.PathLike[str]) -> BodyGraph:
         BodyGraphError: it is damaged, or a matrix is missing, of another shape, not finite, or in
             another order of rows or columns than the model's.
     """
-    with open(path, "rb") as file:
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        except Exception as error:  # NumPy and zipfile raise a dozen kinds on damaged files
-            raise BodyGraphError(f"{path}: damaged, or not an .npz file: {error!s:.500}") from error
+    try:
+        with npz_files.NpzFile(path) as stored:
+            arrays = dict(stored)
+    except ValueError as error:
+        raise BodyGraphError(str(error)) from error
     matrices = {}
     _check_names(path, arrays, "columns", parts.PATCH_NAMES)
     for source, names in ROW_NAMES.items():
