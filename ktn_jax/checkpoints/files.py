@@ -260,6 +260,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 _READERS = {
     ".pth": torch_files.read,
     ".pt": torch_files.read,
+    ".torchscript": torchscript.read_tensors,
     ".pkl": pickles.load_arrays,
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,

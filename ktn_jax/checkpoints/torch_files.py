@@ -2,9 +2,9 @@
 
 There are two formats: since PyTorch 1.6 a zip archive with a pickle, `data.pkl`, and an entry for
 the bytes of each storage; before, five pickles one after the other, and then the storages. In the
-pickle a tensor is a storage, an offset, a shape and strides. TorchScript archives are of the first
-kind too and are recognised here; `checkpoints.torchscript` reads them. PyTorch's own reader takes the sizes
-of storages from the pickle, whatever there is in the file.
+pickle a tensor is a storage, an offset, a shape and strides. PyTorch's own reader takes the sizes
+of storages from the pickle, whatever there is in the file. TorchScript archives look like the first
+format and are recognised here; `checkpoints.torchscript` reads them.
 """
 
 import io
@@ -56,8 +56,9 @@ def read(path: str | os.PathLike[str]) -> Any:
     """Reads a .pth or .pt file.
 
     Returns:
-        What was saved (of TorchScript, the tensors by name): nested dicts, lists, tuples, text, numbers and None, with tensors as
-        read-only arrays, `torch.Size` as tuples, and types and devices as text.
+        What was saved: nested dicts, lists, tuples, text, numbers and None, with tensors as
+        read-only arrays, `torch.Size` as tuples, and types and devices as text. Of TorchScript, the
+        tensors by name.
 
     Raises:
         OSError: the file cannot be opened.

@@ -355,6 +355,15 @@ def _write_torch(path):
         archive.writestr("a/data/0", bytes(16))
 
 
+def _write_torchscript(path):
+    body = _TENSOR[_TENSOR.index(b"ctorch._utils") : -2]
+    with zipfile.ZipFile(path, "w") as archive:
+        module = b"\x80\x02c__torch__.place\nModule\n)\x81}X\x01\x00\x00\x00a" + body + b"sb."
+        archive.writestr("a/data.pkl", module)
+        archive.writestr("a/constants.pkl", b"\x80\x02).")
+        archive.writestr("a/data/0", bytes(16))
+
+
 def _write_older_torch(path):
     begin = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
     pickled = b"".join(pickle.dumps(value, 2) for value in begin)
@@ -405,6 +414,7 @@ READERS = {
     "safetensors": _state_file(
         "a.safetensors", lambda path: safetensors.numpy.save_file(ARRAYS, path)
     ),
+    "torchscript": _state_file("a.torchscript", _write_torchscript),
     "torch": _state_file("a.pth", _write_torch),
     "older_torch": _state_file("a.pth", _write_older_torch),
     "npz": _state_file("a.npz", lambda path: np.savez(path, **ARRAYS)),

@@ -182,6 +182,7 @@ READERS = {
     "pickle": 60,
     "pickled_state": 60,
     "safetensors": 60,
+    "torchscript": 60,
     "torch": 60,
     "older_torch": 60,
     "npz": 60,
