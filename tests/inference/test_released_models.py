@@ -18,6 +18,12 @@ _CHANGES = [
 ]
 
 
+def _calm(path, leaf):
+    """Damps what residual blocks add: the boxes of a hundred random layers are empty."""
+    place = jax.tree_util.keystr(path)
+    return 0.2 * leaf if "conv3" in place and place.endswith("['scale']") else leaf
+
+
 @pytest.fixture(scope="module")
 def find_people(draw_variables):
     """Runs a model; released ones that differ in their training only share a run."""
@@ -27,7 +33,8 @@ def find_people(draw_variables):
         key = FrozenConfigDict(config.model)
         if key not in found:
             photo = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-            found[key] = Predictor(Stages(config, draw_variables(config)))(photo)
+            variables = jax.tree_util.tree_map_with_path(_calm, draw_variables(config))
+            found[key] = Predictor(Stages(config, variables))(photo)
             jax.clear_caches()
         return found[key]
 
