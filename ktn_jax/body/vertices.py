@@ -36,7 +36,7 @@ class SeenVertices:
     barycentric: np.ndarray
 
 
-def see_vertices(template: Template, iuv: np.ndarray) -> SeenVertices:
+def see_vertices(template: Template, iuv: np.ndarray, uv: np.ndarray | None = None) -> SeenVertices:
     """Finds the vertices of a body in a picture of one person.
 
     The point that a pixel shows is that of its patch, U and V on the template's rest pose. A vertex
@@ -46,20 +46,26 @@ def see_vertices(template: Template, iuv: np.ndarray) -> SeenVertices:
     Args:
         template: The surface whose charts the picture is of.
         iuv: uint8 [3, h, w] of I, 255 U, 255 V, truncated.
+        uv: float [2, h, w] of U and V before they were truncated, where they are known.
 
     Returns:
         Vertices and pixels, in the picture's columns and rows.
 
     Raises:
-        ValueError: not such a picture, or a patch above 24.
+        ValueError: not such pictures, or a patch above 24.
     """
     if iuv.ndim != 3 or len(iuv) != 3 or iuv.dtype != np.uint8:
         raise ValueError(f"iuv must be [3, h, w] uint8, got {iuv.shape} {iuv.dtype}")
     height, width = iuv.shape[1:]
     row, column = np.nonzero(iuv[0])
     patch = iuv[0, row, column]
-    uv = np.minimum((iuv[1:, row, column] + _MIDDLE_OF_LEVEL) / _LEVELS, 1)
-    found = template.iuv_to_surface(patch, *uv)
+    if uv is None:
+        at_uv = (iuv[1:, row, column] + _MIDDLE_OF_LEVEL) / _LEVELS
+    elif uv.shape == (2, height, width):
+        at_uv = uv[:, row, column].astype(np.float64)
+    else:
+        raise ValueError(f"uv must be [2, h, w] as iuv, got {uv.shape}")
+    found = template.iuv_to_surface(patch, *np.clip(at_uv, 0, 1))
     at_pixel = template.surface_to_point(found.face, found.barycentric)
     points = np.full((height, width, 3), np.nan, np.float32)
     points[row, column] = at_pixel

@@ -22,7 +22,7 @@ def predicted_people(predictor: CallablePredictor) -> PeopleOf:
     """The people that a model finds."""
 
     def people_of(index: int, image: np.ndarray) -> list[PersonResult]:
-        return predictor([image])[0]
+        return list(predictor([image])[0])
 
     return people_of
 

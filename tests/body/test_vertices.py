@@ -70,6 +70,8 @@ def test_points_of_pixels_are_those_that_were_rendered(body, truth):
     error = np.linalg.norm(view.points[own] - exact, axis=1)
     # U and V are rounded to 255 levels of charts up to 0.6 m long.
     assert np.median(error) < 0.0007 and np.quantile(error, 0.999) < 0.006
+    sharper = see_vertices(body.template, iuv_of(truth), np.stack([truth.u, truth.v]))
+    np.testing.assert_allclose(sharper.points[own], exact, atol=1e-5)
     assert np.isnan(view.points[~own]).all() and (view.face[~own] == -1).all()
     on_face = body.template.surface_to_point(view.face[own], view.barycentric[own])
     np.testing.assert_allclose(on_face, view.points[own], atol=1e-6)
@@ -92,6 +94,8 @@ def test_without_body_nothing_is_seen(body, truth):
     assert not view.is_visible.any() and (view.pixel_xy == -1).all()
     with pytest.raises(ValueError, match="uint8"):
         see_vertices(body.template, iuv_of(truth).astype(int))
+    with pytest.raises(ValueError, match="uv"):
+        see_vertices(body.template, iuv_of(truth), np.zeros((2, 3, 4)))
     with pytest.raises(ValueError, match="patch"):
         see_vertices(body.template, np.full((3, 4, 5), 25, np.uint8))
 
