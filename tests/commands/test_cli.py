@@ -78,6 +78,17 @@ def test_convert_goes_both_ways_and_comes_back_to_the_same_bytes(tmp_path, weigh
     assert steps[-1].read_bytes() == weights_file.read_bytes()
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_converted_weights_can_be_read_by_whom_the_user_lets(umask, mode, tmp_path, weights_file):
+    target = tmp_path / "w.safetensors"  # written as the weights of a demo are
+    before = os.umask(umask)
+    try:
+        assert cli.main(["convert", str(weights_file), str(target)]) == 0
+    finally:
+        os.umask(before)
+    assert target.stat().st_mode & 0o777 == mode
+
+
 def test_convert_names_keys_that_it_does_not_know(tmp_path, weights_file, capsys):
     state = files.read_state_dict(weights_file)
     state["roi_heads.mesh_head.deconv.bias"] = np.zeros(3, np.float32)
