@@ -14,10 +14,12 @@ import pytest
 
 from ktn_jax import cli
 from ktn_jax.runtime import locks
+from ktn_jax.runtime.processes import Processes
 
 HOLD = """
 import sys
 from ktn_jax.runtime import locks
+from ktn_jax.runtime.processes import Processes
 with locks.hold(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -100,3 +102,18 @@ def test_without_locks_of_the_system_the_record_decides(tmp_path, monkeypatch):
         with pytest.raises(locks.FolderInUseError, match=f"if it has ended, remove {path}"):
             with locks.hold(tmp_path):
                 pass
+
+
+def test_all_processes_of_a_run_are_refused_together(tmp_path):
+    said = []
+    first = Processes(0, 2, share=lambda text: said.append(text) or text)
+    other = Processes(1, 2, share=lambda text: said[-1])
+    with first.hold(tmp_path), other.hold(tmp_path):
+        assert said == [""]
+        with pytest.raises(locks.FolderInUseError, match=f"{tmp_path} is in use by process"):
+            first.hold(tmp_path).__enter__()
+        refused = f"first process was refused: {tmp_path} is in use by process {os.getpid()} on"
+        with pytest.raises(locks.FolderInUseError, match=refused):
+            other.hold(tmp_path).__enter__()
+    with first.hold(tmp_path), other.hold(tmp_path):
+        assert said[-1] == ""
