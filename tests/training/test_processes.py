@@ -163,7 +163,7 @@ def test_two_processes_of_four_devices_are_one_device(stand_in, start, tmp_path)
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.extended  # tests/runtime/test_locks.py has the same without JAX
 def test_no_process_trains_where_the_first_is_refused(start, tmp_path):
     changes = {"total_steps": 2, "training.num_devices": 0}
     coordinator = f"127.0.0.1:{free_port()}"
