@@ -16,7 +16,7 @@ from ktn_jax.runtime import host_memory, jax_setup, progress
 EXIT_STOPPED = 128 + signal.SIGINT  # as shells report it
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 COMMANDS = (
-    *("predict", "models", "convert", "verify", "train", "eval", "config", "data", "demo"),
+    *("predict", "draw", "models", "convert", "verify", "train", "eval", "config", "data", "demo"),
     "texture",
 )
 

@@ -15,11 +15,11 @@ from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord
 from ktn_jax.data_pipelines.loading.sources import Source
-from ktn_jax.results.drawing import PATCH_COLOURS, side_by_side
+from ktn_jax.results.drawing import side_by_side
+from ktn_jax.results.palette import PATCH_COLOURS, person_colour
 
 PANELS = ("boxes", "keypoints", "parts", "patches", "u", "v")
 
-_BOX_COLOURS = ((60, 220, 90), (80, 140, 255), (255, 200, 40), (220, 90, 255), (50, 225, 225))
 _CROWD_COLOUR = (255, 60, 60)
 _OCCLUDED_COLOUR = (255, 255, 255)
 _MASK_OPACITY = 0.55
@@ -41,7 +41,8 @@ def draw_boxes(image: np.ndarray, record: ImageRecord) -> np.ndarray:
     canvas = image.copy()
     stroke = _stroke(image)
     for number, person in enumerate(record.people):
-        colour = _CROWD_COLOUR if person.is_crowd else _BOX_COLOURS[number % len(_BOX_COLOURS)]
+        # The first colour is red too.
+        colour = _CROWD_COLOUR if person.is_crowd else person_colour(number + 2)
         x, y, width, height = person.box_xywh
         corners = (_pixel(x, y), _pixel(x + width - 1, y + height - 1))
         cv2.rectangle(canvas, *corners, colour, stroke)

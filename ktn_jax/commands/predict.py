@@ -12,19 +12,21 @@ EXAMPLES = """
   ktn predict photos/ '2024/*.png' --model densepose_rcnn_R_101_FPN_DL_s1x --output out/
   ktn predict photo.jpg --config densepose_rcnn_R_50_FPN_s1x.yaml --weights model_final_162be9.pkl
   ktn predict photo.jpg --config ktn:r50 --weights R.pth
+  ktn predict photo.jpg --style fine_segm --style contour+bbox --background black --dump
 
 The model is densepose_rcnn_R_50_FPN_DL_s1x where none is named; `ktn models` lists all. OUTPUT is
 ktn_predict/MODEL-DIGEST by default.
 
 For each photo: NAME_iuv.png (red I, green 255 U, blue 255 V), NAME_instances.png (people numbered
-from 1 by score), NAME_overlay.jpg; for all of them results.json (DensePose-COCO results format).
-The same command resumes a stopped run.
+from 1 by score), NAME_overlay.jpg, and NAME_STYLE.png for each --style; for all of them
+results.json (DensePose-COCO results format). The same command resumes a stopped run.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this subcommand."""
     from ktn_jax import commands
+    from ktn_jax.commands import draw
 
     parser.add_argument("photos", nargs="+", help="files, folders or globs")
     commands.add_model_arguments(parser)
@@ -55,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of a model that predicts them: confidences in results.json and NAME_confidence.jpg",
     )
+    parser.add_argument(
+        "--dump",
+        action="store_true",
+        help="NAME_dump.npz and .json with all numbers: boxes, scores, patches, U and V as the "
+        "network gives them, confidences",
+    )
+    draw.add_style_arguments(parser)
     commands.add_quiet_argument(parser)
 
 
@@ -65,8 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from ktn_jax import commands
     from ktn_jax.checkpoints import zoo
-    from ktn_jax.commands import train
+    from ktn_jax.commands import draw, train
     from ktn_jax.inference import charts, dataset, photos
+    from ktn_jax.inference.photo_products import CONFIDENCE_ENDING, Products
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
     from ktn_jax.runtime import image_files
@@ -74,13 +84,17 @@ def run(arguments: argparse.Namespace) -> int:
     config = commands.load_model_config(arguments, zoo.DEFAULT)
     if arguments.confidences:
         charts.check_confidences(config)
-    own_endings = (*photos.PICTURE_ENDINGS, photos.CONFIDENCE_ENDING, photos.RESULTS_FILE)
+    products = Products(
+        tuple(arguments.styles or ()),
+        draw.read_settings(arguments),
+        with_confidences=arguments.confidences,
+        with_dump=arguments.dump,
+    )
+    own_endings = (*products.endings, CONFIDENCE_ENDING, photos.RESULTS_FILE)
     found = image_files.find_images(arguments.photos, arguments.recursive, own_endings)
     _say(found.notes)
     if arguments.output:  # before the weights are read, which takes long
-        photos.check_output(
-            arguments.output, found.paths, arguments.overwrite, arguments.confidences
-        )
+        photos.check_output(arguments.output, found.paths, arguments.overwrite, products)
     annotated = _annotated(arguments, found.paths)
     try:
         variables = commands.load_model_variables(arguments, config, zoo.DEFAULT)
@@ -95,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.min_score,
             run=described,
             overwrite=arguments.overwrite,
-            with_confidences=arguments.confidences,
+            products=products,
             **annotated,
         )
     except KeyboardInterrupt:

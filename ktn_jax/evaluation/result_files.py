@@ -119,7 +119,7 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
         if not _is_person(where, entry, truth):
             other_categories += 1
             continue
-        record = _checked(where, entry)
+        record = check_entry(where, entry)
         image_id = record["image_id"]
         if image_id in truth.skipped_images:
             on_skipped += 1
@@ -199,7 +199,12 @@ def _is_person(where: str, entry: Mapping[str, Any], truth: GroundTruth) -> bool
     return category in truth.person_categories
 
 
-def _checked(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def check_entry(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks a detection as `check_record` does; plain COCO keypoints and masks need no box.
+
+    Raises:
+        EvaluationError: a wrong or missing field.
+    """
     names = ("bbox", "densepose", "uv_shape", "uv_data")
     is_plain = all(is_absent(entry.get(name)) for name in names)
     if is_plain and not all(is_absent(entry.get(name)) for name in ("keypoints", "segmentation")):
@@ -239,7 +244,7 @@ def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, An
     where = f"{name}: detection {detection.detection_id} of image {detection.image_id}"
     handle.seek(detection.offset)
     # As in `iterate_entries`: only ASCII text matters.
-    record = _checked(where, json.loads(handle.read(detection.length).decode("latin-1")))
+    record = check_entry(where, json.loads(handle.read(detection.length).decode("latin-1")))
     if not detection.has_picture:
         return np.zeros((3, 0, 0), np.uint8), record.get("segmentation")
     try:

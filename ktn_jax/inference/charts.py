@@ -150,12 +150,6 @@ def _bilinear_taps(size_out: int, size_in: int) -> tuple[np.ndarray, np.ndarray,
     return low, np.minimum(low + 1, size_in - 1), (position - low).astype(np.float32)
 
 
-def quantise(labels: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """Packs labels [h, w] and uv [2, h, w] as uint8 [3, h, w] of (I, 255 U, 255 V), truncated."""
-    uv = np.clip(uv * 255, 0, 255).astype(np.uint8)
-    return np.concatenate([labels[None], uv])
-
-
 def decode_keypoints(heatmaps: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray:
     """Decodes keypoints from heatmaps as detectron2 does.
 

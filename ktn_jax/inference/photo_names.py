@@ -29,6 +29,12 @@ def output_names(photos: Sequence[pathlib.Path]) -> list[str]:
     return names
 
 
+def number_of(path: pathlib.PurePath) -> int | None:
+    """The number that names a photo, COCO's prefix left out; None if another word does."""
+    match = _NUMBERED.fullmatch(path.stem)
+    return int(match[1]) if match else None
+
+
 def image_ids(photos: Sequence[pathlib.Path]) -> list[int]:
     """COCO image ids, all different.
 
@@ -42,8 +48,7 @@ def image_ids(photos: Sequence[pathlib.Path]) -> list[int]:
     ids: list[int | None] = []
     taken: set[int] = set()
     for path in photos:
-        match = _NUMBERED.fullmatch(path.stem)
-        number = int(match[1]) if match else None
+        number = number_of(path)
         ids.append(None if number in taken else number)
         taken |= {number} if number is not None else set()
     free = (number for number in range(1, 2 * len(photos) + 1) if number not in taken)

@@ -1,6 +1,5 @@
 """Runs a predictor over image files and writes results and pictures."""
 
-import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -14,26 +13,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ktn_jax.inference import batching
 from ktn_jax.inference.inputs import CallablePredictor
+from ktn_jax.inference.output_files import check_targets
 from ktn_jax.inference.photo_names import as_text, image_ids, output_names
-from ktn_jax.results import confidence_pictures, drawing, maps, records
+from ktn_jax.inference.photo_products import Products
+from ktn_jax.results import records
 from ktn_jax.results.categories import PERSON_CATEGORY
 from ktn_jax.results.detection_checks import check_record
+from ktn_jax.results.dumps import Dump
+from ktn_jax.results.pictures import LONGEST_JPEG_SIDE
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.shards import ResultsWriter, ShardError, merge_results
-from ktn_jax.runtime import atomic_files, images, json_stream, locks
+from ktn_jax.runtime import images, json_stream, locks
 from ktn_jax.runtime.progress import Progress
 
 RESULTS_FILE = "results.json"
 PARTIAL_FOLDER = "results.partial"
-PICTURE_ENDINGS = ("_iuv.png", "_instances.png", "_overlay.jpg")
-CONFIDENCE_ENDING = "_confidence.jpg"  # one picture more, on request
-_JPEG_QUALITY = 90
-_LONGEST_JPEG_SIDE = 65_500  # of the library that writes it
-_SHOWN = 3  # files named in a message
+NO_MORE = Products()
+"""The usual pictures alone."""
+
 # What no other photo could be written after.
 _ERRORS_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -66,7 +66,7 @@ def predict_files(
     category_id: int = PERSON_CATEGORY,
     run: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-    with_confidences: bool = False,
+    products: Products = NO_MORE,
 ) -> PhotosSummary:
     """Predicts photos and writes `*_iuv.png`, `*_instances.png`, `*_overlay.jpg`, `results.json`.
 
@@ -87,8 +87,7 @@ def predict_files(
         run: describes weights and configuration, see `dataset.describe_run`. The same call resumes
             a stopped one, photos that could not be read are tried again. None: nothing is resumed.
         overwrite: replace the files of another run; never those of `photos`.
-        with_confidences: of a model that predicts them, write confidences into the results, and
-            `*_confidence.jpg` with pictures of them.
+        products: what else to write. Confidences go into the results too.
 
     Returns:
         The summary, with the photos that could not be read or written. `results.json` has the
@@ -109,10 +108,10 @@ def predict_files(
     names = output_names(photos)
     sizes = [None] * len(photos) if sizes_hw is None else sizes_hw
     with locks.hold(output_dir):
-        check_output(output_dir, photos, overwrite, with_confidences)
+        check_output(output_dir, photos, overwrite, products)
         # Of a run that nothing describes, nobody can tell whether it is the same.
         description: dict[str, Any] = {"run": secrets.token_hex(8)} if run is None else dict(run)
-        options = (category_id, min_score, with_confidences, *sizes)
+        options = (category_id, min_score, products.options(), *sizes)
         description["photos"] = _digest(photos, ids, options)
         with _open_partial(output_dir, description, overwrite) as writer:
             work = _Work(
@@ -123,7 +122,7 @@ def predict_files(
                 output_dir,
                 min_score,
                 category_id,
-                with_confidences,
+                products,
                 writer,
             )
             work.run(predictor)
@@ -150,14 +149,14 @@ class _Work:
         output_dir: pathlib.Path,
         min_score: float,
         category_id: int,
-        with_confidences: bool,
+        products: Products,
         writer: ResultsWriter,
     ):
         self._photos, self._names, self._ids = photos, names, ids
         self._sizes_hw = sizes_hw
         self._output_dir = output_dir
         self._min_score, self._category_id = min_score, category_id
-        self._with_confidences = with_confidences
+        self._products = products
         self._writer = writer
         self.failures: dict[int, str] = {}
         self.notes: dict[int, str] = {}
@@ -190,10 +189,10 @@ class _Work:
             self.failures[index] = str(error).removeprefix(f"{path}: ")
             return None
         height, width = image.shape[:2]
-        if max(height, width) > _LONGEST_JPEG_SIDE:
+        if max(height, width) > LONGEST_JPEG_SIDE:
             self.failures[index] = (
                 f"{width} x {height} pixels: its overlay would be a JPEG, whose sides have at most "
-                f"{_LONGEST_JPEG_SIDE:,}"
+                f"{LONGEST_JPEG_SIDE:,}"
             )
             return None
         frames = images.count_frames(path)
@@ -212,14 +211,10 @@ class _Work:
             name = self._names[index]
             try:
                 entries = self._entries(index, people)
-                _write_pictures(
-                    self._output_dir,
-                    name,
-                    picture,
-                    people,
-                    with_charts=self._with_charts,
-                    with_confidences=self._with_confidences,
+                dump = Dump(
+                    as_text(self._photos[index]), self._ids[index], picture.shape[:2], tuple(people)
                 )
+                self._products.write(self._output_dir, name, picture, dump, self._with_charts)
             except (OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno in _ERRORS_OF_THE_DISK:
                     raise
@@ -235,7 +230,7 @@ class _Work:
         found = records.people_to_records(
             self._ids[index],
             people,
-            with_confidences=self._with_confidences,
+            with_confidences=self._products.with_confidences,
             category_id=self._category_id,
             file_name=as_text(self._photos[index]),
             output_name=as_text(self._names[index]),
@@ -243,40 +238,11 @@ class _Work:
         return [check_record(f"person {number}", record) for number, record in enumerate(found)]
 
 
-def _write_pictures(
-    folder: pathlib.Path,
-    name: str,
-    image: np.ndarray,
-    people: Sequence[PersonResult],
-    *,
-    with_charts: bool,
-    with_confidences: bool,
-) -> None:
-    """Writes the pictures of a photo, or none of them."""
-    paths = [folder / f"{name}{ending}" for ending in (*PICTURE_ENDINGS, CONFIDENCE_ENDING)]
-    iuv, instances = maps.paste_iuv(people, image.shape[:2])
-    jpegs = {paths[2]: drawing.draw_people(image, people, show_keypoints=True)}
-    if with_confidences:
-        jpegs[paths[3]] = confidence_pictures.draw_confidences(image, people)
-    try:
-        if with_charts:
-            maps.write_iuv_png(paths[0], iuv)
-        maps.write_instances_png(paths[1], instances)
-        for path, pixels in jpegs.items():
-            with atomic_files.replacing(path) as temporary:
-                Image.fromarray(pixels).save(temporary, format="jpeg", quality=_JPEG_QUALITY)
-    except (OSError, ValueError):
-        for path in paths:
-            with contextlib.suppress(OSError):  # of a name too long, which was not written either
-                path.unlink(missing_ok=True)
-        raise
-
-
 def check_output(
     folder: pathlib.Path,
     photos: Sequence[pathlib.Path],
     overwrite: bool = False,
-    with_confidences: bool = False,
+    products: Products = NO_MORE,
 ) -> None:
     """Checks that `predict_files` would replace nothing but what a stopped run has left.
 
@@ -284,36 +250,16 @@ def check_output(
         folder: to write into.
         photos: image files.
         overwrite: files of another run may be replaced, photos never.
-        with_confidences: see `predict_files`.
+        products: see `predict_files`.
 
     Raises:
         ValueError: what would be written is there already, or is one of the photos.
     """
     names = output_names(photos)
-    endings = (*PICTURE_ENDINGS, *([CONFIDENCE_ENDING] if with_confidences else []))
     targets = [folder / RESULTS_FILE]
-    targets += [folder / f"{name}{ending}" for name in names for ending in endings]
-    inputs = {path.resolve() for path in photos}
-    clashes = [str(path) for path in targets if path.resolve() in inputs]
-    if clashes:
-        raise ValueError(
-            f"{_some(clashes)} would be written over, and is one of the photos: write to another "
-            "folder"
-        )
-    if overwrite or (folder / PARTIAL_FOLDER).exists():  # checked when that run began
-        return
-    # Names too long to exist are reported with their photo.
-    existing = [str(path) for path in targets if os.path.lexists(path)]
-    if existing:
-        raise ValueError(
-            f"{folder} holds files that this would replace: {_some(existing)}; write to another "
-            "folder, or replace them with overwrite (--overwrite)"
-        )
-
-
-def _some(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
-    return ", ".join(paths[:_SHOWN]) + more
+    targets += [folder / f"{name}{ending}" for name in names for ending in products.endings]
+    is_stopped_run = (folder / PARTIAL_FOLDER).exists()  # checked when that run began
+    check_targets(folder, targets, photos, overwrite or is_stopped_run)
 
 
 def _open_partial(

@@ -18,7 +18,7 @@ from ktn_jax.inference.masks import paste_mask
 from ktn_jax.inference.stages import PEOPLE_BUCKETS, Stages, people_bucket
 from ktn_jax.results.categories import category_ids
 from ktn_jax.results.people import People
-from ktn_jax.results.records import PersonResult
+from ktn_jax.results.records import PersonResult, quantise
 from ktn_jax.runtime import images
 from ktn_jax.structures import PersonMaps
 
@@ -211,7 +211,7 @@ def to_result(
             size_hw=charts.box_size_hw(boxes[0]),
             mask_threshold=config.predictor.mask_threshold,
         )
-        found["iuv"] = charts.quantise(labels, uv)
+        found["iuv"], found["uv"] = quantise(labels, uv), uv
         found["confidences"] = charts.confidences_in_box(maps, labels)
     if heatmaps is not None:
         decoded = charts.decode_keypoints(heatmaps[None], person.box_xyxy[None])[0]

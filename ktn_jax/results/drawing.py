@@ -12,50 +12,12 @@ import numpy as np
 from ktn_jax.body import parts
 from ktn_jax.results.categories import CATEGORY_NAMES, PERSON_CATEGORY
 from ktn_jax.results.maps import paste_iuv
+from ktn_jax.results.palette import PATCH_COLOURS, person_colour
 from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.results.records import PersonResult
 
-_COLOUR_OF_PATCH = {
-    "background": (0, 0, 0),
-    "torso_back": (125, 125, 135),
-    "torso_front": (205, 205, 215),
-    "right_hand": (255, 240, 60),
-    "left_hand": (120, 250, 120),
-    "left_foot": (140, 150, 255),
-    "right_foot": (250, 120, 210),
-    "right_upper_leg_back": (150, 10, 30),
-    "left_upper_leg_back": (20, 30, 150),
-    "right_upper_leg_front": (215, 35, 50),
-    "left_upper_leg_front": (50, 70, 225),
-    "right_lower_leg_back": (165, 20, 105),
-    "left_lower_leg_back": (20, 95, 50),
-    "right_lower_leg_front": (225, 60, 160),
-    "left_lower_leg_front": (55, 165, 75),
-    "left_upper_arm_inside": (0, 95, 140),
-    "right_upper_arm_inside": (215, 85, 20),
-    "left_upper_arm_outside": (0, 155, 205),
-    "right_upper_arm_outside": (255, 135, 65),
-    "left_lower_arm_inside": (0, 140, 115),
-    "right_lower_arm_inside": (225, 160, 0),
-    "left_lower_arm_outside": (40, 205, 165),
-    "right_lower_arm_outside": (255, 200, 90),
-    "right_head": (255, 165, 175),
-    "left_head": (150, 225, 255),
-}
-PATCH_COLOURS = np.array([_COLOUR_OF_PATCH[name] for name in parts.PATCH_NAMES], np.uint8)
-"""[25, 3] RGB of each patch, black for the background."""
-
 _COLOUR_OF_SIDE = {"left": (60, 160, 255), "right": (255, 110, 40)}
 _COLOUR_OF_MIDDLE = (250, 230, 80)
-# Boxes of neighbours in score must differ, not those of a whole crowd.
-_BOX_COLOURS = (
-    (255, 60, 60),
-    (60, 220, 90),
-    (80, 140, 255),
-    (255, 200, 40),
-    (220, 90, 255),
-    (50, 225, 225),
-)
 _U_LINE, _V_LINE = (255, 255, 255), (20, 20, 20)
 _NUM_ISOLINES = 8
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -117,7 +79,7 @@ def draw_people(
         window = canvas[rows, columns]  # a view: what is drawn on it cannot leave the box
         if not window.size:
             continue
-        colour = _BOX_COLOURS[rank % len(_BOX_COLOURS)]
+        colour = person_colour(rank + 1)
         if show_masks and person.mask is not None:
             has_parts = show_parts and person.iuv is not None
             _draw_mask(canvas, person.mask, colour, stroke, 0 if has_parts else opacity / 2)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from ktn_jax.results.palette import PERSON_COLOURS
 from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import atomic_files
@@ -92,11 +93,15 @@ def write_iuv_png(path: str | os.PathLike[str], iuv: np.ndarray) -> None:
     """
     if iuv.ndim != 3 or iuv.shape[2] != 3 or iuv.dtype != np.uint8:
         raise ValueError(f"iuv must be [H, W, 3] uint8, got {iuv.shape} {iuv.dtype}")
-    _write_png(path, iuv)
+    write_rgb_png(path, iuv)
 
 
 def write_instances_png(path: str | os.PathLike[str], instances: np.ndarray) -> None:
-    """Writes the map of people's numbers as a grey PNG, 8-bit for up to 255 people, else 16-bit.
+    """Writes the map of people's numbers as a PNG.
+
+    For up to 255 people it has 8 bits and a palette, so that viewers show every person in the
+    colour of `palette.PERSON_COLOURS`; Pillow reads the numbers from it, OpenCV the colours. For
+    more people it is grey, of 16 bits.
 
     Args:
         path: Of the PNG.
@@ -110,9 +115,33 @@ def write_instances_png(path: str | os.PathLike[str], instances: np.ndarray) -> 
         raise ValueError(
             f"instances must be [H, W] uint8 or uint16, got {instances.shape} {instances.dtype}"
         )
-    _write_png(path, instances)
+    picture = Image.fromarray(instances)
+    if instances.dtype == np.uint8:
+        picture.putpalette(PERSON_COLOURS.tobytes())
+    _write_png(path, picture)
 
 
-def _write_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
+def write_labels_png(path: str | os.PathLike[str], labels: np.ndarray) -> None:
+    """Writes the patch of every pixel as a grey PNG of 8 bits, 0 (background) to 24.
+
+    Args:
+        path: Of the PNG.
+        labels: [H, W] uint8.
+
+    Raises:
+        ValueError: not such a map.
+        FileNotFoundError: the folder does not exist.
+    """
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise ValueError(f"labels must be [H, W] uint8, got {labels.shape} {labels.dtype}")
+    _write_png(path, Image.fromarray(labels))
+
+
+def write_rgb_png(path: str | os.PathLike[str], pixels: np.ndarray) -> None:
+    """Writes a picture, uint8 RGB [H, W, 3], as a PNG file."""
+    _write_png(path, Image.fromarray(pixels))
+
+
+def _write_png(path: str | os.PathLike[str], picture: Image.Image) -> None:
     with atomic_files.replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="png")
+        picture.save(temporary, format="png")

@@ -50,7 +50,11 @@ class PlacedMask:
         Raises:
             ktn_jax.runtime.rle.RleError: it describes no mask.
         """
-        whole = rle.decode_rle(encoded)
+        return cls.from_whole(rle.decode_rle(encoded))
+
+    @classmethod
+    def from_whole(cls, whole: np.ndarray) -> "PlacedMask":
+        """Cuts a mask on the whole image, [H, W], to the part that holds it."""
         rows, columns = np.flatnonzero(whole.any(1)), np.flatnonzero(whole.any(0))
         size_hw = (whole.shape[0], whole.shape[1])
         if not len(rows):

@@ -59,6 +59,8 @@ class PersonResult:
             `results.confidences`; empty for others.
         mask: of a model with a mask head, or None.
         category_id: COCO's, see `results.categories`.
+        uv: float32 [2, h, w], U and V of `iuv`'s pixels as the network gives them, neither clipped
+            nor rounded; None where only `iuv` is known, as from a results file.
     """
 
     box_xyxy: np.ndarray
@@ -68,6 +70,7 @@ class PersonResult:
     confidences: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     mask: PlacedMask | None = None
     category_id: int = PERSON_CATEGORY
+    uv: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -93,7 +96,13 @@ class PersonResult:
                     f"confidences must be [h, w] as iuv, {size}, and of "
                     f"{', '.join(CONFIDENCES)}; got {name!r} {np.shape(values)}"
                 )
-        for name, value in (("box_xyxy", box), ("iuv", iuv), ("keypoints", keypoints)):
+        uv = self.uv
+        if uv is not None:
+            uv = np.asarray(uv, np.float32)
+            if iuv is None or uv.shape != (2, *iuv.shape[1:]):
+                raise ResultsError(f"uv must be [2, h, w] as iuv, got {uv.shape}")
+        checked = {"box_xyxy": box, "iuv": iuv, "keypoints": keypoints, "uv": uv}
+        for name, value in checked.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "score", float(self.score))
 
@@ -151,6 +160,12 @@ def _end_of_box(start: float, length: float, pixels: int) -> np.float32:
     while max(int(end - first), 1) < pixels:
         end = np.nextafter(end, np.float32(np.inf))
     return end
+
+
+def quantise(patches: np.ndarray, uv: np.ndarray) -> np.ndarray:
+    """Packs patches [h, w] and U, V [2, h, w] as uint8 [3, h, w] of I, 255 U, 255 V, truncated."""
+    levels = np.clip(uv * 255, 0, 255).astype(np.uint8)
+    return np.concatenate([patches[None].astype(np.uint8), levels])
 
 
 def encode_iuv(iuv: np.ndarray) -> str:
@@ -295,30 +310,42 @@ def records_to_people(records: Iterable[Mapping[str, Any]]) -> dict[int, list[Pe
     """
     people: dict[int, list[PersonResult]] = {}
     for number, record in enumerate(records):
-        where = f"record {number}"
-        record = check_record(where, record)
-        x, y, width, height = record["bbox"]
-        right, bottom, iuv = np.float32(x + width), np.float32(y + height), None
-        confidences: Mapping[str, np.ndarray] = {}
-        if "uv_data" in record:
-            iuv = decode_record(where, record)
-            right = _end_of_box(x, width, iuv.shape[2])
-            bottom = _end_of_box(y, height, iuv.shape[1])
-            confidences = decode_confidences(where, record.get("confidences", {}), iuv[0])
-        keypoints = record.get("keypoints")
-        if keypoints is not None:
-            keypoints = np.reshape(keypoints, (-1, 3)) + [_PIXEL_CENTRE, _PIXEL_CENTRE, 0]
-        person = PersonResult(
-            box_xyxy=np.array([x, y, right, bottom], np.float32),
-            score=record["score"],
-            iuv=iuv,
-            keypoints=keypoints,
-            confidences=confidences,
-            mask=_decode_mask(where, record.get("segmentation")),
-            category_id=record.get("category_id", PERSON_CATEGORY),
-        )
-        people.setdefault(record["image_id"], []).append(person)
+        checked = check_record(f"record {number}", record)
+        person = record_to_person(f"record {number}", checked)
+        people.setdefault(checked["image_id"], []).append(person)
     return people
+
+
+def record_to_person(where: str, record: Mapping[str, Any]) -> PersonResult:
+    """Turns one entry of the results format into a person.
+
+    Args:
+        where: names the record in messages.
+        record: as `check_record` gave it.
+
+    Raises:
+        ResultsError: a picture or mask of it is damaged; the message names the field.
+    """
+    x, y, width, height = record["bbox"]
+    right, bottom, iuv = np.float32(x + width), np.float32(y + height), None
+    confidences: Mapping[str, np.ndarray] = {}
+    if "uv_data" in record:
+        iuv = decode_record(where, record)
+        right = _end_of_box(x, width, iuv.shape[2])
+        bottom = _end_of_box(y, height, iuv.shape[1])
+        confidences = decode_confidences(where, record.get("confidences", {}), iuv[0])
+    keypoints = record.get("keypoints")
+    if keypoints is not None:
+        keypoints = np.reshape(keypoints, (-1, 3)) + [_PIXEL_CENTRE, _PIXEL_CENTRE, 0]
+    return PersonResult(
+        box_xyxy=np.array([x, y, right, bottom], np.float32),
+        score=record["score"],
+        iuv=iuv,
+        keypoints=keypoints,
+        confidences=confidences,
+        mask=_decode_mask(where, record.get("segmentation")),
+        category_id=record.get("category_id", PERSON_CATEGORY),
+    )
 
 
 def _decode_mask(where: str, segmentation: Any) -> PlacedMask | None:

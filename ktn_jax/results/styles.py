@@ -145,10 +145,13 @@ def _draw_person(
     if person.iuv is None:
         return
     patches, uv = person.iuv[0], person.iuv[1:]
+    if person.uv is not None:  # as detectron2 converts them: beyond 0 and 1, 256 levels further on
+        uv = (person.uv * _LARGEST_LEVEL).astype(np.int64).astype(np.uint8)
     if style == "contour":
         draw_contours(canvas, patches, uv, box_xywh, colours)
     elif style == "texture" and settings.atlas is not None:
-        draw_texture(canvas, patches, uv / np.float32(_LARGEST_LEVEL), box_xywh, settings.atlas)
+        points = person.iuv[1:] / np.float32(_LARGEST_LEVEL) if person.uv is None else person.uv
+        draw_texture(canvas, patches, points, box_xywh, settings.atlas)
     else:
         scale = _SCALE_OF_PATCHES if style == "fine_segm" else 1.0
         values = {"fine_segm": patches, "u": uv[0], "v": uv[1]}[style]

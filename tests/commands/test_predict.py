@@ -11,7 +11,7 @@ from PIL import Image
 from ktn_jax import cli
 from ktn_jax.checkpoints import weights
 from ktn_jax.inference import predictor, stages
-from ktn_jax.results import records
+from ktn_jax.results import dumps, records
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import jax_setup
 
@@ -180,4 +180,36 @@ def test_a_used_folder_is_refused_before_the_weights_are_read(tmp_path, capsys, 
     assert f"{tmp_path}/out holds files that this would replace" in capsys.readouterr().err
     assert cli.main([*command, "--weights=~/none.pth", "--output=~/new"]) == 1
     assert f"{tmp_path}/none.pth" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_styles_and_dumps_are_written_and_kept_apart(own, tmp_path, capsys):
+    out = tmp_path / "out"
+    chosen = ("--style", "u", "--style", "contour+bbox", "--background", "black", "--dump")
+    assert _predict(own, "--output", out, *chosen) == 0
+    ends = ("iuv.png", "instances.png", "overlay.jpg", "u.png", "contour+bbox.png")
+    ends += ("dump.npz", "dump.json")
+    names = ("frame2", "frame10")
+    assert {path.name for path in out.iterdir()} == {
+        "results.json",
+        *(f"{name}_{end}" for name in names for end in ends),
+    }
+    dump = dumps.read_dump(out / "frame2_dump.npz")
+    assert dump.file_name == str(own / "frame2.png") and dump.image_size_hw == (20, 30)
+    assert dump.image_id == 1 and len(dump.people) == 1 and "sigma" in dump.people[0].confidences
+    with Image.open(out / "frame2_u.png") as picture:
+        pixels = np.asarray(picture)
+    assert picture.mode == "RGB" and not pixels[:3].any() and pixels[3:18, 2:12].all(-1).all()
+    (out / "results.json").unlink()
+    capsys.readouterr()
+    (out / "frame2_iuv.png").unlink()
+    assert _predict(own, "--output", out, *chosen) == 1
+    assert "frame2_instances.png" in capsys.readouterr().err
+    for wrong, message in (
+        (("--style", "dp_u"), "unknown style 'dp_u'"),
+        (("--style", "texture"), "--atlas"),
+        (("--opacity", "2"), "opacity must be 0 to 1"),
+    ):
+        assert _predict(own, "--output", tmp_path / "new", *wrong) == 1
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

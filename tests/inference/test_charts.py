@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktn_jax.inference import charts
+from ktn_jax.results.records import quantise
 
 pytestmark = pytest.mark.parity
 
@@ -24,7 +25,7 @@ def test_chart_equals_the_fork(golden, threshold, index):
     assert charts.box_size_hw(box) == expected.shape[1:]
     maps = _maps(golden, "chart", index)
     labels, uv = charts.chart_in_box(*maps, expected.shape[1:], threshold)
-    np.testing.assert_array_equal(charts.quantise(labels, uv), expected)
+    np.testing.assert_array_equal(quantise(labels, uv), expected)
 
 
 @pytest.mark.parametrize("case", ["coarse2", "coarse15"])
@@ -36,7 +37,7 @@ def test_chart_equals_upstream(golden_dir, case, index):
     labels, uv = charts.chart_in_box(*_maps(arrays, case, index), expected.shape[1:])
     np.testing.assert_array_equal(labels, arrays[f"{case}/{index}/labels"])
     np.testing.assert_allclose(uv, arrays[f"{case}/{index}/uv"], atol=1e-6)
-    np.testing.assert_array_equal(charts.quantise(labels, uv), expected)
+    np.testing.assert_array_equal(quantise(labels, uv), expected)
 
 
 def test_keypoints_equal_the_original(golden):
@@ -93,7 +94,7 @@ def test_quantise_truncates_and_clips():
     uv = np.float32([[[-0.1, 0.5, 1.2]], [[0.999, 1 / 255, 0.0]]])
     labels = np.uint8([[1, 2, 3]])
     np.testing.assert_array_equal(
-        charts.quantise(labels, uv), [[[1, 2, 3]], [[0, 127, 255]], [[254, 1, 0]]]
+        quantise(labels, uv), [[[1, 2, 3]], [[0, 127, 255]], [[254, 1, 0]]]
     )
 
 

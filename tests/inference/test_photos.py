@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ktn_jax.inference import photos
+from ktn_jax.inference.photo_products import Products
 from ktn_jax.results import records
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime.configuration import load_config
@@ -165,14 +166,14 @@ def test_a_person_who_is_not_finite_costs_one_photo(files, tmp_path):
 
 def test_a_full_disk_stops_the_run_and_loses_nothing(files, tmp_path, monkeypatch):
     out, run = tmp_path / "out", {"weights": "a"}
-    write = photos._write_pictures
+    write = Products.write
 
-    def fill_up(folder, name, *rest, **options):
+    def fill_up(products, folder, name, *rest):
         if name == "e":
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(folder, name, *rest, **options)
+        write(products, folder, name, *rest)
 
-    monkeypatch.setattr(photos, "_write_pictures", fill_up)
+    monkeypatch.setattr(Products, "write", fill_up)
     with pytest.raises(OSError, match="No space left"):
         photos.predict_files(_Predictor(1), files, out, run=run)
     monkeypatch.undo()

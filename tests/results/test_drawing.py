@@ -7,7 +7,8 @@ import pytest
 
 from ktn_jax.body import parts
 from ktn_jax.results import drawing, maps, records
-from ktn_jax.results.drawing import PATCH_COLOURS, draw_iuv, draw_people, side_by_side
+from ktn_jax.results.drawing import draw_iuv, draw_people, side_by_side
+from ktn_jax.results.palette import PATCH_COLOURS
 from ktn_jax.results.records import PersonResult
 
 RNG = np.random.default_rng(0)

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from ktn_jax.results import maps
+from ktn_jax.results.palette import PERSON_COLOURS
 from ktn_jax.results.records import PersonResult
 
 
@@ -91,13 +92,26 @@ def test_iuv_png_is_i_u_v_in_red_green_blue(tmp_path):
     np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], iuv)
 
 
-@pytest.mark.parametrize("dtype,largest", [(np.uint8, 255), (np.uint16, 300)])
-def test_instances_png(dtype, largest, tmp_path):
-    instances = np.array([[0, 1], [2, largest]], dtype)
+def test_viewers_show_people_in_colours_and_programs_read_their_numbers(tmp_path):
+    instances = np.array([[0, 1], [2, 255]], np.uint8)
     maps.write_instances_png(tmp_path / "a.png", instances)
-    read = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)
-    assert read.dtype == dtype
-    np.testing.assert_array_equal(read, instances)
+    with Image.open(tmp_path / "a.png") as png:
+        assert png.mode == "P"
+        np.testing.assert_array_equal(np.asarray(png), instances)
+    shown = cv2.imread(str(tmp_path / "a.png"))[..., ::-1]
+    np.testing.assert_array_equal(shown, PERSON_COLOURS[instances])
+    assert len(np.unique(PERSON_COLOURS, axis=0)) == 256
+
+
+def test_instances_of_a_crowd_and_labels_are_grey(tmp_path):
+    for write, numbers in (
+        (maps.write_instances_png, np.array([[0, 1], [2, 300]], np.uint16)),
+        (maps.write_labels_png, np.array([[0, 1], [2, 24]], np.uint8)),
+    ):
+        write(tmp_path / "a.png", numbers)
+        read = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED)
+        assert read.dtype == numbers.dtype
+        np.testing.assert_array_equal(read, numbers)
 
 
 def test_maps_are_checked(tmp_path):

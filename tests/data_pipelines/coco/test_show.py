@@ -8,7 +8,7 @@ from ktn_jax.body import parts
 from ktn_jax.data_pipelines.coco import annotations, show
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord, PersonRecord
 from ktn_jax.data_pipelines.loading.sources import FolderSource
-from ktn_jax.results.drawing import PATCH_COLOURS
+from ktn_jax.results.palette import PATCH_COLOURS
 
 HEIGHT, WIDTH = 60, 100
 LEFT_WRIST, RIGHT_WRIST = (

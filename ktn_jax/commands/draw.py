@@ -1,0 +1,131 @@
+"""draw a results file, of any system, over its photos, in detectron2's styles or ours"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ktn_jax.results.styles import StyleSettings
+
+EXAMPLES = """
+  ktn draw results.json --images photos/ --output drawn/
+  ktn draw results.json --images photos/ --style fine_segm --style contour+bbox \\
+      --background grey --output drawn/
+
+A picture for each photo and style: NAME_overlay.jpg, NAME_fine_segm.png. Photos are found by
+file_name in the results, or by the image id that is their name.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this subcommand."""
+    from ktn_jax import commands
+
+    parser.add_argument(
+        "results", type=pathlib.Path, help="JSON list or JSON lines, as ktn eval takes them"
+    )
+    parser.add_argument(
+        "--images",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of the photos (default: file_name in the results is a path)",
+    )
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write into")
+    parser.add_argument(
+        "--annotations",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="COCO JSON that gives the file names of image ids",
+    )
+    parser.add_argument(
+        "--min-score",
+        type=commands.finite,
+        default=0.5,
+        help="lowest score of people to draw (default 0.5)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace pictures that are there (never photos)"
+    )
+    add_style_arguments(parser, "overlay")
+    commands.add_quiet_argument(parser)
+
+
+def add_style_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Adds --style and what says how styles are drawn, which `read_settings` reads."""
+    usual = "" if default is None else f" (default {default})"
+    parser.add_argument(
+        "--style",
+        dest="styles",
+        action="append",
+        metavar="STYLE",
+        help="a picture more: fine_segm, u, v, contour, bbox or texture as detectron2 draws them, "
+        "several in one joined by + (contour+bbox), or overlay, labels, iuv, instances; may be "
+        f"repeated{usual}",
+    )
+    parser.add_argument(
+        "--background",
+        default="photo",
+        metavar="WHAT",
+        help="under detectron2's styles: photo (default), grey (as apply_net show has it), black, "
+        "or lowest, the colour map's lowest colour",
+    )
+    parser.add_argument(
+        "--colormap",
+        default="parula",
+        metavar="NAME",
+        help="of detectron2's styles: parula (default, as detectron2), viridis, jet and others",
+    )
+    parser.add_argument(
+        "--opacity",
+        type=float,
+        default=0.7,
+        help="of the colours of fine_segm, u and v (default 0.7, as detectron2)",
+    )
+    parser.add_argument(
+        "--atlas",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="of the style texture: picture of 6 rows and 4 columns of square tiles",
+    )
+
+
+def read_settings(arguments: argparse.Namespace) -> "StyleSettings":
+    """Reads what `add_style_arguments` added.
+
+    Raises:
+        ValueError: an unknown name, an opacity outside 0 to 1, or a file that is no atlas.
+    """
+    from ktn_jax.results.atlas import read_atlas
+    from ktn_jax.results.styles import StyleSettings
+
+    atlas = None if arguments.atlas is None else read_atlas(arguments.atlas)
+    return StyleSettings(arguments.background, arguments.colormap, arguments.opacity, atlas)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draws; an image that cannot be is reported, and the exit code is 1."""
+    from ktn_jax.evaluation.ground_truth import ImageTruth, read_ground_truth
+    from ktn_jax.inference.drawn_results import draw_results
+
+    annotated: Sequence[ImageTruth] = ()
+    if arguments.annotations is not None:
+        annotated = read_ground_truth(arguments.annotations, on_bad="skip").images
+    summary = draw_results(
+        arguments.results,
+        arguments.output,
+        arguments.styles or ("overlay",),
+        read_settings(arguments),
+        images_dir=arguments.images,
+        annotated=annotated,
+        min_score=arguments.min_score,
+        overwrite=arguments.overwrite,
+    )
+    for failure in summary.failures:
+        print(f"skipped {failure}", file=sys.stderr)  # noqa: T201
+    print(  # noqa: T201
+        f"{summary.num_people} people drawn on {summary.num_images} photos, written to "
+        f"{arguments.output}"
+    )
+    return 1 if summary.failures else 0

@@ -1,0 +1,100 @@
+"""Pictures of a photo's people by name, and the files that they are written to.
+
+Names are `overlay` (our own drawing), the maps `iuv`, `instances` and `labels`, and the styles of
+`styles.STYLES`, several of which can be joined in one picture: "contour+bbox".
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from ktn_jax.results import drawing, maps
+from ktn_jax.results.records import PersonResult
+from ktn_jax.results.styles import STYLES, StyleSettings, draw_styles
+from ktn_jax.runtime import atomic_files
+
+OVERLAY = "overlay"
+MAPS = ("iuv", "instances", "labels")
+JPEG_QUALITY = 90
+LONGEST_JPEG_SIDE = 65_500  # of the library that writes it
+
+_JOINED_BY = "+"
+
+
+def check_names(names: Sequence[str], settings: StyleSettings) -> tuple[str, ...]:
+    """Checks names of pictures, and returns each once.
+
+    Raises:
+        ValueError: an unknown name, or the style texture without an atlas.
+    """
+    for name in names:
+        for style in [] if name in (OVERLAY, *MAPS) else name.split(_JOINED_BY):
+            if style not in STYLES:
+                raise ValueError(
+                    f"unknown style {style!r}: wanted {', '.join((OVERLAY, *STYLES, *MAPS))}, or "
+                    "several of detectron2's in one picture, such as contour+bbox"
+                )
+            if style == "texture" and settings.atlas is None:
+                raise ValueError("the style texture needs an atlas (--atlas FILE)")
+    return tuple(dict.fromkeys(names))
+
+
+def ending(name: str) -> str:
+    """How the name of the file ends that a picture is written to."""
+    return f"_{name}.jpg" if name == OVERLAY else f"_{name}.png"
+
+
+def write_pictures(
+    folder: pathlib.Path,
+    output_name: str,
+    names: Sequence[str],
+    image: np.ndarray,
+    people: Sequence[PersonResult],
+    settings: StyleSettings,
+) -> None:
+    """Writes pictures of a photo, or none of them.
+
+    Args:
+        folder: that exists.
+        output_name: the files' names begin with it.
+        names: checked by `check_names`.
+        image: uint8 [H, W, 3] RGB.
+        people: in its pixels, best first.
+        settings: of detectron2's styles.
+    """
+    iuv, instances = maps.paste_iuv(people, image.shape[:2])
+    paths = [folder / f"{output_name}{ending(name)}" for name in names]
+    with remove_unless_done(paths):
+        for name, path in zip(names, paths, strict=True):
+            if name == OVERLAY:
+                write_jpeg(path, drawing.draw_people(image, people, show_keypoints=True))
+            elif name == "iuv":
+                maps.write_iuv_png(path, iuv)
+            elif name == "instances":
+                maps.write_instances_png(path, instances)
+            elif name == "labels":
+                maps.write_labels_png(path, iuv[..., 0])
+            else:
+                drawn = draw_styles(image, people, name.split(_JOINED_BY), settings)
+                maps.write_rgb_png(path, drawn)
+
+
+@contextlib.contextmanager
+def remove_unless_done(paths: Sequence[pathlib.Path]) -> Iterator[None]:
+    """Removes files if its block, which writes them, fails."""
+    try:
+        yield
+    except (OSError, ValueError):
+        for path in paths:
+            with contextlib.suppress(OSError):  # of a name too long, which was not written either
+                path.unlink(missing_ok=True)
+        raise
+
+
+def write_jpeg(path: pathlib.Path, pixels: np.ndarray) -> None:
+    """Writes uint8 RGB [H, W, 3] as a JPEG file."""
+    with atomic_files.replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="jpeg", quality=JPEG_QUALITY)
