@@ -5,7 +5,10 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ktn_jax.body.surface import Template
 
 EXAMPLES = """
   ktn predict photo.jpg
@@ -63,6 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="NAME_dump.npz and .json with all numbers: boxes, scores, patches, U and V as the "
         "network gives them, confidences",
     )
+    parser.add_argument(
+        "--vertices",
+        metavar="CHARTS",
+        help="with --dump: which pixel shows each vertex, and the body point of each pixel; the "
+        "charts are UV_Processed.mat, with --body, or the word procedural, for models of rendered "
+        "people",
+    )
+    parser.add_argument(
+        "--body",
+        type=pathlib.Path,
+        metavar="NPY",
+        help="with --vertices: the vertices of SMPL's rest pose, metres, y up",
+    )
     draw.add_style_arguments(parser)
     commands.add_quiet_argument(parser)
 
@@ -89,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         draw.read_settings(arguments),
         with_confidences=arguments.confidences,
         with_dump=arguments.dump,
+        template=_template(arguments),
     )
     own_endings = (*products.endings, CONFIDENCE_ENDING, photos.RESULTS_FILE)
     found = image_files.find_images(arguments.photos, arguments.recursive, own_endings)
@@ -128,6 +145,24 @@ def _default_output(run: Mapping[str, Any], paths: Sequence[pathlib.Path]) -> pa
 
     photos = [os.fsencode(path.absolute()).hex() for path in paths]
     return dataset.default_folder({**run, "photos": photos}, "ktn_predict")
+
+
+def _template(arguments: argparse.Namespace) -> "Template | None":
+    """The body of --vertices and --body."""
+    charts, body = arguments.vertices, arguments.body
+    if charts is not None and not arguments.dump:
+        raise ValueError("--vertices go into the dump: add --dump")
+    if (body is None) != (charts in (None, "procedural")):
+        raise ValueError("--vertices UV_Processed.mat and --body NPY need each other")
+    if charts is None:
+        return None
+    if charts == "procedural":
+        from ktn_jax.body.procedural import assembly
+
+        return assembly.make_body().template
+    from ktn_jax.body import loading
+
+    return loading.load_template(charts, body, symmetry_tolerance=None)
 
 
 def _annotated(arguments: argparse.Namespace, paths: Sequence[pathlib.Path]) -> dict[str, Any]:

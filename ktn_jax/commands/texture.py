@@ -19,7 +19,8 @@ EXAMPLES = """
       --uv-map smpl_uv.obj --charts UV_Processed.mat
 
 An atlas is a PNG of 24 tiles, 6 rows and 4 columns, as the DensePose notebooks have it; alpha is
-255 where the texture was seen. People come from a results file, or from a model.
+255 where the texture was seen. People come from a results file, or from a model: that of
+`ktn predict` where none is named.
 """
 
 
@@ -50,8 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--results", type=pathlib.Path, metavar="FILE", help="the people, as ktn predict wrote"
         )
-        commands.add_config_arguments(action, required=False)
-        action.add_argument("--weights", help="with --config: the model that finds the people")
+        commands.add_model_arguments(action)
         commands.add_verify_argument(action)
         action.add_argument(
             "--person",
@@ -92,7 +92,7 @@ def _number_or_all(text: str) -> int | None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the action; the exit code is 1 if a photo could not be read or written."""
-    from ktn_jax.inference import texture_files
+    from ktn_jax.inference import output_files, texture_files
 
     if (arguments.uv_map is None) != (arguments.charts is None):
         raise ValueError("--uv-map and --charts need each other")
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "apply":
         others.append(arguments.atlas)
     inputs = [*photos, *(path for path in others if path is not None)]
-    texture_files.check_outputs(outputs, inputs, arguments.overwrite)
+    output_files.check_targets(output.parent, outputs, inputs, arguments.overwrite)
     summary = (_extract if arguments.action == "extract" else _apply)(
         arguments, photos, outputs, person
     )
@@ -183,25 +183,23 @@ def _layouts(
 
 
 def _people(arguments: argparse.Namespace, photos: Sequence[pathlib.Path]) -> "PeopleOf":
-    """People from --results, or from the model."""
+    """People from --results, or from the model that is named, or the default one."""
+    from ktn_jax import commands
+    from ktn_jax.checkpoints import zoo
     from ktn_jax.inference import known_people
     from ktn_jax.results import records
 
-    has_model = arguments.config is not None and arguments.weights is not None
-    if (arguments.results is not None) == has_model or (
-        has_model != (arguments.config is not None or arguments.weights is not None)
-    ):
-        raise ValueError("give the people: either --results FILE, or --config with --weights")
     if arguments.results is not None:
+        if arguments.model or arguments.config or arguments.weights or arguments.random_weights:
+            raise ValueError("people come from --results or from a model, not from both")
         found = records.read_results(arguments.results)
         return known_people.recorded_people(photos, found, str(arguments.results))
-    from ktn_jax.checkpoints import weights
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
-    from ktn_jax.runtime import configuration
 
-    config = configuration.load_config(arguments.config, [*arguments.changes, "test.batch_size=1"])
-    variables = weights.load(config, arguments.weights, verify=arguments.verify)
+    arguments.changes = [*arguments.changes, "test.batch_size=1"]  # photos come one by one
+    config = commands.load_model_config(arguments, zoo.DEFAULT)
+    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT)
     return known_people.predicted_people(Predictor(Stages(config, variables)))
 
 

@@ -28,8 +28,7 @@ def check_targets(
     clashes = [str(path) for path in targets if path.resolve() in resolved]
     if clashes:
         raise ValueError(
-            f"{_some(clashes)} would be written over, and is one of the photos: write to another "
-            "folder"
+            f"{_some(clashes)} would be written over, and is read: write to another folder"
         )
     if may_replace:
         return

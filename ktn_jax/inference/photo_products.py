@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ktn_jax.body.surface import Template
 from ktn_jax.results import confidence_pictures, dumps, pictures
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.styles import StyleSettings
@@ -25,6 +26,7 @@ class Products:
         settings: of detectron2's styles.
         with_confidences: of a model that predicts them, a picture of confidences.
         with_dump: all arrays, see `results.dumps`.
+        template: adds its vertices to the dump.
 
     Raises:
         ValueError: an unknown picture, or the style texture without an atlas.
@@ -34,6 +36,7 @@ class Products:
     settings: StyleSettings = dataclasses.field(default_factory=StyleSettings)
     with_confidences: bool = False
     with_dump: bool = False
+    template: Template | None = None
 
     def __post_init__(self) -> None:
         """Checks the pictures, and adds the usual ones."""
@@ -54,7 +57,11 @@ class Products:
         own = self.settings
         atlas = None if own.atlas is None else hashlib.sha256(own.atlas.tobytes()).hexdigest()
         drawn = [list(self.pictures), own.background, own.colormap, own.opacity, atlas]
-        return [*drawn, self.with_confidences, self.with_dump]
+        body = None
+        if self.template is not None:
+            arrays = (self.template.vertices, self.template.chart_uv, self.template.chart_faces)
+            body = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+        return [*drawn, self.with_confidences, self.with_dump, body]
 
     def write(
         self,
@@ -81,4 +88,4 @@ class Products:
                 drawn = confidence_pictures.draw_confidences(image, people)
                 pictures.write_jpeg(folder / f"{output_name}{CONFIDENCE_ENDING}", drawn)
             if self.with_dump:
-                dumps.write_dump(folder, output_name, dump)
+                dumps.write_dump(folder, output_name, dump, self.template)

@@ -1,7 +1,6 @@
 """Textures from photos into an atlas file, and from an atlas file onto photos."""
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -83,24 +82,6 @@ def dressed_paths(photos: Sequence[pathlib.Path], output: pathlib.Path) -> list[
     if len(photos) > 1:
         raise ValueError(f"--output {output} is one file for {len(photos)} photos: name a folder")
     return [output]
-
-
-def check_outputs(
-    outputs: Sequence[pathlib.Path], inputs: Sequence[pathlib.Path], overwrite: bool
-) -> None:
-    """Checks that no input would be written over, nor, unless wanted, anything else.
-
-    Raises:
-        ValueError: something would be; the message names it.
-    """
-    read = {path.resolve() for path in inputs}
-    for path in outputs:
-        if path.resolve() in read:
-            raise ValueError(f"{path} would be written over, and is read: name another --output")
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder: name a file")
-        if not overwrite and os.path.lexists(path):
-            raise ValueError(f"{path} exists: name another --output, or replace it (--overwrite)")
 
 
 def extract_texture(

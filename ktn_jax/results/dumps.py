@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ktn_jax.body.surface import Template
 from ktn_jax.results.detection_checks import CONFIDENCES, ResultsError
 from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.results.records import PersonResult, quantise
@@ -39,19 +40,25 @@ class Dump:
     people: tuple[PersonResult, ...]
 
 
-def write_dump(folder: pathlib.Path, name: str, dump: Dump) -> None:
+def write_dump(
+    folder: pathlib.Path, name: str, dump: Dump, template: Template | None = None
+) -> None:
     """Writes both files of a dump.
 
     The arrays of the `.npz` are `file_name`, `image_id`, `image_size_hw` [2], `boxes_xyxy` float32
     [N, 4], `scores` float32 [N], `category_ids` [N], and of person n, from 0, where the model gives
     them: `n/labels` uint8 [h, w] (patch 0..24), `n/uv` float32 [2, h, w], `n/keypoints` float32
     [17, 3], `n/mask` bool [H, W], and `n/sigma` and the other confidences, float32 [h, w]. Maps
-    cover the pixels of the box, from (int(x0), int(y0)) on.
+    cover the pixels of the box, from (int(x0), int(y0)) on. With a template also, see
+    `body.vertices`: `n/vertex_is_visible` bool [V], `n/vertex_pixels` int32 [V, 2] column and row
+    in the photo, -1 where no pixel shows the vertex, and `n/points` float32 [h, w, 3] metres on the
+    rest pose, NaN on background.
 
     Args:
         folder: that exists.
         name: the files' names begin with it.
         dump: what to write.
+        template: of whose charts the people are; None leaves vertices out.
     """
     arrays: dict[str, np.ndarray] = {
         "file_name": np.array(dump.file_name),
@@ -64,6 +71,10 @@ def write_dump(folder: pathlib.Path, name: str, dump: Dump) -> None:
     listed: list[dict[str, Any]] = []
     for number, person in enumerate(dump.people):
         maps = _maps_of(person)
+        if template is not None and person.iuv is not None:
+            seen = person.to_vertices(template)
+            maps["vertex_is_visible"], maps["vertex_pixels"] = seen.is_visible, seen.pixel_xy
+            maps["points"] = seen.points
         arrays |= {f"{number}/{key}": value for key, value in maps.items()}
         listed.append(
             {

@@ -133,7 +133,7 @@ class PersonResult:
 
         if self.iuv is None:
             raise ResultsError("this person has no iuv, and so no vertices")
-        seen = see_vertices(template, self.iuv)
+        seen = see_vertices(template, self.iuv, self.uv)
         corner = self.box_xyxy[:2].astype(np.int32)  # truncated, as in the reference
         in_image = np.where(seen.is_visible[:, None], seen.pixel_xy + corner, seen.pixel_xy)
         return dataclasses.replace(seen, pixel_xy=in_image)

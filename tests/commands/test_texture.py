@@ -103,7 +103,7 @@ def test_a_texture_of_another_layout(folder, capsys):
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (("extract", "a.png", "--output", "b.png"), "exists"),
+        (("extract", "a.png", "--output", "b.png"), "would replace"),
         (("extract", "a.png", "--output", "a.png", "--overwrite"), "would be written over"),
         (("extract", "a.png", "--output", "atlas.jpg"), "is a .png"),
         (("extract", "a.png", "--output", "new.png", "--person=7"), "none is number 7"),
@@ -111,7 +111,7 @@ def test_a_texture_of_another_layout(folder, capsys):
         (("apply", "noise.png", "a.png", "--output", "noise.png", "--overwrite"), "written over"),
         (("apply", "noise.png", "a.png", "b.png", "--output", "new.jpg"), "name a folder"),
         (("apply", "a.png", "b.png", "--output", "new.jpg"), "6 rows and 4 columns"),
-        (("apply", "noise.png", "a.png", "--output", "new.jpg", "--config=ktn:tiny"), "either"),
+        (("apply", "noise.png", "a.png", "--output", "new.jpg", "--config=ktn:tiny"), "both"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_changes(folder, arguments, message, capsys):

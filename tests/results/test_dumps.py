@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from ktn_jax.body.procedural import assembly
 from ktn_jax.results import dumps
 from ktn_jax.results.detection_checks import ResultsError
 from ktn_jax.results.placed_masks import PlacedMask
@@ -90,3 +91,18 @@ def test_other_files_are_no_dumps(tmp_path):
         dumps.read_dump(tmp_path / "a.npy")
     with pytest.raises(FileNotFoundError):
         dumps.read_dump(tmp_path / "none.npz")
+
+
+def test_a_dump_has_the_vertices_of_a_body(tmp_path):
+    template = assembly.make_body().template
+    dump = _dump()
+    dumps.write_dump(tmp_path, "a", dump, template)
+    assert len(dumps.read_dump(tmp_path / "a_dump.npz").people) == 3
+    listed = json.loads((tmp_path / "a_dump.json").read_text())["people"]
+    assert "0/points" in listed[0]["arrays"] and "1/points" not in listed[1]["arrays"]
+    seen = dump.people[0].to_vertices(template)
+    with np.load(tmp_path / "a_dump.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["0/vertex_is_visible"], seen.is_visible)
+        np.testing.assert_array_equal(arrays["0/vertex_pixels"], seen.pixel_xy)
+        np.testing.assert_array_equal(arrays["0/points"], seen.points)
+    assert seen.is_visible.any()
