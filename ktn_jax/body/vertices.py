@@ -92,9 +92,9 @@ def _reach(points: np.ndarray) -> np.ndarray:
     missing = np.zeros(points.shape[:2], int)
     for axis in (0, 1):
         step = np.linalg.norm(np.diff(points.astype(np.float64), axis=axis), axis=-1)
-        edge = np.full_like(step[:1] if axis == 0 else step[:, :1], np.nan)
-        before = np.concatenate([edge, step], axis=axis)
-        after = np.concatenate([step, edge], axis=axis)
+        ends = np.array([[1, 0], [0, 0]]) if axis == 0 else np.array([[0, 0], [1, 0]])
+        before = np.pad(step, ends, constant_values=np.nan)
+        after = np.pad(step, ends[:, ::-1], constant_values=np.nan)
         # The nearer neighbour: the other one may lie beyond a fold.
         shorter = np.fmin(before, after)
         missing += np.isnan(shorter)

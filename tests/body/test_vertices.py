@@ -92,6 +92,8 @@ def test_a_person_counts_pixels_from_the_images_corner(body, truth):
 def test_without_body_nothing_is_seen(body, truth):
     view = see_vertices(body.template, np.zeros((3, 4, 5), np.uint8))
     assert not view.is_visible.any() and (view.pixel_xy == -1).all()
+    for line in (iuv_of(truth)[:, 150:151], iuv_of(truth)[:, :, 150:151]):
+        assert see_vertices(body.template, line).is_visible.any()
     with pytest.raises(ValueError, match="uint8"):
         see_vertices(body.template, iuv_of(truth).astype(int))
     with pytest.raises(ValueError, match="uv"):
