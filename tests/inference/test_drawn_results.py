@@ -72,7 +72,7 @@ def test_what_is_there_is_not_replaced(folder, capsys):
     entries += records.people_to_records(785, [_person(2, 0.6)])
     records.write_results(folder / "results.json", entries)
     photos = folder / "photos"
-    with pytest.raises(ValueError, match=r"785_iuv\.png would be written over, and is one of"):
+    with pytest.raises(ValueError, match=r"785_iuv\.png would be written over, and is read"):
         draw_results(folder / "results.json", photos, ["iuv"], images_dir=photos, overwrite=True)
 
 
