@@ -119,9 +119,8 @@ def extract_texture(
         iuv, instances = maps.paste_iuv(people, image.shape[:2])
         numbers = person.numbers(people)
         if not numbers:
-            summary.notes.append(
-                (path, f"only {len(people)} people, none is number {person.number or 1}")
-            )
+            found = f"of {len(people)} people none is number {person.number}"
+            summary.notes.append((path, found if people else "nobody found"))
         for number in numbers:
             own = np.where((instances == number)[..., None], iuv, 0)
             if own.any():
@@ -173,7 +172,7 @@ def apply_texture(
             continue
         summary.num_people += len(dressed)
         if not dressed:
-            summary.notes.append((path, "nobody to dress: written as it is"))
+            summary.notes.append((path, "nobody to dress: written without a change"))
     return summary
 
 
