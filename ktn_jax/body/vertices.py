@@ -11,6 +11,7 @@ from ktn_jax.body.surface import Template
 # 255 U is truncated in IUV pictures: half a level more is nearest to what was meant.
 _MIDDLE_OF_LEVEL = 0.5
 _LEVELS = 255
+_LARGEST_REACH = 3  # medians: the slant at which a surface is still said to be seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,8 @@ def see_vertices(template: Template, iuv: np.ndarray, uv: np.ndarray | None = No
 
     The point that a pixel shows is that of its patch, U and V on the template's rest pose. A vertex
     belongs to the pixel whose point is nearest to it, if it is no further from it than the points
-    of the pixel's corners; otherwise no pixel shows it.
+    of the pixel's corners, but not further than three times the median of that distance over the
+    person's pixels; otherwise no pixel shows it.
 
     Args:
         template: The surface whose charts the picture is of.
@@ -100,7 +102,10 @@ def _reach(points: np.ndarray) -> np.ndarray:
         missing += np.isnan(shorter)
         squared += np.where(np.isnan(shorter), 0, shorter / 2) ** 2
     # A line of pixels one wide is taken to be as dense across as along.
-    return np.asarray(np.sqrt(np.where(missing == 1, 2 * squared, squared)))
+    reach = np.sqrt(np.where(missing == 1, 2 * squared, squared))
+    # What shows between an arm and the trunk may have only neighbours beyond a fold.
+    is_body = np.isfinite(points[..., 0])
+    return np.asarray(np.minimum(reach, _LARGEST_REACH * np.median(reach[is_body])))
 
 
 def _half_level(template: Template) -> np.ndarray:

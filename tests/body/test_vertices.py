@@ -49,7 +49,7 @@ def test_vertices_are_where_the_renderer_put_them(body, person, truth):
     # What is wrong lies along the outline, where a pixel shows more of the surface than is seen.
     assert 0.3 < is_seen.mean() < 0.7
     assert both.sum() > 0.9 * is_seen.sum()
-    assert both.sum() > 0.85 * view.is_visible.sum()
+    assert both.sum() > 0.95 * view.is_visible.sum()
     off = np.abs(view.pixel_xy + 0.5 - xy)[both].max(axis=1)
     assert np.median(off) < 0.5 and np.quantile(off, 0.95) < 1.3
     assert (view.pixel_xy[~view.is_visible] == -1).all()
@@ -60,7 +60,7 @@ def test_vertices_are_where_the_renderer_put_them(body, person, truth):
     to_pixel = view.points[row, column] - body.template.vertices[view.is_visible]
     distance = np.linalg.norm(to_pixel, axis=1)
     np.testing.assert_allclose(view.distance[view.is_visible], distance, atol=1e-6)
-    assert distance.max() < 0.05  # a pixel is 7 mm wide, more where it is seen at a slant
+    assert distance.max() < 0.02  # a pixel is 7 mm wide, more where it is seen at a slant
 
 
 def test_points_of_pixels_are_those_that_were_rendered(body, truth):
