@@ -11,7 +11,7 @@ import pathlib
 import resource
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 from ktn_jax.demo import page, pictures
 from ktn_jax.evaluation import template_files
 from ktn_jax.evaluation.metrics import Metrics
-from ktn_jax.inference import dataset, model_evaluation
+from ktn_jax.inference import dataset, model_evaluation, photos
 from ktn_jax.runtime import atomic_files, configuration, locks
 from ktn_jax.training.tracking import JSON_LINES
 from ktn_jax.training.trainer import make_detector_trainer
@@ -287,10 +287,25 @@ def _commands(request: DemoRequest, config_name: str) -> dict[str, str]:
     template = request.data / TEMPLATE
     seed = 2 * HELD_OUT_SEED
     rows: dict[str, list[object]] = {
-        "Find people in pictures": ["predict", images, *model, "--output", output / "predicted"],
+        "Find people in a photo of yours: put its path in place of photo.jpg (the model has seen "
+        "rendered people only)": ["predict", "photo.jpg", *model, "--output", output / "own_photo"],
+        "Find people in the test pictures": ["predict", images, *model]
+        + ["--output", output / "predicted"],
+        "Draw them as detectron2 does": ["draw", output / "predicted" / photos.RESULTS_FILE]
+        + ["--style", "fine_segm", "--style", "contour+bbox", "--output", output / "drawn"],
         "Score the test set again": ["eval", *model, "--data", test_people]
         + ["--template", template, "--output", output / "scored"],
         "Score people never rendered before": ["eval", *model, "--data", "synthetic"]
         + ["--seed", seed, "--output", output / "scored_new"],
     }
-    return {purpose: shlex.join(["ktn", *map(str, words)]) for purpose, words in rows.items()}
+    return {purpose: _in_lines(["ktn", *map(str, words)]) for purpose, words in rows.items()}
+
+
+def _in_lines(words: Sequence[str]) -> str:
+    """Quotes a command for a shell, every option with its value on a line of its own."""
+    lines: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            lines.append([])
+        lines[-1].append(word)
+    return " \\\n    ".join(map(shlex.join, lines))

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import hsv_to_rgb
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, hsv_to_rgb
 from matplotlib.figure import Figure
 
 from ktn_jax.body.parts import NUM_PATCHES, PATCH_NAMES
@@ -16,20 +17,14 @@ from ktn_jax.evaluation.metrics import MEASURES
 from ktn_jax.evaluation.patch_errors import WITHIN_CM, PersonScore
 from ktn_jax.evaluation.precision_recall import RECALL_LEVELS, Curves
 from ktn_jax.evaluation.result_files import Detection, ResultIndex, read_payload
+from ktn_jax.results.palette import PATCH_COLOURS
+from ktn_jax.results.shading import shaded_points
 from ktn_jax.runtime.images import ImageError, read_image
 
 _SHOWN_THRESHOLDS = (0.5, 0.65, 0.75, 0.85, 0.95)
 _GREY = 96
+_NO_ERROR = 0.87
 _MARGIN = 0.08
-
-
-def patch_colours() -> np.ndarray:
-    """Returns [25, 3] RGB in [0, 1], neighbouring patch numbers far apart; 0 is black."""
-    order = np.arange(NUM_PATCHES)
-    hue = order * 7 % NUM_PATCHES / NUM_PATCHES
-    value = np.where(order % 2, 1.0, 0.75)
-    colours = hsv_to_rgb(np.stack([hue, np.full(NUM_PATCHES, 0.85), value], axis=1))
-    return np.concatenate([np.zeros((1, 3)), colours])
 
 
 def precision_recall(curves: Curves) -> Figure:
@@ -47,8 +42,9 @@ def precision_recall(curves: Curves) -> Figure:
         panel.set(title=name, xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("precision")
-    if panels[-1].lines:
-        panels[-1].legend(title="threshold", fontsize=8, loc="lower left")
+    lines, labels = panels[-1].get_legend_handles_labels()
+    if lines:  # beside the panels, where it covers no curve
+        figure.legend(lines, labels, title="threshold", fontsize=8, loc="outside right center")
     return figure
 
 
@@ -85,23 +81,23 @@ def error_on_template(
         raise ValueError("the positions of the template's vertices are not known")
     figure = Figure(figsize=(8, 6), layout="constrained")
     panels = figure.subplots(1, 2)
-    known = values[np.isfinite(values)]
-    limit = known.max() if known.size else 1.0
-    drawn = []
+    colours, scale = error_colours(values)
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    panels = figure.subplots(1, 2)
     for panel, side, title in zip(panels, (1, -1), ("front", "back"), strict=True):
-        # The body faces +z: painted from far to near, so that near vertices hide far ones.
-        order = np.argsort(side * vertices[:, 2])
-        x, y = side * vertices[order, 0], vertices[order, 1]
-        panel.scatter(x, y, c="#dddddd", s=6, linewidths=0)
-        drawn.append(
-            panel.scatter(
-                x, y, c=values[order], s=6, linewidths=0, cmap="viridis", vmin=0, vmax=limit
-            )
-        )
-        panel.set(aspect="equal", title=title)
+        panel.imshow(shaded_points(vertices * [side, 1, side], colours), interpolation="bilinear")
+        panel.set(title=title)
         panel.axis("off")
-    figure.colorbar(drawn[0], ax=panels, label="mean error (cm)", shrink=0.7)
+    figure.colorbar(scale, ax=panels, label="mean error (cm)", shrink=0.7)
     return figure
+
+
+def error_colours(values: np.ndarray) -> tuple[np.ndarray, ScalarMappable]:
+    """Colours of errors, RGB [N, 3] from 0 to 1, grey where one is NaN; and their scale."""
+    known = values[np.isfinite(values)]
+    scale = ScalarMappable(Normalize(0, known.max() if known.size else 1.0), "viridis")
+    colours = np.asarray(scale.to_rgba(values))[:, :3]
+    return np.where(np.isfinite(values)[:, None], colours, _NO_ERROR), scale
 
 
 def people_cards(
@@ -141,7 +137,7 @@ def _draw_person(
     images_dir: str | pathlib.Path | None,
 ) -> None:
     picture = _read_picture(images_dir, image.file_name, image.image_size_hw)
-    colours = patch_colours()
+    colours = PATCH_COLOURS / 255
     left, top = int(detection.box_xywh[0]), int(detection.box_xywh[1])
     rows, columns = np.nonzero(iuv[0])
     labels = iuv[0][rows, columns]

@@ -22,6 +22,7 @@ _U_LINE, _V_LINE = (255, 255, 255), (20, 20, 20)
 _NUM_ISOLINES = 8
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LEGIBLE_FONT_SCALE = 0.4  # about 9 pixels high
+_TITLE_FONT_SCALE = 0.6  # about 13 pixels high
 _MIN_KEYPOINT_SCORE = 0.05  # the reference's threshold for drawing
 
 
@@ -272,7 +273,7 @@ def _draw_isolines(canvas: np.ndarray, iuv: np.ndarray, instances: np.ndarray, s
 
 
 def _title_bar(title: str, width: int, image_height: int) -> np.ndarray:
-    scale = max(_LEGIBLE_FONT_SCALE, image_height / 800)
+    scale = max(_TITLE_FONT_SCALE, image_height / 600)
     bar_height = round(44 * scale)
     thickness = max(1, round(1.6 * scale))
     text_width = cv2.getTextSize(title, _FONT, scale, thickness)[0][0]

@@ -8,8 +8,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from ktn_jax.results.detection_checks import CONFIDENCES, ResultsError
 from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.results.records import PersonResult, quantise
 from ktn_jax.runtime import atomic_files
+from ktn_jax.runtime.npz_files import NpzFile
 
 ENDINGS = ("_dump.npz", "_dump.json")
 
@@ -125,12 +124,10 @@ def read_dump(path: str | os.PathLike[str]) -> Dump:
         ResultsError: it is no dump, or damaged; the message names the file and the array.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # what NumPy would read as a plain array is none
-            archive.infolist()
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (EOFError, KeyError, zlib.error, ValueError, zipfile.BadZipFile) as error:
-        raise ResultsError(f"{path}: not a dump, or damaged: {error}") from error
+        with NpzFile(path) as file:
+            arrays = dict(file)
+    except ValueError as error:
+        raise ResultsError(str(error)) from error
     wanted = ("file_name", "image_id", "image_size_hw", "boxes_xyxy", "scores", "category_ids")
     missing = [name for name in wanted if name not in arrays]
     if missing:

@@ -25,7 +25,7 @@ table { border-collapse: collapse; margin: 0 0 1.2em; }
 th, td { padding: .2em .7em; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; height: auto; }
-pre { background: #f4f4f6; padding: .7em; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { background: #f4f4f6; padding: .7em; white-space: pre; overflow-x: auto; }
 .note { background: #fff6dc; padding: .3em .8em; margin: .3em 0; }
 </style>
 </head>

@@ -1,7 +1,9 @@
 """The colours of patches and people, the same in every picture.
 
-Left and right are the person's own: warm colours are the right side, cool ones the left, grey the
-torso; of a limb's two patches the darker is the back or the inside.
+Left and right are the person's own: warm colours are the right side, cool ones the left, violet the
+torso (grey is not seen on white clothes or black ones); of a limb's two patches the darker is the
+back or the inside. To eyes that do not tell red from green, the right side is yellow and the left
+side and the torso are blue.
 """
 
 import colorsys
@@ -12,8 +14,8 @@ from ktn_jax.body import parts
 
 _COLOUR_OF_PATCH = {
     "background": (0, 0, 0),
-    "torso_back": (125, 125, 135),
-    "torso_front": (205, 205, 215),
+    "torso_back": (95, 55, 135),
+    "torso_front": (160, 110, 205),
     "right_hand": (255, 240, 60),
     "left_hand": (120, 250, 120),
     "left_foot": (140, 150, 255),

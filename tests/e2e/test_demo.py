@@ -90,8 +90,10 @@ def test_other_settings_do_not_mix(first, folder):
 @pytest.mark.extended
 def test_the_commands_on_the_page_load_the_weights(first, folder):
     page = (folder / "demo" / "report.html").read_text(encoding="utf-8")
-    commands = [shlex.split(html.unescape(text)) for text in re.findall(r"<pre>(.*?)</pre>", page)]
-    predict, score, _ = commands
+    texts = [html.unescape(text) for text in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)]
+    assert all(len(line) < 100 for text in texts for line in text.splitlines())
+    own, predict, draw, score, _ = (shlex.split(text.replace("\\\n", "")) for text in texts)
+    assert own[:3] == ["ktn", "predict", "photo.jpg"]
     assert predict[:2] == ["ktn", "predict"] and score[:2] == ["ktn", "eval"]
     done = _ktn(folder, *score[1:])
     assert done.returncode == 0, done.stderr[-2000:]
@@ -103,3 +105,6 @@ def test_the_commands_on_the_page_load_the_weights(first, folder):
     done = _ktn(folder, *predict[1:])
     assert done.returncode == 0, done.stderr[-2000:]
     assert (folder / "demo" / "predicted" / "000000000001_iuv.png").is_file()
+    done = _ktn(folder, *draw[1:])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (folder / "demo" / "drawn" / "000000000001_contour+bbox.png").is_file()

@@ -213,7 +213,15 @@ def test_colours_are_distinct_and_tell_left_from_right():
         elif name.startswith("left"):
             assert red < max(green, blue), name
         else:
-            assert max(red, green, blue) - min(red, green, blue) <= 10, name
+            assert blue > red > green, name
+
+
+def test_the_torso_is_seen_on_clothes_of_any_shade():
+    for opacity, least in ((0.6, 40), (1.0, 70)):
+        for torso in PATCH_COLOURS[1:3].astype(float):
+            for clothes in np.linspace(0, 255, 18):  # black to white
+                mixed = (1 - opacity) * clothes + opacity * torso
+                assert mixed.max() - mixed.min() >= least  # these are grey, and the torso is not
 
 
 def test_draw_iuv_exactly():
