@@ -23,6 +23,7 @@ _NUM_ISOLINES = 8
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LEGIBLE_FONT_SCALE = 0.4  # about 9 pixels high
 _TITLE_FONT_SCALE = 0.6  # about 13 pixels high
+_SHOWN_WIDTH = 1140  # pixels: of the reports' pages, which wider pictures are shrunk to
 _MIN_KEYPOINT_SCORE = 0.05  # the reference's threshold for drawing
 
 
@@ -165,13 +166,14 @@ def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str] | None = No
         _check_picture("image", image)
     height = max(len(image) for image in images)
     gap = max(2, height // 60)
+    widths = [max(round(image.shape[1] * height / len(image)), 1) for image in images]
+    total_width = sum(widths) + gap * (len(images) - 1)
     columns: list[np.ndarray] = []
     for number, image in enumerate(images):
         if len(image) != height:
-            width = max(round(image.shape[1] * height / len(image)), 1)
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+            image = cv2.resize(image, (widths[number], height), interpolation=cv2.INTER_LINEAR)
         if titles is not None:
-            image = np.concatenate([_title_bar(titles[number], image.shape[1], height), image])
+            image = np.concatenate([_title_bar(titles[number], widths[number], total_width), image])
         if number:
             columns.append(np.full((len(image), gap, 3), 255, np.uint8))
         columns.append(image)
@@ -272,8 +274,8 @@ def _draw_isolines(canvas: np.ndarray, iuv: np.ndarray, instances: np.ndarray, s
         canvas[is_line] = colour
 
 
-def _title_bar(title: str, width: int, image_height: int) -> np.ndarray:
-    scale = max(_TITLE_FONT_SCALE, image_height / 600)
+def _title_bar(title: str, width: int, total_width: int) -> np.ndarray:
+    scale = _TITLE_FONT_SCALE * max(1, total_width / _SHOWN_WIDTH)
     bar_height = round(44 * scale)
     thickness = max(1, round(1.6 * scale))
     text_width = cv2.getTextSize(title, _FONT, scale, thickness)[0][0]

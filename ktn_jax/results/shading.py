@@ -36,9 +36,9 @@ def shaded_points(points: np.ndarray, colours: np.ndarray) -> np.ndarray:
     is_surface = shown >= 0
     depth = np.where(is_surface, points[shown, 2] * scale, 0).astype(np.float32)
     weight = is_surface.astype(np.float32)
-    blurred, weight = (cv2.GaussianBlur(pixels, (0, 0), radius) for pixels in (depth, weight))
-    smooth = blurred / np.maximum(weight, 1e-3)
-    down, right = np.gradient(smooth)
+    blurred, share = (cv2.GaussianBlur(pixels, (0, 0), radius) for pixels in (depth, weight))
+    smooth = blurred / np.maximum(share, 1e-3)
+    down, right = (np.asarray(slope) for slope in np.gradient(smooth))
     normals = np.stack([-right, down, np.ones_like(smooth)], axis=-1)
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
     lit = _AMBIENT + (1 - _AMBIENT) * np.clip(normals @ (_LIGHT / np.linalg.norm(_LIGHT)), 0, 1)

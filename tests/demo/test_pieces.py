@@ -36,11 +36,11 @@ def test_a_perfect_result_is_drawn_as_the_truth(people, tmp_path):
     path = tmp_path / "results.json"
     records.write_results(path, records.people_to_records(2, pictures.true_people(truth)))
     (row,) = pictures.test_pictures(people, path, [1])
-    width = (row.shape[1] - 4 * (gap := max(2, (96 * 3) // 60))) // 5
-    columns = [row[:, i * (width + gap) : i * (width + gap) + width] for i in range(5)]
+    width = (row.shape[1] - 5 * (gap := max(2, (96 * 3) // 60))) // 6
+    columns = [row[:, i * (width + gap) : i * (width + gap) + width] for i in range(6)]
     bar = row.shape[0] - 96 * 3  # titles above
-    np.testing.assert_array_equal(columns[3][bar:], columns[4][bar:])
-    assert (columns[3][bar:] > 0).any()
+    np.testing.assert_array_equal(columns[4][bar:], columns[5][bar:])
+    assert (columns[4][bar:] > 0).any()
     assert (columns[0][bar:] != columns[2][bar:]).any()
 
 
@@ -88,3 +88,8 @@ def test_presets_make_scenes(tmp_path):
     config.data.synthetic.preset = "harder"
     with pytest.raises(ValueError, match="'harder'"):
         configured.make_scene(config.data.synthetic)
+
+
+def test_commands_break_between_options():
+    text = run._in_lines(["ktn", "predict", "a photo.jpg", "--config", "ktn:demo", "--output", "o"])
+    assert text == "ktn predict 'a photo.jpg' \\\n    --config ktn:demo \\\n    --output o"
