@@ -119,3 +119,11 @@ def test_names_and_frames_of_annotations(folder):
     assert _draw(folder, "--annotations", folder / "truth.json", "--style", "bbox") == 0
     with Image.open(folder / "out" / "turned_bbox.png") as drawn:
         assert drawn.size == (40, 30)
+
+
+def test_without_a_folder_file_names_are_paths(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    entries = records.people_to_records(1, [_person(2, 0.6)], file_name="photos/sub/a.png")
+    records.write_results(folder / "results.json", entries)
+    assert draw_results("results.json", "out", ["v"]).num_images == 1
+    assert (folder / "out" / "a_v.png").is_file()
