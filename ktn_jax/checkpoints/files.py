@@ -56,7 +56,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: unknown suffix, an empty or damaged file, or entries that are not arrays.
-            `pickles.UnsafePickleError`, one of these, for a pickle that asks to run code.
+            `pickled_values.UnsafePickleError`, one of these, for a pickle that asks to run code.
     """
     path = pathlib.Path(path)
     read = _by_suffix(path, _READERS, "read")

@@ -2,33 +2,34 @@
 
 Pre-trained weights (detectron2, Caffe2), geodesic distances and relation graphs are published as
 pickles, and an ordinary unpickler calls any function that the file names. This one knows a dozen
-names and none of them reaches NumPy or another library: each records its arguments, and the arrays
-are then rebuilt here from their bytes, of a checked type and size. Not even NumPy's own
-`__setstate__` sees the file's data, because a hostile state can make it follow raw pointers.
+names and none of them reaches NumPy or another library; `runtime.pickled_values` has what they make
+instead.
 """
 
 import contextlib
 import io
-import math
 import mmap
 import os
 import pickle
-import re
-import reprlib
 import struct
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, BinaryIO, Literal
-
-import numpy as np
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, TypeAlias
 
 from ktn_jax.runtime import pickle_scan
+from ktn_jax.runtime.pickled_values import (
+    Constructor,
+    Copies,
+    Resolver,
+    UnsafePickleError,
+    constructors,
+)
 
-# Booleans, integers, floats, complex numbers and fixed-size text: what holds no Python objects.
-_DTYPE_CODE = re.compile(r"[biufcSU][1-9]\d{0,8}")
-_BYTE_ORDERS: tuple[Literal["<", ">", "=", "|"], ...] = ("<", ">", "=", "|")
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
-_MAX_AXES = 64  # NumPy's
+# {(module, name): what calls of it make}; None where it must not be called and is data itself.
+Names: TypeAlias = Mapping[tuple[str, str], Callable[..., Any] | None]
+# Maps (module, name) to a type, or to None where there is none.
+FindType: TypeAlias = Callable[[str, str], type | None]
+
 # What a damaged stream makes the unpickler raise. It runs no code of the file's, so no other error
 # can come from it.
 _DAMAGE = (
@@ -44,10 +45,6 @@ _DAMAGE = (
     ValueError,
     struct.error,
 )
-
-
-class UnsafePickleError(ValueError):
-    """A pickle asks for something other than plain data and NumPy arrays of numbers or text."""
 
 
 def load_arrays(source: str | os.PathLike[str] | BinaryIO) -> Any:
@@ -113,140 +110,70 @@ def named_errors(name: str, kind: str) -> Iterator[None]:
 
 
 class Pickle:
-    """A pickle that `pickle_scan.check` has passed, unpickled but for its arrays."""
+    """A pickle that `pickle_scan.check` has passed, unpickled but for its arrays.
+
+    Attributes:
+        content: the pickled value, with `pickled_values.Deferred` in the place of arrays.
+    """
 
     def __init__(
         self,
         file: BinaryIO,
         num_bytes: int,
-        more_names: "Mapping[tuple[str, str], Callable[..., Any] | None]" = types.MappingProxyType(
-            {}
-        ),
+        more_names: Names = types.MappingProxyType({}),
         find_outside: Callable[[Any], Any] | None = None,
+        find_type: FindType | None = None,
     ):
         """Unpickles.
 
         Args:
             file: the pickle is read from its position on.
             num_bytes: of the pickle.
-            more_names: {(module, name): what calls of it make}; None where it must not be called
-                and is data itself.
+            more_names: beside those of plain data and arrays.
             find_outside: makes the objects that the pickle refers to and that lie outside of it.
+            find_type: finds types for names that are not listed. A pickle makes objects of them by
+                `__new__` and changes these by `__setstate__`, which must both expect anything.
+
+        Raises:
+            UnsafePickleError: it asks for another name.
         """
-        self._copies = _Copies(num_bytes)
-        names = {**_constructors(self._copies), **more_names}
-        self._content = _RestrictedUnpickler(file, names, find_outside).load()
+        self._copies = Copies(num_bytes)
+        names = {**constructors(self._copies), **more_names}
+        self.content = _RestrictedUnpickler(file, names, find_outside, find_type).load()
 
     def resolve(self) -> Any:
         """The pickled value, its arrays made."""
-        return _Resolver(self._copies).resolve(self._content)
-
-
-def _shown(value: Any) -> str:
-    """A value of the file for a message: short, whatever it is."""
-    return reprlib.repr(value)
-
-
-class _Copies:
-    """Makes text and containers out of others, up to the size of the file in all.
-
-    An honest file has each of them once; in a hostile one every byte can ask for another copy.
-    """
-
-    def __init__(self, num_bytes: int):
-        self._left = num_bytes
-        self._costly_keys = 0
-
-    def charge(self, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
-            raise UnsafePickleError("refused to copy the same data again and again")
-
-    def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
-        """The form of bytes in protocols 0 to 2. `_codecs.encode` itself would run any codec."""
-        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-            raise UnsafePickleError(
-                f"refused _codecs.encode with {_shown(encoding)}: only latin1 is read"
-            )
-        self.charge(len(text))
-        return text.encode("latin1")
-
-    def bytearray(self, data: Any = b"", encoding: Any = "latin1") -> bytearray:
-        if not isinstance(data, bytes):
-            return bytearray(self.encode(data, encoding))
-        self.charge(len(data))
-        return bytearray(data)
-
-    def set(self, items: Any = ()) -> set[Any]:
-        return set(self._members(items))
-
-    def frozenset(self, items: Any = ()) -> frozenset[Any]:
-        return frozenset(self._members(items))
-
-    def mapping(self, pairs: Any = ()) -> "_Mapping":
-        if not isinstance(pairs, (list, tuple)):
-            raise ValueError("an ordered dict that is not made of pairs")
-        self.charge(len(pairs))
-        made = _Mapping()
-        for pair in pairs:
-            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise ValueError("an ordered dict that is not made of pairs")
-            made[self._key(pair[0])] = pair[1]
-        return made
-
-    def _members(self, items: Any) -> Iterable[Any]:
-        if not isinstance(items, (list, tuple)):
-            raise ValueError(f"a set made of {type(items).__name__}")
-        self.charge(len(items))
-        return map(self._key, items)
-
-    def _key(self, key: Any) -> Any:
-        """Keeps what costs too much to hash from being hashed, as `pickle_scan` does."""
-        if _is_plain_key(key):
-            return key
-        is_short = type(key) is tuple and len(key) <= pickle_scan.MAX_KEY_ITEMS
-        # The hashes of tuples and of NumPy's numbers can be chosen, so that all collide.
-        if type(key) is not _Scalar and not (is_short and all(map(_is_plain_key, key))):
-            raise ValueError(
-                f"a key or member {_shown(key)} that is neither text nor a number nor a short "
-                "tuple of them"
-            )
-        self._costly_keys += 1
-        if self._costly_keys > pickle_scan.MAX_COSTLY_KEYS:
-            raise ValueError(
-                f"more than {pickle_scan.MAX_COSTLY_KEYS} keys that are neither text nor numbers"
-            )
-        return key
-
-
-def _is_plain_key(key: Any) -> bool:
-    is_long = isinstance(key, int) and key.bit_length() > 64
-    return not is_long and type(key) in (type(None), bool, int, float, str, bytes)
+        return Resolver(self._copies).resolve(self.content)
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Finds the names that `_constructors` lists and refuses every other one."""
+    """Finds the names that are listed and refuses every other one."""
 
     def __init__(
         self,
         file: BinaryIO,
-        names: Mapping[tuple[str, str], Callable[..., Any] | None],
+        names: Names,
         find_outside: Callable[[Any], Any] | None,
+        find_type: FindType | None,
     ):
         # Python 2 pickled array bytes as str: latin-1 maps them to text and back without loss.
         super().__init__(file, encoding="latin1")
         self._names = names
         self._find_outside = find_outside
+        self._find_type = find_type
 
-    def find_class(self, module: str, name: str) -> "Constructor":
+    def find_class(self, module: str, name: str) -> Constructor | type:
         # Names arrive as the file spells them. A dotted one ("ndarray.tofile") is just another
         # name that is not listed: nothing here ever follows an attribute.
-        if (module, name) not in self._names:
+        if (module, name) in self._names:
+            return Constructor(f"{module}.{name}", self._names[module, name])
+        found = self._find_type(module, name) if self._find_type is not None else None
+        if found is None:
             raise UnsafePickleError(
                 f"refused the pickle's request for {module[:100]}.{name[:100]}: only plain data "
                 "and NumPy arrays are read, so that a pickle cannot run code"
             )
-        return Constructor(f"{module}.{name}", self._names[module, name])
+        return found
 
     def persistent_load(self, pid: Any) -> Any:
         if self._find_outside is not None:
@@ -255,214 +182,3 @@ class _RestrictedUnpickler(pickle.Unpickler):
             "refused a reference to an object outside the pickle: this is a PyTorch file, which "
             "takes the suffix .pth, or no pickle at all"
         )
-
-
-class Constructor:
-    """What a pickle gets when it asks for a listed name: callable, and nothing else."""
-
-    __slots__ = ("_build", "_name")
-    _build: Callable[..., Any] | None
-    _name: str
-
-    def __init__(self, name: str, build: Callable[..., Any] | None):
-        object.__setattr__(self, "_name", name)
-        object.__setattr__(self, "_build", build)
-
-    def __call__(self, *arguments: Any) -> Any:
-        if self._build is None:
-            raise ValueError(f"{self._name} is called")
-        try:
-            return self._build(*arguments)
-        except TypeError as error:
-            raise ValueError(f"unexpected arguments to {self._name}: {error}") from None
-
-    def __setattr__(self, attribute: str, value: Any) -> None:
-        raise UnsafePickleError(f"refused to set {_shown(attribute)} on {self._name}")
-
-    def __setstate__(self, state: Any) -> None:
-        raise UnsafePickleError(f"refused to change the state of {self._name}")
-
-
-def name_of(value: Any) -> str | None:
-    """The "module.name" of a name in an unresolved pickle; None for other values."""
-    return value._name if isinstance(value, Constructor) else None
-
-
-class _Mapping(dict[Any, Any]):
-    """An ordered dict of the pickle. PyTorch hangs `_metadata` on such dicts: it is left out."""
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _Dtype:
-    """An array's type as the pickle describes it."""
-
-    def __init__(self, code: Any, align: Any = False, copy: Any = True):
-        self.code = code
-        self.byte_order: Any = "="
-        self._made: np.dtype[Any] | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        # (version, byte order, subarray, field names, fields, item size, alignment, flags, ...)
-        if not isinstance(state, tuple) or len(state) < 5:
-            raise ValueError("the state of an array type is not the expected tuple")
-        if any(part is not None for part in state[2:5]):
-            raise UnsafePickleError("refused an array of records: only numbers and text are read")
-        self.byte_order = state[1]
-        self._made = None
-
-    def resolve(self) -> np.dtype[Any]:
-        """The same for all arrays that share it, as those of a model do."""
-        if self._made is None:
-            self._made = self._make()
-        return self._made
-
-    def _make(self) -> np.dtype[Any]:
-        if not isinstance(self.code, str) or not _DTYPE_CODE.fullmatch(self.code):
-            raise UnsafePickleError(
-                f"refused an array of type {_shown(self.code)}: only numbers and text are read"
-            )
-        for order in _BYTE_ORDERS:
-            if isinstance(self.byte_order, str) and order == self.byte_order:
-                return np.dtype(self.code).newbyteorder(order)
-        raise ValueError(f"unknown byte order {_shown(self.byte_order)} of an array")
-
-
-class Deferred:
-    """A value that is made once everything is unpickled."""
-
-    def resolve(self, copies: "_Copies") -> Any:
-        """Makes it."""
-        raise NotImplementedError
-
-
-class _Array(Deferred):
-    """An array as the pickle describes it: a type, a shape and bytes."""
-
-    def __init__(self, *unused_subtype_shape_code: Any):
-        self.parts: tuple[Any, ...] | None = None
-
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise ValueError("the state of an array is not the expected tuple")
-        shape, dtype, is_fortran, data = state[-4:]  # a version number stands in front since 2006
-        self.parts = (data, dtype, shape, "F" if is_fortran else "C", None)
-
-    def resolve(self, copies: _Copies) -> Any:
-        if self.parts is None:
-            raise ValueError("an array without contents")
-        data, dtype, shape, order, axis_order = self.parts
-        if not isinstance(dtype, _Dtype):
-            raise ValueError("an array without a type")
-        numpy_dtype = dtype.resolve()
-        if isinstance(data, str):
-            data = copies.encode(data)
-        if not isinstance(data, (bytes, bytearray)):
-            raise ValueError(f"the contents of an array are {type(data).__name__}, not bytes")
-        shape = checked_shape(shape)
-        size = math.prod(shape) * numpy_dtype.itemsize
-        if len(data) != size:
-            raise ValueError(
-                f"an array of shape {shape} and type {numpy_dtype} needs {size} bytes, "
-                f"{len(data)} are there"
-            )
-        flat = np.frombuffer(data, numpy_dtype) if size else np.zeros(math.prod(shape), numpy_dtype)
-        flat.flags.writeable = False
-        if axis_order is not None:
-            return flat.reshape(shape).transpose(axis_order)
-        return flat.reshape(shape, order="F" if order == "F" else "C")
-
-
-class _Scalar(_Array):
-    """A NumPy scalar: an array of no axes, read as its one element."""
-
-    def __init__(self, dtype: Any, data: Any = b""):
-        super().__init__()
-        self.parts = (data, dtype, (), "C", None)
-
-    def resolve(self, copies: _Copies) -> Any:
-        return super().resolve(copies)[()]
-
-
-def _array_from_buffer(
-    data: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None
-) -> _Array:
-    """NumPy's form since pickle protocol 5. `shape` is that before the axes are put in order."""
-    array = _Array()
-    array.parts = (data, dtype, shape, order, axis_order if order == "K" else None)
-    return array
-
-
-def checked_shape(shape: Any) -> tuple[int, ...]:
-    """A shape, or a ValueError: a tuple of whole numbers, or one of them."""
-    if isinstance(shape, int):
-        shape = (shape,)
-    is_shape = isinstance(shape, tuple) and len(shape) <= _MAX_AXES
-    if not is_shape or not all(isinstance(n, int) and 0 <= n < 1 << 63 for n in shape):
-        raise ValueError(f"{_shown(shape)} is not the shape of an array")
-    return tuple(shape)
-
-
-def _empty_bytes() -> bytes:
-    return b""
-
-
-def _complex(real: float, imaginary: float = 0.0) -> complex:
-    return complex(real, imaginary)
-
-
-def _constructors(copies: _Copies) -> Mapping[tuple[str, str], Callable[..., Any]]:
-    table: dict[tuple[str, str], Callable[..., Any]] = {
-        ("numpy", "dtype"): _Dtype,
-        ("numpy", "ndarray"): _Array,  # an argument of _reconstruct, which ignores it
-        ("_codecs", "encode"): copies.encode,
-        ("collections", "OrderedDict"): copies.mapping,
-    }
-    for core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
-        table[f"{core}.multiarray", "_reconstruct"] = _Array
-        table[f"{core}.multiarray", "scalar"] = _Scalar
-        table[f"{core}.numeric", "_frombuffer"] = _array_from_buffer
-    for builtins in ("builtins", "__builtin__"):  # Python 3 and 2
-        table[builtins, "set"] = copies.set
-        table[builtins, "frozenset"] = copies.frozenset
-        table[builtins, "complex"] = _complex
-        table[builtins, "bytes"] = _empty_bytes
-        table[builtins, "bytearray"] = copies.bytearray
-    return table
-
-
-class _Resolver:
-    """Turns what was unpickled into arrays and plain containers, each shared object once."""
-
-    def __init__(self, copies: _Copies) -> None:
-        self._copies = copies
-        # By id: unique here, because what was unpickled stays alive until all is resolved.
-        self._done: dict[int, Any] = {}
-        self._open: set[int] = set()
-
-    def resolve(self, value: Any) -> Any:
-        if type(value) in _PLAIN:
-            return value
-        number = id(value)
-        if number in self._done:
-            return self._done[number]
-        if number in self._open:
-            raise ValueError("a container that holds itself")
-        self._open.add(number)
-        result = self._done[number] = self._rebuild(value)
-        self._open.remove(number)
-        return result
-
-    def _rebuild(self, value: Any) -> Any:
-        if isinstance(value, Deferred):
-            return value.resolve(self._copies)
-        if isinstance(value, dict):
-            return {self.resolve(key): self.resolve(item) for key, item in value.items()}
-        if type(value) in (list, tuple, set, frozenset):
-            return type(value)([self.resolve(item) for item in value])
-        if isinstance(value, Constructor):
-            if value._build is None:
-                return value._name
-            raise UnsafePickleError(f"refused a function or class as data: {value._name}")
-        raise ValueError(f"unexpected data of type {type(value).__name__}")

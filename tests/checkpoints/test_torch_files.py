@@ -141,6 +141,11 @@ HOSTILE = {
     "name of storage": (_tensor(_storage(key=7)), "other than a storage"),
     "beyond": (_tensor(offset=1), "shape|small"),
     "strides": (_tensor(stride=(2,)), "shape|small"),
+    "changed": (_tensor() + b"}" + _body("resolve") + b"Nsb", "refused to change a Tensor"),
+    "changed storage": (
+        _tensor(_storage() + b"}" + _body("data") + b"Nsb"),
+        "refused to change a storage",
+    ),
     "backwards": (_tensor(offset=3, stride=(-1,)), "shape"),
     "fewer strides": (_tensor(stride=()), "0 strides"),
     "huge": (_tensor(size=(2**40,), stride=(0,)), "out of a storage"),
