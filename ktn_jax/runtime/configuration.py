@@ -13,7 +13,7 @@ import pathlib
 import re
 import traceback
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -133,6 +133,20 @@ def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """The configuration with JSON's types: dicts for sections, lists for tuples."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: plain(item) for name, item in value.items()}
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        return value
+
+    values: dict[str, Any] = plain(config.to_dict())
+    return values
 
 
 def write_config(config: ConfigDict, *, only_changes: bool = False) -> str:

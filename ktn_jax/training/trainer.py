@@ -15,11 +15,12 @@ from typing import Any, TypeGuard
 
 import jax
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from ktn_jax.checkpoints import run_folders, weights
 from ktn_jax.checkpoints.runs import Checkpoints, RunRecord
-from ktn_jax.runtime import progress
+from ktn_jax.runtime import configuration, progress
 from ktn_jax.training import distributed, initialisation
 from ktn_jax.training.distributed import Batch, HostBatch
 from ktn_jax.training.forward import make_loss_fn
@@ -220,7 +221,7 @@ class Trainer:
         self._save(metrics or {}, unreported={})
 
     def _save(self, metrics: Mapping[str, float], unreported: Mapping[str, Any]) -> None:
-        record = RunRecord(_as_json(self.config), self.steps_taken, unreported)
+        record = RunRecord(configuration.as_json(self.config), self.steps_taken, unreported)
         self.checkpoints.save(self.state, self.steps_taken, record, metrics)
 
     def variables(self) -> Variables:
@@ -344,8 +345,10 @@ class Trainer:
         if self._resumed is None:
             return
         log.say(f"resuming after step {self.steps_taken} from {self.checkpoints.directory}")
-        stored = _flatten(self._resumed.config)
-        current = _flatten(_as_json(self.config))
+        stored, current = (
+            traverse_util.flatten_dict(dict(config), sep=".")
+            for config in (self._resumed.config, configuration.as_json(self.config))
+        )
         for name in sorted(stored.keys() | current.keys()):
             before, now = stored.get(name), current.get(name)
             if before != now:
@@ -384,27 +387,3 @@ def _is_on_devices(batch: HostBatch | Batch) -> TypeGuard[Batch]:
 
 def _is_due(step: int, every: int, is_last: bool = False) -> bool:
     return bool(every) and (is_last or step % every == 0)
-
-
-def _as_json(config: ConfigDict) -> dict[str, Any]:
-    """The configuration with JSON's types: lists for tuples."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: plain(item) for name, item in value.items()}
-        if isinstance(value, tuple | list):
-            return [plain(item) for item in value]
-        return value
-
-    values: dict[str, Any] = plain(config.to_dict())
-    return values
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

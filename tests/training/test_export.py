@@ -9,9 +9,9 @@ import pytest
 from ktn_jax.checkpoints import files, runs, weights
 from ktn_jax.checkpoints.detectron2_config import from_detectron2
 from ktn_jax.modeling.detector import build_model
+from ktn_jax.runtime import configuration
 from ktn_jax.training.optimizer import make_optimizer
 from ktn_jax.training.state import create_state
-from ktn_jax.training.trainer import _as_json
 
 
 def save_run(config, workdir):
@@ -28,7 +28,7 @@ def save_run(config, workdir):
     optimizer = make_optimizer(config, variables["params"], variables.get("batch_stats", {}))
     state = create_state(variables, optimizer, seed=0, has_ema=False)
     with runs.Checkpoints(workdir) as checkpoints:
-        checkpoints.save(state, 3, runs.RunRecord(_as_json(config), 3), {"loss": 1.0})
+        checkpoints.save(state, 3, runs.RunRecord(configuration.as_json(config), 3), {"loss": 1.0})
 
 
 @pytest.mark.parity
