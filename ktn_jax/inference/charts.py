@@ -53,7 +53,8 @@ def person_mask(coarse: np.ndarray, mask_threshold: float) -> np.ndarray:
             f"mask_threshold {mask_threshold} needs a two-channel mask, got {coarse.shape[-1]}"
         )
     # softmax over two channels is the sigmoid of their difference
-    probability = 1 / (1 + np.exp(coarse[..., 0] - coarse[..., 1]))
+    with np.errstate(over="ignore"):  # 1 / infinity is the right 0
+        probability = 1 / (1 + np.exp(coarse[..., 0] - coarse[..., 1]))
     return np.asarray(probability > mask_threshold)
 
 
