@@ -59,6 +59,21 @@ def _partial_file(output_dir: pathlib.Path, index: int) -> pathlib.Path:
     return output_dir / _PARTIAL_FOLDER / f"{index:08d}.json"
 
 
+def _read_partial(path: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Reads the records of one image.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        records = json.loads(path.read_bytes())
+        return dict(records["image"]), list(records["annotations"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged: remove it, and the same command renders that image again"
+        ) from error
+
+
 def _write_image(source: SyntheticSource, output_dir: pathlib.Path, index: int) -> None:
     example = source[index]
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
@@ -128,7 +143,8 @@ def write_dataset(
         The path of the JSON file.
 
     Raises:
-        ValueError: the folder holds something else, or num_images or seed is negative.
+        ValueError: the folder holds something else, a file of an interrupted call is damaged, or
+            num_images or seed is negative.
     """
     output_dir = pathlib.Path(output_dir)
     source = SyntheticSource(num_images, seed, scene)
@@ -142,9 +158,9 @@ def write_dataset(
             progress.advance()
     images, annotations = [], []
     for index in range(num_images):
-        records = json.loads(_partial_file(output_dir, index).read_bytes())
-        images.append(records["image"])
-        annotations += records["annotations"]
+        image, people = _read_partial(_partial_file(output_dir, index))
+        images.append(image)
+        annotations += people
     dataset |= {"images": images, "annotations": annotations}
     _write_json(annotation_file, dataset)
     shutil.rmtree(output_dir / _PARTIAL_FOLDER)

@@ -184,7 +184,7 @@ class _Record:
             "scores": None,
         }
         if self._path.is_file():
-            stored = json.loads(self._path.read_text(encoding="utf-8"))
+            stored = self._read()
             if stored.get("settings") != settings:
                 raise ValueError(
                     f"{request.output} holds a demo of other settings ({stored.get('settings')}, "
@@ -196,6 +196,15 @@ class _Record:
                 f"{request.output} is not empty and holds no demo: give a new --output"
             )
         self._write()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            stored = json.loads(self._path.read_bytes())
+        except (ValueError, RecursionError):
+            stored = None
+        if not isinstance(stored, dict) or not self.content.keys() <= stored.keys():
+            raise ValueError(f"{self._path} is damaged: give another --output, or remove it")
+        return stored
 
     @property
     def is_complete(self) -> bool:

@@ -401,6 +401,21 @@ def _read_tree(folder):
             from_detectron2(tree)
 
 
+def _make_yaml(folder):
+    backbone = "MODEL:\n  RESNETS: {DEPTH: 50}\n  PIXEL_STD: [1.0, 1.0, 1.0]\n"
+    heads = "MODEL:\n  ROI_HEADS: {NAME: DensePoseROIHeads, NUM_CLASSES: 1}\n"
+    solver = "SOLVER: {STEPS: (100, 200), BASE_LR: 0.01}\n"
+    (folder / "base.yaml").write_text(backbone)
+    (folder / "x.yaml").write_text(f'_BASE_: "base.yaml"\n{heads}{solver}')
+    return [folder / "base.yaml", folder / "x.yaml"]
+
+
+def _read_yaml(folder):
+    from ktn_jax.checkpoints import named
+
+    named.load_config(str(folder / "x.yaml"), [])
+
+
 READERS = {
     "annotations": Reader(_make_evaluation("a.json"), _read_annotations),
     "evaluation": Reader(_make_evaluation("a.json"), _evaluate),
@@ -432,6 +447,7 @@ READERS = {
     "metrics": Reader(_make_metrics, _read_metrics),
     "checkpoint": Reader(_make_checkpoint, _read_checkpoint),
     "detectron2": Reader(_make_tree, _read_tree),
+    "yaml": Reader(_make_yaml, _read_yaml),
 }
 
 

@@ -196,6 +196,7 @@ READERS = {
     "metrics": 12,
     "checkpoint": 30,
     "detectron2": 60,
+    "yaml": 40,
 }
 
 
