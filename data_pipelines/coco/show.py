@@ -17,6 +17,8 @@ from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord
 from ktn_jax.data_pipelines.loading.sources import Source
 from ktn_jax.results.drawing import side_by_side
 from ktn_jax.results.palette import PATCH_COLOURS, person_colour
+from ktn_jax.runtime import progress
+from ktn_jax.runtime.images import ImageError
 
 PANELS = ("boxes", "keypoints", "parts", "patches", "u", "v")
 
@@ -166,7 +168,7 @@ def write_pictures(
     indices: Iterable[int] | None = None,
     panels: Sequence[str] = PANELS,
 ) -> list[pathlib.Path]:
-    """Writes a picture of the annotations of each image.
+    """Writes a picture of the annotations of each image; names those that cannot be read.
 
     Args:
         source: images with annotations.
@@ -187,7 +189,11 @@ def write_pictures(
     for index in range(len(source)) if indices is None else indices:
         if not 0 <= index < len(source):
             raise IndexError(f"image {index} of {len(source)}")
-        image, record = source[index]
+        try:
+            image, record = source[index]
+        except ImageError as error:
+            progress.warn(str(error))
+            continue
         path = folder / f"{record.image_id:012d}.png"
         Image.fromarray(draw_annotations(image, record, panels)).save(path)
         written.append(path)

@@ -18,7 +18,7 @@ import numpy as np
 from ktn_jax.data_pipelines.loading.examples import Batch, ExampleMaker, Task, tasks_of
 from ktn_jax.data_pipelines.loading.plan import PlannedBatch
 from ktn_jax.data_pipelines.loading.unreadable import UnreadableImages
-from ktn_jax.runtime.worker_pool import start_workers
+from ktn_jax.runtime.worker_pool import explained, start_workers
 
 _Unreadable: TypeAlias = "concurrent.futures.Future[dict[int, str]]"
 _Made: TypeAlias = "concurrent.futures.Future[tuple[Batch, dict[int, str]]]"
@@ -92,7 +92,10 @@ def load_in_processes(request: Request, workers: int, ahead: int = 2) -> Iterato
     Yields:
         Batches in the order of the steps.
     """
-    with start_workers(workers, _remember_maker, (request.maker,)) as pool:
+    with (
+        explained("data.loader=threads"),
+        start_workers(workers, _remember_maker, (request.maker,)) as pool,
+    ):
 
         def begin(step: int) -> list[_Made]:
             return [pool.submit(_make_remembered, task) for task in request.tasks(step)]

@@ -14,7 +14,7 @@ from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource, dataset_header
 from ktn_jax.runtime import atomic_files, locks
 from ktn_jax.runtime.progress import Progress
-from ktn_jax.runtime.worker_pool import start_workers
+from ktn_jax.runtime.worker_pool import explained, start_workers
 
 ANNOTATION_FILE = "annotations.json"
 IMAGE_FOLDER = "images"
@@ -110,7 +110,10 @@ def _write_missing(
             yield
         return
     arguments = (len(source), source.seed, source.scene, output_dir)
-    with start_workers(num_processes, _start_worker, arguments) as pool:
+    with (
+        explained("--processes 1"),
+        start_workers(num_processes, _start_worker, arguments) as pool,
+    ):
         futures = [pool.submit(_work, index) for index in missing]
         try:
             for future in concurrent.futures.as_completed(futures):

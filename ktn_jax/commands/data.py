@@ -113,9 +113,10 @@ def _show(arguments: argparse.Namespace) -> int:
 
     source = sources.FolderSource(annotations.parse_dataset(arguments.file), arguments.images)
     last = min(arguments.first + arguments.count, len(source))
-    written = show.write_pictures(source, arguments.output, range(arguments.first, last))
+    wanted = range(arguments.first, last)
+    written = show.write_pictures(source, arguments.output, wanted)
     print(f"{len(written)} pictures in {arguments.output}")  # noqa: T201
-    return 0
+    return int(len(written) < len(wanted))
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:

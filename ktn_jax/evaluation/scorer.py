@@ -8,7 +8,6 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from ktn_jax.evaluation.result_files import (
 )
 from ktn_jax.evaluation.template_files import load_evaluation_template
 from ktn_jax.results.placed_masks import PlacedMask
-from ktn_jax.runtime.worker_pool import start_workers
+from ktn_jax.runtime.worker_pool import explained, start_workers
 
 Box = tuple[float, float, float, float]  # xywh in pixels of the image
 Template = geodesic.EvaluationTemplate | pathlib.Path
@@ -358,6 +357,7 @@ def score_images(
     arguments = (template, results.path, options.mode)
     done = 0
     with contextlib.ExitStack() as stack:
+        stack.enter_context(explained("ScoringOptions(workers=1)"))
         if workers > 1:
             pool = start_workers(workers, _start_process, arguments)
             stack.callback(pool.shutdown, cancel_futures=True)
@@ -366,23 +366,13 @@ def score_images(
             worker = _Worker(*arguments)
             stack.callback(worker.close)
             outcomes = map(worker, tasks)
-        for task, outcome in zip(tasks, _guarded(outcomes), strict=True):
+        for task, outcome in zip(tasks, outcomes, strict=True):
             if isinstance(outcome, EvaluationError):
                 raise outcome
             yield from outcome
             done += len(task)
             if progress is not None:
                 progress(done, len(pairs))
-
-
-def _guarded(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
-    try:
-        yield from outcomes
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a scoring process ended by itself: it ran out of memory, or this was called from a "
-            "script without `if __name__ == '__main__':`. ScoringOptions(workers=1) starts none"
-        ) from error
 
 
 def _available_cores() -> int:

@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, reduction, synchronize
 from typing import Any
 
@@ -41,6 +42,25 @@ def start_workers(
     threading.Thread(target=send, name="send to workers", daemon=True).start()
     inbox = (reader, context.Lock())
     return concurrent.futures.ProcessPoolExecutor(count, context, _start, inbox)
+
+
+@contextlib.contextmanager
+def explained(remedy: str) -> Iterator[None]:
+    """Says why a pool broke that is used inside.
+
+    Args:
+        remedy: the setting that starts no processes, such as "data.loader=threads".
+
+    Raises:
+        ChildProcessError: a process of the pool ended by itself.
+    """
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a worker process ended by itself: it ran out of memory or was killed, or this was "
+            f"called from a script without `if __name__ == '__main__':`. {remedy} starts none"
+        ) from error
 
 
 def _start(reader: connection.Connection, lock: synchronize.Lock) -> None:

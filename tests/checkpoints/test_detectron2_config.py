@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from ktn_jax.checkpoints import zoo
+from ktn_jax.checkpoints import named
 from ktn_jax.checkpoints.detectron2_config import from_detectron2
 from ktn_jax.runtime.configuration import load_config
 
@@ -73,7 +73,7 @@ RELEASED = {
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_our_configurations_are_the_released_ones(name):
-    released = zoo.find(f"densepose_rcnn_{name}").config()
+    released = named.load_config(f"densepose_rcnn_{name}")
     ours = load_config(f"configs/{RELEASED[name].replace(':', '.py:')}")
     if ours.model.decoder.name != "multi_instance":  # which alone has an option of that name
         released.model.decoder.is_multi_scale = ours.model.decoder.is_multi_scale

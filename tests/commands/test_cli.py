@@ -195,7 +195,7 @@ def test_commands_without_a_configuration_take_no_changes(capsys):
     assert "unrecognized arguments: --config.seed=1" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_packages_of_the_users_own_called_like_our_folders_do_no_harm(tmp_path):
     """Importing every module, worker processes and commands, beside packages that must not load."""
     for name in ("configs", "data_pipelines", "experiments", "tests"):

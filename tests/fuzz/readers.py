@@ -19,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 import safetensors.numpy
 import scipy.io
+import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -402,11 +403,13 @@ def _read_tree(folder):
 
 
 def _make_yaml(folder):
-    backbone = "MODEL:\n  RESNETS: {DEPTH: 50}\n  PIXEL_STD: [1.0, 1.0, 1.0]\n"
-    heads = "MODEL:\n  ROI_HEADS: {NAME: DensePoseROIHeads, NUM_CLASSES: 1}\n"
-    solver = "SOLVER: {STEPS: (100, 200), BASE_LR: 0.01}\n"
-    (folder / "base.yaml").write_text(backbone)
-    (folder / "x.yaml").write_text(f'_BASE_: "base.yaml"\n{heads}{solver}')
+    from ktn_jax.checkpoints import detectron2_tree, zoo
+
+    settings = dict(zoo.find("densepose_rcnn_R_50_FPN_s1x").settings)
+    (folder / "base.yaml").write_text(yaml.safe_dump(detectron2_tree.nest(settings)))
+    (folder / "x.yaml").write_text(
+        "_BASE_: base.yaml\nMODEL: {RESNETS: {DEPTH: 101}}\nSOLVER: {STEPS: '(100, 200)'}\n"
+    )
     return [folder / "base.yaml", folder / "x.yaml"]
 
 

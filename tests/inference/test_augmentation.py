@@ -124,6 +124,7 @@ def test_mirrored_directions_follow_u_and_v():
     np.testing.assert_allclose(actual.kappa_v[..., 1:], expected, rtol=1e-6)
 
 
+@pytest.mark.extended
 def test_one_view_as_it_is_equals_plain_inference(variables, photo):
     config = _config(
         "test.augmentation.short_sides=(128,)",

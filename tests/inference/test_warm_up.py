@@ -30,8 +30,8 @@ def _stages(draw_variables, *changes):
     return Stages(config, draw_variables(config))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [1, pytest.param(2, marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("batch_size", [1, 2])
 def test_calls_compile_nothing_after_the_warm_up(draw_variables, count_traces, batch_size):
     model = Predictor(_stages(draw_variables, f"test.batch_size={batch_size}"))
     model.warm_up([FULL, PADDED], people=3)

@@ -47,11 +47,11 @@ def test_every_stage_matches_the_original_with_all_rewrites(golden_dir, name, mo
     assert [row.key for row in rows if not row.is_ok] == []
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parity
 @pytest.mark.parametrize(
     "name",
-    ["ktnv2_r50_tiny", pytest.param("densepose_r50_tiny", marks=pytest.mark.extended)],
+    ["ktnv2_r50_tiny", "densepose_r50_tiny"],
 )
 def test_people_of_a_photo_match_the_original_with_all_rewrites(golden_dir, name, monkeypatch):
     monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
@@ -90,7 +90,8 @@ def _random_norms(variables, spread=2.0):
     return jax.tree_util.tree_map_with_path(draw, jax.device_get(variables))
 
 
-@pytest.mark.parametrize("norm", ["FrozenBN", pytest.param("BN", marks=pytest.mark.extended)])
+@pytest.mark.extended
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 def test_folded_norms_change_nothing(norm):
     config = load_config("configs/ktn.py:tiny", [f"model.backbone.norm={norm}"]).model
     model = build_model(config)

@@ -180,6 +180,7 @@ def written(stand_in, tmp_path_factory):
     return folder
 
 
+@pytest.mark.extended
 def test_every_damage_is_one_error_or_changes_nothing(make, written, tmp_path):
     """Of every file of a checkpoint, in seven ways each; the one before is offered."""
     shutil.copytree(written, tmp_path, dirs_exist_ok=True)

@@ -32,7 +32,14 @@ def save_run(config, workdir):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("case", ["ktnv2_r50_tiny", "ktnv2_hrnet_v3_tiny", "densepose_r50_dl_tiny"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "ktnv2_r50_tiny",
+        pytest.param("ktnv2_hrnet_v3_tiny", marks=pytest.mark.extended),
+        pytest.param("densepose_r50_dl_tiny", marks=pytest.mark.extended),
+    ],
+)
 def test_an_export_has_every_name_and_shape_of_the_originals(golden_dir, tmp_path, case):
     with np.load(golden_dir / f"{case}.npz") as dump:
         config = from_detectron2(json.loads(str(dump["config"])))

@@ -169,7 +169,7 @@ def _lengthen(tree, extra):
     return jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2)), tree)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_more_slots_for_people_and_points_change_nothing(variables):
     batch = _batch()
     expected, _, samples, _ = _evaluate(variables, batch, None)

@@ -199,6 +199,7 @@ def test_a_part_of_a_model_is_loaded_and_the_rest_listed(quick, state, tmp_path)
     )
 
 
+@pytest.mark.extended
 def test_the_keypoint_model_is_of_the_same_parameters():
     """So that a keypoint training starts KTN with nothing new and nothing left over."""
     for variant in ("hrnet_w32", "tiny"):

@@ -125,7 +125,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_processes_of_four_devices_are_one_device(stand_in, start, tmp_path):
     """One of them is asked to stop: both do, in the same step, and resume together."""
     together = tmp_path / "together"

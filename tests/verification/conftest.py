@@ -7,16 +7,14 @@ from ktn_jax.verification.dump import Dump
 # Each compiles for tens of seconds.
 CASES = (
     "ktnv2_r50_tiny",
-    "ktnv2_hrnet_v3_tiny",
-    "densepose_r50_dl_nonlocal_tiny",
     "densepose_r50_wc2_tiny",
     "densepose_r50_legacy_tiny",
 )
-# Each has a neighbour above with the same layers and more: the other HRNet model, DeepLab with its
-# non-local block, the model with every confidence. What is new in the rest, predictors, groups of
-# channels, mask and keypoint heads, has cheaper tests too.
+# What is new in these, backbones, heads, predictors and groups of channels, has cheaper tests too.
 COVERED = (
     "ktnv2_hrnet_tiny",
+    "ktnv2_hrnet_v3_tiny",
+    "densepose_r50_dl_nonlocal_tiny",
     "densepose_r50_tiny",
     "densepose_r50_dl_tiny",
     "densepose_r50_wc1_tiny",

@@ -56,7 +56,11 @@ def test_charts_are_compared_with_those_of_the_same_person(golden_dir, tmp_path)
 
     whole = Dump(golden_dir / "densepose_r50_legacy_tiny.npz")
     prefix = "infer/densepose/lowres"
-    per_person = ["infer/det/scores", *(f"{prefix}/{name}" for name in whole.under(prefix))]
+    per_person = [
+        "infer/det/scores",
+        "infer/det/classes",
+        *(f"{prefix}/{name}" for name in whole.under(prefix)),
+    ]
     changes = {name.replace("/", "__"): repeat_first for name in per_person}
     changes["infer__det__boxes"] = put_outside
     rows = list(people.results(Dump(_edited(golden_dir, tmp_path, **changes))))

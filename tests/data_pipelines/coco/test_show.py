@@ -1,9 +1,12 @@
 """Pictures of annotations: the right colour at the right pixel, and nothing elsewhere."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from ktn_jax import cli
 from ktn_jax.body import parts
 from ktn_jax.data_pipelines.coco import annotations, show
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord, PersonRecord
@@ -117,6 +120,24 @@ def test_pictures_are_written_by_image_id(tmp_path, grey):
         np.testing.assert_array_equal(np.asarray(picture), show.draw_annotations(grey, _record()))
     with pytest.raises(IndexError, match="image 3 of 1"):
         show.write_pictures(source, tmp_path, [3])
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out(tmp_path, grey, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    Image.fromarray(grey).save(folder / "whole.png")
+    size = {"height": HEIGHT, "width": WIDTH}
+    images = [
+        {"id": 1, "file_name": "cut.jpg", **size},
+        {"id": 2, "file_name": "whole.png", **size},
+    ]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "person"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    arguments = [tmp_path / "a.json", "--images", folder, "--output", tmp_path / "pictures"]
+    assert cli.main(["data", "show", *map(str, arguments)]) == 1
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["000000000002.png"]
+    assert "cut.jpg" in capsys.readouterr().err
 
 
 def test_real_photos_draw(real_dir):
