@@ -79,8 +79,6 @@ def error_on_template(
     vertices, values = template.vertices, errors[template.part]
     if vertices is None:
         raise ValueError("the positions of the template's vertices are not known")
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    panels = figure.subplots(1, 2)
     colours, scale = error_colours(values)
     figure = Figure(figsize=(8, 6), layout="constrained")
     panels = figure.subplots(1, 2)

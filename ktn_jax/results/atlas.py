@@ -25,6 +25,7 @@ def read_atlas(path: str | os.PathLike[str]) -> np.ndarray:
         uint8 [6 n, 4 n, 3] RGB, or [6 n, 4 n, 4] RGBA if the file has transparency.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ImageError: no image, or not of such a shape; the message names the file.
     """
     atlas = _read(path)
@@ -46,6 +47,7 @@ def read_texture(path: str | os.PathLike[str]) -> np.ndarray:
         alpha 0.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ImageError: no image; the message names the file.
     """
     texture = _read(path)
@@ -59,9 +61,9 @@ def _read(path: str | os.PathLike[str]) -> np.ndarray:
     try:
         with open_image(path) as file:
             return np.asarray(file.convert("RGBA" if file.has_transparency_data else "RGB"))
+    except FileNotFoundError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise ImageError(f"{path}: not an image: {explain_error(error)}") from error
 
 

@@ -1,7 +1,6 @@
 """Pictures of people found: overlays of parts, masks, boxes, scores, keypoints and UV isolines.
 
-NumPy in, uint8 RGB out. Left and right are the person's own: warm colours are the right side, cool
-ones the left, grey the torso; of a limb's two patches the darker is the back or the inside.
+NumPy in, uint8 RGB out. Colours of patches and people are those of `results.palette`.
 """
 
 from collections.abc import Sequence
