@@ -59,7 +59,8 @@ def draw_people(
         [H, W, 3] uint8 RGB, a new array. Lines and text scale with the image.
 
     Raises:
-        ValueError: not an image in memory, or an opacity outside 0 to 1.
+        ValueError: not an image in memory, an opacity outside 0 to 1, or a mask of an image of
+            another size.
     """
     _check_picture("image", image)
     if not 0 <= opacity <= 1:
@@ -109,6 +110,7 @@ def _draw_mask(
     stroke: int,
     opacity: float,
 ) -> None:
+    mask.check_image_size(canvas.shape[:2])
     window, is_inside = canvas[mask.slices], mask.mask
     if not is_inside.any():
         return

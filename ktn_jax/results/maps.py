@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 
 from ktn_jax.results.palette import PERSON_COLOURS
-from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import atomic_files
 
@@ -28,7 +27,7 @@ def paste_iuv(
         scores: in the given order), 0 on background.
 
     Raises:
-        ValueError: a mask of an image of another size.
+        ValueError: a mask that is drawn is of an image of another size.
     """
     iuv = np.zeros((*image_size_hw, 3), np.uint8)
     instances = np.zeros(image_size_hw, np.uint8 if len(people) <= 255 else np.uint16)
@@ -36,7 +35,7 @@ def paste_iuv(
     for number, person in reversed(list(enumerate(ranked, start=1))):
         if person.iuv is None:
             if person.mask is not None:
-                _check_size(person.mask, image_size_hw)
+                person.mask.check_image_size(image_size_hw)
                 instances[person.mask.slices][person.mask.mask] = number
             continue
         image_part, person_part = overlap(person, image_size_hw)
@@ -45,14 +44,6 @@ def paste_iuv(
         iuv[image_part][is_body] = picture[is_body]
         instances[image_part][is_body] = number
     return iuv, instances
-
-
-def _check_size(mask: PlacedMask, image_size_hw: tuple[int, int]) -> None:
-    if tuple(mask.image_size_hw) != tuple(image_size_hw):
-        raise ValueError(
-            f"a person's mask is of an image of {mask.image_size_hw} (height, width), not of "
-            f"{tuple(image_size_hw)}"
-        )
 
 
 def overlap(
@@ -66,7 +57,17 @@ def overlap(
 def overlap_at(
     corner_xy: tuple[int, int], size_hw: tuple[int, ...], image_size_hw: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The same for a picture of a size whose first pixel is at a corner."""
+    """Finds where a picture lies in an image.
+
+    Args:
+        corner_xy: column and row of the image of the picture's first pixel; may be negative.
+        size_hw: of the picture; further axes are not looked at.
+        image_size_hw: of the image, alike.
+
+    Returns:
+        Rows and columns of the image that the picture covers, and of the picture there; empty where
+        they do not meet.
+    """
     rows, own_rows = _overlap_of_side(corner_xy[1], size_hw[0], image_size_hw[0])
     columns, own_columns = _overlap_of_side(corner_xy[0], size_hw[1], image_size_hw[1])
     return (rows, columns), (own_rows, own_columns)

@@ -32,6 +32,14 @@ class PlacedMask:
         height, width = self.mask.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
+    def check_image_size(self, image_size_hw: tuple[int, ...]) -> None:
+        """Raises ValueError if the mask is not of an image of this size, (height, width)."""
+        if tuple(self.image_size_hw) != tuple(image_size_hw):
+            raise ValueError(
+                f"a person's mask is of an image of {self.image_size_hw} (height, width), not of "
+                f"{tuple(image_size_hw)}"
+            )
+
     def whole(self) -> np.ndarray:
         """The mask on the whole image, [H, W] bool."""
         canvas = np.zeros(self.image_size_hw, bool, order="F")

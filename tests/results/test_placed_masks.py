@@ -83,6 +83,10 @@ def test_masks_are_outlined_and_filled():
     np.testing.assert_array_equal(drawn[12, 12], filled)
     same = drawing.draw_people(image, [_person()], show_masks=False, **plain)
     np.testing.assert_array_equal(same, image)
+    with_picture = _person(iuv=np.zeros((3, 14, 7), np.uint8))
+    for size in ((15, 40), (60, 80)):
+        with pytest.raises(ValueError, match=r"mask is of an image of \(30, 40\)"):
+            drawing.draw_people(np.zeros((*size, 3), np.uint8), [with_picture])
 
 
 def test_coco_has_eighty_categories():
