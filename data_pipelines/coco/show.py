@@ -1,6 +1,6 @@
 """Pictures of annotations, drawn over their images.
 
-Colours are those of `results.drawing`, so that annotations and detections are easy to compare.
+Colours are those of `results.palette`, so that annotations and detections are easy to compare.
 """
 
 import os
@@ -16,7 +16,8 @@ from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord
 from ktn_jax.data_pipelines.loading.sources import Source
 from ktn_jax.results.drawing import side_by_side
-from ktn_jax.results.palette import PATCH_COLOURS, person_colour
+from ktn_jax.results.palette import PATCH_COLOURS, mix_colours, person_colour
+from ktn_jax.results.styles import colours_of
 from ktn_jax.runtime import progress
 from ktn_jax.runtime.images import ImageError
 
@@ -80,9 +81,7 @@ def draw_part_masks(image: np.ndarray, record: ImageRecord) -> np.ndarray:
         rows, columns, labels = _mask_in_image(box_xywh, dense.part_mask, image.shape[:2])
         window = canvas[rows, columns]
         is_part = labels > 0
-        colours = _PART_COLOURS[labels[is_part]]
-        mixed = (1 - _MASK_OPACITY) * window[is_part] + _MASK_OPACITY * colours
-        window[is_part] = np.rint(mixed).astype(np.uint8)
+        mix_colours(window, is_part, _PART_COLOURS[labels[is_part]], _MASK_OPACITY)
     return canvas
 
 
@@ -110,7 +109,7 @@ def draw_points(image: np.ndarray, record: ImageRecord, colour_by: str = "patche
         colours = PATCH_COLOURS[patch]
         if colour_by != "patches":
             level = np.rint(255 * getattr(dense, colour_by)).astype(np.uint8)
-            colours = cv2.applyColorMap(level, cv2.COLORMAP_VIRIDIS).reshape(-1, 3)[:, ::-1]
+            colours = colours_of("viridis")[level]
         x0, y0, width, height = box_xywh
         at_x, at_y = x0 + dense.x * width / PART_GRID, y0 + dense.y * height / PART_GRID
         for x, y, colour, is_body in zip(at_x, at_y, colours.tolist(), patch > 0, strict=True):

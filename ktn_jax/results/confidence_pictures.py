@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import cv2
 import numpy as np
 
 from ktn_jax.results.drawing import side_by_side
 from ktn_jax.results.maps import overlap
+from ktn_jax.results.palette import mix_colours
 from ktn_jax.results.records import PersonResult
+from ktn_jax.results.styles import colours_of
 
 _Maps = Mapping[str, np.ndarray]
 
@@ -88,8 +89,6 @@ def _draw_values(
     low, high = float(values[is_drawn].min()), float(values[is_drawn].max())
     levels = (values - low) * (255 / (high - low) if high > low else 0.0)
     levels = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
-    colours = cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS)[..., ::-1][is_drawn]
     panel = image.copy()
-    mixed = (1 - opacity) * panel[is_drawn] + opacity * colours
-    panel[is_drawn] = np.rint(mixed).astype(np.uint8)
+    mix_colours(panel, is_drawn, colours_of("viridis")[levels[is_drawn]], opacity)
     return panel, low, high

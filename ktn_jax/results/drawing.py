@@ -10,8 +10,8 @@ import numpy as np
 
 from ktn_jax.body import parts
 from ktn_jax.results.categories import CATEGORY_NAMES, PERSON_CATEGORY
-from ktn_jax.results.maps import paste_iuv
-from ktn_jax.results.palette import PATCH_COLOURS, person_colour
+from ktn_jax.results.maps import overlap, paste_iuv
+from ktn_jax.results.palette import PATCH_COLOURS, mix_colours, person_colour
 from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.results.records import PersonResult
 
@@ -69,15 +69,13 @@ def draw_people(
     iuv, instances = paste_iuv(people, image.shape[:2])
     if show_parts:
         is_body = iuv[..., 0] > 0
-        colours = PATCH_COLOURS[iuv[is_body, 0]]
-        mixed = (1 - opacity) * canvas[is_body] + opacity * colours
-        canvas[is_body] = np.rint(mixed).astype(np.uint8)
+        mix_colours(canvas, is_body, PATCH_COLOURS[iuv[is_body, 0]], opacity)
     stroke = _stroke(image.shape[:2])
     if show_isolines:
         _draw_isolines(canvas, iuv, instances, stroke)
     ranked = sorted(people, key=lambda person: -person.score)
     for rank, person in reversed(list(enumerate(ranked))):
-        rows, columns = _covered(person)
+        (rows, columns), _ = overlap(person, iuv.shape[:2])
         window = canvas[rows, columns]  # a view: what is drawn on it cannot leave the box
         if not window.size:
             continue
@@ -114,8 +112,7 @@ def _draw_mask(
     window, is_inside = canvas[mask.slices], mask.mask
     if not is_inside.any():
         return
-    mixed = (1 - opacity) * window[is_inside] + opacity * np.array(colour)
-    window[is_inside] = np.rint(mixed).astype(np.uint8)
+    mix_colours(window, is_inside, np.array(colour), opacity)
     kernel = np.ones((3, 3), np.uint8)
     # Zeros around the window make its border an outline.
     padded = np.pad(is_inside, stroke).astype(np.uint8)
@@ -189,13 +186,6 @@ def _check_picture(name: str, picture: np.ndarray) -> None:
 def _stroke(image_size_hw: tuple[int, int]) -> int:
     """Line width in pixels: 1 on thumbnails, 2 on web images, 12 on a camera's."""
     return max(1, round(min(image_size_hw) / 250))
-
-
-def _covered(person: PersonResult) -> tuple[slice, slice]:
-    """Rows and columns that a person's picture covers, without those before the image's first."""
-    x0, y0 = int(person.box_xyxy[0]), int(person.box_xyxy[1])
-    height, width = person.size_hw
-    return slice(max(y0, 0), max(y0 + height, 0)), slice(max(x0, 0), max(x0 + width, 0))
 
 
 def _draw_frame(window: np.ndarray, colour: tuple[int, int, int], stroke: int) -> None:

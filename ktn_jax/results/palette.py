@@ -71,3 +71,18 @@ def person_colour(number: int) -> tuple[int, int, int]:
     """The RGB colour of a person by number, from 1; after 255 they begin again."""
     red, green, blue = PERSON_COLOURS[(number - 1) % 255 + 1].tolist()
     return red, green, blue
+
+
+def mix_colours(
+    canvas: np.ndarray, is_drawn: np.ndarray, colours: np.ndarray, opacity: float
+) -> None:
+    """Mixes colours into pixels of a canvas, in place, rounded.
+
+    Args:
+        canvas: uint8 [H, W, 3] RGB.
+        is_drawn: bool [H, W], N of them true.
+        colours: [N, 3], or [3] for all of them.
+        opacity: Of the colours, 0 to 1.
+    """
+    mixed = (1 - opacity) * canvas[is_drawn] + opacity * colours
+    canvas[is_drawn] = np.rint(mixed).astype(np.uint8)
