@@ -12,7 +12,32 @@ from PIL import Image
 from ktn_jax.body import parts
 from ktn_jax.runtime.images import ImageError, explain_error, open_image
 
-TILE_ROWS, TILE_COLUMNS = 6, 4
+_ROWS, _COLUMNS = 6, 4
+
+
+def atlas_size_hw(side: int) -> tuple[int, int]:
+    """Height and width of an atlas whose tiles have sides of `side` pixels."""
+    return _ROWS * side, _COLUMNS * side
+
+
+def tile_corners(patches: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the tiles of patches begin in an atlas.
+
+    Args:
+        patches: Integer [...], 1..24; 0, background, gets the tile of patch 1.
+        side: Pixels along a side of a tile.
+
+    Returns:
+        int [...] columns and [...] rows of the tiles' first pixels.
+    """
+    column, row = np.divmod(np.maximum(patches.astype(int) - 1, 0), _ROWS)
+    return column * side, row * side
+
+
+def tile_windows(side: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of each tile of an atlas, in the order of patches."""
+    corners = tile_corners(np.arange(1, parts.NUM_PATCHES + 1), side)
+    return [np.s_[y : y + side, x : x + side] for x, y in zip(*corners, strict=True)]
 
 
 def read_atlas(path: str | os.PathLike[str]) -> np.ndarray:
@@ -73,11 +98,11 @@ def check_atlas(atlas: np.ndarray) -> int:
     Raises:
         ValueError: not uint8 [6 n, 4 n, 3 or 4].
     """
-    side = len(atlas) // TILE_ROWS
-    shapes = [(TILE_ROWS * side, TILE_COLUMNS * side, channels) for channels in (3, 4)]
+    side = len(atlas) // _ROWS
+    shapes = [(*atlas_size_hw(side), channels) for channels in (3, 4)]
     if atlas.dtype != np.uint8 or not side or atlas.shape not in shapes:
         raise ValueError(
-            f"an atlas has {TILE_ROWS} rows and {TILE_COLUMNS} columns of square tiles, such as "
+            f"an atlas has {_ROWS} rows and {_COLUMNS} columns of square tiles, such as "
             f"1200 x 800 pixels (height x width), RGB or RGBA, uint8; got {atlas.shape} "
             f"{atlas.dtype}"
         )
@@ -105,10 +130,10 @@ def sample_atlas(
         ValueError: not an atlas.
     """
     side = check_atlas(atlas)
-    tile = np.clip(patches.astype(int) - 1, 0, parts.NUM_PATCHES - 1)
+    left, top = tile_corners(np.minimum(patches, parts.NUM_PATCHES), side)
     across = (np.clip(u, 0, 1) * (side - 1)).astype(int)
     down = ((1 - np.clip(v, 0, 1)) * (side - 1)).astype(int)
-    texels = atlas[tile % TILE_ROWS * side + down, tile // TILE_ROWS * side + across]
+    texels = atlas[top + down, left + across]
     if texels.shape[-1] == 4:
         opacity = texels[..., 3] / 255
     else:

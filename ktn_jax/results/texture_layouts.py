@@ -9,7 +9,7 @@ import numpy as np
 
 from ktn_jax.body import triangles
 from ktn_jax.body.surface import Template
-from ktn_jax.results.atlas import TILE_COLUMNS, TILE_ROWS
+from ktn_jax.results.atlas import atlas_size_hw, tile_corners
 
 # Of the published charts two triangles are missing.
 _LEAST_SHARED = 0.9
@@ -104,12 +104,10 @@ def _refuse(path: str | os.PathLike[str], number: int, reason: str) -> NoReturn:
 
 def atlas_layout(template: Template, side: int) -> Layout:
     """The layout of an atlas of 24 tiles, of `side` pixels each, see `results.atlas`."""
-    tile = template.face_patch - 1
-    low = np.stack([tile // TILE_ROWS, tile % TILE_ROWS], axis=-1) * float(side)
+    low = np.stack(tile_corners(template.face_patch, side), axis=-1).astype(np.float64)
     u, v = np.moveaxis(template.chart_uv[template.chart_faces], -1, 0)
     corners = low[:, None] + np.stack([u, 1 - v], axis=-1) * (side - 1)
-    size_hw = (TILE_ROWS * side, TILE_COLUMNS * side)
-    return Layout(size_hw, template.faces, corners, low, low + side)
+    return Layout(atlas_size_hw(side), template.faces, corners, low, low + side)
 
 
 def map_layout(uv_map: UVMap, size_hw: tuple[int, int]) -> Layout:

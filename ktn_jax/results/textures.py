@@ -9,8 +9,8 @@ import dataclasses
 import cv2
 import numpy as np
 
-from ktn_jax.body import parts, triangles
-from ktn_jax.results.atlas import TILE_COLUMNS, TILE_ROWS
+from ktn_jax.body import triangles
+from ktn_jax.results.atlas import atlas_size_hw, tile_corners, tile_windows
 
 TILE_SIDE = 200
 """Pixels along a side of a tile, in the DensePose notebooks."""
@@ -69,7 +69,7 @@ def view_texture(image: np.ndarray, iuv: np.ndarray, side: int = TILE_SIDE, trim
         raise ValueError(f"side must be 2 or more and trim 0 or more, got {side} and {trim}")
     patch = np.where(_eroded(iuv[..., 0] > 0, trim), iuv[..., 0], 0)
     x, y = _texel_positions(iuv, patch, side)
-    size_hw = (TILE_ROWS * side, TILE_COLUMNS * side)
+    size_hw = atlas_size_hw(side)
     seen = patch > 0
     texel = y[seen].astype(int) * size_hw[1] + x[seen].astype(int)
     count = np.bincount(texel, minlength=size_hw[0] * size_hw[1])
@@ -94,9 +94,9 @@ def _texel_positions(
     iuv: np.ndarray, patch: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """[H, W] x and y of each pixel in the atlas; cell (row, column) is the texel of that index."""
-    tile = np.maximum(patch.astype(int) - 1, 0)
-    x = tile // TILE_ROWS * side + iuv[..., 1] * ((side - 1) / _LEVELS)
-    y = tile % TILE_ROWS * side + (_LEVELS - iuv[..., 2].astype(int)) * ((side - 1) / _LEVELS)
+    left, top = tile_corners(patch, side)
+    x = left + iuv[..., 1] * ((side - 1) / _LEVELS)
+    y = top + (_LEVELS - iuv[..., 2].astype(int)) * ((side - 1) / _LEVELS)
     return x, y
 
 
@@ -104,7 +104,7 @@ def _interpolated(
     image: np.ndarray, patch: np.ndarray, x: np.ndarray, y: np.ndarray, side: int
 ) -> np.ndarray:
     """[6 n, 4 n, 3] float64 colours between neighbouring pixels; NaN where there are none."""
-    colours = np.full((TILE_ROWS * side, TILE_COLUMNS * side, 3), np.nan)
+    colours = np.full((*atlas_size_hw(side), 3), np.nan)
     position = np.stack([x, y], axis=-1).reshape(-1, 2)
     label, flat = patch.reshape(-1), image.reshape(-1, 3)
     index = np.arange(patch.size).reshape(patch.shape)
@@ -124,23 +124,18 @@ def _interpolated(
 
 def _smoothed(count: np.ndarray, side: int) -> np.ndarray:
     """[6 n, 4 n] float32 mean of the count around each texel, within its tile."""
-    tiles = count.reshape(TILE_ROWS, side, TILE_COLUMNS, side).transpose(1, 3, 0, 2)
-    stack = np.ascontiguousarray(tiles.reshape(side, side, parts.NUM_PATCHES), np.float32)
-    window = (_DENSITY_WINDOW, _DENSITY_WINDOW)
-    means = [
-        cv2.blur(np.ascontiguousarray(stack[..., tile]), window, borderType=cv2.BORDER_CONSTANT)
-        for tile in range(parts.NUM_PATCHES)
-    ]
-    smooth = np.stack(means, axis=-1).reshape(side, side, TILE_ROWS, TILE_COLUMNS)
-    return smooth.transpose(2, 0, 3, 1).reshape(count.shape)
+    smooth = np.empty(count.shape, np.float32)
+    size = (_DENSITY_WINDOW, _DENSITY_WINDOW)
+    for tile in tile_windows(side):
+        own = count[tile].astype(np.float32)
+        smooth[tile] = cv2.blur(own, size, borderType=cv2.BORDER_CONSTANT)
+    return smooth
 
 
 def _with_rim(colours: np.ndarray, density: np.ndarray, side: int) -> View:
     """Fills the texels around those that are seen, as far as a pixel reaches."""
-    for tile in range(parts.NUM_PATCHES):
-        column, row = divmod(tile, TILE_ROWS)
-        window = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
-        own_colours, own_density = colours[window], density[window]  # views
+    for tile in tile_windows(side):
+        own_colours, own_density = colours[tile], density[tile]  # views
         is_seen = own_density > 0
         if not is_seen.any():
             continue
@@ -178,7 +173,7 @@ class AtlasBuilder:
         if blend not in BLENDS:
             raise ValueError(f"blend must be one of {', '.join(BLENDS)}, got {blend!r}")
         self.num_views = 0
-        size_hw = (TILE_ROWS * side, TILE_COLUMNS * side)
+        size_hw = atlas_size_hw(side)
         self._limit = BLENDS[blend]
         self._colours = np.zeros((0, *size_hw, 3), np.uint8)
         self._density = np.zeros((0, *size_hw), np.float32)
