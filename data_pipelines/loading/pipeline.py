@@ -115,7 +115,8 @@ def make_training_data(
         raise ValueError(
             f"batch_size {settings.batch_size} cannot be shared by {process_count} processes"
         )
-    plan, maker = _plan_training(settings, source, symmetry)
+    facts = source.facts()
+    plan, maker = _plan_training(settings, source, facts, symmetry)
     share = settings.batch_size // process_count
     rows = slice(process_index * share, (process_index + 1) * share)
     load = _LOADERS[settings.loader]
@@ -126,13 +127,12 @@ def make_training_data(
         return load(request, settings.workers, settings.batches_ahead)
 
     specs = tuple(maker.spec(share, canvas_hw) for canvas_hw in plan.canvases)
-    return TrainingData(batches_from, plan.steps_per_epoch, specs, _describe(source.facts()))
+    return TrainingData(batches_from, plan.steps_per_epoch, specs, _describe(facts))
 
 
 def _plan_training(
-    settings: DataSettings, source: Source, symmetry: UVSymmetry | None
+    settings: DataSettings, source: Source, facts: ImageFacts, symmetry: UVSymmetry | None
 ) -> tuple[TrainingPlan, ExampleMaker]:
-    facts = source.facts()
     _check_facts(settings, facts)
     if symmetry is None and facts.max_points and settings.augmentation.flip_probability > 0:
         raise ValueError(

@@ -118,7 +118,8 @@ def evaluate_scores(
     """
     template = None
     if results.has_pictures and template_dir is not None:
-        template = load_evaluation_template(template_dir)
+        # Whoever scored the images has compared the checksum, which reads the whole table.
+        template = load_evaluation_template(template_dir, verify=False)
         segmentations = {k: rle for image in scores for k, rle in image.segmentations.items()}
     else:
         segmentations = read_segmentations(results, truth, COCO_MAX_DETECTIONS)
