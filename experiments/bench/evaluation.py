@@ -28,7 +28,7 @@ from ktn_jax.evaluation import boxes_keypoints, evaluator, scorer, template_file
 from ktn_jax.evaluation.ground_truth import read_ground_truth
 from ktn_jax.evaluation.options import ScoringOptions
 from ktn_jax.evaluation.result_files import index_results, read_payload
-from ktn_jax.results.records import encode_iuv
+from ktn_jax.results.iuv_pictures import encode_iuv
 
 _SIZE_HW = (480, 640)
 _NUM_PICTURES = 60

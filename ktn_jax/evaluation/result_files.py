@@ -20,7 +20,7 @@ from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.evaluation.image_names import AnnotatedNames
 from ktn_jax.results.detection_checks import ResultsError, check_record
-from ktn_jax.results.records import decode_record
+from ktn_jax.results.iuv_pictures import decode_record
 from ktn_jax.runtime import rle
 from ktn_jax.runtime.json_stream import JsonStreamError, iterate_objects
 

@@ -17,8 +17,9 @@ from ktn_jax.inference.inputs import Photo, Photos, map_photos
 from ktn_jax.inference.masks import paste_mask
 from ktn_jax.inference.stages import PEOPLE_BUCKETS, Stages, people_bucket
 from ktn_jax.results.categories import category_ids
+from ktn_jax.results.iuv_pictures import quantise
 from ktn_jax.results.people import People
-from ktn_jax.results.records import PersonResult, quantise
+from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import images
 from ktn_jax.structures import PersonMaps
 

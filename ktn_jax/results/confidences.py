@@ -7,16 +7,13 @@ which they vary more; the two confidences of the segmentation are factors of its
 than 0.
 """
 
-import base64
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ktn_jax.results.detection_checks import ResultsError
-from ktn_jax.runtime.images import explain_error
+from ktn_jax.results.png_text import decode_png, encode_png
 
 ON_BODY = ("sigma", "kappa_u", "kappa_v")
 """Those that belong to a patch: 0 on background."""
@@ -51,9 +48,7 @@ def encode_confidences(
         counted = values[patches > 0] if name in ON_BODY else values
         low, high = (float(f(counted)) if counted.size else 0.0 for f in (np.min, np.max))
         levels = (np.clip(values.astype(np.float64), low, high) - low) * _scale(low, high)
-        buffer = io.BytesIO()
-        Image.fromarray(np.rint(levels).astype(np.uint16)).save(buffer, format="png")
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        data = encode_png(np.rint(levels).astype(np.uint16))
         encoded[name] = {"range": [low, high], "data": data}
     return encoded
 
@@ -81,11 +76,9 @@ def decode_confidences(
     decoded = {}
     for name, entry in encoded.items():
         try:
-            content = base64.b64decode(entry["data"], validate=True)
-            with Image.open(io.BytesIO(content), formats=["png"]) as png:
-                mode, levels = png.mode, np.array(png)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ResultsError(f"{where}: {name}: not a PNG: {explain_error(error)}") from error
+            mode, levels = decode_png(entry["data"])
+        except ResultsError as error:
+            raise ResultsError(f"{where}: {name}: {error}") from error
         if not mode.startswith("I") or levels.shape != patches.shape:
             raise ResultsError(
                 f"{where}: {name}: wanted a grey PNG of 16 bits and {patches.shape} pixels, got "

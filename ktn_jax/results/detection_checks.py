@@ -31,7 +31,7 @@ def check_record(where: str, record: Any) -> dict[str, Any]:
     """Checks a detection's fields and converts it to the layout with `uv_shape` and `uv_data`.
 
     All readers of results use it, in memory or as a stream. The picture stays encoded and only its
-    header is checked; `records.decode_record` checks the rest.
+    header is checked; `iuv_pictures.decode_record` checks the rest.
 
     Args:
         where: names the record in messages.

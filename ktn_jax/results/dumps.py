@@ -14,8 +14,9 @@ import numpy as np
 
 from ktn_jax.body.surface import Template
 from ktn_jax.results.detection_checks import CONFIDENCES, ResultsError
+from ktn_jax.results.iuv_pictures import quantise
 from ktn_jax.results.placed_masks import PlacedMask
-from ktn_jax.results.records import PersonResult, quantise
+from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import atomic_files
 from ktn_jax.runtime.npz_files import NpzFile
 

@@ -5,9 +5,7 @@ pixels of the box. Its top left pixel is pixel (int(x0), int(y0)) of the image, 
 `results.json` is in the DensePose-COCO results format.
 """
 
-import base64
 import dataclasses
-import io
 import json
 import math
 import os
@@ -16,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from ktn_jax.body import parts
 from ktn_jax.results.categories import PERSON_CATEGORY
@@ -27,9 +24,9 @@ from ktn_jax.results.detection_checks import (
     check_record,
     length_of_pixels,
 )
+from ktn_jax.results.iuv_pictures import decode_record, encode_iuv
 from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.runtime import atomic_files
-from ktn_jax.runtime.images import explain_error
 from ktn_jax.runtime.rle import RleError
 
 if TYPE_CHECKING:
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
 
 # Float32 boxes around pixel 10,000 are exact to 0.001; below this a length counts as the same.
 _LENGTH_TOLERANCE = 0.01
-
 
 # COCO counts keypoints in pixel indices; boxes, and keypoints here, are continuous.
 _PIXEL_CENTRE = 0.5
@@ -160,84 +156,6 @@ def _end_of_box(start: float, length: float, pixels: int) -> np.float32:
     while max(int(end - first), 1) < pixels:
         end = np.nextafter(end, np.float32(np.inf))
     return end
-
-
-def quantise(patches: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """Packs patches [h, w] and U, V [2, h, w] as uint8 [3, h, w] of I, 255 U, 255 V, truncated."""
-    levels = np.clip(uv * 255, 0, 255).astype(np.uint8)
-    return np.concatenate([patches[None].astype(np.uint8), levels])
-
-
-def encode_iuv(iuv: np.ndarray) -> str:
-    """Encodes an IUV picture as the results format does.
-
-    Args:
-        iuv: [3, h, w] uint8.
-
-    Returns:
-        Base64 of an RGB PNG whose channels are I, 255 U, 255 V. Decoding gives back the same
-        pixels; the text itself depends on the version of the compression library.
-
-    Raises:
-        ResultsError: not such a picture.
-    """
-    if iuv.ndim != 3 or iuv.shape[0] != 3 or iuv.dtype != np.uint8 or iuv.size == 0:
-        raise ResultsError(f"iuv must be [3, h, w] uint8, got {iuv.shape} {iuv.dtype}")
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(iuv.transpose(1, 2, 0))).save(buffer, format="png")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def decode_iuv(text: str) -> np.ndarray:
-    """Decodes an IUV picture of the results format.
-
-    Args:
-        text: Base64 of an RGB PNG.
-
-    Returns:
-        [3, h, w] uint8 of I, 255 U, 255 V.
-
-    Raises:
-        ResultsError: not base64, not a PNG, damaged, not RGB, or a patch above 24.
-    """
-    try:
-        # Some writers break lines every 76 characters; any other stray character is damage.
-        content = base64.b64decode("".join(text.split()), validate=True)
-        with Image.open(io.BytesIO(content), formats=["png"]) as png:
-            mode, iuv = png.mode, np.array(png)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ResultsError(f"not a PNG in base64: {explain_error(error)}") from error
-    if mode != "RGB":
-        raise ResultsError(f"the PNG is {mode}, not RGB with the channels I, 255 U, 255 V")
-    if iuv[..., 0].max() > parts.NUM_PATCHES:
-        raise ResultsError(
-            f"patch {iuv[..., 0].max()} in the PNG, wanted 0..24: are its channels I, U, V?"
-        )
-    return iuv.transpose(2, 0, 1)
-
-
-def decode_record(where: str, record: Mapping[str, Any]) -> np.ndarray:
-    """Decodes the IUV picture of a record that `check_record` gave.
-
-    Args:
-        where: names the record in messages.
-        record: with `uv_shape` and `uv_data`.
-
-    Returns:
-        See `decode_iuv`.
-
-    Raises:
-        ResultsError: the picture is damaged, or not of the shape that the record says.
-    """
-    try:
-        iuv = decode_iuv(record["uv_data"])
-    except ResultsError as error:
-        raise ResultsError(f"{where}: uv_data: {error}") from error
-    if list(iuv.shape) != list(record["uv_shape"]):
-        raise ResultsError(
-            f"{where}: uv_shape {record['uv_shape']} is not that of uv_data, {list(iuv.shape)}"
-        )
-    return iuv
 
 
 def people_to_records(

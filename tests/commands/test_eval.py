@@ -20,7 +20,8 @@ from ktn_jax.data_pipelines.synthetic.scene import PRESETS
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 from ktn_jax.inference import model_evaluation
 from ktn_jax.modeling.detector import build_model
-from ktn_jax.results.records import PersonResult, encode_iuv
+from ktn_jax.results.iuv_pictures import encode_iuv
+from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import jax_setup
 from ktn_jax.runtime.configuration import load_config
 

@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from ktn_jax.evaluation import template_files
-from ktn_jax.results.records import encode_iuv
+from ktn_jax.results.iuv_pictures import encode_iuv
 
 GRID = 8  # vertices along a side of each patch; U and V step by 36 / 255
 PATCH_METRES = 0.3

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from ktn_jax.evaluation import evaluator
 from ktn_jax.evaluation.errors import EvaluationError
-from ktn_jax.results.records import encode_iuv
+from ktn_jax.results.iuv_pictures import encode_iuv
 
 
 def _real_truth(real_dir):

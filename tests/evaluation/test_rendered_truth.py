@@ -8,7 +8,7 @@ import pytest
 from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource, dataset_header
 from ktn_jax.evaluation import evaluator, template_files
-from ktn_jax.results.records import encode_iuv
+from ktn_jax.results.iuv_pictures import encode_iuv
 
 NUM_IMAGES = 10
 

@@ -29,7 +29,7 @@ from ktn_jax.checkpoints.files import read_state_dict
 from ktn_jax.data_pipelines.coco import annotations, checks
 from ktn_jax.evaluation import evaluator, ground_truth, template_files
 from ktn_jax.evaluation.options import ScoringOptions
-from ktn_jax.results import records, shards
+from ktn_jax.results import iuv_pictures, records, shards
 from ktn_jax.runtime import configuration, images, json_stream, mat_files, pickles, rle
 
 SIZE = (48, 64)  # of the only picture, height and width
@@ -119,7 +119,7 @@ def _results():
                 "score": 0.9,
                 "bbox": [left, 8, 24, 32],
                 "uv_shape": [3, 32, 24],
-                "uv_data": records.encode_iuv(iuv),
+                "uv_data": iuv_pictures.encode_iuv(iuv),
                 "keypoints": [left + 10, 20, 0.5] * 17,
                 "segmentation": _rle(np.ones(SIZE, bool)),
                 "file_name": "7.png",

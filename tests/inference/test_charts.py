@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ktn_jax.inference import charts
-from ktn_jax.results.records import quantise
+from ktn_jax.results.iuv_pictures import quantise
 
 pytestmark = pytest.mark.parity
 

@@ -15,7 +15,7 @@ from ktn_jax.evaluation.ground_truth import read_ground_truth
 from ktn_jax.evaluation.result_files import index_results
 from ktn_jax.inference import dataset as dataset_inference
 from ktn_jax.inference.dataset import predict_dataset
-from ktn_jax.results import records
+from ktn_jax.results import iuv_pictures, records
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime.configuration import load_config
 from ktn_jax.runtime.images import ImageError
@@ -60,7 +60,7 @@ def test_every_image_is_written_with_its_people_and_the_category_of_the_file(dat
     assert {i: found.count(i) for i in counts} == counts
     assert found == sorted(found)
     assert {record["category_id"] for record in found_records} == {7}
-    iuv = records.decode_iuv(next(r for r in found_records if r["image_id"] == 66)["uv_data"])
+    iuv = iuv_pictures.decode_iuv(next(r for r in found_records if r["image_id"] == 66)["uv_data"])
     assert iuv.shape == (3, 30, 20) and (iuv == 4).all()
 
 

@@ -8,8 +8,9 @@ import pytest
 from ktn_jax.body.procedural import assembly
 from ktn_jax.results import dumps
 from ktn_jax.results.detection_checks import ResultsError
+from ktn_jax.results.iuv_pictures import quantise
 from ktn_jax.results.placed_masks import PlacedMask
-from ktn_jax.results.records import PersonResult, quantise
+from ktn_jax.results.records import PersonResult
 
 RNG = np.random.default_rng(0)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ktn_jax.results import records
+from ktn_jax.results import iuv_pictures, records
 from ktn_jax.results.records import PersonResult, ResultsError
 
 PICTURE = np.array([[[1, 0, 24]], [[255, 7, 0]], [[3, 0, 128]]], np.uint8).swapaxes(1, 2)  # 3 x 1
@@ -49,7 +49,7 @@ def test_published_results_survive_a_round_trip(real_dir, tmp_path):
         assert [int(size) for size in new["bbox"][2:]] == new["uv_shape"][:0:-1]
         expected = np.asarray(Image.open(io.BytesIO(base64.b64decode(old["uv_data"]))))
         np.testing.assert_array_equal(
-            records.decode_iuv(new["uv_data"]), expected.transpose(2, 0, 1)
+            iuv_pictures.decode_iuv(new["uv_data"]), expected.transpose(2, 0, 1)
         )
 
 
@@ -137,11 +137,11 @@ def test_picture_round_trip(height, width, seed):
     rng = np.random.default_rng(seed)
     iuv = rng.integers(0, 256, (3, height, width), np.uint8)
     iuv[0] %= 25
-    np.testing.assert_array_equal(records.decode_iuv(records.encode_iuv(iuv)), iuv)
+    np.testing.assert_array_equal(iuv_pictures.decode_iuv(iuv_pictures.encode_iuv(iuv)), iuv)
 
 
 def test_picture_is_an_rgb_png_of_i_u_v():
-    png = Image.open(io.BytesIO(base64.b64decode(records.encode_iuv(PICTURE))))
+    png = Image.open(io.BytesIO(base64.b64decode(iuv_pictures.encode_iuv(PICTURE))))
     assert png.mode == "RGB" and png.format == "PNG" and png.size == (1, 3)
     assert png.getpixel((0, 0)) == (1, 255, 3) and png.getpixel((0, 2)) == (24, 0, 128)
 
@@ -157,7 +157,7 @@ def _png(array, file_format="png"):
     [
         ("not base64!", "not a PNG in base64"),
         ("", "not a PNG"),
-        (records.encode_iuv(PICTURE).replace("A", "*A", 1), "not a PNG in base64"),
+        (iuv_pictures.encode_iuv(PICTURE).replace("A", "*A", 1), "not a PNG in base64"),
         (_png(np.arange(192, dtype=np.uint8).reshape(8, 8, 3) % 25)[:-60], "not a PNG"),
         (_png(np.zeros((4, 4, 3), np.uint8), "bmp"), "not a PNG"),
         (_png(np.zeros((4, 4), np.uint8)), "the PNG is L, not RGB"),
@@ -166,13 +166,13 @@ def _png(array, file_format="png"):
 )
 def test_malformed_pictures(text, message):
     with pytest.raises(ResultsError, match=message):
-        records.decode_iuv(text)
+        iuv_pictures.decode_iuv(text)
 
 
 def test_line_breaks_in_base64_are_no_damage():
-    text = records.encode_iuv(PICTURE)
+    text = iuv_pictures.encode_iuv(PICTURE)
     broken = "\n".join(text[start : start + 76] for start in range(0, len(text), 76)) + "\n"
-    np.testing.assert_array_equal(records.decode_iuv(broken), PICTURE)
+    np.testing.assert_array_equal(iuv_pictures.decode_iuv(broken), PICTURE)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ktn_jax.results import atlas, records, styles
+from ktn_jax.results import atlas, iuv_pictures, styles
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.stroke_text import draw_number
 from ktn_jax.results.styles import StyleSettings, draw_styles
@@ -228,7 +228,7 @@ def test_u_beyond_one_overflows_as_detectron2s_does():
     person = _person(5.0, 5.0, 15.0, 15.0)
     uv = np.zeros((2, 10, 10), np.float32)
     uv[0, :, 0], uv[0, :, 1], uv[0, :, 2] = 0.5, 1.01, -0.02  # 127.5, 257.55, -5.1
-    precise = PersonResult(person.box_xyxy, 0.5, records.quantise(person.iuv[0], uv), uv=uv)
+    precise = PersonResult(person.box_xyxy, 0.5, iuv_pictures.quantise(person.iuv[0], uv), uv=uv)
     picture = draw_styles(IMAGE, [precise], ["u"], StyleSettings(opacity=1.0))
     np.testing.assert_array_equal(picture[10, 5:8], PARULA[[127, 1, 251]])
     assert precise.iuv[1, 0, :3].tolist() == [127, 255, 0]

@@ -1,0 +1,38 @@
+"""PNG pictures in base64, as results files hold them."""
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+from ktn_jax.results.detection_checks import ResultsError
+from ktn_jax.runtime.images import explain_error
+
+
+def encode_png(pixels: np.ndarray) -> str:
+    """Encodes uint8 RGB [h, w, 3] or uint16 grey [h, w] as a PNG in base64."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def decode_png(text: str) -> tuple[str, np.ndarray]:
+    """Decodes a PNG in base64.
+
+    Args:
+        text: The base64, with or without line breaks.
+
+    Returns:
+        Pillow's mode of the picture, such as RGB, and its pixels, [h, w, channels] or [h, w].
+
+    Raises:
+        ResultsError: not base64, not a PNG, or damaged.
+    """
+    try:
+        # Some writers break lines every 76 characters; any other stray character is damage.
+        content = base64.b64decode("".join(text.split()), validate=True)
+        with Image.open(io.BytesIO(content), formats=["png"]) as png:
+            return png.mode, np.array(png)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ResultsError(f"not a PNG in base64: {explain_error(error)}") from error
