@@ -188,7 +188,8 @@ def _write(response: Any, file: Any, start: int) -> None:
     """Appends the body of a response to a file."""
     content_range = response.headers.get("Content-Range", "")
     if response.status_code != 206 or not content_range.startswith(f"bytes {start}-"):
-        file.truncate(0)  # the whole file comes: this server does not resume
+        file.seek(0)  # the whole file comes: this server does not resume
+        file.truncate()
         start = 0
         if response.status_code == 206:
             raise _Broken("the server sent another part of the file than was asked for")

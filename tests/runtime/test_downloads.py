@@ -61,8 +61,10 @@ def test_a_later_call_resumes(get, server, tmp_path):
     assert server.requests == [("/a/x.pkl", "bytes=1000-")]
 
 
+@pytest.mark.parametrize("has_ranges", [True, False])
 @pytest.mark.parametrize("begun", [CONTENT, b"?" * 500, b"?" * 3000, CONTENT + b"?"])
-def test_what_was_begun_is_completed_or_replaced(get, tmp_path, begun):
+def test_what_was_begun_is_completed_or_replaced(get, server, tmp_path, begun, has_ranges):
+    server.has_ranges = has_ranges
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "x.pkl.part").write_bytes(begun)
     assert get().read_bytes() == CONTENT
