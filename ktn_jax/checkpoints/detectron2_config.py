@@ -104,7 +104,7 @@ def from_detectron2(tree: Mapping[str, Any]) -> ConfigDict:
 
     Raises:
         ValueError: keys are missing or unknown, or ask for something this project does not have;
-            the message lists all of them.
+            the message lists all of them, of unknown ones the first hundred.
     """
     return _translated(tree)[0]
 

@@ -11,6 +11,8 @@ from typing import Any
 _DEFAULTS = pathlib.Path(__file__).with_name("detectron2_defaults.json")
 _MAX_SETTINGS = 20_000  # a whole tree has some 300; aliases of a yaml file can repeat without end
 _MAX_DEPTH = 20
+_MAX_KEY = 1000  # characters; the longest has some 60
+_MAX_UNKNOWN = 100  # that are listed: finding the nearest name takes milliseconds each
 # Sections whose keys are names that users choose.
 _OPEN_SECTIONS = (
     "DATASETS.CATEGORY_MAPS.",
@@ -18,7 +20,6 @@ _OPEN_SECTIONS = (
     "DATASETS.CLASS_TO_MESH_NAME_MAPPING.",
     "MODEL.ROI_DENSEPOSE_HEAD.CSE.EMBEDDERS.",
 )
-
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
@@ -30,7 +31,8 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Lists the settings of nested mappings by dotted key, such as `MODEL.RPN.NMS_THRESH`.
 
     Raises:
-        ValueError: no mapping, too many settings, sections too deep, or a key that is not text.
+        ValueError: no mapping, too many settings, sections too deep, or a key that is not text or
+            too long.
     """
     if not isinstance(tree, Mapping):
         raise ValueError(f"wanted sections and settings by name, got {short(tree)}")
@@ -50,6 +52,8 @@ def _leaves(tree: Mapping[str, Any], prefix: str, depth: int) -> Iterator[tuple[
             name = str(name)
         if not isinstance(name, str):
             raise ValueError(f"{prefix}{short(name)}: a key must be text")
+        if len(prefix) + len(name) > _MAX_KEY:
+            raise ValueError(f"{prefix}{short(name)}: a key of more than {_MAX_KEY} characters")
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{name}.", depth + 1)
         else:
@@ -57,15 +61,41 @@ def _leaves(tree: Mapping[str, Any], prefix: str, depth: int) -> Iterator[tuple[
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes nested mappings of settings by dotted key: the inverse of `flatten`."""
+    """Makes nested mappings of settings by dotted key: the inverse of `flatten`.
+
+    Of a value and a section of one name the later stays.
+    """
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         *sections, name = key.split(".")
         node = tree
         for section in sections:
-            node = node.setdefault(section, {})
+            inner = node.get(section)
+            # An empty section is a value of the caller's, and left as it is.
+            node[section] = inner if isinstance(inner, dict) and inner else {}
+            node = node[section]
         node[name] = value
     return tree
+
+
+def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts settings over others, all by dotted key.
+
+    A section in place of a value, or the reverse, leaves nothing of what it replaces.
+    """
+    sections = {section for key in upper for section in _sections(key)}
+    kept = {
+        key: value
+        for key, value in lower.items()
+        if key not in sections and upper.keys().isdisjoint(_sections(key))
+    }
+    return {**kept, **upper}
+
+
+def _sections(key: str) -> list[str]:
+    """The sections that a setting is in: `A` and `A.B` of `A.B.C`."""
+    parts = key.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 @functools.cache
@@ -155,13 +185,19 @@ class Tree:
                 self.problems.append(f"{key} {short(actual)} is not supported, only {value!r}")
 
     def unknown(self) -> list[str]:
-        """Settings that detectron2, DensePose and KTN do not have, one line each."""
+        """Settings that detectron2, DensePose and KTN do not have, one line each for the first."""
+        unknown = [
+            key
+            for key in self._settings
+            if key not in self._known and not key.startswith(_OPEN_SECTIONS)
+        ]
         lines = []
-        for key in self._settings:
-            if key not in self._known and not key.startswith(_OPEN_SECTIONS):
-                near = difflib.get_close_matches(key, self._known, n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
-                lines.append(f"unknown setting {key[:200]}{hint}")
+        for key in unknown[:_MAX_UNKNOWN]:
+            near = difflib.get_close_matches(key, self._known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            lines.append(f"unknown setting {key[:200]}{hint}")
+        if len(unknown) > _MAX_UNKNOWN:
+            lines.append(f"{len(unknown) - _MAX_UNKNOWN} more unknown settings")
         return lines
 
     def unread(self) -> dict[str, Any]:

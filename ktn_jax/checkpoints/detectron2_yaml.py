@@ -44,8 +44,8 @@ def read_tree(path: str | os.PathLike[str], changes: Sequence[str] = ()) -> dict
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such configuration file")
-    given = {**_read_chain(path), **read_changes(changes)}
-    return detectron2_tree.nest({**detectron2_tree.defaults(given), **given})
+    given = detectron2_tree.merge(_read_chain(path), read_changes(changes))
+    return detectron2_tree.nest(detectron2_tree.merge(detectron2_tree.defaults(given), given))
 
 
 def read_changes(changes: Sequence[str]) -> dict[str, Any]:
@@ -78,13 +78,7 @@ def _read_chain(path: pathlib.Path) -> dict[str, Any]:
         current = None if base is None else _base_path(chain[-1], base)
     merged: dict[str, Any] = {}
     for settings in reversed(files):
-        for key, value in settings.items():
-            # A section in place of a value, or the reverse, leaves nothing of what it replaces.
-            parts = key.split(".")
-            outer = {".".join(parts[:n]) for n in range(1, len(parts))}
-            for other in [k for k in merged if k in outer or k.startswith(f"{key}.")]:
-                del merged[other]
-            merged[key] = value
+        merged = detectron2_tree.merge(merged, settings)
     return merged
 
 

@@ -114,8 +114,8 @@ class Model:
         """
         if self.family == "embedding":
             raise ValueError(f"{self.name} is not yet supported: embedding models")
-        given = {**self.settings, **(changes or {})}
-        return detectron2_tree.nest({**detectron2_tree.defaults(given), **given})
+        given = detectron2_tree.merge(self.settings, changes or {})
+        return detectron2_tree.nest(detectron2_tree.merge(detectron2_tree.defaults(given), given))
 
 
 @functools.cache

@@ -153,6 +153,13 @@ def test_changes_of_both_kinds(yaml_file):
             named.load_config(name, ["test.shortside=1"])
         with pytest.raises(ValueError, match="no KEY=VALUE"):
             named.load_config(name, ["MODEL"])
+        # A section in place of a value, and the reverse.
+        for change, problem in (
+            ("MODEL.DEVICE.X=1", "unknown setting MODEL.DEVICE.X"),
+            ("MODEL.RPN=3", "has no MODEL.RPN.IN_FEATURES"),
+        ):
+            with pytest.raises(ValueError, match=problem):
+                named.load_config(name, [change])
     with pytest.raises(ConfigurationError, match="'MODEL.X=1' is a setting of detectron2"):
         named.load_config("ktn:r50", ["MODEL.X=1"])
 
@@ -189,6 +196,8 @@ def test_settings_of_ktn_choose_its_defaults(yaml_file):
         ("A: [1, 2", "not a yaml file that can be read"),
         ("- 1\n", "a list, not settings by name"),
         ("MODEL: {1.5: 2}\n", "a key must be text"),
+        ("MODEL: {DEVICE: {X: 1}}\n", "unknown setting MODEL.DEVICE.X"),
+        ("? " + "." * 200_000 + "\n: 1\n", "a key of more than 1000 characters"),
         ("A: &a [*a]\n", "unknown setting A"),
         ("A: &a {B: *a}\n", "sections within each other"),
         ("[" * 5000, "not a"),
@@ -200,6 +209,11 @@ def test_settings_of_ktn_choose_its_defaults(yaml_file):
                 for n in range(1, 9)
             ),
             "more than 20000 settings",
+        ),
+        (
+            f"a: &a {{{', '.join(f'k{n}: 1' for n in range(100))}}}\n"
+            f"b: {{{', '.join(f'k{n}: *a' for n in range(150))}}}\n",
+            "15000 more unknown settings",
         ),
     ],
 )
