@@ -14,8 +14,9 @@ import numpy as np
 from ktn_jax.checkpoints import torch_tensors
 from ktn_jax.runtime import pickles
 
-_MAX_TENSORS = 50_000
+_MAX_MEMBERS = 50_000  # modules and tensors, each counted wherever it is a member
 _MAX_DEPTH = 50  # of modules within each other
+_MAX_NAME = 1000  # characters
 _MAX_PICKLE_BYTES = 1 << 26  # of a model of this kind it has some 100,000
 
 
@@ -51,27 +52,33 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 def _arrays(module: "_Module") -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
-    for name, tensor in _tensors(module, "", ()):
-        array = tensor.array()
-        if array.nbytes > tensor.storage.num_bytes:  # parameters do not repeat their elements
+    for count, (name, member) in enumerate(_members(module, "", ())):
+        # Modules count too: of those that share theirs, a few make any number of paths.
+        if count >= _MAX_MEMBERS:
+            raise ValueError(f"more than {_MAX_MEMBERS} modules and tensors")
+        if isinstance(member, _Module):
+            continue
+        array = member.array()
+        if array.nbytes > member.storage.num_bytes:  # parameters do not repeat their elements
             raise ValueError(f"{name[:100]}: a tensor that is larger than its bytes")
         arrays[name] = array
-        if len(arrays) > _MAX_TENSORS:
-            raise ValueError(f"more than {_MAX_TENSORS} tensors")
     return arrays
 
 
-def _tensors(
+def _members(
     module: "_Module", prefix: str, outer: tuple[int, ...]
-) -> Iterator[tuple[str, torch_tensors.Tensor]]:
-    """The tensors of a module and of those inside it, by their names."""
+) -> Iterator[tuple[str, "torch_tensors.Tensor | _Module"]]:
+    """The tensors and modules of a module and of those inside it, by their names."""
     if id(module) in outer or len(outer) > _MAX_DEPTH:
         raise ValueError("modules within each other without end")
     for name, value in module.attributes.items():
-        if isinstance(value, torch_tensors.Tensor):
-            yield f"{prefix}{name}", value
-        elif isinstance(value, _Module):
-            yield from _tensors(value, f"{prefix}{name}.", (*outer, id(module)))
+        if not isinstance(value, torch_tensors.Tensor | _Module):
+            continue
+        if len(prefix) + len(name) > _MAX_NAME:
+            raise ValueError(f"{prefix[:100]}: a name of more than {_MAX_NAME} characters")
+        yield f"{prefix}{name}", value
+        if isinstance(value, _Module):
+            yield from _members(value, f"{prefix}{name}.", (*outer, id(module)))
 
 
 def _without_wrapper(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

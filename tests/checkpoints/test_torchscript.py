@@ -130,10 +130,17 @@ def test_files_that_are_no_archive_are_named(tmp_path):
         with pytest.raises(ValueError, match="x.torchscript"):
             files.read_state_dict(path)
     itself = b"\x80\x02c__torch__\nM\n)\x81q\x00}(" + _text("a") + b"h\x00ub."
+    # Each module has the one before twice: 2**40 paths, and not a tensor.
+    tower = b"\x80\x02c__torch__\nM\nq\x63)\x81q\x00" + b"".join(
+        b"hc)\x81}(" + _text("a") + b"h%c" % n + _text("b") + b"h%cubq%c" % (n, n + 1)
+        for n in range(40)
+    )
     for pickled, text in (
         (_pickled(training=b"\x88"), "this module has no parameters. A frozen one"),
         (b"\x80\x02K\x01.", "it holds a int, no module"),
         (itself, "without end"),
+        (tower + b".", "more than 50000 modules and tensors"),
+        (_pickled(**{"a" * 1001: _module()}), "a name of more than 1000 characters"),
     ):
         with pytest.raises(ValueError, match=text):
             files.read_state_dict(_archive(path, pickled))
