@@ -153,6 +153,7 @@ def _translate(tree: Tree, config: ConfigDict) -> None:
     for ours, theirs in _AUGMENTATION_KEYS.items():
         default = config.test.augmentation[ours]
         config.test.augmentation[ours] = tree.find(f"TEST.AUG.{theirs}", default)
+    tree.find("TEST.AUG.ENABLED", False)  # ours is asked for by name
 
 
 def _tasks(tree: Tree) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Translates what a detectron2 configuration says of training, as far as we have the like."""
+"""Translates what a detectron2 configuration says of training, as far as we have it."""
 
 from typing import Any
 
@@ -65,18 +65,13 @@ def translate_training(tree: Tree, config: ConfigDict) -> list[str]:
         config: gets ours.
 
     Returns:
-        One line for each setting that we have no like of and leave out.
+        One line for each setting that has no counterpart here and is left out.
     """
     notes: list[str] = []
     _optimizer(tree, config, notes)
     _data(tree, config, notes)
-    augmentation = config.test.augmentation
-    augmentation.short_sides = tree.find("TEST.AUG.MIN_SIZES", augmentation.short_sides)
-    augmentation.max_side = tree.find("TEST.AUG.MAX_SIZE", augmentation.max_side)
-    augmentation.flip = tree.find("TEST.AUG.FLIP", augmentation.flip)
-    tree.find("TEST.AUG.ENABLED", False)  # ours is asked for by name
     notes += [
-        f"{key} {short(value)} has no like here and is left out"
+        f"{key} {short(value)} has no counterpart here and is left out"
         for key, value in tree.unread().items()
         if not key.startswith(("MODEL.", *_NO_EFFECT))
     ]
@@ -134,4 +129,6 @@ def _choose(
     if value in choices:
         section[ours] = choices[value]
     else:
-        notes.append(f"{key} {short(value)} has no like here: {ours} stays {section[ours]!r}")
+        notes.append(
+            f"{key} {short(value)} has no counterpart here: {ours} stays {section[ours]!r}"
+        )
