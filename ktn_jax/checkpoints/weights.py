@@ -287,10 +287,10 @@ def _read_known(config: ConfigDict, path: pathlib.Path) -> tuple[Variables, list
     if kind is not None:
         imagenet.check_backbone(config.model, kind, str(path))
         state, unknown = imagenet.rename(state, kind)
-    unknown += torch_names.unknown_names(state)
+    others = dict.fromkeys(torch_names.unknown_names(state))
+    known = {name: array for name, array in state.items() if name not in others}
     try:
-        known = {name: array for name, array in state.items() if name not in unknown}
-        return torch_names.to_flax(known), unknown
+        return torch_names.to_flax(known), [*unknown, *others]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
