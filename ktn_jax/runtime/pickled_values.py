@@ -42,6 +42,11 @@ class Copies:
         self._costly_keys = 0
 
     def charge(self, size: int) -> None:
+        """Notes a copy of so many bytes or items.
+
+        Raises:
+            UnsafePickleError: all copies together are larger than the file.
+        """
         self._left -= size
         if self._left < 0:
             raise UnsafePickleError("refused to copy the same data again and again")
@@ -56,18 +61,22 @@ class Copies:
         return text.encode("latin1")
 
     def bytearray(self, data: Any = b"", encoding: Any = "latin1") -> bytearray:
+        """The builtin, of bytes or of latin-1 text."""
         if not isinstance(data, bytes):
             return bytearray(self.encode(data, encoding))
         self.charge(len(data))
         return bytearray(data)
 
     def set(self, items: Any = ()) -> set[Any]:
+        """The builtin, of a list or tuple of members that are cheap to hash."""
         return set(self._members(items))
 
     def frozenset(self, items: Any = ()) -> frozenset[Any]:
+        """The builtin, with members as in `set`."""
         return frozenset(self._members(items))
 
     def mapping(self, pairs: Any = ()) -> "_Mapping":
+        """An ordered dict, of a list or tuple of pairs, with keys as the members of `set`."""
         if not isinstance(pairs, (list, tuple)):
             raise ValueError("an ordered dict that is not made of pairs")
         self.charge(len(pairs))
@@ -268,6 +277,7 @@ def _complex(real: float, imaginary: float = 0.0) -> complex:
 
 
 def constructors(copies: Copies) -> Mapping[tuple[str, str], Callable[..., Any]]:
+    """What stands for each name of plain data and arrays, by module and name."""
     table: dict[tuple[str, str], Callable[..., Any]] = {
         ("numpy", "dtype"): _Dtype,
         ("numpy", "ndarray"): _Array,  # an argument of _reconstruct, which ignores it
@@ -297,6 +307,12 @@ class Resolver:
         self._open: set[int] = set()
 
     def resolve(self, value: Any) -> Any:
+        """Makes a value and all that is in it.
+
+        Raises:
+            UnsafePickleError: a function or class as data, or an array of objects or records.
+            ValueError: damaged, or a container that holds itself.
+        """
         if type(value) in _PLAIN:
             return value
         number = id(value)
