@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ktn_jax.body import parts
 from ktn_jax.body.surface import Template
 from ktn_jax.results.detection_checks import CONFIDENCES, ResultsError
 from ktn_jax.results.iuv_pictures import quantise
@@ -21,6 +22,23 @@ from ktn_jax.runtime import atomic_files
 from ktn_jax.runtime.npz_files import NpzFile
 
 ENDINGS = ("_dump.npz", "_dump.json")
+
+# NumPy's letters for the kinds of values, and the number of axes, of every array that is read.
+_ARRAYS = {
+    "file_name": ("U", 0),
+    "image_id": ("iu", 0),
+    "image_size_hw": ("iu", 1),
+    "boxes_xyxy": ("f", 2),
+    "scores": ("f", 1),
+    "category_ids": ("iu", 1),
+}
+_MAPS = {
+    "labels": ("u", 2),
+    "uv": ("f", 3),
+    "keypoints": ("f", 2),
+    "mask": ("b", 2),
+    **dict.fromkeys(CONFIDENCES, ("f", 2)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +147,19 @@ def read_dump(path: str | os.PathLike[str]) -> Dump:
             arrays = dict(file)
     except ValueError as error:
         raise ResultsError(str(error)) from error
-    wanted = ("file_name", "image_id", "image_size_hw", "boxes_xyxy", "scores", "category_ids")
-    missing = [name for name in wanted if name not in arrays]
+    missing = [name for name in _ARRAYS if name not in arrays]
     if missing:
         raise ResultsError(f"{path}: not a dump: the array {missing[0]} is missing")
-    count = len(np.atleast_1d(arrays["scores"]))
-    size_hw = tuple(np.ravel(arrays["image_size_hw"]).tolist())
+    for name, array in arrays.items():
+        person, _, own = name.rpartition("/")
+        kinds, axes = (_MAPS if person else _ARRAYS).get(own, (array.dtype.kind, array.ndim))
+        if array.dtype.kind not in kinds or array.ndim != axes:
+            raise ResultsError(
+                f"{path}: {name} must have values of kind {kinds} and {axes} axes, got "
+                f"{array.dtype} {array.shape}"
+            )
+    count = len(arrays["scores"])
+    size_hw = tuple(arrays["image_size_hw"].tolist())
     if arrays["boxes_xyxy"].shape != (count, 4) or arrays["category_ids"].shape != (count,):
         raise ResultsError(f"{path}: boxes_xyxy and category_ids must be as many as scores")
     if len(size_hw) != 2:
@@ -155,8 +180,10 @@ def _person(arrays: dict[str, np.ndarray], number: int) -> PersonResult:
         raise ResultsError("labels and uv belong together, and one is missing")
     iuv = None
     if labels is not None and uv is not None:
-        if labels.ndim != 2 or uv.shape != (2, *labels.shape):
+        if uv.shape != (2, *labels.shape):
             raise ResultsError(f"labels {labels.shape} and uv {uv.shape} must be of one size")
+        if labels.max(initial=0) > parts.NUM_PATCHES:
+            raise ResultsError(f"labels must be 0..{parts.NUM_PATCHES}, got {labels.max()}")
         iuv = quantise(labels, uv)
     names = [name for name in CONFIDENCES if f"{number}/{name}" in arrays]
     return PersonResult(

@@ -81,6 +81,12 @@ def test_other_files_are_no_dumps(tmp_path):
         ({"0/uv": None}, "person 0: labels and uv belong together"),
         ({"0/uv": np.zeros((2, 3, 4))}, r"person 0: labels \(9, 6\) and uv \(2, 3, 4\)"),
         ({"image_size_hw": np.zeros(3, int)}, "image_size_hw must be"),
+        ({"scores": np.array(0.5)}, r"a_dump\.npz: scores must have .* 1 axes, got float64 \(\)"),
+        ({"image_id": np.array([1, 2])}, "image_id must have values of kind iu and 0 axes"),
+        ({"category_ids": np.full(3, np.nan)}, "category_ids must have values of kind iu"),
+        ({"0/mask": np.ones(4, bool)}, "0/mask must have values of kind b and 2 axes"),
+        ({"0/keypoints": np.full((17, 3), "z")}, "0/keypoints must have .*, got <U1"),
+        ({"0/labels": np.full((9, 6), 25, np.uint8)}, r"person 0: labels must be 0\.\.24, got 25"),
         (
             {"0/labels": np.array([object()])},
             r"a_dump\.npz: damaged.*: 0/labels",
