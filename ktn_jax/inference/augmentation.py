@@ -74,8 +74,7 @@ class AugmentedPredictor:
         self.stages = stages
         self.config = stages.config
         augmentation = self.config.test.augmentation
-        has_charts = "densepose" in self.config.model.tasks
-        if augmentation.flip and has_charts and symmetry is None:
+        if _needs_symmetry(self.config) and symmetry is None:
             raise ValueError(_NO_SYMMETRY)
         if not augmentation.short_sides:
             raise ValueError("test.augmentation.short_sides is empty: give at least one scale")
@@ -301,19 +300,22 @@ class AugmentedPredictor:
         return PersonMaps(charts, keypoints, None if mask is None else mask[:, :, ::-1])
 
 
-def load_symmetry(data: ConfigDict) -> UVSymmetry:
+def load_symmetry(config: ConfigDict) -> UVSymmetry | None:
     """Loads the tables that mirror the charts that a model was trained on.
 
     Args:
-        data: the `data` section of its configuration.
+        config: its whole configuration.
 
     Returns:
         The tables of the project's own body for synthetic people, else of the file
-        `data.symmetry`.
+        `data.symmetry`; None where no view is mirrored, and for a model without charts.
 
     Raises:
         ValueError: the file is not named, not there, or cannot be used.
     """
+    if not _needs_symmetry(config):
+        return None
+    data = config.data
     if data.source == "synthetic":
         from ktn_jax.body import symmetry
         from ktn_jax.body.procedural import assembly
@@ -329,6 +331,10 @@ def load_symmetry(data: ConfigDict) -> UVSymmetry:
         return load_uv_symmetry(data.symmetry)
     except FileNotFoundError as error:
         raise ValueError(f"{data.symmetry}: no such file; {advice}") from error
+
+
+def _needs_symmetry(config: ConfigDict) -> bool:
+    return config.test.augmentation.flip and "densepose" in config.model.tasks
 
 
 def move_boxes(

@@ -59,8 +59,7 @@ def load(
     name = config.name if isinstance(config, ConfigDict) else str(config)
     config = _to_config(config, changes)
     # Before the weights are read, so that a missing file is reported at once.
-    flips = augmented and config.test.augmentation.flip
-    symmetry = load_symmetry(config.data) if flips else None
+    symmetry = load_symmetry(config) if augmented else None
     if isinstance(weights, Mapping):
         stages = Stages(config, checkpoints.fit(config, weights, "the variables given"))
     elif weights is None or isinstance(weights, (str, os.PathLike)):

@@ -228,8 +228,7 @@ def evaluate_weights(
     processes = processes or Processes()
     if with_confidences:
         charts.check_confidences(config)
-    is_mirrored = augmented and config.test.augmentation.flip and "densepose" in config.model.tasks
-    symmetry = load_symmetry(config.data) if is_mirrored else None
+    symmetry = load_symmetry(config) if augmented else None
     if isinstance(data, HeldOutPeople):
         images, description = None, data.describe()
     else:

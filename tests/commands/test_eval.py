@@ -190,7 +190,7 @@ def test_a_run_finds_its_own_folder_again(tmp_path, monkeypatch):
 def test_augmented_views_from_the_command(evaluated, monkeypatch):
     output, _ = evaluated
     made, tables = [], (np.zeros((24, 256, 256)),) * 2
-    monkeypatch.setattr("ktn_jax.inference.augmentation.load_symmetry", lambda data: tables)
+    monkeypatch.setattr("ktn_jax.inference.model_evaluation.load_symmetry", lambda _: tables)
 
     def predict(predictor, *, run, **_):
         made.append((predictor, run))

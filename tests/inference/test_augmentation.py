@@ -334,16 +334,18 @@ def test_what_is_missing_is_said(variables, tmp_path):
     no_views = Stages(_config("test.augmentation.short_sides=()"), variables)
     with pytest.raises(ValueError, match="short_sides is empty"):
         AugmentedPredictor(no_views, _identity_symmetry())
-    data = load_config("configs/ktn.py:r50", [f"data.symmetry={tmp_path / 'none.mat'}"]).data
+    config = load_config("configs/ktn.py:r50", [f"data.symmetry={tmp_path / 'none.mat'}"])
     with pytest.raises(ValueError, match="none.mat.*flip=False"):
-        augmentation.load_symmetry(data)
+        augmentation.load_symmetry(config)
+    config.test.augmentation.flip = False
+    assert augmentation.load_symmetry(config) is None
 
 
 def test_synthetic_people_are_mirrored_by_their_own_body(golden_dir):
-    own = augmentation.load_symmetry(load_config("configs/ktn.py:tiny").data)
+    own = augmentation.load_symmetry(load_config("configs/ktn.py:tiny"))
     # The back lies on itself; a hand's counterpart is the other hand.
     assert own.u.shape == own.v.shape == (24, 256, 256)
     assert ((own.u >= 0) & (own.u <= 1)).all()
     path = golden_dir / "uv_symmetry_synthetic.mat"
-    data = load_config("configs/ktn.py:r50", [f"data.symmetry={path}"]).data
-    np.testing.assert_array_equal(augmentation.load_symmetry(data).u, load_uv_symmetry(path).u)
+    config = load_config("configs/ktn.py:r50", [f"data.symmetry={path}"])
+    np.testing.assert_array_equal(augmentation.load_symmetry(config).u, load_uv_symmetry(path).u)

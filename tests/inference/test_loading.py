@@ -106,6 +106,8 @@ def test_wrong_arguments_are_named(variables):
     ):
         with pytest.raises(error, match=text):
             ktn_jax.load(*arguments)
+    with pytest.raises(TypeError, match="weights: "):  # without charts no symmetry is missing
+        ktn_jax.load("configs/rcnn.py:mask_r50", 7, augmented=True)
     with pytest.raises(ConfigurationError, match="no key 'test.shortside'"):
         ktn_jax.load(load_config(NAME), variables, changes=["test.shortside=3"])
     config = load_config(NAME)
