@@ -1,5 +1,6 @@
 """Draws the people of a results file of any system over their photos."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -169,10 +170,11 @@ class _Search:
         if self._folder is not None:
             if not self._folder.is_dir():
                 raise ValueError(f"{self._folder}: no such folder of images")
-            for path in image_files.find_images([self._folder]).paths:
-                number = number_of(path)
-                if number is not None:
-                    self._numbered.setdefault(number, path)
+            with contextlib.suppress(images.ImageError):  # all may be in subfolders, by their names
+                for path in image_files.find_images([self._folder]).paths:
+                    number = number_of(path)
+                    if number is not None:
+                        self._numbered.setdefault(number, path)
 
     def find(self, image_id: int, file_name: str | None) -> pathlib.Path | None:
         """The photo of an image, or None."""
@@ -184,7 +186,7 @@ class _Search:
             if self._folder is not None:
                 candidates += [self._folder / name, self._folder / path.name]
             for candidate in candidates:
-                if candidate.is_file():
+                if os.path.isfile(candidate):  # `is_file` raises where a name is too long
                     return candidate
         return self._numbered.get(image_id)
 
@@ -192,4 +194,4 @@ class _Search:
         """Names an image for a message."""
         name = self._names.get(image_id) or found[image_id].file_name
         place = "" if self._folder is None else f" in {self._folder}"
-        return f"image {image_id}{f' ({name})' if name else ''}{place}"
+        return f"image {image_id}{f' ({name:.200})' if name else ''}{place}"

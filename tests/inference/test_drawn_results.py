@@ -121,6 +121,18 @@ def test_names_and_frames_of_annotations(folder):
         assert drawn.size == (40, 30)
 
 
+def test_all_photos_may_be_in_subfolders(folder):
+    for path in (folder / "photos").glob("*.png"):
+        path.unlink()
+    entries = records.people_to_records(1, [_person(2, 0.6)], file_name="sub/a.png")
+    entries += records.people_to_records(2, [_person(2, 0.6)], file_name="a" * 5000)  # nowhere
+    records.write_results(folder / "results.json", entries)
+    summary = draw_results(folder / "results.json", folder / "out", images_dir=folder / "photos")
+    assert summary.num_images == 1 and len(summary.failures) == 1
+    assert "image 2 (aaa" in summary.failures[0] and len(summary.failures[0]) < 400
+    assert (folder / "out" / "a_overlay.jpg").is_file()
+
+
 def test_without_a_folder_file_names_are_paths(folder, monkeypatch):
     monkeypatch.chdir(folder)
     entries = records.people_to_records(1, [_person(2, 0.6)], file_name="photos/sub/a.png")
