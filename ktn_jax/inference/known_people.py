@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 
 from ktn_jax.inference.inputs import CallablePredictor
-from ktn_jax.inference.photo_names import image_ids
+from ktn_jax.inference.photo_names import as_text, image_ids
 from ktn_jax.results.detection_checks import ResultsError
-from ktn_jax.results.records import PersonResult, records_to_people
+from ktn_jax.results.records import PersonResult, record_to_person
 
 PeopleOf = Callable[[int, np.ndarray], list[PersonResult]]
-"""From the number of a photo and its pixels to the people in it."""
+"""From the number of a photo and its pixels to the people in it.
+
+Raises ResultsError where a record of the photo is damaged.
+"""
 
 _SHOWN = 3  # files named in a message
 
@@ -45,7 +48,7 @@ def recorded_people(
     """
     matched = match_records(photos, records)
     if not any(matched):
-        ids = sorted({str(record.get("file_name", record["image_id"])) for record in records})
+        ids = sorted({_name_of(record) or str(record["image_id"]) for record in records})
         raise ResultsError(
             f"{name}: none of its {len(records)} records is of these photos "
             f"({', '.join(map(str, photos[:_SHOWN]))}); it is about "
@@ -54,14 +57,17 @@ def recorded_people(
         )
 
     def people_of(index: int, image: np.ndarray) -> list[PersonResult]:
-        return [person for found in records_to_people(matched[index]).values() for person in found]
+        return [
+            record_to_person(f"{name}: record {number}", records[number])
+            for number in matched[index]
+        ]
 
     return people_of
 
 
 def match_records(
     photos: Sequence[pathlib.Path], records: Sequence[Mapping[str, Any]]
-) -> list[list[Mapping[str, Any]]]:
+) -> list[list[int]]:
     """Finds the records of each photo.
 
     Args:
@@ -69,29 +75,38 @@ def match_records(
         records: Of the results format. Those of this project have a `file_name`.
 
     Returns:
-        The records of each photo, in their order: those with its path as `file_name`; else with the
-        last part of its path, if one photo and one `file_name` end so; else, of records without
-        `file_name`, those of the photo's image id, see `photo_names.image_ids`; else, if there is
-        one photo and one image without a name, those of that image.
+        The positions in `records` of each photo's, ascending: of those with its path as
+        `file_name`; else with the last part of its path, if one photo and one `file_name` end so;
+        else, of records without `file_name`, those of the photo's image id, see
+        `photo_names.image_ids`; else, if there is one photo and one image without a name, those of
+        that image.
     """
-    by_name: dict[str, list[Mapping[str, Any]]] = {}
-    by_id: dict[int, list[Mapping[str, Any]]] = {}
-    for record in records:
-        if "file_name" in record:
-            by_name.setdefault(os.path.normpath(record["file_name"]), []).append(record)
+    by_name: dict[str, list[int]] = {}
+    by_id: dict[int, list[int]] = {}
+    for number, record in enumerate(records):
+        name = _name_of(record)
+        if name is not None:
+            by_name.setdefault(os.path.normpath(name), []).append(number)
         else:
-            by_id.setdefault(record["image_id"], []).append(record)
+            by_id.setdefault(record["image_id"], []).append(number)
+    paths = [pathlib.PurePath(as_text(path)) for path in photos]  # as `file_name` was written
     last_parts = _unique({name: pathlib.PurePath(name).name for name in by_name})
-    own_parts = _unique({str(path): path.name for path in photos})
+    own_parts = _unique({str(path): path.name for path in paths})
     if len(photos) == 1 and len(by_id) == 1 and not by_name:
         return [next(iter(by_id.values()))]
     matched = []
-    for path, image_id in zip(photos, image_ids(photos), strict=True):
+    for path, image_id in zip(paths, image_ids(photos), strict=True):
         found = by_name.get(os.path.normpath(path))
         if found is None and path.name in last_parts and path.name in own_parts:
             found = by_name[last_parts[path.name]]
         matched.append(by_id.get(image_id, []) if found is None else found)
     return matched
+
+
+def _name_of(record: Mapping[str, Any]) -> str | None:
+    """The `file_name` of a record; other systems may have something else there, or nothing."""
+    name = record.get("file_name")
+    return name if isinstance(name, str) else None
 
 
 def _unique(parts_of: Mapping[str, str]) -> dict[str, str]:

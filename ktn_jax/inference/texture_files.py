@@ -10,6 +10,7 @@ from PIL import Image
 from ktn_jax.inference.known_people import PeopleOf
 from ktn_jax.inference.photo_names import output_names
 from ktn_jax.results import maps, styles, texture_layouts, textures
+from ktn_jax.results.detection_checks import ResultsError
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.texture_layouts import Layout
 from ktn_jax.runtime import atomic_files, image_files, images
@@ -75,9 +76,12 @@ def dressed_paths(photos: Sequence[pathlib.Path], output: pathlib.Path) -> list[
         One path for each photo: `output`, or in that folder NAME_dressed.jpg.
 
     Raises:
-        ValueError: several photos and one file.
+        ValueError: several photos and one file, or a file of another format.
     """
-    if output.suffix.lower() not in _FORMATS:
+    suffix = output.suffix.lower()
+    if suffix in image_files.IMAGE_SUFFIXES and suffix not in _FORMATS:
+        raise ValueError(f"--output {output}: wanted a .png or .jpg file, or a folder")
+    if suffix not in _FORMATS:
         return [output / f"{name}{DRESSED_ENDING}" for name in output_names(photos)]
     if len(photos) > 1:
         raise ValueError(f"--output {output} is one file for {len(photos)} photos: name a folder")
@@ -128,8 +132,9 @@ def extract_texture(
                 summary.num_people += 1
     atlas = builder.atlas()
     if not atlas[..., 3].any():
-        failed = "; ".join(f"{path}: {why}" for path, why in [*summary.failures, *summary.notes])
-        raise NothingSeenError(f"no texture was seen in {len(photos)} photos. {failed}")
+        reasons = [f"{path}: {why}" for path, why in [*summary.failures, *summary.notes]]
+        message = f"no texture was seen in {len(photos)} photos"
+        raise NothingSeenError("; ".join([message, *reasons]))
     if layouts is not None:
         atlas = texture_layouts.convert_texture(atlas, *layouts)
     summary.seen = float((atlas[..., 3] > 0).mean())
@@ -179,20 +184,20 @@ def apply_texture(
 def _photos_with_people(
     photos: Sequence[pathlib.Path], people_of: PeopleOf, person: Person, summary: TextureSummary
 ) -> Iterator[tuple[pathlib.Path, np.ndarray, list[PersonResult]]]:
-    """Yields each photo that can be read, with its people who have IUV pictures, best first."""
+    """Yields each photo that can be read, with its people who have IUV pictures, best first.
+
+    Photos that cannot be read, and those of damaged records, go into the summary.
+    """
     with Progress("texture", "photos", len(photos)) as progress:
         for index, path in enumerate(photos):
             try:
                 image = images.read_image(path)
-            except (images.ImageError, OSError) as error:
+                found = people_of(index, image)
+            except (images.ImageError, ResultsError) as error:
                 summary.failures.append((path, str(error).removeprefix(f"{path}: ")))
                 continue
-            people = [
-                found
-                for found in people_of(index, image)
-                if found.iuv is not None and found.score >= person.min_score
-            ]
-            yield path, image, sorted(people, key=lambda found: -found.score)
+            people = [one for one in found if one.iuv is not None and one.score >= person.min_score]
+            yield path, image, sorted(people, key=lambda one: -one.score)
             progress.set(index + 1, len(photos))
 
 

@@ -110,6 +110,7 @@ def test_a_texture_of_another_layout(folder, capsys):
         (("extract", "noise.png", "--output", "new.png"), "none of its 6 records"),
         (("apply", "noise.png", "a.png", "--output", "noise.png", "--overwrite"), "written over"),
         (("apply", "noise.png", "a.png", "b.png", "--output", "new.jpg"), "name a folder"),
+        (("apply", "noise.png", "a.png", "--output", "new.tiff"), "a .png or .jpg file, or a"),
         (("apply", "a.png", "b.png", "--output", "new.jpg"), "6 rows and 4 columns"),
         (("apply", "noise.png", "a.png", "--output", "new.jpg", "--config=ktn:tiny"), "both"),
     ],
@@ -120,6 +121,18 @@ def test_what_cannot_be_done_is_refused_and_nothing_changes(folder, arguments, m
     assert run(folder, *full) == 1
     assert message in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_damaged_record_costs_one_photo(folder, capsys):
+    entries = json.loads((folder / "results.json").read_text())
+    entries[4]["uv_data"] = entries[4]["uv_data"][:60] + "AAAA" + entries[4]["uv_data"][64:]
+    (folder / "results.json").write_text(json.dumps(entries))
+    photos = (folder / "b.png", folder / "a.png")
+    assert run(folder, "apply", folder / "noise.png", *photos, "--output", folder / "out") == 1
+    captured = capsys.readouterr()
+    assert f"skipped {photos[0]}: {folder / 'results.json'}: record 4: uv_data" in captured.err
+    assert "people dressed: 2" in captured.out
+    assert [path.name for path in (folder / "out").iterdir()] == ["a_dressed.jpg"]
 
 
 def test_results_of_other_systems_are_found_by_image_id(folder, capsys):
