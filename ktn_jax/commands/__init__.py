@@ -80,7 +80,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --model, --config, --set and --weights, which `load_model_config` and so on read."""
+    """Adds the arguments that `load_model_config` and `load_model_variables` read."""
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
         "--model",
@@ -99,6 +99,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="untrained weights, to measure speed and memory",
     )
+    add_verify_argument(parser)
 
 
 def load_model_config(arguments: argparse.Namespace, default: str = "") -> "ConfigDict":
@@ -128,7 +129,7 @@ def load_model_variables(
     """Reads the weights that the arguments of `add_model_arguments` name.
 
     Args:
-        arguments: parsed; `verify` of `add_verify_argument` too.
+        arguments: parsed.
         config: from `load_model_config`.
         default: the model where they name none.
 

@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--results", type=pathlib.Path, help="score this results file, made by any system"
     )
     commands.add_model_arguments(parser)
-    commands.add_verify_argument(parser)
     parser.add_argument(
         "--data",
         metavar="DIR|synthetic",
@@ -132,7 +131,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(
                 "--results needs --annotations (or --data) with the images of the file"
             )
-    elif not has_model:
+    elif not has_model and arguments.weights is None:
         raise ValueError(
             "give --results FILE to score a file, or --model, or --config and --weights, to run "
             "a model"

@@ -33,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("photos", nargs="+", help="files, folders or globs")
     commands.add_model_arguments(parser)
-    commands.add_verify_argument(parser)
     parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder to write into")
     parser.add_argument(
         "--overwrite",
@@ -107,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         with_dump=arguments.dump,
         template=_template(arguments),
     )
-    own_endings = (*products.endings, CONFIDENCE_ENDING, photos.RESULTS_FILE)
+    own_endings = (*products.endings, CONFIDENCE_ENDING, dataset.RESULTS_FILE)
     found = image_files.find_images(arguments.photos, arguments.recursive, own_endings)
     _say(found.notes)
     if arguments.output:  # before the weights are read, which takes long
@@ -168,11 +167,11 @@ def _template(arguments: argparse.Namespace) -> "Template | None":
 def _annotated(arguments: argparse.Namespace, paths: Sequence[pathlib.Path]) -> dict[str, Any]:
     """What --annotations says of the photos, as arguments of `photos.predict_files`."""
     from ktn_jax.evaluation.ground_truth import read_ground_truth
-    from ktn_jax.inference import photo_names, photos
+    from ktn_jax.inference import dataset, photo_names
 
     if arguments.annotations is None:
         return {}
-    results = arguments.output and arguments.output / photos.RESULTS_FILE
+    results = arguments.output and arguments.output / dataset.RESULTS_FILE
     if results and arguments.annotations.resolve() == results.resolve():
         raise ValueError(f"{arguments.annotations} would be written over: give another --output")
     # People are not used: their errors do not matter here.

@@ -52,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--results", type=pathlib.Path, metavar="FILE", help="the people, as ktn predict wrote"
         )
         commands.add_model_arguments(action)
-        commands.add_verify_argument(action)
         action.add_argument(
             "--person",
             type=_number_or_all,
@@ -190,7 +189,8 @@ def _people(arguments: argparse.Namespace, photos: Sequence[pathlib.Path]) -> "P
     from ktn_jax.results import records
 
     if arguments.results is not None:
-        if arguments.model or arguments.config or arguments.weights or arguments.random_weights:
+        has_weights = arguments.weights is not None or arguments.random_weights
+        if arguments.model or arguments.config or has_weights or arguments.changes:
             raise ValueError("people come from --results or from a model, not from both")
         found = records.read_results(arguments.results)
         return known_people.recorded_people(photos, found, str(arguments.results))

@@ -254,6 +254,7 @@ def test_rendered_truth_as_results_scores_100(evaluated, tmp_path, capsys):
     [
         ([], "give --results FILE to score a file, or --model, or --config and --weights"),
         (MODEL[:1], "ktn.py:tiny has no weights of its own: name them with --weights"),
+        (["--weights=none.pkl", "--data=synthetic"], "none.pkl"),  # the model is recognised
         (MODEL, "give --data DIR, --data synthetic, or --annotations and --images"),
         ([*MODEL, "--annotations=a.json"], "--annotations and --images"),
         ([*MODEL, "--data=here"], "ktn data template --output"),

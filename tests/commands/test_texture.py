@@ -113,6 +113,7 @@ def test_a_texture_of_another_layout(folder, capsys):
         (("apply", "noise.png", "a.png", "--output", "new.tiff"), "a .png or .jpg file, or a"),
         (("apply", "a.png", "b.png", "--output", "new.jpg"), "6 rows and 4 columns"),
         (("apply", "noise.png", "a.png", "--output", "new.jpg", "--config=ktn:tiny"), "both"),
+        (("apply", "noise.png", "a.png", "--output", "new.jpg", "--set=seed=1"), "both"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_changes(folder, arguments, message, capsys):
