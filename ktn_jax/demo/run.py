@@ -25,7 +25,7 @@ from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 from ktn_jax.demo import page, pictures
 from ktn_jax.evaluation import template_files
 from ktn_jax.evaluation.metrics import Metrics
-from ktn_jax.inference import dataset, model_evaluation, photos
+from ktn_jax.inference import dataset, model_evaluation
 from ktn_jax.runtime import atomic_files, configuration, locks
 from ktn_jax.training.tracking import JSON_LINES
 from ktn_jax.training.trainer import make_detector_trainer
@@ -300,7 +300,7 @@ def _commands(request: DemoRequest, config_name: str) -> dict[str, str]:
         "rendered people only)": ["predict", "photo.jpg", *model, "--output", output / "own_photo"],
         "Find people in the test pictures": ["predict", images, *model]
         + ["--output", output / "predicted"],
-        "Draw them as detectron2 does": ["draw", output / "predicted" / photos.RESULTS_FILE]
+        "Draw them as detectron2 does": ["draw", output / "predicted" / dataset.RESULTS_FILE]
         + ["--style", "fine_segm", "--style", "contour+bbox", "--output", output / "drawn"],
         "Score the test set again": ["eval", *model, "--data", test_people]
         + ["--template", template, "--output", output / "scored"],

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ktn_jax.inference import batching
+from ktn_jax.inference.dataset import RESULTS_FILE
 from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.inference.output_files import check_targets
 from ktn_jax.inference.photo_names import as_text, image_ids, output_names
@@ -29,7 +30,6 @@ from ktn_jax.results.shards import ResultsWriter, ShardError, merge_results
 from ktn_jax.runtime import images, json_stream, locks
 from ktn_jax.runtime.progress import Progress
 
-RESULTS_FILE = "results.json"
 PARTIAL_FOLDER = "results.partial"
 NO_MORE = Products()
 """The usual pictures alone."""
