@@ -21,7 +21,7 @@ from ktn_jax.data_pipelines.synthetic import render, scene, source
 from ktn_jax.data_pipelines.synthetic.render import DenseTruth
 from ktn_jax.results import atlas, textures
 
-_FINER = 4  # grid on which it is decided whether a vertex is seen, cells a pixel and axis
+_FINER = 4  # cells per pixel, along each axis, of the grid that decides whether a vertex is seen
 _SLACK = 0.003  # metres by which a vertex may lie behind the surface seen there
 
 
@@ -84,7 +84,7 @@ def seen_truth(truth: DenseTruth) -> tuple[np.ndarray, np.ndarray]:
     is_inside = ((xy >= 0) & (xy < [finer.width, finer.height])).all(axis=1)
     column, row = np.where(is_inside[:, None], xy, 0).astype(int).T
     depth = np.where(np.isfinite(fine.depth), fine.depth, 0).astype(np.float32)
-    farthest = cv2.dilate(depth, np.ones((3, 3), np.uint8))  # steep surfaces hide not themselves
+    farthest = cv2.dilate(depth, np.ones((3, 3), np.uint8))  # a steep surface must not hide itself
     is_seen = is_inside & (vertices[:, 2] <= farthest[row, column] + _SLACK)
     xy /= _FINER
     column, row = np.where(is_inside[:, None], xy, 0).astype(int).T

@@ -60,7 +60,7 @@ def add_style_arguments(parser: argparse.ArgumentParser, default: str | None = N
         dest="styles",
         action="append",
         metavar="STYLE",
-        help="a picture more: fine_segm, u, v, contour, bbox or texture as detectron2 draws them, "
+        help="another picture: fine_segm, u, v, contour, bbox or texture as detectron2 draws them, "
         "several in one joined by + (contour+bbox), or overlay, labels, iuv, instances; may be "
         f"repeated{usual}",
     )

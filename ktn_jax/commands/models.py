@@ -13,10 +13,10 @@ EXAMPLES = """
   ktn predict photo.jpg --model densepose_rcnn_R_50_FPN_WC1_s1x
 
 box, GPS and GPSm are the published average precisions, MB the size of the weights. Weights are
-fetched the first time, into KTN_CACHE (else ktn_jax under XDG_CACHE_HOME or ~/.cache). Of families:
-charts and evolution (people, and animals) are detectron2's DensePose R-CNN; embedding, its
-continuous surface embeddings, is not yet supported; of KTN the files have to be fetched by hand,
-where there are any.
+fetched the first time, into KTN_CACHE (else ktn_jax under XDG_CACHE_HOME or ~/.cache). Families:
+charts (people) and evolution (animals) are detectron2's DensePose R-CNN; embedding, its continuous
+surface embeddings, is not yet supported; KTN's files, where they were released, have to be fetched
+by hand.
 """
 
 _COLUMNS = ("name", "family", "box", "GPS", "GPSm", "MB", "licence", "weights")
