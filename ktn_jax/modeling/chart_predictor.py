@@ -168,12 +168,13 @@ class ChartPredictor(nn.Module):
             surface_kernel: from `surface_kernel`, or None for a predictor that learns its own.
 
         Returns:
-            Maps of side S = 2 * P * up_scale, float32.
+            Maps of side S = 2 * P * up_scale, float32; keypoint maps of side 2 * P where the kind
+            leaves them at the low resolution.
         """
         return self.upsample(self.low_resolution(features, surface_kernel))
 
     def upsample(self, low: Mapping[str, Array]) -> DensePoseOutputs[Array]:
-        """Upsamples `low_resolution` outputs to the side of the chart maps."""
+        """Upsamples `low_resolution` outputs to the side of the chart maps; see `__call__`."""
 
         def up(name: str) -> Array:
             x = low[name].astype(jnp.float32)
@@ -190,8 +191,10 @@ class ChartPredictor(nn.Module):
                 logits = up(f"{name}_confidence")
                 confidences[name] = nn.softplus(logits) + self.segm_confidence_epsilon
             fine, coarse = fine * confidences["fine"], coarse * confidences["coarse"]
-        is_low = self.kind in LOW_RESOLUTION_KEYPOINTS
-        keypoints = low["keypoint"] if is_low else up_if_there("keypoint")
+        if self.kind in LOW_RESOLUTION_KEYPOINTS:
+            keypoints: Array | None = low["keypoint"].astype(jnp.float32)
+        else:
+            keypoints = up_if_there("keypoint")
         return DensePoseOutputs(
             coarse_segm=coarse,
             fine_segm=fine,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ktn_jax.checkpoints import torch_names
-from ktn_jax.modeling.chart_predictor import ChartPredictor
+from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES, ChartPredictor
+from ktn_jax.modeling.compute import Compute
 
 
 def _predict(predictor, params, head, box_weights):
@@ -46,6 +47,22 @@ def test_predictors_of_the_first_version_equal_the_original(golden_dir, case, ki
     # At the side of the head's maps times two: the first version does not upsample keypoints.
     side = 2 * head.shape[1] * (1 if kind == "ktn_first" else 2)
     assert outputs.keypoints.shape[1:3] == (side, side)
+
+
+@pytest.mark.parametrize("kind", TRANSFER_SOURCES)
+def test_maps_are_float32_whatever_the_model_computes_in(kind):
+    """Losses sum over all cells, too many for bfloat16."""
+    predictor = ChartPredictor(kind, in_features=8, compute=Compute("bfloat16"))
+
+    def run(predictor, head):
+        return predictor(head, predictor.surface_kernel(jnp.zeros((6, 8 * 4 * 4))))
+
+    outputs, _ = jax.eval_shape(
+        lambda head: predictor.init_with_output(jax.random.key(0), head, method=run),
+        jax.ShapeDtypeStruct((2, 4, 4, 8), jnp.bfloat16),
+    )
+    assert {x.dtype for x in jax.tree.leaves(outputs)} == {jnp.dtype("float32")}
+    assert (outputs.keypoints is None) == (kind == "chart")
 
 
 @pytest.mark.parametrize("kind", ["ktn", "ktn_first"])
