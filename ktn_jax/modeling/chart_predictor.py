@@ -1,6 +1,5 @@
 """From head features to the chart maps, by deconvolution and bilinear upsampling."""
 
-import functools
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -8,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from ktn_jax.body import parts
-from ktn_jax.modeling.compute import PLAIN, Compute, matmul
+from ktn_jax.modeling.compute import PLAIN, Compute
 from ktn_jax.modeling.knowledge_transfer import Graph, KnowledgeTransfer
-from ktn_jax.modeling.layers import msra_init
+from ktn_jax.modeling.layers import msra_init, upsample_twice
 from ktn_jax.ops import interpolate
 from ktn_jax.structures import DensePoseOutputs
 
@@ -144,14 +143,11 @@ class ChartPredictor(nn.Module):
             kernels["fine"] = surface_kernel
             biases["fine"] = jnp.zeros((surface_kernel.shape[-1],))
         names = list(kernels)
-        dtype = self.compute.dtype
-        joined = interpolate.conv_transpose(
-            features.astype(dtype),
-            jnp.concatenate([kernels[name] for name in names], axis=-1).astype(dtype),
-            stride=2,
-            padding=self.kernel_size // 2 - 1,
-            bias=jnp.concatenate([biases[name] for name in names]).astype(dtype),
-            matmul=functools.partial(matmul, compute=self.compute),
+        joined = upsample_twice(
+            features,
+            jnp.concatenate([kernels[name] for name in names], axis=-1),
+            jnp.concatenate([biases[name] for name in names]),
+            self.compute,
         )
         outputs, start = {}, 0
         for name in names:

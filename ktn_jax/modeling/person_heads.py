@@ -1,14 +1,12 @@
 """Heads beside the DensePose one: masks and keypoints from pooled ROI features."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ktn_jax.body.parts import NUM_KEYPOINTS
-from ktn_jax.modeling.compute import PLAIN, Compute, matmul
-from ktn_jax.modeling.layers import Conv, ConvNorm, msra_init
+from ktn_jax.modeling.compute import PLAIN, Compute
+from ktn_jax.modeling.layers import Conv, ConvNorm, msra_init, upsample_twice
 from ktn_jax.ops import interpolate
 
 Array = jax.Array
@@ -46,7 +44,7 @@ class MaskHead(nn.Module):
         """Runs the convolutions and the deconvolution: [N, P, P, C] to [N, 2P, 2P, features]."""
         for conv in self.convs:
             x = nn.relu(conv(x))
-        x = _deconvolve(x, self.deconv_kernel, self.deconv_bias, padding=0, compute=self.compute)
+        x = upsample_twice(x, self.deconv_kernel, self.deconv_bias, self.compute)
         return nn.relu(x)
 
     def classify(self, upsampled: Array) -> Array:
@@ -87,9 +85,7 @@ class KeypointHead(nn.Module):
 
     def low_resolution(self, convolved: Array) -> Array:
         """Maps `convolved` to scores [N, 2P, 2P, 17]."""
-        return _deconvolve(
-            convolved, self.scores_kernel, self.scores_bias, padding=1, compute=self.compute
-        )
+        return upsample_twice(convolved, self.scores_kernel, self.scores_bias, self.compute)
 
     def __call__(self, x: Array) -> Array:
         """Maps x [N, P, P, in_features] to heatmaps [N, 4P, 4P, 17], float32 logits."""
@@ -100,18 +96,6 @@ def upsample_scores(scores: Array) -> Array:
     """Upsamples scores [N, S, S, 17] of the keypoint head to heatmaps [N, 2S, 2S, 17], float32."""
     size = (scores.shape[1] * _KEYPOINT_UP_SCALE, scores.shape[2] * _KEYPOINT_UP_SCALE)
     return interpolate.resize_bilinear(scores.astype(jnp.float32), size)
-
-
-def _deconvolve(x: Array, kernel: Array, bias: Array, *, padding: int, compute: Compute) -> Array:
-    dtype = compute.dtype
-    return interpolate.conv_transpose(
-        x.astype(dtype),
-        kernel.astype(dtype),
-        stride=2,
-        padding=padding,
-        bias=bias.astype(dtype),
-        matmul=functools.partial(matmul, compute=compute),
-    )
 
 
 def masks_of_classes(logits: Array, classes: Array) -> Array:
