@@ -249,16 +249,27 @@ def draw_samples(
     people = {}
     for number, task in enumerate(TASKS):
         if task in config.tasks:
-            qualifies, most = _training_rois(task, loss, rois, batch)
+            qualifies, most = training_rois(task, loss, rois, batch)
             task_key = jax.random.fold_in(people_key, number) if number else people_key
             people[task] = targets.choose_people(task_key, rois, qualifies, most)
     return Samples(anchors=labelled, rois=rois, people=people)
 
 
-def _training_rois(
-    task: str, loss: ConfigDict, rois: RoiTargets, batch: Batch
-) -> tuple[Array, int]:
-    """The ROIs that may train a task, bool [B, S], and how many of an image do."""
+def training_rois(task: str, loss: ConfigDict, rois: RoiTargets, batch: Batch) -> tuple[Array, int]:
+    """Marks the ROIs that may train a task.
+
+    Args:
+        task: one of `TASKS`.
+        loss: the `loss` part of a configuration.
+        rois: sampled for the box head.
+        batch: a training batch.
+
+    Returns:
+        bool [B, S], and how many ROIs of an image train the task at most.
+
+    Raises:
+        ValueError: the task needs person masks and the batch has none.
+    """
     if task == "masks":
         return targets.mask_rois(rois, batch), loss.mask_rois_per_image
     if task == "keypoints":
@@ -268,8 +279,7 @@ def _training_rois(
         densepose_people_only=loss.densepose_people_only,
         from_masks=loss.coarse_segm_from_masks,
     )
-    threshold = loss.densepose_iou_threshold
-    qualifies = targets.densepose_rois(rois, teachers, threshold)
+    qualifies = targets.densepose_rois(rois, teachers, loss.densepose_iou_threshold)
     return qualifies, loss.densepose_rois_per_image
 
 

@@ -226,21 +226,14 @@ def _proposals(dump: Dump, image: int, step: Step) -> Row:
 
 
 def _chosen(dump: Dump, batch: Batch, step: Step) -> Iterator[Row]:
-    """Compares our choice of ROIs for the DensePose branch, from the stored ROIs, with theirs."""
-    rois, loss = jax.tree.map(jnp.asarray, step.outputs.samples.rois), dump.config.loss
+    """Compares our choice of ROIs for the branches, from the stored ROIs, with theirs."""
+    rois = jax.tree.map(jnp.asarray, step.outputs.samples.rois)
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
     images = dump.under("train/roi")
     for task, folder in (("densepose", "train/densepose"), ("keypoints", "train/keypoint")):
         if task not in dump.config.model.tasks:
             continue
-        if task == "densepose":
-            teachers = targets.teachers(
-                arrays, densepose_people_only=True, from_masks=loss.coarse_segm_from_masks
-            )
-            threshold = loss.densepose_iou_threshold
-            qualifies = targets.densepose_rois(rois, teachers, threshold)
-        else:
-            qualifies = targets.keypoint_rois(rois, arrays)
+        qualifies, _ = forward.training_rois(task, dump.config.loss, rois, arrays)
         number = rois.boxes.shape[1]
         people = targets.choose_people(jax.random.key(0), rois, qualifies, number)
         for stored in dump.under(folder):
