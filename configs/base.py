@@ -208,7 +208,9 @@ def _optimizer() -> ConfigDict:
     optimizer.momentum = 0.9
     optimizer.nesterov = False
     optimizer.weight_decay = 1e-4
-    optimizer.weight_decay_bias = -1.0  # of all biases, also of norms; below 0 they have no own
+    # Of all biases, those of norms too; below 0 they take weight_decay, those of norms
+    # weight_decay_norm.
+    optimizer.weight_decay_bias = -1.0
     optimizer.weight_decay_norm = 0.0  # scale and bias of norms
     optimizer.schedule = "multi_step"  # or cosine, to 0 at total_steps
     optimizer.decay_steps = (100_000, 120_000)  # of multi_step; they do not follow total_steps
@@ -256,7 +258,7 @@ def _data() -> ConfigDict:
     # UV_symmetry_transforms.mat: U and V of mirrored points. Needed to flip real annotations;
     # synthetic people need no file.
     data.symmetry = "data/densepose/UV_symmetry_transforms.mat"
-    data.on_bad = "raise"  # at bad annotations and images that cannot be read; or skip: leave out
+    data.on_bad = "raise"  # at bad annotations and images that cannot be read; or skip them
     data.max_skipped_fraction = 0.01  # with skip: largest share of bad records, and of images
     # Stop where losses of the surface are on and nobody in the annotations has a surface point.
     data.needs_surface = True

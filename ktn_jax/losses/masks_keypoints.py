@@ -42,10 +42,10 @@ def keypoint_loss(heatmaps: Array, targets: KeypointTargets, normaliser: float |
     Args:
         heatmaps: [N, S, S, 17] logits over each ROI.
         targets: those not annotated or outside their ROI do not count.
-        normaliser: divides the sum; None for the number of keypoints that count.
+        normaliser: divides the sum; None for the weighted number of keypoints that count.
 
     Returns:
-        A scalar.
+        A scalar; 0 where no keypoint counts.
     """
     size = heatmaps.shape[1]
     cells, is_valid = keypoints_to_heatmap_index(targets.keypoints, targets.boxes, size)
@@ -65,7 +65,7 @@ def mask_loss(logits: Array, targets: MaskTargets) -> Array:
         targets: of the same side.
 
     Returns:
-        A scalar; 0 without ROIs.
+        A scalar; 0 where all ROIs are padding.
     """
     entropy = binary_cross_entropy(logits, targets.labels).mean((1, 2))
     return weighted_mean(entropy, targets.weight)

@@ -128,7 +128,15 @@ class Detector(nn.Module):
         image_size_hw: Array,
         train: bool = False,
     ) -> Proposals:
-        """Selects proposals from the RPN head's outputs by level."""
+        """Selects proposals, see `select_proposals`.
+
+        Args:
+            logits: [B, H, W, A] by level, of the RPN head.
+            deltas: [B, H, W, 4 * A] likewise.
+            sizes: [B, 2] by level, the cells that count; None for all.
+            image_size_hw: [B, 2], to which boxes are clipped.
+            train: how many are kept is another number in training.
+        """
         rpn = self.config.rpn
         return select_proposals(
             list(logits.values()),
@@ -168,7 +176,7 @@ class Detector(nn.Module):
         return pool_rois(self.roi_levels(pyramid), boxes, batch_index, box, self.compute)
 
     def classify(self, pooled: Array) -> tuple[Array, Array, Array]:
-        """Runs the box head on pooled features [N, P, P, C]: hidden, logits, deltas."""
+        """Runs the box head on pooled features [N, P, P, C]; results as of `BoxHead`."""
         return self.box_head(pooled)
 
     def detect(
@@ -208,7 +216,7 @@ class Detector(nn.Module):
     def detections_from(
         self, logits: Array, deltas: Array, proposals: Proposals, image_size_hw: Array
     ) -> Detections:
-        """Selects people from the box head's logits [B, R, C + 1] and deltas [B, R, 4 * C]."""
+        """Selects people, see `select_detections`; deltas may be shared by all classes."""
         box = self.config.box_head
         return select_detections(
             logits,

@@ -93,7 +93,16 @@ def build_densepose_head(config: ConfigDict, compute: Compute) -> nn.Module:
 
 
 def build_predictor(config: ConfigDict, compute: Compute, graph: Graph | None) -> ChartPredictor:
-    """Builds the chart predictor of a `model` configuration, with the initial body graph."""
+    """Builds the chart predictor of a `model` configuration.
+
+    Args:
+        config: the `model` part of a configuration.
+        compute: how the model computes.
+        graph: initial body graph of the transfer, see `build_model`; None for small noise.
+
+    Returns:
+        The module; an unknown predictor.name is a ValueError when it is bound.
+    """
     predictor, head = config.predictor, config.densepose_head
     return ChartPredictor(
         kind=predictor.name,
@@ -151,7 +160,8 @@ def pool_rois(
         compute: whether to pool in chunks.
 
     Returns:
-        [N, P, P, C], with N = B * R without `batch_index`.
+        [N, P, P, C], with N = B * R without `batch_index`. What padding (zero boxes) pools means
+        nothing.
     """
     strides = [FIRST_STRIDE * 2**index for index in range(len(levels.maps))]
     maps = list(levels.maps.values())

@@ -300,7 +300,15 @@ def read_points(
 
 
 def are_points_inside(point_x: Array, point_y: Array, boxes_gt: Array, boxes_est: Array) -> Array:
-    """Says which points are in their estimated box (half-open), bool [R, P]; see `read_points`."""
+    """Says which points are in their estimated box, bool [R, P].
+
+    Args:
+        point_x: [R, P], as for `read_points`.
+        point_y: [R, P] likewise.
+        boxes_gt: [R, 4] xyxy, the boxes that the points were annotated in.
+        boxes_est: [R, 4] xyxy in the same frame. They are half-open, so an empty one (padding) has
+            no point inside.
+    """
     x_inside = _place(point_x, boxes_gt[:, 0::2], boxes_est[:, 0::2])[1]
     return x_inside & _place(point_y, boxes_gt[:, 1::2], boxes_est[:, 1::2])[1]
 

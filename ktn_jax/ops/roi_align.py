@@ -122,7 +122,16 @@ def multilevel_roi_align(
 
 
 def cache_sized_chunk(output_size: int, sampling_ratio: int, channels: int) -> int:
-    """How many boxes to pool at once on a CPU: their corners stay in its caches."""
+    """How many boxes to pool at once on a CPU: their corners stay in its caches.
+
+    Args:
+        output_size: bins per side.
+        sampling_ratio: reads per bin and axis; 0 as for one, as adaptive reads come one at a time.
+        channels: of the maps.
+
+    Returns:
+        At least 1.
+    """
     corners = 4 * max(sampling_ratio, 1) ** 2 * output_size**2
     return max(_CHUNK_ELEMENTS // (corners * channels), 1)
 

@@ -89,7 +89,18 @@ def label_anchors(
 def match_anchors(
     anchors: Array, gt_boxes: Array, is_valid: Array, iou_thresholds: Sequence[float]
 ) -> tuple[Array, Array]:
-    """Matches the anchors [A, 4] of one image with people [G, 4]; see `matching.match`."""
+    """Matches the anchors of one image with its people, see `matching.match`.
+
+    Args:
+        anchors: [A, 4].
+        gt_boxes: [G, 4].
+        is_valid: bool [G]; other people match nothing.
+        iou_thresholds: background below the first, person from the second.
+
+    Returns:
+        The person int [A] that each anchor overlaps most, and labels [A]: 1 for a person, 0 for
+        background, -1 for neither.
+    """
     iou = box_ops.pairwise_iou(gt_boxes, anchors)
     return match(
         iou,
@@ -175,7 +186,10 @@ def densepose_rois(rois: RoiTargets, has_annotation: Array, iou_threshold: float
 
 
 def mask_rois(rois: RoiTargets, batch: Batch) -> Array:
-    """Marks the ROIs that may train masks: all of the foreground whose people have one, [B, S].
+    """Marks the ROIs that may train masks: all of the foreground whose people have one.
+
+    Returns:
+        bool [B, S].
 
     Raises:
         ValueError: the batch has no masks.
@@ -185,7 +199,10 @@ def mask_rois(rois: RoiTargets, batch: Batch) -> Array:
 
 
 def keypoint_rois(rois: RoiTargets, batch: Batch) -> Array:
-    """Marks the ROIs that may train keypoints: foreground with a visible one inside, [B, S]."""
+    """Marks the ROIs that may train keypoints, bool [B, S]: foreground with a visible one inside.
+
+    All borders of an ROI are inside it, as in detectron2.
+    """
     keypoints = _of_people(batch["keypoints"], rois.gt_index)
     low, high = rois.boxes[..., None, :2], rois.boxes[..., None, 2:]
     is_inside = ((keypoints[..., :2] >= low) & (keypoints[..., :2] <= high)).all(-1)
@@ -279,11 +296,12 @@ def densepose_targets(
         batch: a training batch.
         mask_size: side to which ROIs are cut out of person masks; None for no masks.
 
+    Returns:
+        Targets of N = B * K ROIs, image by image. Padding has the annotations of an image's first
+        person and weight 0.
+
     Raises:
         ValueError: masks are wanted and the batch has none.
-
-    Returns:
-        Targets of N = B * K ROIs, image by image.
     """
 
     def of_person(values: Array) -> Array:
@@ -306,7 +324,11 @@ def densepose_targets(
 
 
 def keypoint_targets(people: People, batch: Batch) -> KeypointTargets:
-    """Gathers the keypoints of each ROI's person, of N = B * K ROIs, image by image."""
+    """Gathers the keypoints of each ROI's person.
+
+    Returns:
+        Targets of N = B * K ROIs, image by image; padding has weight 0.
+    """
     keypoints = _of_people(batch["keypoints"], people.gt_index)
     return KeypointTargets(
         boxes=people.boxes.reshape(-1, 4),
@@ -316,7 +338,16 @@ def keypoint_targets(people: People, batch: Batch) -> KeypointTargets:
 
 
 def mask_targets(people: People, batch: Batch, size: int) -> MaskTargets:
-    """Cuts each ROI out of its person's mask, of N = B * K ROIs, image by image."""
+    """Cuts each ROI out of its person's mask, see `mask_labels`.
+
+    Args:
+        people: from `choose_people`.
+        batch: a training batch with masks.
+        size: S, side of the targets.
+
+    Returns:
+        Targets [N, S, S] of N = B * K ROIs, image by image; padding has weight 0 and no person.
+    """
 
     def of_person(name: str) -> Array:
         values = _of_people(batch[name], people.gt_index)

@@ -116,7 +116,14 @@ def compare(
         key: its name.
         actual: ours, of the same shape.
         fraction: of the largest reference value, the error allowed.
-        limit: the error allowed, instead.
+        limit: the error allowed, instead. The recorded noise of the key, NOISE_FACTOR times, is
+            always allowed.
+
+    Returns:
+        A row; of infinite error where the shapes differ.
+
+    Raises:
+        KeyError: the dump lacks the key.
     """
     expected, actual = np.asarray(dump[key], np.float64), np.asarray(actual, np.float64)
     if expected.shape != actual.shape:
@@ -129,10 +136,12 @@ def compare(
 
 
 def to_nhwc(array: np.ndarray) -> Array:
+    """Moves the channels of stored maps [N, C, H, W] last."""
     return jnp.asarray(array.transpose(0, 2, 3, 1))
 
 
 def to_nchw(array: Array | np.ndarray) -> np.ndarray:
+    """Moves the channels of our maps [N, H, W, C] to where stored ones have them."""
     return np.asarray(array).transpose(0, 3, 1, 2)
 
 

@@ -28,13 +28,15 @@ Array = jax.Array
 
 
 class Runner:
-    """Runs methods of the detector on the dump's weights."""
+    """Runs methods of the detector, or functions of it and arrays, on the dump's weights."""
 
     def __init__(self, dump: Dump, compute: Compute | None = None):
+        """Builds the model, `compute` as `build_model` takes it."""
         self.model = build_model(dump.config.model, compute=compute)
         self._variables = dump.variables
 
     def __call__(self, method: Callable[..., Any], *args: Any) -> Any:
+        """Compiles method(detector, *args) and returns its result in NumPy arrays."""
         run = jax.jit(lambda variables, *args: self.model.apply(variables, *args, method=method))
         return jax.device_get(run(self._variables, *args))
 
@@ -163,6 +165,7 @@ def _pooled(dump: Dump, run: Runner, key: str, pool: Callable[..., Array]) -> tu
 
 
 def compare_masks(dump: Dump, run: Runner) -> Iterator[Row]:
+    """Compares the mask head, stage by stage, on the detections of a dump with masks."""
     prefix, classes = "infer/mask", jnp.asarray(dump["infer/det/classes"], jnp.int32)
     row, pooled = _pooled(dump, run, f"{prefix}/pooled", Detector.pool_for_masks)
     yield row
@@ -176,6 +179,7 @@ def compare_masks(dump: Dump, run: Runner) -> Iterator[Row]:
 
 
 def compare_keypoints(dump: Dump, run: Runner) -> Iterator[Row]:
+    """Compares the keypoint head, stage by stage, on the detections of a dump with keypoints."""
     prefix = "infer/keypoint"
     row, pooled = _pooled(dump, run, f"{prefix}/pooled", Detector.pool_for_keypoints)
     yield row

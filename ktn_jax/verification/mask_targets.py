@@ -39,7 +39,17 @@ def people_of_image(annotations: Mapping[str, Any], image_id: int) -> list[Mappi
 def on_grids(
     dump: Dump, image: int, records: Sequence[Mapping[str, Any]], boxes: np.ndarray
 ) -> list[np.ndarray]:
-    """Masks of an image's people as in a batch: uint8 [256, 256] over the boxes [G, 4]."""
+    """Makes the masks of an image's people as a batch has them.
+
+    Args:
+        dump: with polygons in the records, or bitmasks of its own.
+        image: number of the image.
+        records: annotations of its G people.
+        boxes: [G, 4] xyxy in pixels of the network input.
+
+    Returns:
+        uint8 [256, 256], 0 or 1, over the box of each.
+    """
     key = f"train/gt/{image}/masks"
     if key not in dump.keys:
         return [
@@ -50,7 +60,11 @@ def on_grids(
 
 
 def grids_of_bitmasks(masks: np.ndarray, boxes: np.ndarray) -> list[np.ndarray]:
-    """Reads masks uint8 [G, H, W] on grids over boxes [G, 4]: uint8 [256, 256] each."""
+    """Reads masks uint8 [G, H, W] at the middles of cells of grids over boxes [G, 4].
+
+    Returns:
+        uint8 [256, 256] for each person. Cells outside the image read its border.
+    """
     grids = []
     for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         middles = (np.arange(PART_GRID) + 0.5) / PART_GRID
@@ -86,6 +100,9 @@ def exact_coarse_labels(dump: Dump, people: People) -> np.ndarray:
     Args:
         dump: of a model with charts.
         people: ROIs that train them.
+
+    Returns:
+        Of N = B * K ROIs, those of padding included, image by image; S is the side of the charts.
     """
     model = dump.config.model
     size = 2 * model.densepose_head.pooled_size * model.predictor.up_scale
@@ -182,7 +199,16 @@ def compare_targets(dump: Dump, batch: Mapping[str, Any], people: People) -> Ite
 
 
 def compare_coarse_targets(dump: Dump, batch: Mapping[str, Any], people: People) -> Iterator[Row]:
-    """The same for charts whose person against background is trained by masks."""
+    """Compares the targets of charts whose person against background is trained by masks.
+
+    Args:
+        dump: with DensePose and masks.
+        batch: of `samples.read_batch`.
+        people: ROIs that train charts.
+
+    Yields:
+        Rows as of `compare_targets`: the exact targets if the dump has them, and those from grids.
+    """
     key = "train/densepose/mask_targets"
     exact, is_used = exact_coarse_labels(dump, people), np.asarray(people.weight).reshape(-1) > 0
     if key in dump.keys:

@@ -20,7 +20,11 @@ Batch = dict[str, np.ndarray]
 
 
 def read_batch(dump: Dump) -> Batch:
-    """Builds the training batch of a dump: its images, padded to one size, and their people."""
+    """Builds the training batch of a dump: its images, padded to one size, and their people.
+
+    Raises:
+        ValueError: the people of an image are not as many as its boxes.
+    """
     images = [
         dump[f"train/input/{i}/image_bgr_uint8"][..., ::-1] for i in dump.under("train/input")
     ]
@@ -107,7 +111,11 @@ def _read_people(
 
 
 def read_samples(dump: Dump) -> Samples:
-    """Reads what the original trained on: anchors, ROIs and the ROIs of the DensePose branch."""
+    """Reads what the original trained on: anchors, ROIs and the ROIs of each branch.
+
+    Raises:
+        ValueError: ROIs of a branch that are none of the sampled ones.
+    """
     images = dump.under("train/roi")
 
     def stack(pattern: str) -> list[np.ndarray]:
@@ -188,7 +196,16 @@ def _as_people(boxes: Sequence[np.ndarray], index: Sequence[np.ndarray]) -> Peop
 
 
 def image_of(dump: Dump, prefix: str, images: Sequence[str]) -> str:
-    """Finds the image of the ROIs under `prefix`: the original counts those with ROIs only."""
+    """Finds the image of the ROIs under `prefix`: the original counts those with ROIs only.
+
+    Args:
+        dump: of one of the originals.
+        prefix: such as "train/densepose/0".
+        images: numbers of the images, as the dump writes them.
+
+    Raises:
+        ValueError: no image has all of these ROIs.
+    """
     boxes = dump[f"{prefix}/proposal_boxes"]
     for image in images:
         rois = dump[f"train/roi/{image}/proposal_boxes"]

@@ -102,7 +102,16 @@ def training(dump: Dump, compute: Compute | None = None) -> Iterator[Row]:
 
 
 def compare_step(dump: Dump, batch: Batch, step: Step) -> Iterator[Row]:
-    """Compares a step of ours on `batch` with the stored one."""
+    """Compares a step of ours with the stored one.
+
+    Args:
+        dump: with a training step.
+        batch: of `samples.read_batch`.
+        step: of `run_step` on it.
+
+    Yields:
+        A row for everything that is compared.
+    """
     yield from _matching(dump, batch, step)
     if "masks" in dump.config.model.tasks:
         yield from mask_targets.compare_targets(dump, batch, step.outputs.samples.people["masks"])
@@ -132,7 +141,14 @@ def _own_noise(step: Step) -> dict[str, float]:
 
 
 def run_step(dump: Dump, batch: Batch, samples: Samples, compute: Compute | None = None) -> Step:
-    """Runs our forward and backward pass on the weights of a dump."""
+    """Runs our forward and backward pass on the weights of a dump.
+
+    Args:
+        dump: with a training step.
+        batch: of `samples.read_batch`.
+        samples: of `samples.read_samples`.
+        compute: as `build_model` takes it.
+    """
     model = build_model(dump.config.model, compute=compute)
     loss = dump.config.loss.copy_and_resolve_references()
     # The original's sums over these images are not divided.
