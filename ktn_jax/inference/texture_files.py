@@ -30,7 +30,8 @@ class Person:
     """Which person of each photo is meant.
 
     Attributes:
-        number: 1 for the one with the highest score, as in `*_instances.png`; None for all.
+        number: as in `*_instances.png`, see `maps.person_numbers`: of people who were not tracked
+            1 has the highest score; None for all.
         min_score: People with a lower score are passed over, and not numbered.
     """
 
@@ -44,8 +45,8 @@ class Person:
 
     def numbers(self, people: Sequence[PersonResult]) -> list[int]:
         """The numbers of those who are meant, of people with sufficient scores."""
-        wanted = range(1, len(people) + 1) if self.number is None else (self.number,)
-        return [number for number in wanted if number <= len(people)]
+        numbers = sorted(maps.person_numbers(people))
+        return [number for number in numbers if self.number in (None, number)]
 
 
 @dataclasses.dataclass

@@ -69,6 +69,9 @@ def check_record(where: str, record: Any) -> dict[str, Any]:
     for name in ("image_id", "category_id"):
         if name in checked and type(checked[name]) is not int:
             raise ResultsError(f"{where}: {name} must be a whole number, got {checked[name]!r:.50}")
+    track_id = checked.get("track_id")
+    if track_id is not None and (type(track_id) is not int or track_id < 0):
+        raise ResultsError(f"{where}: track_id must be a whole number from 0, got {track_id!r:.50}")
     if not _are_numbers([checked["score"]], 1):
         raise ResultsError(f"{where}: score must be a finite number, got {checked['score']!r:.50}")
     box = checked["bbox"]

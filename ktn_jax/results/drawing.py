@@ -10,7 +10,7 @@ import numpy as np
 
 from ktn_jax.body import parts
 from ktn_jax.results.categories import CATEGORY_NAMES, PERSON_CATEGORY
-from ktn_jax.results.maps import overlap, paste_iuv
+from ktn_jax.results.maps import overlap, paste_iuv, person_numbers
 from ktn_jax.results.palette import PATCH_COLOURS, mix_colours, person_colour
 from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.results.records import PersonResult
@@ -49,8 +49,9 @@ def draw_people(
         show_masks: Outlines the masks of people who have one, in the colour of the box, and fills
             them (with half the opacity) where no parts are drawn.
         show_boxes: Outlines the boxes, from inside.
-        show_scores: Writes the score, after the name of anything but a person, into the corner of
-            the box with the least of bodies, unless the box is too small for legible text.
+        show_scores: Writes the score, after `track_id` and the name of anything but a person, into
+            the corner of the box with the least of bodies, unless the box is too small for legible
+            text.
         show_keypoints: Draws the skeleton of people who have keypoints.
         show_isolines: Draws lines of equal U (white) and equal V (black) on the parts.
         min_keypoint_score: Keypoints below are left out, with the bones that end there.
@@ -73,13 +74,13 @@ def draw_people(
     stroke = _stroke(image.shape[:2])
     if show_isolines:
         _draw_isolines(canvas, iuv, instances, stroke)
-    ranked = sorted(people, key=lambda person: -person.score)
-    for rank, person in reversed(list(enumerate(ranked))):
+    numbered = zip(people, person_numbers(people), strict=True)
+    for person, number in sorted(numbered, key=lambda pair: -pair[0].score)[::-1]:
         (rows, columns), _ = overlap(person, iuv.shape[:2])
         window = canvas[rows, columns]  # a view: what is drawn on it cannot leave the box
         if not window.size:
             continue
-        colour = person_colour(rank + 1)
+        colour = person_colour(number)
         if show_masks and person.mask is not None:
             has_parts = show_parts and person.iuv is not None
             _draw_mask(canvas, person.mask, colour, stroke, 0 if has_parts else opacity / 2)
@@ -95,10 +96,10 @@ def draw_people(
 
 
 def _label(person: PersonResult) -> str:
-    score = f"{person.score:.2f}"
-    if person.category_id == PERSON_CATEGORY:
-        return score
-    return f"{CATEGORY_NAMES.get(person.category_id, person.category_id)} {score}"
+    label = f"{person.score:.2f}"
+    if person.category_id != PERSON_CATEGORY:
+        label = f"{CATEGORY_NAMES.get(person.category_id, person.category_id)} {label}"
+    return label if person.track_id is None else f"#{person.track_id} {label}"
 
 
 def _draw_mask(

@@ -37,6 +37,7 @@ _MAPS = {
     "uv": ("f", 3),
     "keypoints": ("f", 2),
     "mask": ("b", 2),
+    "track_id": ("iu", 0),
     **dict.fromkeys(CONFIDENCES, ("f", 2)),
 }
 
@@ -66,8 +67,8 @@ def write_dump(
     The arrays of the `.npz` are `file_name`, `image_id`, `image_size_hw` [2], `boxes_xyxy` float32
     [N, 4], `scores` float32 [N], `category_ids` [N], and of person n, from 0, where the model gives
     them: `n/labels` uint8 [h, w] (patch 0..24), `n/uv` float32 [2, h, w], `n/keypoints` float32
-    [17, 3], `n/mask` bool [H, W], and `n/sigma` and the other confidences, float32 [h, w]. Maps
-    cover the pixels of the box, from (int(x0), int(y0)) on. With a template also, see
+    [17, 3], `n/mask` bool [H, W], `n/track_id`, and `n/sigma` and the other confidences, float32
+    [h, w]. Maps cover the pixels of the box, from (int(x0), int(y0)) on. With a template also, see
     `body.vertices`: `n/vertex_is_visible` bool [V], `n/vertex_pixels` int32 [V, 2] column and row
     in the photo, -1 where no pixel shows the vertex, and `n/points` float32 [h, w, 3] metres on the
     rest pose, NaN on background.
@@ -99,6 +100,7 @@ def write_dump(
                 "box_xyxy": person.box_xyxy.tolist(),
                 "score": person.score,
                 "category_id": person.category_id,
+                "track_id": person.track_id,
                 "keypoints": None if person.keypoints is None else person.keypoints.tolist(),
                 "arrays": [f"{number}/{key}" for key in maps],
             }
@@ -126,6 +128,8 @@ def _maps_of(person: PersonResult) -> dict[str, np.ndarray]:
         maps["keypoints"] = person.keypoints
     if person.mask is not None:
         maps["mask"] = person.mask.whole()
+    if person.track_id is not None:
+        maps["track_id"] = np.array(person.track_id)
     return maps | {name: np.asarray(values) for name, values in person.confidences.items()}
 
 
@@ -174,7 +178,10 @@ def read_dump(path: str | os.PathLike[str]) -> Dump:
 
 
 def _person(arrays: dict[str, np.ndarray], number: int) -> PersonResult:
-    found = {name: arrays.get(f"{number}/{name}") for name in ("labels", "uv", "keypoints", "mask")}
+    found = {
+        name: arrays.get(f"{number}/{name}")
+        for name in ("labels", "uv", "keypoints", "mask", "track_id")
+    }
     labels, uv, mask = found["labels"], found["uv"], found["mask"]
     if (labels is None) != (uv is None):
         raise ResultsError("labels and uv belong together, and one is missing")
@@ -195,4 +202,5 @@ def _person(arrays: dict[str, np.ndarray], number: int) -> PersonResult:
         mask=None if mask is None else PlacedMask.from_whole(mask),
         category_id=int(arrays["category_ids"][number]),
         uv=uv,
+        track_id=None if found["track_id"] is None else int(found["track_id"]),
     )

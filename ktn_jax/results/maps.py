@@ -10,6 +10,8 @@ from ktn_jax.results.palette import PERSON_COLOURS
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import atomic_files
 
+_LAST_NUMBER = 65_535  # of pictures with 16 bits
+
 
 def paste_iuv(
     people: Sequence[PersonResult], image_size_hw: tuple[int, int]
@@ -23,16 +25,17 @@ def paste_iuv(
 
     Returns:
         [H, W, 3] uint8 of I, 255 U, 255 V, all 0 on background; and [H, W] uint8 (uint16 if there
-        are more than 255 people) of the person's number, from 1 in order of falling score (equal
-        scores: in the given order), 0 on background.
+        are numbers above 255) of the person's number, see `person_numbers`, 0 on background.
 
     Raises:
         ValueError: a mask that is drawn is of an image of another size.
     """
     iuv = np.zeros((*image_size_hw, 3), np.uint8)
-    instances = np.zeros(image_size_hw, np.uint8 if len(people) <= 255 else np.uint16)
-    ranked = sorted(people, key=lambda person: -person.score)
-    for number, person in reversed(list(enumerate(ranked, start=1))):
+    numbers = person_numbers(people)
+    kind = np.min_scalar_type(max(numbers, default=0))
+    instances = np.zeros(image_size_hw, kind)
+    ranked = sorted(zip(people, numbers, strict=True), key=lambda pair: -pair[0].score)
+    for person, number in reversed(ranked):
         if person.iuv is None:
             if person.mask is not None:
                 person.mask.check_image_size(image_size_hw)
@@ -44,6 +47,27 @@ def paste_iuv(
         iuv[image_part][is_body] = picture[is_body]
         instances[image_part][is_body] = number
     return iuv, instances
+
+
+def person_numbers(people: Sequence[PersonResult]) -> list[int]:
+    """Numbers the people of a picture, from 1.
+
+    Args:
+        people: in any order.
+
+    Returns:
+        Of each, `track_id` if all have one of their own from 1 on, so that people keep number and
+        colour through a video; else the place in order of falling score (equal scores: in the given
+        order).
+    """
+    tracks = [person.track_id or 0 for person in people]
+    if all(tracks) and len(set(tracks)) == len(tracks) and max(tracks, default=0) <= _LAST_NUMBER:
+        return tracks
+    order = sorted(range(len(people)), key=lambda index: -people[index].score)
+    numbers = [0] * len(people)
+    for number, index in enumerate(order, start=1):
+        numbers[index] = number
+    return numbers
 
 
 def overlap(

@@ -57,6 +57,8 @@ class PersonResult:
         category_id: COCO's, see `results.categories`.
         uv: float32 [2, h, w], U and V of `iuv`'s pixels as the network gives them, neither clipped
             nor rounded; None where only `iuv` is known, as from a results file.
+        track_id: the same number for the same person in all frames of a video, see `tracking`;
+            None where nobody was tracked.
     """
 
     box_xyxy: np.ndarray
@@ -67,6 +69,7 @@ class PersonResult:
     mask: PlacedMask | None = None
     category_id: int = PERSON_CATEGORY
     uv: np.ndarray | None = None
+    track_id: int | None = None
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -176,9 +179,9 @@ def people_to_records(
         **extra_fields: JSON values put into every record, such as `file_name`.
 
     Returns:
-        Records with image_id, category_id, score, bbox (xywh) and, where known, uv_shape, uv_data,
-        segmentation (run lengths) and keypoints (51 numbers, COCO's order: x, y, score; pixel
-        indices, so half a pixel less than here). int(w), int(h) of `bbox` are the size of the
+        Records with image_id, category_id, score, bbox (xywh) and, where known, track_id, uv_shape,
+        uv_data, segmentation (run lengths) and keypoints (51 numbers, COCO's order: x, y, score;
+        pixel indices, so half a pixel less than here). int(w), int(h) of `bbox` are the size of the
         picture (evaluators insist), which rounding to float32 can otherwise undo.
 
     Raises:
@@ -200,6 +203,8 @@ def people_to_records(
                 length_of_pixels(y1 - y0, height),
             ],
         }
+        if person.track_id is not None:
+            record["track_id"] = person.track_id
         if person.iuv is not None:
             record |= {"uv_shape": list(person.iuv.shape), "uv_data": encode_iuv(person.iuv)}
         if person.mask is not None:
@@ -263,6 +268,7 @@ def record_to_person(where: str, record: Mapping[str, Any]) -> PersonResult:
         confidences=confidences,
         mask=_decode_mask(where, record.get("segmentation")),
         category_id=record.get("category_id", PERSON_CATEGORY),
+        track_id=record.get("track_id"),
     )
 
 

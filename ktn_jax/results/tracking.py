@@ -1,0 +1,251 @@
+"""People keep their number from frame to frame of a video.
+
+Boxes and body surface decide who is who. No library does it: those there are know boxes only, and
+either do not run with NumPy 2 or bring a second OpenCV.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from ktn_jax.results.detection_checks import ResultsError
+from ktn_jax.results.records import PersonResult
+
+_SAMPLES = 48  # of each side of the pixels that two boxes share
+_NEAR_LEVELS = 26  # of 255: U and V that are a tenth of the patch apart are the same place
+_NEWEST_SHARE = 0.5  # of a velocity's last measurement
+_FIELDS = {"numbers": 1, "categories": 1, "boxes_xyxy": 2, "velocities_xy": 2, "seen_s": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingSettings:
+    """Who may be the same person.
+
+    Attributes:
+        lost_after_s: Seconds after which someone who is not seen any more is forgotten.
+        widening: Share of its sides by which a box is widened on each side before boxes are
+            compared, so that small people who move fast still overlap themselves (C-BIoU, Yang et
+            al., WACV 2023).
+        min_overlap: IoU of widened boxes below which two are different people, whatever they
+            look like.
+        surface_weight: Of the agreement of the IUV pictures, beside 1 of the boxes' IoU.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    lost_after_s: float = 1.0
+    widening: float = 0.3
+    min_overlap: float = 0.15
+    surface_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        for name in ("lost_after_s", "widening", "surface_weight"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number from 0, got {value}")
+        if not 0 < self.min_overlap < 1:
+            raise ValueError(f"min_overlap must be between 0 and 1, got {self.min_overlap}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Track:
+    """Someone who was seen: where, when and what of the body."""
+
+    number: int
+    category_id: int
+    box_xyxy: np.ndarray  # float64 [4] pixels
+    velocity_xy: np.ndarray  # float64 [2] pixels a second
+    seen_s: float
+    iuv: np.ndarray | None
+
+    def shift_at(self, time_s: float) -> np.ndarray:
+        """How far the person has moved since, at constant velocity."""
+        return np.asarray(self.velocity_xy * (time_s - self.seen_s))
+
+    def next(self, person: PersonResult, time_s: float) -> "_Track":
+        """The same person, seen again."""
+        box = person.box_xyxy.astype(np.float64)
+        moved = (_centre(box) - _centre(self.box_xyxy)) / (time_s - self.seen_s)
+        # The first measurement stands alone: before it nothing is known.
+        share = _NEWEST_SHARE if self.velocity_xy.any() else 1.0
+        velocity = (1 - share) * self.velocity_xy + share * moved
+        return _Track(self.number, self.category_id, box, velocity, time_s, person.iuv)
+
+
+class Tracker:
+    """Numbers the people of a video's frames, from 1 in the order in which they appear.
+
+    Every frame's people are assigned to those seen before, such that the sum of their likeness is
+    greatest: the IoU of widened boxes, after each person has moved on at constant velocity, and of
+    people with IUV pictures the share of the body there on which patch, U and V agree. Who is like
+    nobody gets the next number. People of different categories are never the same. Nothing is
+    known of faces or clothes: who is away for longer than `lost_after_s` comes back as another.
+
+    tracker = Tracker()
+    for frame, people in enumerate(model(frames)):
+        people = tracker.update(people, frame / 25)
+    """
+
+    def __init__(self, settings: TrackingSettings | None = None):
+        """Begins with nobody."""
+        self.settings = settings or TrackingSettings()
+        self._tracks: list[_Track] = []
+        self._next_number = 1
+        self._time_s = -math.inf
+
+    def update(self, people: Sequence[PersonResult], time_s: float) -> list[PersonResult]:
+        """Numbers the people of the next frame.
+
+        Args:
+            people: in pixels of the frame.
+            time_s: of the frame, in seconds; later than the frame before.
+
+        Returns:
+            The same people in the same order, with `track_id`.
+
+        Raises:
+            ValueError: the time is not later.
+        """
+        if not self._time_s < time_s < math.inf:
+            raise ValueError(f"a frame at {time_s} s cannot follow one at {self._time_s} s")
+        self._time_s = float(time_s)
+        oldest = time_s - self.settings.lost_after_s
+        tracks = [track for track in self._tracks if track.seen_s >= oldest]
+        likeness = self._likeness(tracks, people)
+        rows, columns = linear_sum_assignment(likeness, maximize=True)
+        track_of = {
+            column: tracks[row]
+            for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+            if likeness[row, column] > 0
+        }
+        seen = [self._follow(person, track_of.get(n)) for n, person in enumerate(people)]
+        numbers = {track.number for track in seen}
+        self._tracks = [*seen, *(track for track in tracks if track.number not in numbers)]
+        return [
+            dataclasses.replace(person, track_id=track.number)
+            for person, track in zip(people, seen, strict=True)
+        ]
+
+    def _follow(self, person: PersonResult, track: _Track | None) -> _Track:
+        if track is not None:
+            return track.next(person, self._time_s)
+        number, self._next_number = self._next_number, self._next_number + 1
+        box = person.box_xyxy.astype(np.float64)
+        at_rest = np.zeros(2)
+        return _Track(number, person.category_id, box, at_rest, self._time_s, person.iuv)
+
+    def _likeness(self, tracks: Sequence[_Track], people: Sequence[PersonResult]) -> np.ndarray:
+        """float64 [tracks, people], 0 of those who cannot be the same, else up to 1."""
+        likeness = np.zeros((len(tracks), len(people)))
+        own, weight = self.settings, self.settings.surface_weight
+        for row, track in enumerate(tracks):
+            shift = track.shift_at(self._time_s)
+            box = track.box_xyxy + np.tile(shift, 2)
+            for column, person in enumerate(people):
+                if track.category_id != person.category_id:
+                    continue
+                overlap = _widened_iou(box, person.box_xyxy.astype(np.float64), own.widening)
+                if overlap < own.min_overlap:
+                    continue
+                likeness[row, column] = overlap
+                if track.iuv is not None and person.iuv is not None:
+                    agreement = _surface_agreement(track.iuv, box, person)
+                    likeness[row, column] = (overlap + weight * agreement) / (1 + weight)
+        return likeness
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a tracker in another process needs to go on, as arrays to write in an .npz file."""
+        tracks = self._tracks
+        arrays = {
+            "next_number": np.array(self._next_number),
+            "time_s": np.array(self._time_s),
+            "numbers": np.array([track.number for track in tracks], np.int64),
+            "categories": np.array([track.category_id for track in tracks], np.int64),
+            "boxes_xyxy": np.array([track.box_xyxy for track in tracks]).reshape(-1, 4),
+            "velocities_xy": np.array([track.velocity_xy for track in tracks]).reshape(-1, 2),
+            "seen_s": np.array([track.seen_s for track in tracks], np.float64),
+        }
+        pictures = {f"iuv/{t.number}": t.iuv for t in tracks if t.iuv is not None}
+        return arrays | pictures
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, np.ndarray], settings: TrackingSettings | None = None
+    ) -> "Tracker":
+        """Makes the tracker that `state` was called on.
+
+        Raises:
+            ResultsError: an array is missing or has a wrong shape.
+        """
+        for name, axes in (_FIELDS | {"next_number": 0, "time_s": 0}).items():
+            if name not in state or state[name].ndim != axes:
+                raise ResultsError(f"a tracker's state must have {name} with {axes} axes")
+        fields = [state[name] for name in _FIELDS]
+        count = len(state["numbers"])
+        if any(len(field) != count for field in fields):
+            raise ResultsError(f"a tracker's state must have {count} of each of {list(_FIELDS)}")
+        tracker = cls(settings)
+        tracker._next_number = int(state["next_number"])
+        tracker._time_s = float(state["time_s"])
+        for number, category_id, box, velocity, seen_s in zip(*fields, strict=True):
+            iuv = state.get(f"iuv/{number}")
+            track = _Track(int(number), int(category_id), box, velocity, float(seen_s), iuv)
+            tracker._tracks.append(track)
+        return tracker
+
+
+def _centre(box_xyxy: np.ndarray) -> np.ndarray:
+    return np.asarray((box_xyxy[:2] + box_xyxy[2:]) / 2)
+
+
+def _widened_iou(box: np.ndarray, other: np.ndarray, widening: float) -> float:
+    """IoU of two boxes, xyxy, each widened by a share of its sides at all four."""
+    box, other = (
+        b + widening * np.concatenate([b[:2] - b[2:], b[2:] - b[:2]]) for b in (box, other)
+    )
+    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+    shared = math.prod(np.maximum(sides, 0).tolist())
+    total = sum(math.prod((b[2:] - b[:2]).tolist()) for b in (box, other)) - shared
+    return shared / total if total > 0 else 0.0
+
+
+def _surface_agreement(iuv: np.ndarray, box_xyxy: np.ndarray, person: PersonResult) -> float:
+    """Share of the body on which the IUV pictures of two people agree, where they overlap: 0 to 1.
+
+    The better of two: where they are, which is right for someone half of whom is hidden now, and
+    with the middles of their boxes brought together, for someone who did not move as expected.
+    """
+    if person.iuv is None:
+        return 0.0
+    corner = person.box_xyxy[:2].astype(np.float64)
+    to_middle = _centre(person.box_xyxy.astype(np.float64)) - _centre(box_xyxy)
+    corners = (box_xyxy[:2], box_xyxy[:2] + to_middle)
+    return max(_agreement_at(iuv, own, person.iuv, corner) for own in corners)
+
+
+def _agreement_at(
+    iuv: np.ndarray, corner: np.ndarray, other: np.ndarray, other_corner: np.ndarray
+) -> float:
+    """Of samples on the pixels that two pictures share, those with the same patch, U and V."""
+    corners = (corner, other_corner)
+    sizes = [np.array(picture.shape[:0:-1]) for picture in (iuv, other)]  # width, height
+    first = np.maximum(*corners)
+    last = np.minimum(*(corner + size for corner, size in zip(corners, sizes, strict=True)))
+    if (last <= first).any():
+        return 0.0
+    steps = (np.arange(_SAMPLES) + 0.5) / _SAMPLES
+    at_xy = first + steps[:, None] * (last - first)  # columns in [:, 0], rows in [:, 1]
+    samples = []
+    for picture, corner, size in zip((iuv, other), corners, sizes, strict=True):
+        column, row = np.clip(np.floor(at_xy - corner), 0, size - 1).astype(int).T
+        samples.append(picture[:, row[:, None], column[None]].astype(np.int16))
+    before, now = samples
+    is_body = (before[0] > 0) | (now[0] > 0)
+    is_same = is_body & (before[0] == now[0])
+    is_same &= (np.abs(before[1:] - now[1:]) <= _NEAR_LEVELS).all(axis=0)
+    return float(is_same.sum() / max(is_body.sum(), 1))
