@@ -79,10 +79,6 @@ class Dump:
         # relative L2 differences of gradients by parameter.
         self.noise: Mapping[str, float] = noise.get("max_abs", {})
         self.gradient_noise: Mapping[str, float] = noise.get("grad_relative_l2", {})
-        # The largest of them, of parameters whose gradients are not stored too.
-        self.worst_gradient_noise: float = max(
-            noise.get("grad_norm_relative_worst", 0.0), *self.gradient_noise.values(), 0.0
-        )
 
     def __getitem__(self, key: str) -> np.ndarray:
         """Reads an array; a KeyError names what the file lacks."""

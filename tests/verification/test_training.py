@@ -81,6 +81,11 @@ def test_wrong_gradients_show(legacy):
     gradient = step.gradients[name]
     assert failing(**{name: gradient * 1.002}) == keys
     assert failing(**{name: gradient * 0}) == keys
+    # However far rounding moves some of them here, that excuses none that is 3 % too small.
+    smaller = {other: 0.97 * values for other, values in step.gradients.items()}
+    rows = _rows(dump, batch, dataclasses.replace(step, gradients=smaller))
+    rows = [row for row in rows if "grad" in row.key and "(" not in row.key]  # none that are zero
+    assert len(rows) > 50 and not any(row.is_ok for row in rows)
     # A frozen parameter must get none, and a zero gradient must be zero.
     frozen, zero = "backbone.bottom_up.stem.conv1.weight", "backbone.fpn_output5.bias"
     for other in (frozen, zero):
