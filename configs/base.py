@@ -84,6 +84,8 @@ def _box_head() -> ConfigDict:
     head.pooled_size = 7
     head.sampling_ratio = 2  # reads per bin and axis; 0 as many as the bin has cells
     head.aligned = False  # detectron2's ROIAlign; True for ROIAlignV2
+    # Side in pixels of a box that is pooled from the level of stride 16; half of it, from stride 8.
+    head.canonical_box_size = 224
     head.hidden_features = 1024
     head.num_layers = 2
     head.delta_weights = (10.0, 10.0, 5.0, 5.0)
@@ -112,6 +114,7 @@ def _densepose_head() -> ConfigDict:
     head.pooled_size = 28
     head.sampling_ratio = 2
     head.aligned = False
+    head.canonical_box_size = 224
     head.channels = 512
     head.num_convs = 8
     head.kernel_size = 3
@@ -141,6 +144,7 @@ def _mask_head() -> ConfigDict:
     head.pooled_size = 14
     head.sampling_ratio = 0
     head.aligned = True
+    head.canonical_box_size = 224
     head.channels = 256
     head.num_convs = 4
     head.norm = ""  # of the convolutions: "" or "GN"
@@ -153,6 +157,7 @@ def _keypoint_head() -> ConfigDict:
     head.pooled_size = 14
     head.sampling_ratio = 0
     head.aligned = True
+    head.canonical_box_size = 224
     head.channels = (512,) * 8  # of each convolution
     return head
 

@@ -99,6 +99,8 @@ def _shrink(config: ConfigDict) -> None:
     model.densepose_head.channels = 64
     model.densepose_head.num_convs = 2
     model.densepose_head.pooled_size = 14
+    # As many cells of a level for 14 bins as the full model has for 28.
+    model.densepose_head.canonical_box_size = 112
     model.rpn.pre_nms_top_k_train = model.rpn.post_nms_top_k_train = 200
     model.rpn.batch_size_per_image = model.box_head.batch_size_per_image = 64
     config.loss.densepose_rois_per_image = 8
@@ -147,6 +149,7 @@ def _fit_rendered_people(config: ConfigDict) -> None:
     model.densepose_head.channels = 64
     model.densepose_head.num_convs = 2
     model.densepose_head.pooled_size = 14
+    model.densepose_head.canonical_box_size = 112
     # Maps of 28 x 28: four pixels of the largest people. Twice the side costs half a step.
     model.predictor.up_scale = 1
     config.loss.densepose_rois_per_image = 2

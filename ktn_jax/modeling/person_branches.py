@@ -156,7 +156,7 @@ def pool_rois(
         boxes: [N, 4] of images `batch_index`; or without it [B, R, 4], R of every image, so that
             devices that share a batch need not exchange maps.
         batch_index: int [N].
-        pooler: configuration with pooled_size P, sampling_ratio and aligned.
+        pooler: configuration with pooled_size P, sampling_ratio, aligned and canonical_box_size.
         compute: whether to pool in chunks.
 
     Returns:
@@ -183,6 +183,7 @@ def pool_rois(
             aligned=pooler.aligned,
             valid_hw=sizes,
             chunk_size=chunk_size,
+            canonical_size=pooler.canonical_box_size,
         )
 
     if batch_index is not None:

@@ -68,6 +68,7 @@ def multilevel_roi_align(
     aligned: bool,
     valid_hw: Sequence[Array] | None = None,
     chunk_size: int | None = None,
+    canonical_size: float = 224.0,
 ) -> Array:
     """Pools every box from its own pyramid level, once; with one level, all from that map.
 
@@ -84,6 +85,7 @@ def multilevel_roi_align(
         valid_hw: Per level int [B, 2], rows and columns of each map that hold the image; None for
             all. Reads clamp to this part, so padding a map changes nothing.
         chunk_size: Boxes pooled at once, see `cache_sized_chunk`; None for all.
+        canonical_size: Side of a box that belongs on stride 16, see `assign_levels`.
 
     Returns:
         [R, P, P, C] in the dtype of `features`. Reads more than one cell outside the map count as
@@ -99,7 +101,7 @@ def multilevel_roi_align(
     level = jnp.zeros(number, jnp.int32)
     if len(features) > 1:
         finest = round(math.log2(strides[0]))
-        level = assign_levels(boxes, finest, finest + len(features) - 1)
+        level = assign_levels(boxes, finest, finest + len(features) - 1, canonical_size)
     # The levels become one table of cells, and a box knows where its own map starts in it.
     table = jnp.concatenate([level_map.reshape(-1, channels) for level_map in features])
     cells = np.array([level_map.shape[1] * level_map.shape[2] for level_map in features])

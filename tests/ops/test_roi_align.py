@@ -98,6 +98,17 @@ def test_levels_at_their_borders():
     assert level.dtype == jnp.int32
 
 
+def test_boxes_are_pooled_from_the_level_of_the_canonical_size():
+    sides = jnp.array([27.0, 28.0, 55.0, 56.0, 111.0, 112.0])
+    boxes = jnp.stack([sides * 0, sides * 0, sides, sides], axis=-1)
+    maps = [jnp.full((1, 128 >> level, 128 >> level, 1), float(level)) for level in range(3)]
+    for canonical_size, levels in ((224, [0, 0, 0, 0, 0, 1]), (112, [0, 0, 0, 1, 1, 2])):
+        pooled = roi_align.multilevel_roi_align(
+            maps, [4, 8, 16], boxes, jnp.zeros(6), 2, 2, True, canonical_size=canonical_size
+        )
+        np.testing.assert_allclose(pooled[:, 0, 0, 0], levels, atol=1e-6)
+
+
 @FIXED
 @given(
     st.floats(3, 10),
