@@ -267,6 +267,10 @@ def _data() -> ConfigDict:
     data.max_skipped_fraction = 0.01  # with skip: largest share of bad records, and of images
     # Stop where losses of the surface are on and nobody in the annotations has a surface point.
     data.needs_surface = True
+    # So many people, chosen by `seed`, keep their surface points and part masks; 0 for all.
+    data.labelled_people = 0
+    # Share of the images of an epoch that show such people, who are repeated for it; 0 for none.
+    data.labelled_share = 0.0
     # Rasterise segmentations, for losses that need them; with masks in model.tasks always.
     data.with_person_masks = False
     data.tfds = ConfigDict()  # a dataset that `ktn data build` made

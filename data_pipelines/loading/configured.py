@@ -10,6 +10,7 @@ from ktn_jax.body.procedural import assembly
 from ktn_jax.body.symmetry import UVSymmetry, uv_symmetry_tables
 from ktn_jax.data_pipelines.coco.annotations import parse_dataset
 from ktn_jax.data_pipelines.loading import pipeline
+from ktn_jax.data_pipelines.loading.few_labels import FewLabels
 from ktn_jax.data_pipelines.loading.pipeline import DataSettings, TrainingData
 from ktn_jax.data_pipelines.loading.plan import Augmentation
 from ktn_jax.data_pipelines.loading.sources import (
@@ -67,8 +68,14 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
     source = make_source(data)
     if not len(source):
         raise ValueError("data: the dataset is empty")
+    if data.labelled_people:
+        source = FewLabels(source, data.labelled_people, config.seed, data.labelled_share)
     symmetry = _symmetry(data) if data.flip_probability > 0 else None
-    return pipeline.make_training_data(settings, source, symmetry, process_index, process_count)
+    made = pipeline.make_training_data(settings, source, symmetry, process_index, process_count)
+    if data.labelled_share and data.labelled_people:
+        note = f" (of {data.labelled_people:,} people, whose images are repeated)"
+        made = dataclasses.replace(made, summary=made.summary + note)
+    return made
 
 
 def make_source(data: Any) -> Source:

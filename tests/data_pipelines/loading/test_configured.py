@@ -8,6 +8,7 @@ import pytest
 
 from ktn_jax.configs import base, keypoint_mid
 from ktn_jax.data_pipelines.loading import configured
+from ktn_jax.data_pipelines.loading.few_labels import FewLabels
 from ktn_jax.data_pipelines.loading.sources import ConcatenatedSource
 
 
@@ -56,6 +57,72 @@ def test_built_datasets_give_the_same_people_as_their_folder(folder, tmp_path):
     for index in range(8):
         image, record = built[index]
         np.testing.assert_array_equal(image, by_id[record.image_id])
+
+
+def _files(folder):
+    return {"annotations": (str(folder / "annotations.json"),), "images": (str(folder / "images"),)}
+
+
+def _with_surface(source):
+    """(image id, annotation id) of who has surface points, for every image in order."""
+    return [
+        (record.image_id, person.annotation_id)
+        for _, record in (source[index] for index in range(len(source)))
+        for person in record.people
+        if person.densepose is not None
+    ]
+
+
+def test_few_people_keep_their_surface_points(folder):
+    files = {
+        "annotations": (str(folder / "annotations.json"),),
+        "images": (str(folder / "images"),),
+    }
+    source = configured.make_source(_config(**files).data)
+    everybody = set(_with_surface(source))
+    assert len(everybody) == 8
+    chosen = [_with_surface(FewLabels(source, count, seed=3)) for count in range(1, 9)]
+    for count, people in enumerate(chosen, 1):
+        assert len(people) == len(set(people)) == count
+    assert all(set(few) < set(more) for few, more in itertools.pairwise(chosen))
+    assert set(chosen[-1]) == everybody
+    assert len({_with_surface(FewLabels(source, 1, seed))[0] for seed in range(12)}) > 2
+    # Nothing else changes.
+    for index in range(8):
+        before, after = source[index][1], FewLabels(source, 2, 0)[index][1]
+        assert [p.annotation_id for p in after.people] == [p.annotation_id for p in before.people]
+        np.testing.assert_array_equal(
+            [p.keypoints for p in after.people], [p.keypoints for p in before.people]
+        )
+
+
+def test_images_of_few_people_are_repeated(folder):
+    files = {
+        "annotations": (str(folder / "annotations.json"),),
+        "images": (str(folder / "images"),),
+    }
+    source = configured.make_source(_config(**files).data)
+    few = FewLabels(source, 2, seed=0, share=0.5)
+    people, facts = _with_surface(few), few.facts()
+    images = {image for image, _ in people}
+    every = [few[index][1].image_id for index in range(len(few))]
+    assert sum(image in images for image in every) * 2 == len(every)
+    assert set(every) == {source[index][1].image_id for index in range(8)}
+    assert facts.with_surface.sum() == len(people)
+    np.testing.assert_array_equal(facts.with_surface > 0, [image in images for image in every])
+    for index, record in enumerate(few[index][1] for index in range(len(few))):
+        np.testing.assert_array_equal(facts.sizes_hw[index], [record.height, record.width])
+    config = _config(**_files(folder), labelled_people=2, labelled_share=0.5)
+    made = configured.make_training_data(config)
+    assert made.summary.startswith(f"{len(few)} images")
+    assert made.summary.endswith("(of 2 people, whose images are repeated)")
+    with pytest.raises(ValueError, match=r"labelled_share is 0\.1, .* it is 0\.25"):
+        FewLabels(source, 2, seed=0, share=0.1)
+    with pytest.raises(ValueError, match="labelled_people is 9, but 8 people"):
+        FewLabels(source, 9, seed=0)
+    rendered = _config(source="synthetic", labelled_people=2)
+    with pytest.raises(ValueError, match="labelled_people.*ktn data synth"):
+        configured.make_training_data(rendered)
 
 
 def test_annotations_without_a_surface_point_are_refused_where_it_trains(folder, tmp_path):
