@@ -69,6 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mirrored images",
     )
     parser.add_argument(
+        "--true-boxes",
+        action="store_true",
+        help="describe the annotated people in their annotated boxes instead of finding people: "
+        "scores without the detector's errors",
+    )
+    parser.add_argument(
         "--confidences",
         action="store_true",
         help="write the confidences of a model that predicts them to results.json",
@@ -127,6 +133,8 @@ def _check(arguments: argparse.Namespace) -> None:
             )
         if arguments.confidences:
             raise ValueError("--results runs no model: leave out --confidences")
+        if arguments.true_boxes:
+            raise ValueError("--results runs no model: leave out --true-boxes")
         if arguments.data == "synthetic" or not (arguments.annotations or arguments.data):
             raise ValueError(
                 "--results needs --annotations (or --data) with the images of the file"
@@ -140,6 +148,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.config} has no weights of its own: name them with --weights")
     elif not arguments.data and not (arguments.annotations and arguments.images):
         raise ValueError("give --data DIR, --data synthetic, or --annotations and --images")
+    if arguments.tta and arguments.true_boxes:
+        raise ValueError("--tta averages people who are found: leave out --true-boxes")
     if arguments.data == "synthetic" and (arguments.annotations or arguments.images):
         raise ValueError("--data synthetic makes its own annotations and images")
     # Plain COCO results need no template: the evaluation says if a file needs one.
@@ -220,6 +230,7 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
             options=options,
             output_dir=arguments.output,
             augmented=arguments.tta,
+            with_true_boxes=arguments.true_boxes,
             fine_template=arguments.fine_template,
             processes=processes,
             progress=progress.set,

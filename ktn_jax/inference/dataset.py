@@ -20,6 +20,7 @@ from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth
 from ktn_jax.inference import batching
 from ktn_jax.inference.inputs import CallablePredictor
+from ktn_jax.inference.known_boxes import BoxedPhoto, KnownBoxPredictor, scored_boxes
 from ktn_jax.results.categories import PERSON_CATEGORY
 from ktn_jax.results.records import PersonResult, people_to_records
 from ktn_jax.results.shards import SHARD_PATTERN, ResultsWriter, merge_results
@@ -39,7 +40,7 @@ _FREE_KEYS = ("batch_size", "size_buckets")
 
 
 def predict_dataset(
-    predictor: CallablePredictor,
+    predictor: CallablePredictor | KnownBoxPredictor,
     truth: GroundTruth,
     images_dir: pathlib.Path,
     output_dir: pathlib.Path,
@@ -53,7 +54,8 @@ def predict_dataset(
 
     Args:
         predictor: with weights.
-        truth: names the images; its people are not used.
+        truth: names the images; only a `KnownBoxPredictor` is told of its people, whose boxes it
+            describes.
         images_dir: the folder that their file names are relative to.
         output_dir: gets `shards/`, one file for each process, and `results.json`. A folder of the
             same run that was stopped is resumed.
@@ -120,7 +122,7 @@ def predict_dataset(
 
 
 def _predict_images(
-    predictor: CallablePredictor,
+    predictor: CallablePredictor | KnownBoxPredictor,
     dataset: Sequence[ImageTruth],
     images_dir: pathlib.Path,
     writer: ResultsWriter,
@@ -131,9 +133,12 @@ def _predict_images(
 ) -> None:
     """Reads ahead, and encodes and writes behind, so that the network waits for neither."""
 
-    def read(image: ImageTruth) -> np.ndarray | None:
+    def read(image: ImageTruth) -> Any:
         try:
-            return images.read_image(images_dir / image.file_name, image.image_size_hw)
+            photo = images.read_image(images_dir / image.file_name, image.image_size_hw)
+            if isinstance(predictor, KnownBoxPredictor):
+                return BoxedPhoto(photo, scored_boxes(image))
+            return photo
         except images.ImageError as error:
             if unreadable is None:
                 raise

@@ -20,6 +20,7 @@ from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
 from ktn_jax.inference import charts, dataset
 from ktn_jax.inference.augmentation import AugmentedPredictor, load_symmetry
 from ktn_jax.inference.inputs import CallablePredictor
+from ktn_jax.inference.known_boxes import KnownBoxPredictor
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.inference.stages import Stages
 from ktn_jax.runtime.processes import Processes
@@ -79,7 +80,7 @@ class AnnotatedFiles:
 
 
 def evaluate_model(
-    predictor: CallablePredictor,
+    predictor: CallablePredictor | KnownBoxPredictor,
     data: AnnotatedFiles | AnnotatedImages,
     template_dir: str | os.PathLike[str],
     options: ScoringOptions = DEFAULT_OPTIONS,
@@ -138,7 +139,7 @@ def evaluate_model(
 
 
 def _evaluate(
-    predictor: CallablePredictor,
+    predictor: CallablePredictor | KnownBoxPredictor,
     images: AnnotatedImages,
     template_dir: str | os.PathLike[str],
     options: ScoringOptions,
@@ -198,6 +199,7 @@ def evaluate_weights(
     *,
     output_dir: pathlib.Path | None = None,
     augmented: bool = False,
+    with_true_boxes: bool = False,
     fine_template: bool = False,
     processes: Processes | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -213,6 +215,8 @@ def evaluate_weights(
         options: how to score.
         output_dir: see `evaluate_model`; None for a folder in the current one, named after the run.
         augmented: average over the views of `test.augmentation`.
+        with_true_boxes: describe the annotated people in their annotated boxes instead of finding
+            people, so that the detector's errors do not count.
         fine_template: split the edges of the template that is made; takes minutes.
         processes: those that share the work; each calls this.
         progress: see `evaluate_model`.
@@ -222,10 +226,12 @@ def evaluate_weights(
         The output folder, and what `evaluate_model` returns.
 
     Raises:
-        ValueError: a file is missing or does not fit, or the model predicts no confidences that are
-            wanted; see `evaluate_model`.
+        ValueError: a file is missing or does not fit, the model predicts no confidences that are
+            wanted, or views are to be averaged in true boxes; see `evaluate_model`.
     """
     processes = processes or Processes()
+    if augmented and with_true_boxes:
+        raise ValueError("views are averaged of people who are found, not in true boxes")
     if with_confidences:
         charts.check_confidences(config)
     symmetry = load_symmetry(config) if augmented else None
@@ -238,6 +244,8 @@ def evaluate_weights(
     )
     if with_confidences:  # other files: what was written without cannot be resumed
         run["confidences"] = True
+    if with_true_boxes:
+        run["true_boxes"] = True
     folder = output_dir or dataset.default_folder(run)
     template = template_dir or folder / (
         _FINE_TEMPLATE_FOLDER if fine_template else TEMPLATE_FOLDER
@@ -254,7 +262,11 @@ def evaluate_weights(
             images = AnnotatedFiles.in_folder(folder / PEOPLE_FOLDER).read()
         stages = Stages(config, variables)
         del variables  # the stages keep those that they need
-        predictor = AugmentedPredictor(stages, symmetry) if augmented else Predictor(stages)
+        predictor: CallablePredictor | KnownBoxPredictor = Predictor(stages)
+        if augmented:
+            predictor = AugmentedPredictor(stages, symmetry)
+        elif with_true_boxes:
+            predictor = KnownBoxPredictor(stages)
         metrics = _evaluate(
             predictor,
             images,

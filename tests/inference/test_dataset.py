@@ -15,6 +15,7 @@ from ktn_jax.evaluation.ground_truth import read_ground_truth
 from ktn_jax.evaluation.result_files import index_results
 from ktn_jax.inference import dataset as dataset_inference
 from ktn_jax.inference.dataset import predict_dataset
+from ktn_jax.inference.known_boxes import KnownBoxPredictor
 from ktn_jax.results import iuv_pictures, records
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime.configuration import load_config
@@ -62,6 +63,30 @@ def test_every_image_is_written_with_its_people_and_the_category_of_the_file(dat
     assert {record["category_id"] for record in found_records} == {7}
     iuv = iuv_pictures.decode_iuv(next(r for r in found_records if r["image_id"] == 66)["uv_data"])
     assert iuv.shape == (3, 30, 20) and (iuv == 4).all()
+
+
+class _Boxes(KnownBoxPredictor):
+    config = CONFIG
+
+    def __init__(self):
+        pass
+
+    def __call__(self, photos):
+        iuv = np.zeros((3, 30, 20), np.uint8)
+        return [[PersonResult(box, 1.0, iuv) for box in photo.boxes_xyxy] for photo in photos]
+
+
+def test_people_with_surface_points_are_described_in_their_boxes(dataset):
+    truth = read_ground_truth(dataset / "annotations.json")
+    written = records.read_results(_predict(dataset, dataset / "out", _Boxes()))
+    expected = [
+        [image.image_id, *person.box_xywh]
+        for image in truth.images
+        for person in image.people
+        if person.points is not None
+    ]
+    assert len(expected) > 3
+    np.testing.assert_allclose([[r["image_id"], *r["bbox"]] for r in written], expected, rtol=1e-6)
 
 
 def test_batches_hold_images_that_are_padded_alike(dataset):

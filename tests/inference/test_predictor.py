@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ktn_jax.inference import stages
+from ktn_jax.inference.known_boxes import BoxedPhoto, KnownBoxPredictor
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.inference.stages import Stages
 from ktn_jax.runtime.configuration import load_config
@@ -83,6 +84,23 @@ def test_more_people_than_a_call_takes(predictor, photos, people, monkeypatch):
     monkeypatch.setattr(stages, "PEOPLE_BUCKETS", (1, 2))
     for one, other in zip(predictor.find(photos), people, strict=True):
         _assert_same_people(one, other)
+
+
+def test_in_the_boxes_of_people_who_were_found_the_same_is_found(predictor, photos):
+    expected = predictor(photos)
+    boxes = [np.stack([person.box_xyxy for person in people]) for people in expected]
+    boxes[1] = boxes[1][:2]
+    actual = KnownBoxPredictor(predictor.stages)(list(map(BoxedPhoto, photos, boxes)))
+    assert [len(people) for people in actual] == [5, 2]
+    for ours, theirs in zip(actual, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=False):
+            np.testing.assert_allclose(one.box_xyxy, other.box_xyxy, atol=1e-3)
+            assert one.score == 1
+            assert one.iuv.shape == other.iuv.shape
+            # Boxes that are rounded differently may move a pixel over a border.
+            assert (one.iuv != other.iuv).mean() < 0.02
+    nobody = [BoxedPhoto(photo, np.zeros((0, 4), np.float32)) for photo in photos]
+    assert KnownBoxPredictor(predictor.stages)(nobody) == [[], []]
 
 
 def test_transfer_is_freed_once_its_kernel_is_made(predictor, people):
