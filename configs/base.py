@@ -236,6 +236,9 @@ def _optimizer() -> ConfigDict:
 def _training() -> ConfigDict:
     training = ConfigDict()
     training.weights = ""  # file or folder to start from; --weights is the same
+    # Parameters that are drawn anew, not taken from there: regular expressions as those of
+    # optimizer.frozen. "predictor/transfer/edges_" takes the graph that is named here.
+    training.redraw = ()
     # Initial body graph of knowledge transfer: a .npz file, "default" for the structure of the
     # body and constants that come with the package, or "noise".
     training.graph = "default"
@@ -299,7 +302,7 @@ def _data() -> ConfigDict:
     data.synthetic = ConfigDict()
     data.synthetic.num_images = 1_000
     data.synthetic.seed = 0
-    data.synthetic.preset = "default"  # default, frontal, busy, easy or hard
+    data.synthetic.preset = "default"  # default, frontal, busy, large, easy or hard
     data.synthetic.image_size_hw = (480, 640)
     data.synthetic.people_range = (1, 4)
     data.synthetic.keep = False  # keep rendered images in memory: for small sets

@@ -1,6 +1,7 @@
 """Keypoints with the multi-instance decoder, what KTN starts from: `keypoint_mid:r50`.
 
-Variants: r50, x101, hrnet_w32, hrnet_w48, tiny. They have the parameters of the same variants of
+Variants: r50, x101, hrnet_w32, hrnet_w48, ktm_only (on the plain pyramid, without the decoder), and
+of rendered people tiny, demo and demo_gpu. They have the parameters of the same variants of
 `configs/ktn.py`:
 
     ktn train --config keypoint_mid:r50 --workdir K --weights R-50.pkl
@@ -15,7 +16,8 @@ from ml_collections import ConfigDict
 
 from ktn_jax.configs import ktn
 
-VARIANTS = ("r50", "x101", "hrnet_w32", "hrnet_w48", "tiny")
+RENDERED = ("tiny", "demo", "demo_gpu")
+VARIANTS = ("r50", "x101", "hrnet_w32", "hrnet_w48", "ktm_only", *RENDERED)
 
 
 def get_config(variant: str = "r50") -> ConfigDict:
@@ -36,7 +38,7 @@ def get_config(variant: str = "r50") -> ConfigDict:
     config.loss.keypoint_weight = 1.0  # the only loss of its branch, as in Keypoint R-CNN
     # Without a loss they would only shrink under weight decay.
     config.optimizer.frozen += ("predictor/transfer/", "predictor/(u|v|mask|coarse)_")
-    if variant != "tiny":
+    if variant not in RENDERED:
         config.data.annotations = ("data/coco/annotations/person_keypoints_train2017.json",)
         config.data.images = ("data/coco/train2017",)
         config.data.symmetry = ""

@@ -129,6 +129,11 @@ BUSY = dataclasses.replace(
 )
 """FRONTAL with smaller people too, behind things and each other, some without surface points."""
 
+LARGE = dataclasses.replace(
+    BUSY, people_range=(1, 2), stature_range=(0.45, 1.15), densepose_fraction=1.0
+)
+"""BUSY with one or two larger people, some taller than the picture, all with surface points."""
+
 HARD = Scene(
     people_range=(2, 6),
     stature_range=(0.18, 1.3),
@@ -147,7 +152,14 @@ HARD = Scene(
 )
 """Small people in groups behind things, few with surface points: closer to DensePose-COCO."""
 
-PRESETS = {"default": Scene(), "frontal": FRONTAL, "busy": BUSY, "easy": EASY, "hard": HARD}
+PRESETS = {
+    "default": Scene(),
+    "frontal": FRONTAL,
+    "busy": BUSY,
+    "large": LARGE,
+    "easy": EASY,
+    "hard": HARD,
+}
 
 
 @dataclasses.dataclass(frozen=True)

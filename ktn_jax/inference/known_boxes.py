@@ -67,7 +67,7 @@ class KnownBoxPredictor:
         flat = np.concatenate(boxes).astype(np.float32)
         maps = self.stages.describe(pyramid, flat, rows)
         people: list[list[PersonResult]] = [[] for _ in photos]
-        for index, row in enumerate(rows):
+        for index, row in enumerate(rows.tolist()):
             found = FoundPerson(flat[index], 1.0, jax.tree.map(lambda x, i=index: x[i], maps))
             sizes = resized[row].shape[:2], photos[row].image.shape[:2]
             person = to_result(found, *sizes, model)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -77,19 +79,36 @@ def make_initial(
         verify: compare the files of a folder with their checksums first.
 
     Returns:
-        The variables: those that the source has, and random values for the rest.
+        The variables: those that the source has, and random values for the rest, with that which
+        `training.redraw` names.
 
     Raises:
         FileNotFoundError: nothing is at `source`.
         ValueError: from scratch with norms that do not train; a source that contradicts the
-            configuration, has arrays of other shapes, or none that the model has.
+            configuration, has arrays of other shapes, or none that the model has; a pattern of
+            `training.redraw` that fits none of them.
     """
     source = str(source)
     if not source:
         _check_from_scratch(config.model)
         return Initial(variables=_draw(config))
-    fit = weights.load_partly(config, source, verify=verify)
+    fit = _without(weights.load_partly(config, source, verify=verify), config.training.redraw)
     return Initial(variables=fit.fill_in(_draw(config)), source=source, fit=fit)
+
+
+def _without(fit: weights.PartialFit, patterns: Sequence[str]) -> weights.PartialFit:
+    """The same without the parameters whose paths start with one of the regular expressions."""
+    compiled = [re.compile(f"params/(?:{pattern})") for pattern in patterns]
+    unused = [
+        pattern
+        for pattern, expression in zip(patterns, compiled, strict=True)
+        if not any(map(expression.match, fit.arrays))
+    ]
+    if unused:
+        raise ValueError(f"training.redraw: {unused} match no parameter of the weights")
+    redrawn = [name for name in fit.arrays if any(p.match(name) for p in compiled)]
+    kept = {name: array for name, array in fit.arrays.items() if name not in set(redrawn)}
+    return dataclasses.replace(fit, arrays=kept, missing=(*fit.missing, *redrawn))
 
 
 def _draw(config: ConfigDict) -> Variables:

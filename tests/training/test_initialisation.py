@@ -199,6 +199,24 @@ def test_a_part_of_a_model_is_loaded_and_the_rest_listed(quick, state, tmp_path)
     )
 
 
+def test_parts_of_a_model_are_drawn_anew(quick, state, tmp_path):
+    path = tmp_path / "model.safetensors"
+    files.write_state_dict(path, state)
+    config = make_config()
+    config.training.redraw = ("predictor/keypoint_", "predictor/transfer/edges_")
+    initial = initialisation.make_initial(config, path)
+    drawn = sorted(name.rpartition("/")[2] for name in initial.fit.missing)
+    edges = ["edges_box", "edges_keypoint", "edges_part"]
+    assert drawn == [*edges, "keypoint_bias", "keypoint_kernel"]
+    predictor = initial.variables["params"]["predictor"]
+    assert (predictor["keypoint_kernel"] == 0.25).all()
+    assert (predictor["transfer"]["edges_part"] == 0.25).all()
+    assert (predictor["u_kernel"] != 0.25).all()
+    config.training.redraw = ("predictor/keypoint_", "predictor/nowhere")
+    with pytest.raises(ValueError, match=r"training\.redraw: \['predictor/nowhere'\] match no"):
+        initialisation.make_initial(config, path)
+
+
 @pytest.mark.extended
 def test_the_keypoint_model_is_of_the_same_parameters():
     """So that a keypoint training starts KTN with nothing new and nothing left over."""
