@@ -175,6 +175,9 @@ def _loss() -> ConfigDict:
     loss.point_weight = 0.01
     loss.images_per_device = 4
     loss.fine_segm_weight = 1.0  # surface patches, mean over points
+    # Of what a model set instead of an annotator. Points weigh this times their confidence; parts
+    # and masks of people without an annotator's points weigh as their surest point.
+    loss.dense_weight = 1.0
     loss.coarse_segm_weight = 5.0  # the chart predictor's coarse map or KTN's 15 parts, mean
     loss.body_mask_weight = 5.0  # KTN's body mask, mean over cells
     loss.keypoint_weight = 0.1  # of KTN's heatmaps, or of the keypoint head's
@@ -281,7 +284,7 @@ def _data() -> ConfigDict:
     data.tfds.dir = "data/tfds"
     data.tfds.splits = ("train", "valminusminival")
     data.max_people = 20  # per image; of more, those with DensePose and the largest are kept
-    data.max_points = 200  # per person
+    data.max_points = 200  # per person: all that an annotator set, and others as space is left
     data.loader = "threads"  # tf_data, threads or processes
     data.workers = 8
     data.batches_ahead = 2

@@ -20,6 +20,7 @@ from ktn_jax.data_pipelines.coco.checks import AnnotationReport, DatasetError
 from ktn_jax.data_pipelines.coco.densepose_checks import (
     DENSEPOSE_KEYS,
     DENSEPOSE_POINT_KEYS,
+    EXTENSION_KEYS,
     has_densepose,
 )
 from ktn_jax.data_pipelines.coco.json_values import is_absent
@@ -40,6 +41,13 @@ class DensePoseRecord:
     u: np.ndarray  # [P] float32 in 0..1
     v: np.ndarray  # [P] float32 in 0..1
     part_mask: np.ndarray  # [256, 256] uint8 coarse part 0..14
+    is_annotated: np.ndarray  # [P] bool, False for points that a model set
+    confidence: np.ndarray  # [P] float32 in 0..1, of points that a model set
+
+    def take(self, index: np.ndarray) -> "DensePoseRecord":
+        """The same with the points of `index` alone, bool [P] or int [Q]."""
+        names = ("x", "y", "i", "u", "v", "is_annotated", "confidence")
+        return dataclasses.replace(self, **{name: getattr(self, name)[index] for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +80,12 @@ class ImageFacts:
 
     sizes_hw: np.ndarray  # [N, 2] int32 height, width
     people: np.ndarray  # [N] int32 people who train the detector: crowd regions do not count
-    max_points: int  # most DensePose points on one person
+    max_points: int  # most DensePose points that an annotator set on one person
     # Of these people, those with labelled keypoints, and those with points on the surface: [N]
     # int32, or None where it is not known before images are made.
     with_keypoints: np.ndarray | None = None
     with_surface: np.ndarray | None = None
+    all_annotated: bool = True  # whether an annotator set all points: a model set none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +145,10 @@ class ImageSequence(Sequence[ImageRecord]):
         trainable = [
             [pair for pair in people if not pair[0].get("iscrowd")] for people in self._people
         ]
-        points = [
-            len(raw["dp_x"])
-            for people in trainable
-            for raw, dense in people
-            if dense and has_densepose(raw)
+        with_points = [
+            raw for people in trainable for raw, dense in people if dense and has_densepose(raw)
         ]
+        points = [sum(raw.get("dp_annotated") or [1] * len(raw["dp_x"])) for raw in with_points]
         with_keypoints = [
             sum(any((raw.get("keypoints") or ())[2::3]) for raw, _ in people)
             for people in trainable
@@ -154,6 +161,7 @@ class ImageSequence(Sequence[ImageRecord]):
             sizes_hw=np.asarray(sizes, np.int32).reshape(-1, 2),
             people=np.asarray([len(people) for people in trainable], np.int32),
             max_points=max(points, default=0),
+            all_annotated=all(all(raw.get("dp_annotated") or ()) for raw in with_points),
             with_keypoints=np.asarray(with_keypoints, np.int32),
             with_surface=np.asarray(with_surface, np.int32),
         )
@@ -260,13 +268,13 @@ def clean_person(raw: Mapping[str, Any], with_densepose: bool = True) -> dict[st
 
     Returns:
         Its fields, without those that are null or empty. `area` and `iscrowd` are always set: a
-        missing area is the box's. Either all of `dp_*` are set or none.
+        missing area is the box's. Either all of the six keys of DensePose are set or no `dp_*`.
     """
     _, _, width, height = raw["bbox"]
     cleaned = {"iscrowd": 0, "area": float(width * height)}
     cleaned |= {key: value for key, value in raw.items() if not is_absent(value)}
     if not (with_densepose and has_densepose(raw)):
-        for key in DENSEPOSE_KEYS:
+        for key in (*DENSEPOSE_KEYS, *EXTENSION_KEYS):
             cleaned.pop(key, None)
     return cleaned
 
@@ -292,8 +300,16 @@ def parse_person(raw: Mapping[str, Any], with_densepose: bool = True) -> PersonR
     densepose = None
     if "dp_x" in raw:
         x, y, i, u, v = (np.asarray(raw[key], np.float32) for key in DENSEPOSE_POINT_KEYS)
-        part_mask = decode_part_mask(raw["dp_masks"])
-        densepose = DensePoseRecord(x=x, y=y, i=i, u=u, v=v, part_mask=part_mask)
+        densepose = DensePoseRecord(
+            x=x,
+            y=y,
+            i=i,
+            u=u,
+            v=v,
+            part_mask=decode_part_mask(raw["dp_masks"]),
+            is_annotated=np.asarray(raw.get("dp_annotated", np.ones(len(x))), bool),
+            confidence=np.asarray(raw.get("dp_confidence", np.ones(len(x))), np.float32),
+        )
     return PersonRecord(
         annotation_id=raw["id"],
         box_xywh=box,

@@ -14,6 +14,8 @@ from ktn_jax.runtime import rle
 
 DENSEPOSE_POINT_KEYS = ("dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
 DENSEPOSE_KEYS = (*DENSEPOSE_POINT_KEYS, "dp_masks")
+# Of points that a model set; where they are absent, an annotator set all.
+EXTENSION_KEYS = ("dp_annotated", "dp_confidence")
 
 
 _BLOCK = 32  # annotations whose masks are checked together
@@ -23,7 +25,7 @@ _HIGHEST = np.array([[PART_GRID], [PART_GRID], [parts.NUM_PATCHES], [1], [1]])
 
 def has_densepose(raw: Mapping[str, Any]) -> bool:
     """Whether an annotation has any DensePose field, complete or not."""
-    for key in DENSEPOSE_POINT_KEYS:
+    for key in (*DENSEPOSE_POINT_KEYS, *EXTENSION_KEYS):
         if not is_absent(raw.get(key)):
             return True
     masks = raw.get("dp_masks")
@@ -70,6 +72,8 @@ def check_densepose(
         )
     if "dp_masks" not in absent:
         _check_masks(raw["dp_masks"], found, has_sound_masks)
+    if "dp_x" not in absent:
+        _check_extension(raw, found)
     if not absent and _are_points([raw[key] for key in DENSEPOSE_POINT_KEYS]):
         return
     columns: dict[str, np.ndarray] = {}
@@ -97,6 +101,23 @@ def check_densepose(
     else:
         kinds = ("patch_not_integer", "patch_range")
         _check_range(patches, "dp_I", (0, parts.NUM_PATCHES), kinds, found)
+
+
+def _check_extension(raw: Mapping[str, Any], found: Collector) -> None:
+    """Checks the keys of points that a model set, against the length of `dp_x`."""
+    for key, kind in zip(EXTENSION_KEYS, ("annotated_flag", "point_confidence"), strict=True):
+        if is_absent(raw.get(key)):
+            continue
+        values = to_numbers(raw[key])
+        if values is None:
+            found.add(kind, key, "must be a list of numbers")
+        elif isinstance(raw["dp_x"], list) and len(values) != len(raw["dp_x"]):
+            found.add(kind, key, f"has {len(values)} entries for {len(raw['dp_x'])} points")
+        elif key == "dp_annotated" and not set(raw[key]) <= {0, 1}:
+            index = int(np.argmin(np.isin(values, (0, 1))))
+            found.add(kind, key, f"point {index} is {raw[key][index]!r:.80}, must be 0 or 1")
+        else:
+            _check_range(values, key, (0, 1), (kind, kind), found)
 
 
 def _are_points(columns: Sequence[Any]) -> bool:

@@ -51,6 +51,8 @@ KINDS: dict[str, str] = {
     "patch_range": "dp_I is outside 0..24",
     "uv_not_finite": "dp_U or dp_V holds NaN or infinity",
     "uv_range": "dp_U or dp_V is outside 0..1",
+    "annotated_flag": "dp_annotated is not a 0 or 1 for each point",
+    "point_confidence": "dp_confidence is not a number in 0..1 for each point",
     "masks_type": "dp_masks is not a list of run-length masks and empty entries",
     "masks_count": "dp_masks has more entries than there are body parts",
     "mask_size": "an entry of dp_masks is not 256x256",

@@ -90,7 +90,7 @@ def draw_points(image: np.ndarray, record: ImageRecord, colour_by: str = "patche
 
     Args:
         image: [H, W, 3] uint8 RGB.
-        record: its annotations.
+        record: its annotations. Points that a model set are smaller.
         colour_by: "patches", or "u" or "v" from dark blue for 0 to yellow for 1. Points of the
             background are rings.
 
@@ -112,11 +112,13 @@ def draw_points(image: np.ndarray, record: ImageRecord, colour_by: str = "patche
             colours = colours_of("viridis")[level]
         x0, y0, width, height = box_xywh
         at_x, at_y = x0 + dense.x * width / PART_GRID, y0 + dense.y * height / PART_GRID
-        for x, y, colour, is_body in zip(at_x, at_y, colours.tolist(), patch > 0, strict=True):
+        radius = np.where(dense.is_annotated, stroke + 1, stroke).tolist()
+        points = zip(at_x, at_y, colours.tolist(), patch > 0, radius, strict=True)
+        for x, y, colour, is_body, size in points:
             if is_body:
-                cv2.circle(canvas, _pixel(x, y), stroke + 1, colour, cv2.FILLED, cv2.LINE_AA)
+                cv2.circle(canvas, _pixel(x, y), size, colour, cv2.FILLED, cv2.LINE_AA)
             else:
-                cv2.circle(canvas, _pixel(x, y), stroke + 1, _OCCLUDED_COLOUR, 1, cv2.LINE_AA)
+                cv2.circle(canvas, _pixel(x, y), size, _OCCLUDED_COLOUR, 1, cv2.LINE_AA)
     return canvas
 
 

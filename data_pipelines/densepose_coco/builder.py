@@ -149,7 +149,10 @@ class TfdsSource:
         self._arguments = (config, split, os.fspath(data_dir))
         builder = _builder(config, data_dir)
         if not pathlib.Path(builder.data_path).is_dir():
-            raise ValueError(f"{builder.data_path} is not there: run `ktn data build` first")
+            raise ValueError(
+                f"{builder.data_path} is not there: run `ktn data build` first (one that "
+                "another version built is not read)"
+            )
         if split not in builder.info.splits:
             raise ValueError(f"split must be one of {list(builder.info.splits)}, got {split!r}")
         # The image stays as bytes: `runtime.images` decodes it, as it does every other image.
@@ -183,14 +186,10 @@ class TfdsSource:
             sizes_hw=np.asarray(self._metadata["sizes_hw"], np.int32).reshape(-1, 2),
             people=np.asarray(self._metadata["people"], np.int32),
             max_points=self._metadata["max_points"],
-            with_keypoints=self._counts("with_keypoints"),
-            with_surface=self._counts("with_surface"),
+            all_annotated=self._metadata["all_annotated"],
+            with_keypoints=np.asarray(self._metadata["with_keypoints"], np.int32),
+            with_surface=np.asarray(self._metadata["with_surface"], np.int32),
         )
-
-    def _counts(self, name: str) -> np.ndarray | None:
-        """Numbers of people by image; None for a dataset that an earlier version built."""
-        counts = self._metadata.get(name)
-        return None if counts is None else np.asarray(counts, np.int32)
 
 
 def _to_record(row: dict[str, Any]) -> ImageRecord:
@@ -200,7 +199,9 @@ def _to_record(row: dict[str, Any]) -> ImageRecord:
         densepose = None
         if people["has_densepose"][number]:
             own = np.asarray(points["person"]) == number
-            columns = {name: np.asarray(points[name], np.float32)[own] for name in "xyiuv"}
+            names = (*"xyiuv", "confidence")
+            columns = {name: np.asarray(points[name], np.float32)[own] for name in names}
+            columns["is_annotated"] = np.asarray(points["is_annotated"], bool)[own]
             part_mask = np.asarray(people["part_mask"][number])
             densepose = DensePoseRecord(**columns, part_mask=part_mask)
         records.append(

@@ -48,8 +48,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     # TFDS would look beside the first package of this module's name, where the folder is not.
     pkg_dir_path = epath.Path(__file__).parent
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {
+        "1.1.0": "Whether an annotator or a model set a point, and the model's confidence.",
+        "1.0.0": "First release.",
+    }
     MANUAL_DOWNLOAD_INSTRUCTIONS = layout.INSTRUCTIONS
     BUILDER_CONFIGS = [
         DensePoseConfig(
@@ -91,7 +94,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "people": tfds.features.Sequence(person),
             # Flat, with the number of the person: a sequence in a sequence would be ragged.
             "points": tfds.features.Sequence(
-                {"person": np.int32} | {name: np.float32 for name in _POINT_FIELDS}
+                {"person": np.int32, "is_annotated": np.bool_}
+                | {name: np.float32 for name in (*_POINT_FIELDS, "confidence")}
             ),
         }
         return tfds.core.DatasetInfo(
@@ -145,6 +149,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "sizes_hw": facts.sizes_hw[kept].tolist(),
             "people": facts.people[kept].tolist(),
             "max_points": facts.max_points,
+            "all_annotated": facts.all_annotated,
             "with_keypoints": np.asarray(facts.with_keypoints)[kept].tolist(),
             "with_surface": np.asarray(facts.with_surface)[kept].tolist(),
             "skipped": skipped,
@@ -199,10 +204,10 @@ def _to_example(record: ImageRecord, content: bytes) -> dict[str, Any]:
             }
         )
         if dense is not None:
-            columns = zip(*(getattr(dense, name) for name in _POINT_FIELDS), strict=True)
+            names = (*_POINT_FIELDS, "is_annotated", "confidence")
+            columns = zip(*(getattr(dense, name) for name in names), strict=True)
             points += [
-                {"person": number} | dict(zip(_POINT_FIELDS, values, strict=True))
-                for values in columns
+                {"person": number} | dict(zip(names, values, strict=True)) for values in columns
             ]
     return {
         "image": io.BytesIO(content),

@@ -9,7 +9,7 @@ import numpy as np
 from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
 from ktn_jax.body.symmetry import UVSymmetry
-from ktn_jax.data_pipelines.coco.annotations import ImageRecord
+from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord
 from ktn_jax.data_pipelines.loading import transforms
 from ktn_jax.data_pipelines.loading.plan import PlannedBatch
 from ktn_jax.data_pipelines.loading.sources import Source, SourceError
@@ -34,6 +34,7 @@ def batch_spec(
     max_people: int,
     max_points: int,
     with_person_masks: bool = False,
+    with_confidence: bool = False,
 ) -> dict[str, ArraySpec]:
     """Describes a batch: B images of H x W, G people an image, P points a person.
 
@@ -47,6 +48,8 @@ def batch_spec(
     `point_is_valid` bool [B, G, P]; `point_x`, `point_y` float32 [B, G, P] in 0..256 on the grid
     over the person's box; `point_i` int32 patch 0..24; `point_u`, `point_v` float32 in 0..1.
     `part_mask` uint8 [B, G, 256, 256]: coarse part 0..14 on the same grid.
+    With confidences also `point_is_annotated` bool [B, G, P], False for points that a model set,
+    and their `point_confidence` float32 in 0..1.
     With person masks also `person_mask` uint8 [B, G, 256, 256], 0 or 1 on the same grid, and
     `has_person_mask` bool [B, G].
 
@@ -56,6 +59,7 @@ def batch_spec(
         max_people: G.
         max_points: P.
         with_person_masks: whether segmentations are part of it.
+        with_confidence: whether a model set some of the points.
 
     Returns:
         Shape and dtype by name.
@@ -78,6 +82,9 @@ def batch_spec(
         "point_is_valid": (points, np.bool_),
         "part_mask": ((*people, PART_GRID, PART_GRID), np.uint8),
     }
+    if with_confidence:
+        shapes["point_is_annotated"] = (points, np.bool_)
+        shapes["point_confidence"] = (points, np.float32)
     if with_person_masks:
         shapes["person_mask"] = shapes["part_mask"]
         shapes["has_person_mask"] = (people, np.bool_)
@@ -120,12 +127,13 @@ class ExampleMaker:
     max_people: int
     max_points: int
     with_person_masks: bool = False
+    with_confidence: bool = False  # of points that a model set
     stand_ins: StandIns | None = None  # for images that cannot be read; None makes them errors
 
     def spec(self, rows: int, canvas_hw: tuple[int, int]) -> dict[str, ArraySpec]:
         """Shapes and dtypes of `rows` images."""
-        sizes = (self.max_people, self.max_points, self.with_person_masks)
-        return batch_spec(rows, canvas_hw, *sizes)
+        sizes = (self.max_people, self.max_points)
+        return batch_spec(rows, canvas_hw, *sizes, self.with_person_masks, self.with_confidence)
 
     def allocate(self, rows: int, canvas_hw: tuple[int, int]) -> Batch:
         """Zeros for `rows` images."""
@@ -151,8 +159,8 @@ class ExampleMaker:
             Why images could not be read, by their number, where another one took their place.
 
         Raises:
-            ValueError: a person has more than `max_points` points; or the image, or with stand-ins
-                every image, cannot be read.
+            ValueError: an annotator set more than `max_points` points on a person; or the image, or
+                with stand-ins every image, cannot be read.
         """
         image, record, resized_hw, unreadable = self._read(task)
         labelled = transforms.label_image(image, record, self.with_person_masks)
@@ -202,15 +210,42 @@ class ExampleMaker:
             row["person_mask"][slot] = person.person_mask
         if person.densepose is None:
             return
-        points = person.densepose
+        points = fitting_points(person.densepose, self.max_points, name)
         count = len(points.x)
-        if count > self.max_points:
-            raise ValueError(f"{name}: a person has {count} points, max_points={self.max_points}")
         row["has_densepose"][slot] = True
         row["part_mask"][slot] = points.part_mask
         row["point_is_valid"][slot, :count] = True
         for field in ("x", "y", "i", "u", "v"):
             row[f"point_{field}"][slot, :count] = getattr(points, field)
+        if self.with_confidence:
+            row["point_is_annotated"][slot, :count] = points.is_annotated
+            row["point_confidence"][slot, :count] = points.confidence
+
+
+def fitting_points(points: DensePoseRecord, count: int, name: str) -> DensePoseRecord:
+    """Keeps at most `count` points: all of the annotator's, and evenly many of the others.
+
+    Args:
+        points: of a person.
+        count: how many there is space for.
+        name: of the image, for the message.
+
+    Returns:
+        The points in their order.
+
+    Raises:
+        ValueError: more than `count` are the annotator's.
+    """
+    if len(points.x) <= count:
+        return points
+    others = np.flatnonzero(~points.is_annotated)
+    space = count - (len(points.x) - len(others))
+    if space < 0:
+        annotated = len(points.x) - len(others)
+        raise ValueError(f"{name}: a person has {annotated} annotated points, max_points={count}")
+    is_kept = points.is_annotated.copy()
+    is_kept[others[np.arange(space) * len(others) // max(space, 1)]] = True
+    return points.take(is_kept)
 
 
 def most_telling(people: tuple[PersonLabels, ...], count: int) -> tuple[PersonLabels, ...]:

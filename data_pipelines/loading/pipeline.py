@@ -47,7 +47,9 @@ class DataSettings:
 
     batch_size: int = 16  # of all processes together
     max_people: int = 20  # per image; of more, those with DensePose and the largest are kept
-    max_points: int = 200  # per person; more are an error before the first batch
+    # Per person. More of the annotator's are an error before the first batch; of those that a model
+    # set, as many are taken as there is space for.
+    max_points: int = 200
     seed: int = 0
     loader: Literal["tf_data", "threads", "processes"] = "tf_data"
     workers: int = 4
@@ -134,7 +136,8 @@ def _plan_training(
     settings: DataSettings, source: Source, facts: ImageFacts, symmetry: UVSymmetry | None
 ) -> tuple[TrainingPlan, ExampleMaker]:
     _check_facts(settings, facts)
-    if symmetry is None and facts.max_points and settings.augmentation.flip_probability > 0:
+    has_points = facts.max_points or not facts.all_annotated
+    if symmetry is None and has_points and settings.augmentation.flip_probability > 0:
         raise ValueError(
             "flip_probability > 0 needs the body's UV symmetry tables: pass `symmetry` (the "
             "template's uv_symmetry_tables), or set flip_probability to 0"
@@ -155,6 +158,7 @@ def _plan_training(
         settings.max_people,
         settings.max_points,
         settings.with_person_masks,
+        not facts.all_annotated,
         StandIns(facts.sizes_hw[kept]) if settings.on_bad == "skip" else None,
     )
     return plan, maker
@@ -176,12 +180,12 @@ class _Chosen:
     def facts(self) -> ImageFacts:
         facts = self.source.facts()
         keypoints, surface = facts.with_keypoints, facts.with_surface
-        return ImageFacts(
-            facts.sizes_hw[self.numbers],
-            facts.people[self.numbers],
-            facts.max_points,
-            None if keypoints is None else keypoints[self.numbers],
-            None if surface is None else surface[self.numbers],
+        return dataclasses.replace(
+            facts,
+            sizes_hw=facts.sizes_hw[self.numbers],
+            people=facts.people[self.numbers],
+            with_keypoints=None if keypoints is None else keypoints[self.numbers],
+            with_surface=None if surface is None else surface[self.numbers],
         )
 
 
@@ -208,7 +212,7 @@ def _check_facts(settings: DataSettings, facts: ImageFacts) -> None:
     if facts.max_points > settings.max_points:
         raise ValueError(
             f"max_points is {settings.max_points}, but a person of the training data has "
-            f"{facts.max_points} points: raise max_points to that"
+            f"{facts.max_points} annotated points: raise max_points to that"
         )
     crowded = int((facts.people > settings.max_people).sum())
     if crowded:

@@ -128,6 +128,7 @@ class ConcatenatedSource:
             sizes_hw=np.concatenate([facts.sizes_hw for facts in every]),
             people=np.concatenate([facts.people for facts in every]),
             max_points=max(facts.max_points for facts in every),
+            all_annotated=all(facts.all_annotated for facts in every),
             with_keypoints=_join([facts.with_keypoints for facts in every]),
             with_surface=_join([facts.with_surface for facts in every]),
         )

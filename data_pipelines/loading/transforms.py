@@ -202,9 +202,8 @@ def flip_densepose(densepose: DensePoseRecord, symmetry: UVSymmetry) -> DensePos
     mirrored = mirror_by_tables(symmetry, patch, densepose.u, densepose.v)
     i, u, v = (np.asarray(values, np.float32) for values in mirrored)
     mask = parts.COARSE_FLIP.astype(np.uint8)[densepose.part_mask[:, ::-1]]
-    return DensePoseRecord(
-        x=np.float32(PART_GRID) - densepose.x, y=densepose.y, i=i, u=u, v=v, part_mask=mask
-    )
+    x = np.float32(PART_GRID) - densepose.x
+    return dataclasses.replace(densepose, x=x, i=i, u=u, v=v, part_mask=mask)
 
 
 def rotation_and_zoom(size_hw: tuple[int, int], degrees: float, zoom: float) -> np.ndarray:
@@ -310,5 +309,4 @@ def _warp_densepose(
     if not mask.any() and not stays.any():
         return None
     x, y = points[stays].astype(np.float32).T
-    i, u, v = (values[stays] for values in (densepose.i, densepose.u, densepose.v))
-    return DensePoseRecord(x=x, y=y, i=i, u=u, v=v, part_mask=mask)
+    return dataclasses.replace(densepose.take(stays), x=x, y=y, part_mask=mask)

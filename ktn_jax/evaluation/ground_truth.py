@@ -28,8 +28,8 @@ class PersonTruth:
         box_xywh: in pixels of the image.
         area: in square pixels, as annotated.
         is_crowd: whether the annotation is of a group.
-        points: [5, P] float64: x and y in 0..255 of the box, patch, U, V; None without dense
-            annotation: such a person is neither found nor missed.
+        points: [5, P] float64: x and y in 0..255 of the box, patch, U, V, of the points that an
+            annotator set; None without any: such a person is neither found nor missed.
         dp_masks: coarse masks as annotated, their run lengths checked, or None.
         segmentation: COCO polygons or RLE as annotated, its run lengths checked, or None.
     """
@@ -177,6 +177,9 @@ def _person_truth(entry: Mapping[str, Any]) -> PersonTruth:
     points = None
     if "dp_x" in entry:
         points = np.array([entry[key] for key in DENSEPOSE_POINT_KEYS], np.float64)
+    if points is not None and "dp_annotated" in entry:
+        points = points[:, np.asarray(entry["dp_annotated"], bool)]
+        points = points if points.size else None
     return PersonTruth(
         annotation_id=entry["id"],
         box_xywh=tuple(entry["bbox"]),

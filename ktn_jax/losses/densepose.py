@@ -49,6 +49,9 @@ class DensePoseTargets:
     keypoints: Array  # [N, 17, 3] x, y in pixels, visibility
     mask_labels: Array | None = None  # bool [N, S, S]: cells of the ROI that are the person's
     has_person_mask: Array | None = None  # bool [N]
+    # Of people whom a model labelled, fully or partly; None where annotators set everything.
+    point_weight: Array | None = None  # [N, P] of a point, 1 for the annotator's
+    label_weight: Array | None = None  # [N] of the person's parts and mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,20 +115,23 @@ def densepose_losses(
 
 
 def _point_weights(targets: DensePoseTargets) -> tuple[Array, Array]:
-    """Weights [N, P] of the annotated points inside their ROIs, and of those on the body."""
+    """Weights [N, P] of the points inside their ROIs, and of those on the body."""
     is_inside = are_points_inside(targets.point_x, targets.point_y, targets.gt_boxes, targets.boxes)
     has_points = targets.has_densepose[:, None] & targets.point_is_valid & is_inside
     weight = jnp.where(has_points, targets.weight[:, None], 0)
+    if targets.point_weight is not None:
+        weight *= targets.point_weight
     return weight, jnp.where(targets.point_i > 0, weight, 0)
 
 
 def point_losses(
     outputs: DensePoseOutputs[Array], targets: DensePoseTargets, min_variance: float = 0.01
 ) -> dict[str, Array]:
-    """Computes the losses at annotated points: U, V and the surface patch.
+    """Computes the losses at the points: U, V and the surface patch.
 
-    A point counts where it falls in the ROI. U and V are read from the map of the true patch and
-    count on the body only; the surface classifier also learns from background points.
+    A point counts where it falls in the ROI, with w, the weight of the ROI times its own. U and V
+    are read from the map of the true patch and count on the body only; the surface classifier also
+    learns from background points.
 
     Args:
         outputs: maps of the N ROIs.
@@ -133,8 +139,9 @@ def point_losses(
         min_variance: of the confidence models.
 
     Returns:
-        {"u", "v"}: smooth L1 summed over points, or {"uv"}: summed negative log-likelihood for a
-        model that predicts its confidence; "fine_segm": mean cross-entropy.
+        {"u", "v"}: smooth L1 summed over points, sum(w * loss), or {"uv"}: so summed negative
+        log-likelihood for a model that predicts its confidence; "fine_segm": mean cross-entropy,
+        sum(w * loss) / sum(w).
     """
     place = (targets.point_x, targets.point_y, targets.gt_boxes, targets.boxes)
     weight, on_body = _point_weights(targets)
@@ -165,7 +172,8 @@ def area_losses(
 ) -> dict[str, Array]:
     """Computes the segmentation losses: mean cross-entropies over the cells of the maps.
 
-    Only people with annotated points teach their parts, as in the originals.
+    Only people with points teach their parts, as in the originals. An ROI has its weight times that
+    of its person's labels, in sum and divisor.
 
     Args:
         outputs: maps of the N ROIs.
@@ -183,7 +191,10 @@ def area_losses(
     size = outputs.coarse_segm.shape[1]
     parts = resample_chart_nearest(targets.part_mask, targets.gt_boxes, targets.boxes, size)
     has_points = targets.has_densepose & targets.point_is_valid.any(-1)
-    has_parts = jnp.where(has_points, targets.weight, 0)
+    roi_weight = targets.weight
+    if targets.label_weight is not None:
+        roi_weight = roi_weight * targets.label_weight
+    has_parts = jnp.where(has_points, roi_weight, 0)
     is_binary = outputs.coarse_segm.shape[-1] == 2
     labels, weight = (jnp.minimum(parts, 1) if is_binary else parts), has_parts
     if from_masks:
@@ -193,7 +204,7 @@ def area_losses(
                 f"model with 2 coarse channels; it has {outputs.coarse_segm.shape[-1]}"
             )
         labels = targets.mask_labels.astype(jnp.int32)
-        weight = jnp.where(targets.has_person_mask, targets.weight, 0)
+        weight = jnp.where(targets.has_person_mask, roi_weight, 0)
     if outputs.part_segm is None:
         return {"coarse_segm": _mean_over_cells(outputs.coarse_segm, labels, weight)}
     return {

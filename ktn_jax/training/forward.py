@@ -332,7 +332,9 @@ def compute_losses(
     keypoint_normaliser = None if by_visible else float(num_images * most_keypoints)
     if outputs.charts is not None:
         mask_size = outputs.charts.coarse_segm.shape[1] if loss.coarse_segm_from_masks else None
-        taught = targets.densepose_targets(samples.people["densepose"], batch, mask_size)
+        taught = targets.densepose_targets(
+            samples.people["densepose"], batch, mask_size, loss.dense_weight
+        )
         if coarse_labels is not None:
             taught = dataclasses.replace(taught, mask_labels=coarse_labels)
         losses |= densepose_losses(
@@ -350,7 +352,9 @@ def compute_losses(
     if outputs.masks is not None:
         if mask_targets is None:
             size = outputs.masks.shape[1]
-            mask_targets = targets.mask_targets(samples.people["masks"], batch, size)
+            mask_targets = targets.mask_targets(
+                samples.people["masks"], batch, size, loss.dense_weight
+            )
         losses["mask_head"] = loss.mask_weight * mask_loss(outputs.masks, mask_targets)
     return losses
 

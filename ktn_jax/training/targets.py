@@ -286,8 +286,43 @@ def _require_masks(batch: Batch, what: str) -> None:
         raise ValueError(f"{what} needs {missing} in the batch: set data.with_person_masks=True")
 
 
+def point_weights(batch: Batch, dense_weight: float) -> Array | None:
+    """Weighs points: 1 where an annotator set them, else `dense_weight` times their confidence.
+
+    Args:
+        batch: a training batch.
+        dense_weight: `loss.dense_weight`.
+
+    Returns:
+        [B, G, P], or None where annotators set all points of the training data.
+    """
+    if "point_confidence" not in batch:
+        return None
+    return jnp.where(batch["point_is_annotated"], 1, dense_weight * batch["point_confidence"])
+
+
+def label_weights(batch: Batch, dense_weight: float) -> Array | None:
+    """Weighs the parts and masks of people: the largest weight of their points, 1 without points.
+
+    An annotator who set points also drew the masks, which then count fully; masks of a model count
+    as much as its surest point.
+
+    Args:
+        batch: a training batch.
+        dense_weight: `loss.dense_weight`.
+
+    Returns:
+        [B, G], or None where annotators set all points of the training data.
+    """
+    weights = point_weights(batch, dense_weight)
+    if weights is None:
+        return None
+    is_valid = batch["has_densepose"][..., None] & batch["point_is_valid"]
+    return jnp.where(is_valid.any(-1), jnp.where(is_valid, weights, 0).max(-1), 1)
+
+
 def densepose_targets(
-    people: People, batch: Batch, mask_size: int | None = None
+    people: People, batch: Batch, mask_size: int | None = None, dense_weight: float = 1.0
 ) -> DensePoseTargets:
     """Gathers the annotations of each ROI's person.
 
@@ -295,6 +330,7 @@ def densepose_targets(
         people: from `choose_people`.
         batch: a training batch.
         mask_size: side to which ROIs are cut out of person masks; None for no masks.
+        dense_weight: `loss.dense_weight`.
 
     Returns:
         Targets of N = B * K ROIs, image by image. Padding has the annotations of an image's first
@@ -314,12 +350,17 @@ def densepose_targets(
         _require_masks(batch, "loss.coarse_segm_from_masks")
         masks["mask_labels"] = mask_targets(people, batch, mask_size).labels
         masks["has_person_mask"] = of_person(batch["has_person_mask"])
+    weights = {
+        "point_weight": point_weights(batch, dense_weight),
+        "label_weight": label_weights(batch, dense_weight),
+    }
     return DensePoseTargets(
         boxes=people.boxes.reshape(-1, 4),
         weight=people.weight.reshape(-1),
         gt_boxes=of_person(batch["boxes"]),
         **{name: of_person(batch[name]) for name in names},
         **masks,
+        **{name: of_person(values) for name, values in weights.items() if values is not None},
     )
 
 
@@ -337,13 +378,14 @@ def keypoint_targets(people: People, batch: Batch) -> KeypointTargets:
     )
 
 
-def mask_targets(people: People, batch: Batch, size: int) -> MaskTargets:
+def mask_targets(people: People, batch: Batch, size: int, dense_weight: float = 1.0) -> MaskTargets:
     """Cuts each ROI out of its person's mask, see `mask_labels`.
 
     Args:
         people: from `choose_people`.
         batch: a training batch with masks.
         size: S, side of the targets.
+        dense_weight: `loss.dense_weight`.
 
     Returns:
         Targets [N, S, S] of N = B * K ROIs, image by image; padding has weight 0 and no person.
@@ -355,4 +397,8 @@ def mask_targets(people: People, batch: Batch, size: int) -> MaskTargets:
 
     rois = people.boxes.reshape(-1, 4)
     labels = mask_labels(of_person("person_mask"), of_person("boxes"), rois, size)
-    return MaskTargets(labels=labels, weight=people.weight.reshape(-1))
+    weight = people.weight
+    own_weights = label_weights(batch, dense_weight)
+    if own_weights is not None:
+        weight = weight * _of_people(own_weights, people.gt_index)
+    return MaskTargets(labels=labels, weight=weight.reshape(-1))

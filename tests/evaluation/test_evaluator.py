@@ -10,6 +10,7 @@ import pytest
 from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.evaluation import evaluator, geodesic_similarity
 from ktn_jax.evaluation.errors import EvaluationError
+from ktn_jax.evaluation.ground_truth import read_ground_truth
 from ktn_jax.evaluation.options import ScoringOptions
 
 SHIFT = 2  # pixels; one vertex for small people, half a vertex for large ones
@@ -62,6 +63,17 @@ def test_truth_against_itself_scores_100(flat_world, tmp_path):
     table = metrics.patches.rows(PATCH_NAMES)["all"]
     assert table["mean_cm"] == 0 and table["within_5cm_percent"] == 100
     assert table["points"] == 6 * 60
+
+
+def test_points_that_a_model_set_are_no_truth(flat_world):
+    raw = copy.deepcopy(flat_world.annotations)
+    first, second = raw["annotations"][:2]
+    first["dp_annotated"] = [0, 1, 1] + [0] * (len(first["dp_x"]) - 3)
+    second["dp_annotated"] = [0] * len(second["dp_x"])
+    truth = read_ground_truth(raw)
+    points = {p.annotation_id: p.points for image in truth.images for p in image.people}
+    np.testing.assert_array_equal(points[first["id"]][0], first["dp_x"][1:3])
+    assert points[second["id"]] is None
 
 
 def test_shuffled_predictions_keep_masks_and_lose_the_surface(flat_world, tmp_path):

@@ -133,6 +133,43 @@ def test_weights_let_rois_stand_for_others():
     np.testing.assert_allclose([losses["u"], losses["v"]], distance, rtol=1e-5)
 
 
+def test_points_and_parts_of_a_model_weigh_less():
+    """Sums of w * loss; means divided by the sum of w: of points, and of ROIs for their areas."""
+    outputs, targets = _outputs(3, parts=15), _targets(3, masks=True)
+    point_weight = np.random.default_rng(5).uniform(0.2, 1, (3, 9)).astype(np.float32)
+    label_weight = jnp.array([1.0, 0.25, 0.5])
+    weighted = dataclasses.replace(
+        targets,
+        weight=jnp.array([1.0, 2.0, 1.0]),
+        point_weight=jnp.asarray(point_weight),
+        label_weight=label_weight,
+    )
+    # The loop yields the points of an ROI in order; their weights are found by their truth.
+    index = {(roi, float(targets.point_u[roi, p])): p for roi in range(3) for p in range(9)}
+    entropy, total, distance = 0.0, 0.0, np.zeros(2)
+    for roi, patch, truth, logits, read in _points_by_loop(outputs, targets):
+        own = [1, 2, 1][roi] * point_weight[roi, index[roi, float(truth[0])]]
+        entropy -= own * _log_softmax(logits)[patch]
+        total += own
+        distance += own * (patch > 0) * _smooth(np.subtract(read, truth))
+    losses = densepose.point_losses(outputs, weighted)
+    np.testing.assert_allclose(losses["fine_segm"], entropy / total, rtol=1e-5)
+    np.testing.assert_allclose([losses["u"], losses["v"]], distance, rtol=1e-5)
+    labels = _labels(targets.part_mask, targets)
+    of_rois = [_mean_entropy(outputs.part_segm[i : i + 1], labels[i : i + 1]) for i in range(3)]
+    areas = densepose.area_losses(outputs, weighted, from_masks=True)
+    np.testing.assert_allclose(areas["coarse_segm"], np.dot([1, 0.5, 0.5], of_rois) / 2, rtol=1e-5)
+    masks = np.asarray(targets.mask_labels).astype(int)
+    of_rois = [_mean_entropy(outputs.coarse_segm[i : i + 1], masks[i : i + 1]) for i in range(3)]
+    np.testing.assert_allclose(areas["body_mask"], np.dot([1, 0.5, 0.5], of_rois) / 2, rtol=1e-5)
+    ones = dataclasses.replace(targets, point_weight=jnp.ones((3, 9)), label_weight=jnp.ones(3))
+    for function in (densepose.point_losses, densepose.area_losses):
+        assert function(outputs, ones) == function(outputs, targets)
+    nothing = dataclasses.replace(targets, point_weight=jnp.zeros((3, 9)))
+    losses = densepose.densepose_losses(outputs, nothing, DensePoseWeights(), num_images=1)
+    assert not any(losses.values())
+
+
 @pytest.mark.parametrize("kappa", [False, True])
 def test_a_confidence_model_replaces_u_and_v_by_their_likelihood(kappa):
     outputs, targets = _outputs(2, sigma=True, kappa=kappa), _targets(2)

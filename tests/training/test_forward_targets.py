@@ -256,7 +256,40 @@ def test_each_roi_gets_the_annotations_of_its_person():
     for name in ("point_i", "point_x", "point_y", "point_u", "point_v", "part_mask", "keypoints"):
         values = np.asarray(getattr(laid, name)).reshape(6, -1)
         np.testing.assert_array_equal(values, np.repeat(person[:, None], values.shape[1], 1))
-    assert laid.mask_labels is None
+    assert laid.mask_labels is None and laid.point_weight is None and laid.label_weight is None
+
+
+def test_points_of_a_model_weigh_their_confidence():
+    """Three people: an annotator's and others' points, a model's alone, and none."""
+    batch = _batch(np.arange(12).reshape(1, 3, 4), np.ones((1, 3), bool), [[True, True, False]])
+    shape = batch["point_i"].shape
+    is_annotated, is_valid = np.zeros(shape, bool), np.ones(shape, bool)
+    is_annotated[0, 0, 1], is_valid[0, 1, 2] = True, False
+    confidence = np.full(shape, 0.5, np.float32)
+    confidence[0, 1] = 0.75
+    confidence[0, 1, 2] = 0.9  # padding
+    batch |= {
+        "point_is_annotated": jnp.asarray(is_annotated),
+        "point_confidence": jnp.asarray(confidence),
+        "point_is_valid": jnp.asarray(is_valid),
+        "person_mask": jnp.zeros((1, 3, 256, 256), jnp.uint8),
+        "has_person_mask": jnp.ones((1, 3), bool),
+    }
+    weights = np.where(is_annotated, 1, 0.2 * confidence)
+    np.testing.assert_allclose(targets.point_weights(batch, 0.2), weights, rtol=1e-6)
+    np.testing.assert_allclose(targets.label_weights(batch, 0.2), [[1, 0.15, 1]], rtol=1e-6)
+    people = targets.People(
+        boxes=jnp.ones((1, 2, 4)), gt_index=jnp.array([[1, 0]]), weight=jnp.array([[2.0, 1.0]])
+    )
+    laid = targets.densepose_targets(people, batch, dense_weight=0.2)
+    np.testing.assert_allclose(laid.point_weight, weights[0, [1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(laid.label_weight, [0.15, 1], rtol=1e-6)
+    np.testing.assert_array_equal(laid.weight, [2, 1])
+    np.testing.assert_allclose(
+        targets.mask_targets(people, batch, 4, dense_weight=0.2).weight, [0.3, 1], rtol=1e-6
+    )
+    del batch["point_is_annotated"], batch["point_confidence"]
+    assert targets.densepose_targets(people, batch).point_weight is None
 
 
 def test_rois_are_cut_out_of_the_masks_of_their_people():

@@ -148,6 +148,7 @@ def test_facts_agree_with_the_records(raw):
     people = [sum(not person.is_crowd for person in image.people) for image in dataset.images]
     np.testing.assert_array_equal(facts.people, people)
     dense = [p.densepose for image in dataset.images for p in image.people if p.densepose]
+    assert facts.all_annotated
     assert facts.max_points == max(len(record.x) for record in dense)
     assert facts.with_surface.sum() == sum(record.i.any() for record in dense) > 0
     labelled = [
@@ -155,6 +156,30 @@ def test_facts_agree_with_the_records(raw):
         for image in dataset.images
     ]
     np.testing.assert_array_equal(facts.with_keypoints, labelled)
+
+
+@pytest.mark.parametrize("absent", ["gone", None, []])
+def test_points_of_a_model_are_told_from_the_annotators(raw, absent):
+    first, second = [one for one in raw["annotations"] if "dp_x" in one][:2]
+    count = len(first["dp_x"])
+    first["dp_annotated"] = [1, 0, 1] + [0] * (count - 3)
+    first["dp_confidence"] = [1, 0.25] + [0.5] * (count - 2)
+    if absent != "gone":
+        second |= {"dp_annotated": absent, "dp_confidence": absent}
+    images = annotations.parse_dataset(raw).images
+    dense = {p.annotation_id: p.densepose for image in images for p in image.people}
+    np.testing.assert_array_equal(dense[first["id"]].is_annotated, first["dp_annotated"])
+    np.testing.assert_array_equal(dense[first["id"]].confidence, first["dp_confidence"])
+    assert dense[second["id"]].is_annotated.all() and (dense[second["id"]].confidence == 1).all()
+    kept = dense[first["id"]].take(np.array([2, 1]))
+    np.testing.assert_array_equal(kept.confidence, [0.5, 0.25])
+    np.testing.assert_array_equal(kept.x, np.float32(first["dp_x"])[[2, 1]])
+    assert not images.facts().all_annotated
+    for one in raw["annotations"]:
+        if "dp_x" in one:
+            one["dp_annotated"] = [1, 1] + [0] * (len(one["dp_x"]) - 2)
+    assert annotations.parse_dataset(raw).images.facts().max_points == 2
+    assert "dp_annotated" not in annotations.clean_person(first, with_densepose=False)
 
 
 @pytest.mark.parametrize("absent", ["gone", None, []])

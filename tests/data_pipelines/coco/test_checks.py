@@ -35,6 +35,16 @@ def _image(*path_and_value):
     return _set("images", 7, *path_and_value)
 
 
+def _marked(key, last):
+    """Ones for the points of the first person, but for the last of them."""
+
+    def change(raw):
+        person = raw["annotations"][0]
+        person[key] = [1] * (len(person["dp_x"]) - 1) + [last]
+
+    return change
+
+
 def _drop(section, index, key):
     return lambda raw: raw[section][index].pop(key)
 
@@ -124,6 +134,13 @@ DAMAGE = [
     ("uv_not_finite", _annotation("dp_U", 0, float("nan")), PERSON, "dp_U"),
     ("uv_range", _annotation("dp_V", 0, 1.01), PERSON, "dp_V"),
     ("uv_range", _annotation("dp_U", 0, -0.01), PERSON, "dp_U"),
+    ("annotated_flag", _annotation("dp_annotated", [1]), PERSON, "dp_annotated"),
+    ("annotated_flag", _annotation("dp_annotated", "1"), PERSON, "dp_annotated"),
+    ("annotated_flag", _marked("dp_annotated", 2), PERSON, "dp_annotated"),
+    ("annotated_flag", _marked("dp_annotated", True), PERSON, "dp_annotated"),
+    ("point_confidence", _annotation("dp_confidence", [0.5]), PERSON, "dp_confidence"),
+    ("point_confidence", _marked("dp_confidence", 1.1), PERSON, "dp_confidence"),
+    ("point_confidence", _marked("dp_confidence", float("nan")), PERSON, "dp_confidence"),
     ("masks_type", _annotation("dp_masks", {"0": []}), PERSON, "dp_masks"),
     ("masks_type", _annotation("dp_masks", 3, "abc"), PERSON, "dp_masks[3]"),
     ("masks_count", _annotation("dp_masks", [[]] * 15), PERSON, "dp_masks"),

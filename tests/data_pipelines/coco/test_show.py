@@ -27,7 +27,10 @@ def _record():
     mask = np.zeros((256, 256), np.uint8)
     mask[:128, :64] = parts.COARSE_NAMES.index("right_upper_leg")  # x 20..36, y 10..26
     dense = DensePoseRecord(
-        *np.float32([[22, 202], [44, 204], [9, 0], [0, 0.3], [1, 0.3]]), part_mask=mask
+        *np.float32([[22, 202], [44, 204], [9, 0], [0, 0.3], [1, 0.3]]),
+        part_mask=mask,
+        is_annotated=np.ones(2, bool),
+        confidence=np.ones(2, np.float32),
     )
     box = np.array([20.0, 10.0, 64.0, 32.0])
     outline = [[20.0, 10.0, 84.0, 10.0, 84.0, 42.0]]

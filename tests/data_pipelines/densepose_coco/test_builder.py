@@ -92,7 +92,11 @@ def _assert_same_record(one, other):
         assert type(one) is type(other) and one == other
 
 
-def test_built_dataset_reads_back_as_the_folder(folder, tmp_path):
+def test_built_dataset_reads_back_as_the_folder(folder, tmp_path, raw):
+    count = len(raw["annotations"][0]["dp_x"])
+    raw["annotations"][0]["dp_annotated"] = [1] + [0] * (count - 1)
+    raw["annotations"][0]["dp_confidence"] = [1] + [0.625] * (count - 1)
+    (folder / "annotations.json").write_text(json.dumps(raw))
     built = builder.build("custom", folder, tmp_path / "built")
     nothing = {"images": 0, "people": 0, "densepose": 0}
     assert built.splits == {"train": {"images": 8, "skipped": nothing}}

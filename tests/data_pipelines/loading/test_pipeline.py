@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco import annotations
-from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord
+from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, parse_dataset
 from ktn_jax.data_pipelines.loading import pipeline
-from ktn_jax.data_pipelines.loading.examples import most_telling
+from ktn_jax.data_pipelines.loading.examples import fitting_points, most_telling
 from ktn_jax.data_pipelines.loading.plan import Augmentation, TrainingPlan
 from ktn_jax.data_pipelines.loading.sources import ConcatenatedSource, FolderSource
 from ktn_jax.data_pipelines.loading.transforms import PersonLabels
@@ -271,9 +271,18 @@ def _assert_densepose(batch, row, slot, dense):
     np.testing.assert_array_equal(batch["part_mask"][row, slot], dense.part_mask)
 
 
+def _points(count, annotated=None):
+    """Points at x 0, 1, ..., of which `annotated` are the annotator's: all by default."""
+    is_annotated = np.ones(count, bool) if annotated is None else np.isin(range(count), annotated)
+    columns = np.zeros((5, count), np.float32)
+    columns[0] = np.arange(count)
+    confidence = np.linspace(0, 1, count, dtype=np.float32)
+    return DensePoseRecord(*columns, np.zeros((256, 256), np.uint8), is_annotated, confidence)
+
+
 def _person(side, has_densepose):
     box = np.array([0.0, 0.0, side, side])
-    dense = DensePoseRecord(*np.zeros((5, 1), np.float32), np.zeros((256, 256), np.uint8))
+    dense = _points(1)
     keypoints = np.zeros((17, 3), np.float32)
     return PersonLabels(box, keypoints, dense if has_densepose else None, np.zeros((1, 2)))
 
@@ -296,6 +305,51 @@ def test_batch_holds_no_more_people_than_it_has_room_for(source, symmetry):
 def test_more_points_than_room_are_refused_before_the_first_batch(source, symmetry):
     with pytest.raises(ValueError, match="raise max_points"):
         pipeline.make_training_data(_settings(max_points=4), source, symmetry)
+
+
+def test_points_of_a_model_fill_the_room_that_the_annotators_leave():
+    kept = fitting_points(_points(8, annotated=[2, 5]), 5, "a.jpg")
+    # Six others, 0 1 3 4 6 7, of which three fit: every second one.
+    np.testing.assert_array_equal(kept.x, [0, 2, 3, 5, 6])
+    np.testing.assert_array_equal(kept.is_annotated, [False, True, False, True, False])
+    np.testing.assert_allclose(kept.confidence, np.array([0, 2, 3, 5, 6]) / 7)
+    whole = _points(8, annotated=[2, 5])
+    assert fitting_points(whole, 8, "a.jpg") is whole
+    np.testing.assert_array_equal(fitting_points(whole, 2, "a.jpg").x, [2, 5])
+    with pytest.raises(ValueError, match=r"a\.jpg: a person has 2 annotated points, max_points=1"):
+        fitting_points(whole, 1, "a.jpg")
+
+
+@pytest.mark.parametrize("loader", ["threads", "tf_data"])
+def test_confidences_come_where_a_model_set_points(raw, folder, symmetry, loader):
+    plain = pipeline.make_training_data(
+        _settings(loader=loader), FolderSource(parse_dataset(raw), folder / "images"), symmetry
+    )
+    (expected,) = _take(plain.batches_from(0), 1)
+    for person in raw["annotations"]:
+        if "dp_x" in person:
+            count = len(person["dp_x"])
+            person["dp_annotated"] = [k % 2 for k in range(count)]
+            # A thousandth of the id tells people apart.
+            person["dp_confidence"] = [person["id"] % 1000 / 1000 + k / 1e5 for k in range(count)]
+    source = FolderSource(parse_dataset(raw), folder / "images")
+    data = pipeline.make_training_data(_settings(loader=loader, max_points=11), source, symmetry)
+    (batch,) = _take(data.batches_from(0), 1)
+    assert batch.keys() == data.specs[0].keys()
+    new = {"point_is_annotated", "point_confidence"}
+    assert batch.keys() - plain.specs[0].keys() == new
+    for name in ("image", "boxes", "part_mask", "keypoints"):
+        np.testing.assert_array_equal(batch[name], expected[name])
+    is_valid = batch["point_is_valid"]
+    assert is_valid.any() and not (batch["point_confidence"] * ~is_valid).any()
+    for row, slot in np.argwhere(batch["has_densepose"]):
+        confidence = batch["point_confidence"][row, slot, is_valid[row, slot]]
+        points = np.rint(confidence * 1e5).astype(int) % 100
+        is_annotated = batch["point_is_annotated"][row, slot, is_valid[row, slot]]
+        np.testing.assert_array_equal(is_annotated, points % 2)
+        # Each point kept its place, also where not all had room.
+        places = expected["point_x"][row, slot][points]
+        np.testing.assert_array_equal(batch["point_x"][row, slot, is_valid[row, slot]], places)
 
 
 def test_flips_without_symmetry_are_refused(source):

@@ -46,6 +46,8 @@ def _labelled(seed=0, height=60, width=80):
         (u + 1e-4).clip(0, 1).astype(np.float32),
         (v + 1e-4).clip(0, 1).astype(np.float32),
         mask,
+        rng.random(count) < 0.5,
+        rng.random(count).astype(np.float32),
     )
     corners = box[[[0, 1], [2, 1], [2, 3], [0, 3]]]
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -272,7 +274,10 @@ def test_flip_by_tables_is_the_mirror_of_the_body():
     patch = template.face_patch[faces]
     columns = (np.zeros(2000), np.zeros(2000), patch, u, v)
     dense = DensePoseRecord(
-        *(column.astype(np.float32) for column in columns), np.zeros((256, 256), np.uint8)
+        *(column.astype(np.float32) for column in columns),
+        np.zeros((256, 256), np.uint8),
+        is_annotated=np.ones(2000, bool),
+        confidence=np.ones(2000, np.float32),
     )
     flipped = transforms.flip_densepose(dense, template.uv_symmetry_tables)
     exact = template.mirror_iuv(patch, u, v)
