@@ -22,7 +22,7 @@ from ktn_jax.body import parts
 from ktn_jax.body.loading import load_uv_symmetry
 from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.inference import batching
-from ktn_jax.inference.inputs import Photo, Photos, map_photos
+from ktn_jax.inference.inputs import Photo, Photos, PhotoStream, map_photos
 from ktn_jax.inference.mirroring import keep_averaged, mirror_boxes, mirror_outputs
 from ktn_jax.inference.predictor import FoundPerson, to_result
 from ktn_jax.inference.rotation import Rotation
@@ -97,7 +97,12 @@ class AugmentedPredictor:
     @overload
     def __call__(self, photos: Photos) -> list[People]: ...
 
-    def __call__(self, photos: Photo | Photos) -> People | list[People]:
+    @overload
+    def __call__(self, photos: PhotoStream) -> Iterator[People]: ...
+
+    def __call__(
+        self, photos: Photo | Photos | PhotoStream
+    ) -> People | list[People] | Iterator[People]:
         """Finds the people of a photo, or of each of several; see `Predictor`."""
         people = map_photos(
             photos,

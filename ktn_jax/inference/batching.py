@@ -18,6 +18,7 @@ from ktn_jax.runtime import images
 Item = TypeVar("Item")
 Photo = TypeVar("Photo")
 Found = TypeVar("Found")
+Result = TypeVar("Result")
 Size = tuple[int, int]
 
 BATCHES_AHEAD = 2  # read ahead while the network runs
@@ -99,12 +100,53 @@ def pad(
     return inputs, sizes
 
 
+def batches_in_order(
+    items: Iterable[Item], bucket_of: Callable[[Item], Size], batch_size: int
+) -> Iterator[list[Item]]:
+    """Groups items that follow each other and are padded to the same size.
+
+    Args:
+        items: items that identify photos.
+        bucket_of: gives the size to which an item's photo is padded.
+        batch_size: photos in a batch.
+
+    Yields:
+        Batches in the order of the items, each as soon as it is full or the next item is of another
+        size.
+    """
+    batch: list[Item] = []
+    bucket: Size | None = None
+    for item in items:
+        own = bucket_of(item)
+        if batch and own != bucket:
+            yield batch
+            batch = []
+        batch.append(item)
+        bucket = own
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 def run(
     batches: Iterable[Sequence[Item]],
     read: Callable[[Item], Photo | None],
     predict: Callable[[list[Photo]], Sequence[Found]],
     finish: Callable[[Sequence[Item], list[Photo], Sequence[Found]], Any],
 ) -> None:
+    """Does the work of `stream`, for what `finish` does and not for what it returns."""
+    for _ in stream(batches, read, predict, finish):
+        pass
+
+
+def stream(
+    batches: Iterable[Sequence[Item]],
+    read: Callable[[Item], Photo | None],
+    predict: Callable[[list[Photo]], Sequence[Found]],
+    finish: Callable[[Sequence[Item], list[Photo], Sequence[Found]], Result],
+) -> Iterator[Result]:
     """Reads ahead of the network and finishes behind it, so that the network waits for neither.
 
     Args:
@@ -113,19 +155,29 @@ def run(
         predict: called in this thread with the photos of one batch, if there are any.
         finish: takes the items that were read, their photos and the results of each, batch by batch
             in another thread. An error that it raises stops the work.
+
+    Yields:
+        What `finish` returned, batch by batch in order, one batch behind the network. An error is
+        raised after the results of the batches before.
     """
-    finishing: concurrent.futures.Future[Any] | None = None
+    finishing: concurrent.futures.Future[Result] | None = None
     with (
         concurrent.futures.ThreadPoolExecutor(BATCHES_AHEAD + 1) as readers,
         concurrent.futures.ThreadPoolExecutor(1) as finisher,
     ):
-        for items, photos in _read_ahead(readers, batches, read):
-            found = predict(photos) if photos else []
+        try:
+            for items, photos in _read_ahead(readers, batches, read):
+                found = predict(photos) if photos else []
+                before, finishing = finishing, None
+                ready = [] if before is None else [before.result()]
+                finishing = finisher.submit(finish, items, photos, found)
+                yield from ready
+        except Exception:
             if finishing is not None:
-                finishing.result()
-            finishing = finisher.submit(finish, items, photos, found)
+                yield finishing.result()
+            raise
         if finishing is not None:
-            finishing.result()
+            yield finishing.result()
 
 
 def _read_ahead(

@@ -5,7 +5,7 @@ programs.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ktn_jax.inference import batching, charts
-from ktn_jax.inference.inputs import Photo, Photos, map_photos
+from ktn_jax.inference.inputs import Photo, Photos, PhotoStream, map_photos
 from ktn_jax.inference.masks import paste_mask
 from ktn_jax.inference.stages import PEOPLE_BUCKETS, Stages, people_bucket
 from ktn_jax.results.categories import category_ids
@@ -42,7 +42,11 @@ class FoundPerson:
 
 
 class Predictor:
-    """Finds the people of photos. It can be pickled, with its weights."""
+    """Finds the people of photos. It can be pickled, with its weights.
+
+    Several threads may call it at once: a call keeps nothing in the predictor, and JAX's programs
+    may be run from any thread. Only `stages.replace_variables` must not be called meanwhile.
+    """
 
     def __init__(self, stages: Stages):
         """Takes the programs of a model, whose configuration says how photos are resized."""
@@ -55,7 +59,12 @@ class Predictor:
     @overload
     def __call__(self, photos: Photos) -> list[People]: ...
 
-    def __call__(self, photos: Photo | Photos) -> People | list[People]:
+    @overload
+    def __call__(self, photos: PhotoStream) -> Iterator[People]: ...
+
+    def __call__(
+        self, photos: Photo | Photos | PhotoStream
+    ) -> People | list[People] | Iterator[People]:
         """Finds the people of a photo, or of each of several.
 
         Args:
@@ -63,8 +72,9 @@ class Predictor:
                 `images.to_image`); or a list, a tuple or an iterator of these, of any sizes.
 
         Returns:
-            The people of the photo, best first, in its own pixels, which can be drawn and saved; or
-            a list of these for several photos.
+            The people of the photo, best first, in its own pixels, which can be drawn and saved; a
+            list of these for a list or tuple; an iterator of these for an iterator, which may be
+            endless: photos are taken as their people are asked for, and a few batches ahead.
 
         Raises:
             TypeError: `photos` is not a photo, or contains something that is not.

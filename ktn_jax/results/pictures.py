@@ -47,6 +47,38 @@ def ending(name: str) -> str:
     return f"_{name}.jpg" if name == OVERLAY else f"_{name}.png"
 
 
+def draw_pictures(
+    names: Sequence[str],
+    image: np.ndarray,
+    people: Sequence[PersonResult],
+    settings: StyleSettings,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Draws pictures of a photo, each when it is asked for.
+
+    Args:
+        names: checked by `check_names`.
+        image: uint8 [H, W, 3] RGB.
+        people: in its pixels, best first.
+        settings: of detectron2's styles.
+
+    Yields:
+        Name and picture: uint8 [H, W, 3] RGB, of the maps as `maps.paste_iuv` gives them (`labels`
+        is its I).
+
+    Raises:
+        ValueError: as the functions that draw.
+    """
+    pasted: tuple[np.ndarray, np.ndarray] | None = None
+    for name in names:
+        if name in MAPS:
+            pasted = iuv, instances = pasted or maps.paste_iuv(people, image.shape[:2])
+            yield name, {"iuv": iuv, "instances": instances, "labels": iuv[..., 0]}[name]
+        elif name == OVERLAY:
+            yield name, drawing.draw_people(image, people, show_keypoints=True)
+        else:
+            yield name, draw_styles(image, people, name.split(_JOINED_BY), settings)
+
+
 def write_pictures(
     folder: pathlib.Path,
     output_name: str,
@@ -65,21 +97,21 @@ def write_pictures(
         people: in its pixels, best first.
         settings: of detectron2's styles.
     """
-    iuv, instances = maps.paste_iuv(people, image.shape[:2])
-    paths = [folder / f"{output_name}{ending(name)}" for name in names]
-    with remove_unless_done(paths):
-        for name, path in zip(names, paths, strict=True):
-            if name == OVERLAY:
-                write_jpeg(path, drawing.draw_people(image, people, show_keypoints=True))
-            elif name == "iuv":
-                maps.write_iuv_png(path, iuv)
-            elif name == "instances":
-                maps.write_instances_png(path, instances)
-            elif name == "labels":
-                maps.write_labels_png(path, iuv[..., 0])
-            else:
-                drawn = draw_styles(image, people, name.split(_JOINED_BY), settings)
-                maps.write_rgb_png(path, drawn)
+    paths = {name: folder / f"{output_name}{ending(name)}" for name in names}
+    with remove_unless_done(tuple(paths.values())):
+        for name, picture in draw_pictures(names, image, people, settings):
+            write_picture(paths[name], name, picture)
+
+
+def write_picture(path: pathlib.Path, name: str, picture: np.ndarray) -> None:
+    """Writes a picture that `draw_pictures` drew, by its name as JPEG or PNG."""
+    writers = {
+        OVERLAY: write_jpeg,
+        "iuv": maps.write_iuv_png,
+        "instances": maps.write_instances_png,
+        "labels": maps.write_labels_png,
+    }
+    writers.get(name, maps.write_rgb_png)(path, picture)
 
 
 @contextlib.contextmanager

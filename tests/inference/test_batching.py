@@ -136,3 +136,18 @@ def test_what_is_raised_anywhere_stops_the_work(place, bad):
         batching.run([[i] for i in range(4)], **(calls | {place: fail}))
     if place == "predict":  # what was found before is not lost
         assert finished == [[i] for i in range(bad)]
+    yielded = []
+    with pytest.raises(OSError, match="no space left"):
+        keep = calls | {"finish": lambda items, *_: items[0]} | {place: fail}
+        for value in batching.stream([[i] for i in range(4)], **keep):
+            yielded.append(value if place != "finish" else value[0])
+    assert yielded == list(range(bad))
+
+
+def test_batches_in_order_are_of_one_size_and_come_when_they_are_full():
+    taken = []
+    items = (taken.append(item) or item for item in "aabbbcaaa")
+    batches = batching.batches_in_order(items, lambda letter: (ord(letter), 0), 2)
+    assert next(batches) == ["a", "a"] and len(taken) == 2
+    assert list(batches) == [["b", "b"], ["b"], ["c"], ["a", "a"], ["a"]]
+    assert list(batching.batches_in_order([], lambda _: (0, 0), 2)) == []

@@ -1,10 +1,13 @@
 """Python first: a model from names, and photos of every kind through it."""
 
 import concurrent.futures
+import gc
+import itertools
 import multiprocessing
 import os
 import pathlib
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from PIL import Image
 
 import ktn_jax
 from ktn_jax.checkpoints import weights
+from ktn_jax.inference import batching
 from ktn_jax.inference.augmentation import AugmentedPredictor
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.runtime import jax_setup
@@ -94,6 +98,7 @@ def test_views_are_averaged_on_demand(variables, model, photo):
     assert_same_people(augmented(photo), model(photo))
     (one,), (other,) = augmented([photo]), augmented(iter([photo]))
     assert_same_people(one, other)
+    assert one.image_size_hw == photo.shape[:2]
 
 
 def test_wrong_arguments_are_named(variables):
@@ -124,11 +129,12 @@ def test_every_kind_of_photo_gives_the_same_people(model, photo, tmp_path):
     for kind in kinds:
         assert_same_people(model(kind), expected)
     for several in (kinds, tuple(kinds), iter(kinds), (kind for kind in kinds)):
-        found = model(several)
+        found = list(model(several))
         assert len(found) == len(kinds)
         for people in found:
             assert_same_people(people, expected)
-    assert model([]) == [] and model(iter(())) == []
+            assert people.image_size_hw == photo.shape[:2]
+    assert model([]) == [] and list(model(iter(()))) == []
     grey = photo[..., 0]
     assert_same_people(model(grey), model(np.dstack([grey] * 3)))
     assert_same_people(model(grey[..., None]), model(Image.fromarray(grey)))
@@ -136,8 +142,66 @@ def test_every_kind_of_photo_gives_the_same_people(model, photo, tmp_path):
 
 def test_results_are_in_the_order_of_photos_of_mixed_sizes(model, photo):
     mixed = [photo[:60], photo, photo[:, :100], photo[:60], photo]
-    for found, one in zip(model(mixed), mixed, strict=True):
+    for found, streamed, one in zip(model(mixed), model(iter(mixed)), mixed, strict=True):
         assert_same_people(found, model(one))
+        assert_same_people(streamed, found)
+
+
+def test_an_endless_stream_is_taken_as_its_people_are_asked_for(model, photo):
+    taken = []
+    frames = (taken.append(n) or np.roll(photo, n, axis=1) for n in itertools.count())
+    stream = model(frames)
+    assert taken == []
+    most = (batching.BATCHES_AHEAD + 3) * model.config.test.batch_size
+    for number in range(6):
+        people = next(stream)
+        assert len(taken) <= number + most
+        assert people.draw().shape == photo.shape  # its frame is still there
+        assert_same_people(people, model(np.roll(photo, number, axis=1)))
+    stream.close()
+    assert len(taken) <= 6 + most
+
+
+def test_a_broken_photo_ends_a_stream_after_those_before(model, photo):
+    good = 3 * model.config.test.batch_size
+    stream = model(iter([*[photo] * good, "none.jpg", photo]))
+    for _ in range(good):
+        next(stream)
+    with pytest.raises(ValueError, match="^none.jpg: there is no such file"):
+        next(stream)
+
+
+def test_threads_find_what_one_finds(model, photo):
+    photos = [np.roll(photo, 10 * number, axis=1) for number in range(4)]
+    expected = [model(one) for one in photos]
+    ready = threading.Barrier(4)
+
+    def work(shift):
+        ready.wait(30)
+        order = [(number + shift) % 4 for number in range(4)]
+        return [(number, model(photos[number])) for number in order]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for found in pool.map(work, range(4)):
+            for number, people in found:
+                assert_same_people(people, expected[number])
+
+
+@pytest.mark.extended
+@pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_a_process_that_lives_long_does_not_grow(model, photo):
+    def resident_mb():
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    sizes = []
+    for number in range(250):
+        frame = np.roll(photo, number, axis=1)
+        model(frame).draw()
+        if number % 50 == 49:
+            gc.collect()
+            sizes.append(resident_mb())
+    assert max(sizes) - sizes[0] < 16, sizes
 
 
 @pytest.mark.parametrize(
