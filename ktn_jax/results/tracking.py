@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from ktn_jax.results.detection_checks import ResultsError
 from ktn_jax.results.records import PersonResult
 
-_SAMPLES = 48  # of each side of the pixels that two boxes share
+_SAMPLES = 32  # of each side of the pixels that two boxes share
 _NEAR_LEVELS = 26  # of 255: U and V that are a tenth of the patch apart are the same place
 _NEWEST_SHARE = 0.5  # of a velocity's last measurement
 _FIELDS = {"numbers": 1, "categories": 1, "boxes_xyxy": 2, "velocities_xy": 2, "seen_s": 1}
@@ -63,9 +63,9 @@ class _Track:
     seen_s: float
     iuv: np.ndarray | None
 
-    def shift_at(self, time_s: float) -> np.ndarray:
-        """How far the person has moved since, at constant velocity."""
-        return np.asarray(self.velocity_xy * (time_s - self.seen_s))
+    def box_at(self, time_s: float) -> np.ndarray:
+        """Where the box has moved since, at constant velocity."""
+        return self.box_xyxy + np.tile(self.velocity_xy * (time_s - self.seen_s), 2)
 
     def next(self, person: PersonResult, time_s: float) -> "_Track":
         """The same person, seen again."""
@@ -141,21 +141,18 @@ class Tracker:
 
     def _likeness(self, tracks: Sequence[_Track], people: Sequence[PersonResult]) -> np.ndarray:
         """float64 [tracks, people], 0 of those who cannot be the same, else up to 1."""
-        likeness = np.zeros((len(tracks), len(people)))
-        own, weight = self.settings, self.settings.surface_weight
-        for row, track in enumerate(tracks):
-            shift = track.shift_at(self._time_s)
-            box = track.box_xyxy + np.tile(shift, 2)
-            for column, person in enumerate(people):
-                if track.category_id != person.category_id:
-                    continue
-                overlap = _widened_iou(box, person.box_xyxy.astype(np.float64), own.widening)
-                if overlap < own.min_overlap:
-                    continue
-                likeness[row, column] = overlap
-                if track.iuv is not None and person.iuv is not None:
-                    agreement = _surface_agreement(track.iuv, box, person)
-                    likeness[row, column] = (overlap + weight * agreement) / (1 + weight)
+        boxes = np.array([track.box_at(self._time_s) for track in tracks]).reshape(-1, 4)
+        found = np.array([person.box_xyxy for person in people], np.float64).reshape(-1, 4)
+        likeness = _widened_iou(boxes, found, self.settings.widening)
+        kinds = [np.array([item.category_id for item in of], int) for of in (tracks, people)]
+        likeness[kinds[0][:, None] != kinds[1][None]] = 0
+        likeness[likeness < self.settings.min_overlap] = 0
+        weight = self.settings.surface_weight
+        for row, column in zip(*np.nonzero(likeness), strict=True):
+            iuv, person = tracks[row].iuv, people[column]
+            if iuv is not None and person.iuv is not None and weight:
+                agreement = _surface_agreement(iuv, boxes[row], person)
+                likeness[row, column] = (likeness[row, column] + weight * agreement) / (1 + weight)
         return likeness
 
     def state(self) -> dict[str, np.ndarray]:
@@ -203,15 +200,18 @@ def _centre(box_xyxy: np.ndarray) -> np.ndarray:
     return np.asarray((box_xyxy[:2] + box_xyxy[2:]) / 2)
 
 
-def _widened_iou(box: np.ndarray, other: np.ndarray, widening: float) -> float:
-    """IoU of two boxes, xyxy, each widened by a share of its sides at all four."""
-    box, other = (
-        b + widening * np.concatenate([b[:2] - b[2:], b[2:] - b[:2]]) for b in (box, other)
+def _widened_iou(boxes: np.ndarray, others: np.ndarray, widening: float) -> np.ndarray:
+    """[N, M] IoU of boxes [N, 4] and [M, 4], each widened by a share of its sides at all four."""
+    first, second = (
+        b + widening * np.concatenate([b[:, :2] - b[:, 2:], b[:, 2:] - b[:, :2]], axis=1)
+        for b in (boxes, others)
     )
-    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
-    shared = math.prod(np.maximum(sides, 0).tolist())
-    total = sum(math.prod((b[2:] - b[:2]).tolist()) for b in (box, other)) - shared
-    return shared / total if total > 0 else 0.0
+    corner = np.maximum(first[:, None, :2], second[None, :, :2])
+    sides = np.minimum(first[:, None, 2:], second[None, :, 2:]) - corner
+    shared = np.maximum(sides, 0).prod(axis=-1)
+    areas = [(b[:, 2:] - b[:, :2]).prod(axis=-1) for b in (first, second)]
+    total = areas[0][:, None] + areas[1][None] - shared
+    return np.divide(shared, total, out=np.zeros_like(shared), where=total > 0)
 
 
 def _surface_agreement(iuv: np.ndarray, box_xyxy: np.ndarray, person: PersonResult) -> float:
