@@ -211,7 +211,8 @@ def _widened_iou(boxes: np.ndarray, others: np.ndarray, widening: float) -> np.n
     shared = np.maximum(sides, 0).prod(axis=-1)
     areas = [(b[:, 2:] - b[:, :2]).prod(axis=-1) for b in (first, second)]
     total = areas[0][:, None] + areas[1][None] - shared
-    return np.divide(shared, total, out=np.zeros_like(shared), where=total > 0)
+    iou: np.ndarray = np.divide(shared, total, out=np.zeros_like(shared), where=total > 0)
+    return iou
 
 
 def _surface_agreement(iuv: np.ndarray, box_xyxy: np.ndarray, person: PersonResult) -> float:
