@@ -3,7 +3,6 @@
 import os
 import pathlib
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -42,11 +41,6 @@ class PeopleOverTime:
         self._tracker = Tracker(self._settings)
         self._smoother = Smoother(smooth_s) if smooth_s else None
         self._only = frozenset(only_tracks)
-
-    def options(self) -> dict[str, Any]:
-        """What was done to people, as JSON values: for results, and to tell runs apart."""
-        seconds = 0.0 if self._smoother is None else self._smoother.seconds
-        return {"smoothed_over_s": seconds, "only_tracks": sorted(self._only)}
 
     def update(self, people: Sequence[PersonResult], time_s: float) -> list[PersonResult]:
         """Numbers and smooths the people of the next frame, and keeps those wanted, in order.

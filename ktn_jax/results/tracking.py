@@ -17,7 +17,14 @@ from ktn_jax.results.records import PersonResult
 _SAMPLES = 32  # of each side of the pixels that two boxes share
 _NEAR_LEVELS = 26  # of 255: U and V that are a tenth of the patch apart are the same place
 _NEWEST_SHARE = 0.5  # of a velocity's last measurement
-_FIELDS = {"numbers": 1, "categories": 1, "boxes_xyxy": 2, "velocities_xy": 2, "seen_s": 1}
+# Arrays of the state with an entry for each person, and the shape of an entry.
+_FIELDS: dict[str, tuple[int, ...]] = {
+    "numbers": (),
+    "categories": (),
+    "boxes_xyxy": (4,),
+    "velocities_xy": (2,),
+    "seen_s": (),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,13 +186,13 @@ class Tracker:
         Raises:
             ResultsError: an array is missing or has a wrong shape.
         """
-        for name, axes in (_FIELDS | {"next_number": 0, "time_s": 0}).items():
-            if name not in state or state[name].ndim != axes:
-                raise ResultsError(f"a tracker's state must have {name} with {axes} axes")
+        count = state["numbers"].size if "numbers" in state else 0
+        wanted: dict[str, tuple[int, ...]] = {"next_number": (), "time_s": ()}
+        wanted |= {name: (count, *shape) for name, shape in _FIELDS.items()}
+        for name, shape in wanted.items():
+            if name not in state or state[name].shape != shape:
+                raise ResultsError(f"a tracker's state must have {name} of shape {shape}")
         fields = [state[name] for name in _FIELDS]
-        count = len(state["numbers"])
-        if any(len(field) != count for field in fields):
-            raise ResultsError(f"a tracker's state must have {count} of each of {list(_FIELDS)}")
         tracker = cls(settings)
         tracker._next_number = int(state["next_number"])
         tracker._time_s = float(state["time_s"])
