@@ -266,6 +266,9 @@ def _data() -> ConfigDict:
         "data/coco/annotations/densepose_valminusminival2014.json",
     )
     data.images = ("data/coco/train2014", "data/coco/val2014")  # the folder of each
+    # How often an epoch has the images of each file (or split of tfds); () for once. 0.25 takes a
+    # quarter of them, another one in every epoch, 3 takes each three times.
+    data.weights = ()
     # UV_symmetry_transforms.mat: U and V of mirrored points. Needed to flip real annotations;
     # synthetic people need no file.
     data.symmetry = "data/densepose/UV_symmetry_transforms.mat"

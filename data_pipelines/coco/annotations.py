@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 
 from ktn_jax.body import parts
-from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.coco import checks, record_checks
 from ktn_jax.data_pipelines.coco.checks import AnnotationReport, DatasetError
 from ktn_jax.data_pipelines.coco.densepose_checks import (
@@ -24,7 +23,7 @@ from ktn_jax.data_pipelines.coco.densepose_checks import (
     has_densepose,
 )
 from ktn_jax.data_pipelines.coco.json_values import is_absent
-from ktn_jax.runtime import rle
+from ktn_jax.data_pipelines.coco.part_masks import decode_part_mask
 
 SKIP_ADVICE = "to leave bad records out: on_bad='skip', --on-bad skip or --config.data.on_bad=skip"
 
@@ -86,6 +85,7 @@ class ImageFacts:
     with_keypoints: np.ndarray | None = None
     with_surface: np.ndarray | None = None
     all_annotated: bool = True  # whether an annotator set all points: a model set none
+    weights: np.ndarray | None = None  # [N] float64, how often an epoch has each; None for once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,28 +235,6 @@ def parse_dataset(
 def is_above_ceiling(bad: int, max_fraction: float, total: int) -> bool:
     """Tells whether more is bad than may be left out. One record or image always may."""
     return bad > max(1, max_fraction * total)
-
-
-def decode_part_mask(dp_masks: Sequence[Any]) -> np.ndarray:
-    """Decodes the part masks of one person.
-
-    Args:
-        dp_masks: up to 14 run-length masks of 256x256, empty entries for parts that are not seen.
-
-    Returns:
-        [256, 256] uint8 labels 0..14. Where masks overlap the later part wins, as in the original.
-
-    Raises:
-        RleError: an entry that is not such a mask.
-        ValueError: more than 14 entries.
-    """
-    if len(dp_masks) > parts.NUM_COARSE:
-        raise ValueError(f"dp_masks must have at most 14 entries, got {len(dp_masks)}")
-    labels = np.zeros((PART_GRID, PART_GRID), np.uint8)
-    for index, entry in enumerate(dp_masks):
-        if entry:
-            labels[rle.decode_rle(entry, (PART_GRID, PART_GRID))] = index + 1
-    return labels
 
 
 def clean_person(raw: Mapping[str, Any], with_densepose: bool = True) -> dict[str, Any]:

@@ -82,11 +82,14 @@ def make_source(data: Any) -> Source:
     """Makes the images that a `data` section names.
 
     Raises:
-        ValueError: an unknown source, or not one image folder for each annotation file.
+        ValueError: an unknown source, or not one image folder, or not one weight, for each
+            annotation file.
         FileNotFoundError: annotation files or image folders are missing, or the symmetry tables
             that flips need; all are named.
     """
     if data.source == "synthetic":
+        if len(data.weights):
+            raise ValueError(f"data.weights {data.weights} are of files, not of synthetic people")
         synthetic = data.synthetic
         people = SyntheticSource(synthetic.num_images, synthetic.seed, make_scene(synthetic))
         return RenderedSource(people, keep=synthetic.keep)
@@ -96,7 +99,8 @@ def make_source(data: Any) -> Source:
         )
 
         return _as_one(
-            [TfdsSource(data.tfds.config, split, data.tfds.dir) for split in data.tfds.splits]
+            [TfdsSource(data.tfds.config, split, data.tfds.dir) for split in data.tfds.splits],
+            data.weights,
         )
     if data.source != "densepose_coco":
         raise ValueError(f"data.source {data.source!r}: densepose_coco, tfds or synthetic")
@@ -112,7 +116,8 @@ def make_source(data: Any) -> Source:
                 parse_dataset(_path(file), data.on_bad, data.max_skipped_fraction), _path(folder)
             )
             for file, folder in zip(data.annotations, data.images, strict=True)
-        ]
+        ],
+        data.weights,
     )
 
 
@@ -137,8 +142,13 @@ def _check_files(data: Any) -> None:
         )
 
 
-def _as_one(sources: Sequence[Source]) -> Source:
-    return ConcatenatedSource(sources) if len(sources) > 1 else sources[0]
+def _as_one(sources: Sequence[Source], weights: Sequence[float]) -> Source:
+    if len(sources) == 1 and not len(weights):
+        return sources[0]
+    try:
+        return ConcatenatedSource(sources, weights)
+    except ValueError as error:
+        raise ValueError(f"data.weights: {error}") from error
 
 
 def make_scene(synthetic: Any, preset: str | None = None) -> Scene:

@@ -49,7 +49,8 @@ def batch_spec(
     over the person's box; `point_i` int32 patch 0..24; `point_u`, `point_v` float32 in 0..1.
     `part_mask` uint8 [B, G, 256, 256]: coarse part 0..14 on the same grid.
     With confidences also `point_is_annotated` bool [B, G, P], False for points that a model set,
-    and their `point_confidence` float32 in 0..1.
+    and their `point_confidence` float32 in 0..1; and `ignored_boxes` float32 [B, G, 4], xyxy as
+    `boxes`: of people a model was not sure of, where no background is. The rest of them is zero.
     With person masks also `person_mask` uint8 [B, G, 256, 256], 0 or 1 on the same grid, and
     `has_person_mask` bool [B, G].
 
@@ -85,6 +86,7 @@ def batch_spec(
     if with_confidence:
         shapes["point_is_annotated"] = (points, np.bool_)
         shapes["point_confidence"] = (points, np.float32)
+        shapes["ignored_boxes"] = shapes["boxes"]
     if with_person_masks:
         shapes["person_mask"] = shapes["part_mask"]
         shapes["has_person_mask"] = (people, np.bool_)
@@ -172,6 +174,9 @@ class ExampleMaker:
                 labelled.size_hw, task.rotation_degrees, task.zoom
             )
             labelled = transforms.warp(labelled, matrix)
+        if self.with_confidence:
+            ignored = _largest(labelled.ignored_boxes, self.max_people)
+            row["ignored_boxes"][: len(ignored)] = ignored
         height, width = labelled.size_hw
         row["image"][:height, :width] = labelled.image
         row["image_id"][...] = record.image_id
@@ -246,6 +251,12 @@ def fitting_points(points: DensePoseRecord, count: int, name: str) -> DensePoseR
     is_kept = points.is_annotated.copy()
     is_kept[others[np.arange(space) * len(others) // max(space, 1)]] = True
     return points.take(is_kept)
+
+
+def _largest(boxes: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of boxes [N, 4], the largest."""
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return boxes[np.argsort(-area, kind="stable")[:count]]
 
 
 def most_telling(people: tuple[PersonLabels, ...], count: int) -> tuple[PersonLabels, ...]:

@@ -77,12 +77,13 @@ class FewLabels:
             counts[image] = len(kept)
         facts, images = self._facts, self._images
         keypoints = facts.with_keypoints
-        return ImageFacts(
+        return dataclasses.replace(
+            facts,
             sizes_hw=facts.sizes_hw[images],
             people=facts.people[images],
-            max_points=facts.max_points,
             with_keypoints=None if keypoints is None else keypoints[images],
             with_surface=counts[images],
+            weights=None if facts.weights is None else facts.weights[images],
         )
 
 

@@ -149,7 +149,11 @@ def _plan_training(
     if not len(kept):
         raise ValueError(f"none of the {len(source)} training images shows a person")
     plan = TrainingPlan(
-        facts.sizes_hw[kept], settings.augmentation, settings.batch_size, settings.seed
+        facts.sizes_hw[kept],
+        settings.augmentation,
+        settings.batch_size,
+        settings.seed,
+        weights=None if facts.weights is None else facts.weights[kept],
     )
     chosen = source if len(kept) == len(source) else _Chosen(source, kept)
     maker = ExampleMaker(
@@ -186,6 +190,7 @@ class _Chosen:
             people=facts.people[self.numbers],
             with_keypoints=None if keypoints is None else keypoints[self.numbers],
             with_surface=None if surface is None else surface[self.numbers],
+            weights=None if facts.weights is None else facts.weights[self.numbers],
         )
 
 

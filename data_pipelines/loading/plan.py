@@ -21,6 +21,7 @@ from ktn_jax.runtime.images import shortest_edge_size
 
 # Purposes of the random streams.
 _ORDER, _SHORT_SIDE, _FLIP, _ROTATION, _ZOOM, _BATCH_ORDER = range(6)
+_CHOICE = 16  # which images of a source with a fractional weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,16 +101,23 @@ def resized_sizes_hw(
 class TrainingPlan:
     """The endless order of training batches.
 
-    In an epoch every image comes once, and fewer than `batch_size` rows repeat images to fill the
-    last batches. Images of one aspect bin fill batches together; what is left over in the bins is
-    put together by orientation. If what is then left of both orientations fits one batch, it holds
-    them all, and those that fit no common canvas are made smaller: fewer than `batch_size` images
-    an epoch. So batches need no further canvas and an epoch always has the same number of steps,
-    which makes (epoch, batch) of a step a division.
+    In an epoch every image comes once, or as often as its weight says: with weight 2.25 twice, and
+    a quarter of the images of that weight, drawn anew for every epoch, a third time. Each time is a
+    row with its own augmentation, and fewer than `batch_size` rows repeat others to fill the last
+    batches. Images of one aspect bin fill batches together; what is left over in the bins is put
+    together by orientation. If what is then left of both orientations fits one batch, it holds them
+    all, and those that fit no common canvas are made smaller: fewer than `batch_size` images an
+    epoch. So batches need no further canvas and an epoch always has the same number of steps, which
+    makes (epoch, batch) of a step a division.
     """
 
     def __init__(
-        self, sizes_hw: np.ndarray, augmentation: Augmentation, batch_size: int, seed: int
+        self,
+        sizes_hw: np.ndarray,
+        augmentation: Augmentation,
+        batch_size: int,
+        seed: int,
+        weights: np.ndarray | None = None,
     ):
         """Plans over images.
 
@@ -118,9 +126,11 @@ class TrainingPlan:
             augmentation: what is varied.
             batch_size: of all processes together.
             seed: of everything random.
+            weights: [N] how often an epoch has each image; None for once.
 
         Raises:
-            ValueError: no image, or a batch size below 1.
+            ValueError: no image, or none with a weight that brings it into an epoch, or a batch
+                size below 1.
         """
         self._sizes_hw = np.asarray(sizes_hw, np.int64).reshape(-1, 2)
         if not len(self._sizes_hw) or batch_size < 1:
@@ -130,7 +140,16 @@ class TrainingPlan:
         self._seed = seed
         self.canvases = canvases_for(augmentation)
         self._is_portrait, self._bins = _aspect_bins(self._sizes_hw, augmentation.aspect_limits)
-        self.steps_per_epoch = -(-len(self._sizes_hw) // batch_size)
+        # Rounding for each weight makes the number of rows that of every epoch.
+        weights = np.ones(len(self._sizes_hw)) if weights is None else weights
+        self._weights, self._weight_of, counts = np.unique(
+            weights, return_inverse=True, return_counts=True
+        )
+        self._rows_of_weight = (self._weights * counts + 0.5).astype(np.int64)
+        rows = int(self._rows_of_weight.sum())
+        if not rows:
+            raise ValueError(f"weights {self._weights} bring none of {len(weights)} images")
+        self.steps_per_epoch = -(-rows // batch_size)
         # Two epochs: batches of the next one are asked for while the last of this one are made.
         self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
 
@@ -144,58 +163,73 @@ class TrainingPlan:
         key = [self._seed & (2**64 - 1), (epoch << 8) | purpose]
         return np.random.Philox(key=np.array(key, np.uint64)).random_raw(count)
 
-    def _uniform(self, epoch: int, purpose: int) -> np.ndarray:
-        """[N] float64 in [0, 1), one for each image."""
-        return (self._raw(epoch, purpose, len(self._sizes_hw)) >> np.uint64(11)) * 2.0**-53
+    def _uniform(self, epoch: int, purpose: int, count: int) -> np.ndarray:
+        """[count] float64 in [0, 1)."""
+        return (self._raw(epoch, purpose, count) >> np.uint64(11)) * 2.0**-53
+
+    def _images_of(self, epoch: int) -> np.ndarray:
+        """[R] the image of each row of an epoch, ascending."""
+        times = np.floor(self._weights).astype(np.int64)[self._weight_of]
+        priority = self._raw(epoch, _CHOICE, len(times))
+        for number, rows in enumerate(self._rows_of_weight):
+            members = np.flatnonzero(self._weight_of == number)
+            once_more = np.argsort(priority[members], kind="stable")[: rows - times[members].sum()]
+            times[members[once_more]] += 1
+        return np.repeat(np.arange(len(times)), times)
 
     def _plan_epoch(self, epoch: int) -> tuple[PlannedBatch, ...]:
         settings = self._augmentation
+        images = self._images_of(epoch)
+        count = len(images)
         short_sides = np.asarray(settings.short_sides)
-        choice = (self._uniform(epoch, _SHORT_SIDE) * len(short_sides)).astype(np.int64)
-        resized = resized_sizes_hw(self._sizes_hw, short_sides[choice], settings.max_long_side)
-        is_flipped = self._uniform(epoch, _FLIP) < settings.flip_probability
-        rotation = (2 * self._uniform(epoch, _ROTATION) - 1) * settings.max_rotation_degrees
+        choice = (self._uniform(epoch, _SHORT_SIDE, count) * len(short_sides)).astype(np.int64)
+        resized = resized_sizes_hw(
+            self._sizes_hw[images], short_sides[choice], settings.max_long_side
+        )
+        is_flipped = self._uniform(epoch, _FLIP, count) < settings.flip_probability
+        rotation = (2 * self._uniform(epoch, _ROTATION, count) - 1) * settings.max_rotation_degrees
         low, high = np.log(settings.zoom_range)  # as often half the size as twice
-        zoom = np.exp(low + (high - low) * self._uniform(epoch, _ZOOM))
+        zoom = np.exp(low + (high - low) * self._uniform(epoch, _ZOOM, count))
         batches = []
-        for examples in self._group(epoch, resized):
-            canvas_hw = _smallest_canvas(self.canvases, resized[examples])
+        for rows in self._group(epoch, images, resized):
+            canvas_hw = _smallest_canvas(self.canvases, resized[rows])
             batches.append(
                 PlannedBatch(
-                    examples=examples,
-                    resized_hw=_shrink_to(resized[examples], canvas_hw),
-                    is_flipped=is_flipped[examples],
-                    rotation_degrees=rotation[examples],
-                    zoom=zoom[examples],
+                    examples=images[rows],
+                    resized_hw=_shrink_to(resized[rows], canvas_hw),
+                    is_flipped=is_flipped[rows],
+                    rotation_degrees=rotation[rows],
+                    zoom=zoom[rows],
                     canvas_hw=canvas_hw,
                 )
             )
         order = np.argsort(self._raw(epoch, _BATCH_ORDER, len(batches)), kind="stable")
         return tuple(batches[index] for index in order)
 
-    def _group(self, epoch: int, resized: np.ndarray) -> list[np.ndarray]:
-        """Splits the epoch's images into arrays of batch_size that need similar canvases."""
-        order = np.argsort(self._raw(epoch, _ORDER, len(self._sizes_hw)), kind="stable")
+    def _group(self, epoch: int, images: np.ndarray, resized: np.ndarray) -> list[np.ndarray]:
+        """Splits the epoch's rows into arrays of batch_size that need similar canvases."""
+        order = np.argsort(self._raw(epoch, _ORDER, len(images)), kind="stable")
+        is_tall, bins = self._is_portrait[images], self._bins[images]
         batches: list[np.ndarray] = []
         leftovers = []
         for is_portrait in (False, True):
             rest = []
             for aspect_bin in range(len(self._augmentation.aspect_limits) + 1):
-                is_member = (self._is_portrait == is_portrait) & (self._bins == aspect_bin)
+                is_member = (is_tall == is_portrait) & (bins == aspect_bin)
                 members = order[is_member[order]]
-                # Stable by size: images of a level meet, in an order that is still random.
+                # Stable by size: rows of a level meet, in an order that is still random.
                 level = self._level(resized[members].min(axis=1))
                 rest.append(self._take_full(members[np.argsort(level, kind="stable")], batches))
             leftovers.append(self._take_full(np.concatenate(rest), batches))
         # Each orientation fills a batch of its own, unless one batch holds them both.
         together = np.concatenate(leftovers)
         last = leftovers if len(together) > self._batch_size else [together]
-        return batches + [self._fill_up(rest, order) for rest in last if len(rest)]
+        return batches + [self._fill_up(rest, order, is_tall) for rest in last if len(rest)]
 
-    def _fill_up(self, members: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """Repeats images in the orientation of most members until these are a batch."""
-        is_portrait = self._is_portrait[members].mean() > 0.5
-        others = order[(self._is_portrait[order] == is_portrait) & ~np.isin(order, members)]
+    def _fill_up(self, members: np.ndarray, order: np.ndarray, is_tall: np.ndarray) -> np.ndarray:
+        """Repeats rows in the orientation of most members until these are a batch."""
+        is_portrait = is_tall[members].mean() > 0.5
+        others = order[(is_tall[order] == is_portrait) & ~np.isin(order, members)]
         repeats = others if len(others) else members
         return np.concatenate([members, np.resize(repeats, self._batch_size - len(members))])
 

@@ -106,9 +106,23 @@ class RenderedSource:
 class ConcatenatedSource:
     """Several sources as one: training uses two annotation files of DensePose-COCO."""
 
-    def __init__(self, sources: Sequence[Source]):
-        """Takes the sources in the order of their images."""
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float] = ()):
+        """Takes the sources in the order of their images.
+
+        Args:
+            sources: images.
+            weights: how often an epoch has the images of each source; () for once.
+
+        Raises:
+            ValueError: not a weight for each source, a negative or infinite one, or zeros alone.
+        """
         self._sources = tuple(sources)
+        self._weights = np.asarray(weights if len(weights) else [1.0] * len(sources), np.float64)
+        if len(self._weights) != len(sources):
+            raise ValueError(f"wanted {len(sources)} weights of sources, got {tuple(weights)}")
+        is_sound = np.isfinite(self._weights) & (self._weights >= 0)
+        if not is_sound.all() or not self._weights.any():
+            raise ValueError(f"weights of sources must be 0 or more, not all 0: {tuple(weights)}")
         self._ends = list(itertools.accumulate(len(source) for source in self._sources))
 
     def __len__(self) -> int:
@@ -131,7 +145,11 @@ class ConcatenatedSource:
             all_annotated=all(facts.all_annotated for facts in every),
             with_keypoints=_join([facts.with_keypoints for facts in every]),
             with_surface=_join([facts.with_surface for facts in every]),
+            weights=None if (self._weights == 1).all() else self._repeated_weights(),
         )
+
+    def _repeated_weights(self) -> np.ndarray:
+        return np.repeat(self._weights, [len(source) for source in self._sources])
 
 
 def _join(counts: Sequence[np.ndarray | None]) -> np.ndarray | None:

@@ -45,6 +45,8 @@ class LabelledImage:
 
     image: np.ndarray  # [H, W, 3] uint8 RGB
     people: tuple[PersonLabels, ...]
+    # [M, 4] float64 xyxy: where a model was not sure of people, which is no background either.
+    ignored_boxes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 4)))
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -57,7 +59,8 @@ def label_image(
 ) -> LabelledImage:
     """Puts an image and its record together for training.
 
-    Crowd regions are left out. COCO's keypoints count pixels, so half a pixel is added to those
+    Crowd regions are left out; where a model set all points of an image, they are boxes that no
+    background is taken from. COCO's keypoints count pixels, so half a pixel is added to those
     that are labelled.
 
     Args:
@@ -79,7 +82,16 @@ def label_image(
     people = tuple(
         _label_person(person, with_person_masks) for person in record.people if not person.is_crowd
     )
-    return LabelledImage(image, people)
+    return LabelledImage(image, people, _ignored_boxes(record))
+
+
+def _ignored_boxes(record: ImageRecord) -> np.ndarray:
+    labels = [person.densepose for person in record.people if person.densepose is not None]
+    if not labels or any(dense.is_annotated.any() for dense in labels):
+        return np.zeros((0, 4))
+    crowds = [person.box_xywh for person in record.people if person.is_crowd]
+    boxes_xywh = np.array(crowds, np.float64).reshape(-1, 4)
+    return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
 
 
 def _label_person(person: PersonRecord, with_mask: bool) -> PersonLabels:
@@ -130,7 +142,11 @@ def grid_mask(segmentation: Segmentation, box_xywh: np.ndarray) -> np.ndarray | 
 def _outline(person: PersonRecord, box: np.ndarray) -> np.ndarray:
     if isinstance(person.segmentation, list) and person.segmentation:
         return np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in person.segmentation])
-    return box[[[0, 1], [2, 1], [2, 3], [0, 3]]]
+    return _corners(box)
+
+
+def _corners(box_xyxy: np.ndarray) -> np.ndarray:
+    return box_xyxy[[[0, 1], [2, 1], [2, 3], [0, 3]]]
 
 
 def resize_image(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -146,7 +162,8 @@ def resize(labelled: LabelledImage, size_hw: tuple[int, int]) -> LabelledImage:
     height, width = labelled.size_hw
     scale = np.array([size_hw[1] / width, size_hw[0] / height])
     people = tuple(_scale_person(person, scale) for person in labelled.people)
-    return LabelledImage(resize_image(labelled.image, size_hw), people)
+    ignored = labelled.ignored_boxes * np.tile(scale, 2)
+    return LabelledImage(resize_image(labelled.image, size_hw), people, ignored)
 
 
 def _scale_person(person: PersonLabels, scale: np.ndarray) -> PersonLabels:
@@ -175,7 +192,9 @@ def flip(labelled: LabelledImage, symmetry: UVSymmetry | None) -> LabelledImage:
     """
     width = labelled.size_hw[1]
     people = tuple(_flip_person(person, width, symmetry) for person in labelled.people)
-    return LabelledImage(cv2.flip(labelled.image, 1), people)
+    x0, y0, x1, y1 = labelled.ignored_boxes.T
+    ignored = np.stack([width - x1, y0, width - x0, y1], axis=-1)
+    return LabelledImage(cv2.flip(labelled.image, 1), people, ignored)
 
 
 def _flip_person(person: PersonLabels, width: int, symmetry: UVSymmetry | None) -> PersonLabels:
@@ -244,7 +263,10 @@ def warp(labelled: LabelledImage, matrix: np.ndarray) -> LabelledImage:
     pixels[:, 2] += matrix[:, :2] @ [0.5, 0.5] - 0.5
     image = cv2.warpAffine(labelled.image, pixels, (width, height), flags=cv2.INTER_LINEAR)
     moved = (_warp_person(person, matrix, (height, width)) for person in labelled.people)
-    return LabelledImage(image, tuple(person for person in moved if person is not None))
+    people = tuple(person for person in moved if person is not None)
+    limits = np.array([width, height], np.float64)
+    ignored = [_box_around(matrix, _corners(box), limits) for box in labelled.ignored_boxes]
+    return LabelledImage(image, people, np.array(ignored).reshape(-1, 4))
 
 
 def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -257,7 +279,7 @@ def _warp_person(
 ) -> PersonLabels | None:
     limits = np.array([size_hw[1], size_hw[0]], np.float64)
     outline = np.clip(_apply(matrix, person.outline), 0, limits)
-    box = np.concatenate([outline.min(axis=0), outline.max(axis=0)])
+    box = _box_around(matrix, person.outline, limits)
     if (box[2:] - box[:2] < _MIN_BOX_SIDE).any():
         return None
     keypoints = person.keypoints.copy()
@@ -272,6 +294,12 @@ def _warp_person(
     return PersonLabels(
         box_xyxy=box, keypoints=keypoints, densepose=densepose, outline=outline, person_mask=mask
     )
+
+
+def _box_around(matrix: np.ndarray, outline: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """[4] xyxy of the smallest box around a moved outline [K, 2], cut at the image."""
+    moved = np.clip(_apply(matrix, outline), 0, limits)
+    return np.concatenate([moved.min(axis=0), moved.max(axis=0)])
 
 
 def _source_cells(old_box: np.ndarray, new_box: np.ndarray, matrix: np.ndarray) -> np.ndarray:

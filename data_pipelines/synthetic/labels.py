@@ -5,10 +5,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask
 
 from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
+from ktn_jax.data_pipelines.coco.part_masks import encode_part_masks, resample_part_labels
 from ktn_jax.data_pipelines.synthetic.render import DenseTruth
 from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.data_pipelines.synthetic.scene_picture import Picture
@@ -64,30 +64,6 @@ def _mask_to_runs(mask: np.ndarray) -> dict[str, Any]:
     runs = np.diff(np.concatenate([[0], changes, [len(flat)]]))
     counts = runs.tolist() if not flat[0] else [0, *runs.tolist()]
     return {"counts": counts, "size": list(mask.shape)}
-
-
-def resample_part_labels(coarse: np.ndarray) -> np.ndarray:
-    """Resamples the part labels within a box [h, w] to [256, 256]: the nearest pixel of each."""
-    height, width = coarse.shape
-    centres = np.arange(PART_GRID) + 0.5
-    column = (centres * width / PART_GRID).astype(int)
-    row = (centres * height / PART_GRID).astype(int)
-    # Column by column in memory, as masks are encoded.
-    cells: np.ndarray = np.ascontiguousarray(coarse.T)[column[:, None], row].T
-    return cells
-
-
-def _encode_part_masks(labels: np.ndarray) -> list[Any]:
-    """Encodes part labels [256, 256] uint8 as 14 entries, compressed run lengths or []."""
-    masks: list[Any] = []
-    present = np.bincount(labels.ravel(order="K"), minlength=parts.NUM_COARSE + 1)
-    for part in range(1, parts.NUM_COARSE + 1):
-        if not present[part]:
-            masks.append([])
-            continue
-        encoded = pycocotools.mask.encode(np.asfortranarray(labels == part).view(np.uint8))
-        masks.append({"counts": encoded["counts"].decode("ascii"), "size": [PART_GRID, PART_GRID]})
-    return masks
 
 
 def spread_points(xy: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -173,7 +149,7 @@ def _annotate_surface(
         "dp_V": numbers(truth.v[row, column], 6),
         "dp_x": numbers(grid_x[points], 4),
         "dp_y": numbers(grid_y[points], 4),
-        "dp_masks": _encode_part_masks(resample_part_labels(coarse)),
+        "dp_masks": encode_part_masks(resample_part_labels(coarse)),
     }
 
 

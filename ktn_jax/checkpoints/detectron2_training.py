@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ktn_jax.checkpoints.detectron2_tree import Tree, short
+from ktn_jax.checkpoints.detectron2_tree import Tree, flatten, short
 
 # Data sets by detectron2's names: annotation file, image folder. Paths as in configs/base.py.
 _DATASETS = {
@@ -27,6 +27,14 @@ _DATASETS = {
 _SCHEDULES = {"WarmupMultiStepLR": "multi_step", "WarmupCosineLR": "cosine"}
 _CLIPS = {"value": "value", "norm": "norm", "full_model": "global_norm"}
 _FLIPS = {"horizontal": 0.5, "none": 0.0}
+# Samplers of bootstrapped labels, as options of `ktn data bootstrap`.
+_SAMPLERS = {
+    "densepose_uniform": "--sampler uniform",
+    "densepose_UV_confidence": "--sampler uv_confidence --search-proportion 0.5",
+} | {
+    f"densepose_{name}": f"--sampler {name} --search-proportion 0.5"
+    for name in ("fine_segm_confidence", "coarse_segm_confidence")
+}
 _OPTIMIZER_KEYS = {
     "learning_rate": "BASE_LR",
     "momentum": "MOMENTUM",
@@ -70,6 +78,7 @@ def translate_training(tree: Tree, config: ConfigDict) -> list[str]:
     notes: list[str] = []
     _optimizer(tree, config, notes)
     _data(tree, config, notes)
+    notes += [_bootstrap_note(entry) for entry in tree.find("BOOTSTRAP_DATASETS", ())]
     notes += [
         f"{key} {short(value)} has no counterpart here and is left out"
         for key, value in tree.unread().items()
@@ -118,6 +127,30 @@ def _data(tree: Tree, config: ConfigDict, notes: list[str]) -> None:
             several = key.endswith("TRAIN")
             section[annotations] = tuple(x[0] for x in known) if several else known[0][0]
             section[images] = tuple(x[1] for x in known) if several else known[0][1]
+
+
+def _bootstrap_note(entry: Any) -> str:
+    """How to train on one of BOOTSTRAP_DATASETS: its labels are made before the training here."""
+    found = _settings_of(entry)
+    sampler = found.get("DATA_SAMPLER.TYPE")
+    options = _SAMPLERS.get(sampler) if isinstance(sampler, str) else None
+    if options is None or found.get("FILTER.TYPE", "detection_score") != "detection_score":
+        return f"BOOTSTRAP_DATASETS {short(entry)} has no counterpart here and is left out"
+    options += f" --points-per-patch {short(found.get('DATA_SAMPLER.COUNT_PER_CLASS', 8))}"
+    options += f" --min-score {short(found.get('FILTER.MIN_VALUE', 0.8))}"
+    return (
+        f"BOOTSTRAP_DATASETS {short(found.get('DATASET'))}: label its images with `ktn data "
+        f"bootstrap {options}`, add them to data.annotations and data.images, and give them in "
+        f"data.weights the RATIO {short(found.get('RATIO', 1.0))} times the number of annotated "
+        "images over theirs"
+    )
+
+
+def _settings_of(entry: Any) -> dict[str, Any]:
+    try:
+        return flatten(entry)
+    except ValueError:
+        return {}
 
 
 def _choose(

@@ -1,4 +1,4 @@
-"""make, check and show data: synth, check, show, build, graph, template"""
+"""make, check and show data: synth, check, show, bootstrap, build, graph, template"""
 
 import argparse
 import pathlib
@@ -9,6 +9,8 @@ EXAMPLES = """
   ktn data check annotations/densepose_minival2014.json --images val2014/
   ktn data check people/
   ktn data show people/annotations.json --images people/images --output pictures/ --count 5
+  ktn data bootstrap --model densepose_rcnn_R_50_FPN_WC2M_s1x --sampler uv_confidence \\
+      --images photos/ --output bootstrapped.json
   ktn data build densepose_coco_2014 --manual-dir coco/ --data-dir tfds/ --on-bad skip
   ktn data graph --output graph.npz --picture graph.png
   ktn data template --output template/
@@ -18,10 +20,15 @@ EXAMPLES = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds one parser for each action."""
+    from ktn_jax.commands import data_bootstrap
+
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_synth(actions.add_parser("synth", help="render people with exact dense truth"))
     _add_check(actions.add_parser("check", help="report every bad record of a dataset"))
     _add_show(actions.add_parser("show", help="draw annotations on their images"))
+    data_bootstrap.add_arguments(
+        actions.add_parser("bootstrap", help="label photos without annotations with a model")
+    )
     _add_build(actions.add_parser("build", help="build a TensorFlow dataset (TFDS)"))
     _add_graph(actions.add_parser("graph", help="build the commonsense graph of the body"))
     _add_template(actions.add_parser("template", help="make the template that evaluation needs"))
@@ -119,6 +126,12 @@ def _show(arguments: argparse.Namespace) -> int:
     written = show.write_pictures(source, arguments.output, wanted)
     print(f"{len(written)} pictures in {arguments.output}")  # noqa: T201
     return int(len(written) < len(wanted))
+
+
+def _bootstrap(arguments: argparse.Namespace) -> int:
+    from ktn_jax.commands import data_bootstrap
+
+    return data_bootstrap.run(arguments)
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
@@ -261,6 +274,7 @@ _ACTIONS = {
     "synth": _synth,
     "check": _check,
     "show": _show,
+    "bootstrap": _bootstrap,
     "build": _build,
     "graph": _graph,
     "template": _template,

@@ -99,16 +99,41 @@ def pairwise_iou(boxes_a: Array, boxes_b: Array) -> Array:
     """
     _require_boxes(boxes_a=boxes_a, boxes_b=boxes_b)
     boxes_a, boxes_b = _promote(boxes_a), _promote(boxes_b)
+    overlap = _pairwise_overlap(boxes_a, boxes_b)
+    union = box_area(boxes_a)[..., :, None] + box_area(boxes_b)[..., None, :] - overlap
+    # Guard the divisor too: where() alone hides a NaN in the value but not in the gradient.
+    return jnp.where(union > 0, overlap / jnp.where(union > 0, union, 1), 0)
+
+
+def pairwise_coverage(boxes_a: Array, boxes_b: Array) -> Array:
+    """Computes which share of each box of the second kind each of the first covers.
+
+    Args:
+        boxes_a: [..., N, 4] xyxy in pixels. Padding rows are all zero.
+        boxes_b: [..., M, 4] in the same frame.
+
+    Returns:
+        [..., N, M] in [0, 1], and 0 where either box is empty.
+
+    Raises:
+        ValueError: the last axis is not 4. Box values are not checked: they are traced.
+    """
+    _require_boxes(boxes_a=boxes_a, boxes_b=boxes_b)
+    boxes_a, boxes_b = _promote(boxes_a), _promote(boxes_b)
+    area = box_area(boxes_b)[..., None, :]
+    return jnp.where(
+        area > 0, _pairwise_overlap(boxes_a, boxes_b) / jnp.where(area > 0, area, 1), 0
+    )
+
+
+def _pairwise_overlap(boxes_a: Array, boxes_b: Array) -> Array:
     # One plane per axis: an inner axis of length two would keep the loop from being vectorised.
     sides = []
     for axis in range(2):
         low_a, high_a = boxes_a[..., :, None, axis], boxes_a[..., :, None, axis + 2]
         low_b, high_b = boxes_b[..., None, :, axis], boxes_b[..., None, :, axis + 2]
         sides.append(jnp.minimum(high_a, high_b) - jnp.maximum(low_a, low_b))
-    overlap = _rectangle_area(*sides)
-    union = box_area(boxes_a)[..., :, None] + box_area(boxes_b)[..., None, :] - overlap
-    # Guard the divisor too: where() alone hides a NaN in the value but not in the gradient.
-    return jnp.where(union > 0, overlap / jnp.where(union > 0, union, 1), 0)
+    return _rectangle_area(*sides)
 
 
 def _centres_and_sizes(boxes: Array) -> tuple[Array, Array]:

@@ -19,6 +19,7 @@ from ktn_jax.ops import boxes as box_ops
 from ktn_jax.ops.matching import match, sample_proposals, subsample
 from ktn_jax.structures import Proposals
 from ktn_jax.training.distributed import Batch
+from ktn_jax.training.model_labels import are_ignored, label_weights, point_weights
 
 Array = jax.Array
 
@@ -68,22 +69,27 @@ def label_anchors(
         is_usable: bool [B, A], anchors that may train; None for all.
 
     Returns:
-        Labels and matched boxes. Without people every label is background or -1.
+        Labels and matched boxes. Without people every label is background or -1. Background in
+        `ignored_boxes` of the batch does not train.
     """
 
     def one_image(
-        key: Array, boxes: Array, is_valid: Array, is_usable: Array | None
+        key: Array, boxes: Array, is_valid: Array, is_usable: Array | None, regions: Array | None
     ) -> AnchorTargets:
         matches, labels = match_anchors(anchors, boxes, is_valid, iou_thresholds)
         if is_usable is not None:
             labels = jnp.where(is_usable, labels, -1)
+        if regions is not None:
+            is_open = are_ignored(anchors, regions, iou_thresholds[0])
+            labels = jnp.where((labels == 0) & is_open, -1, labels)
         labels = subsample(
             key, labels, num_samples=num_samples, positive_fraction=positive_fraction
         )
         return AnchorTargets(labels=labels, boxes=boxes[matches])
 
     keys = jax.random.split(key, batch["boxes"].shape[0])
-    return jax.vmap(one_image)(keys, batch["boxes"], usable_people(batch), is_usable)
+    regions = batch.get("ignored_boxes")
+    return jax.vmap(one_image)(keys, batch["boxes"], usable_people(batch), is_usable, regions)
 
 
 def match_anchors(
@@ -131,11 +137,17 @@ def sample_rois(
         positive_fraction: the largest part of S that may be people.
 
     Returns:
-        S ROIs an image, people first; where proposals are too few, the rest is padding.
+        S ROIs an image, people first; where proposals are too few, the rest is padding. No
+        background is in `ignored_boxes` of the batch.
     """
 
     def one_image(
-        key: Array, boxes: Array, is_valid: Array, people: Array, is_person: Array
+        key: Array,
+        boxes: Array,
+        is_valid: Array,
+        people: Array,
+        is_person: Array,
+        regions: Array | None,
     ) -> RoiTargets:
         boxes = jnp.concatenate([boxes, people])
         is_valid = jnp.concatenate([is_valid, is_person])
@@ -147,6 +159,8 @@ def sample_rois(
             labels=(0, 1),
             allow_low_quality_matches=False,
         )
+        if regions is not None:
+            is_valid &= (labels == 1) | ~are_ignored(boxes, regions, iou_threshold)
         index, is_foreground, is_valid = sample_proposals(
             key,
             labels == 1,
@@ -165,7 +179,12 @@ def sample_rois(
 
     keys = jax.random.split(key, batch["boxes"].shape[0])
     rois: RoiTargets = jax.vmap(one_image)(
-        keys, proposals.boxes, proposals.is_valid, batch["boxes"], usable_people(batch)
+        keys,
+        proposals.boxes,
+        proposals.is_valid,
+        batch["boxes"],
+        usable_people(batch),
+        batch.get("ignored_boxes"),
     )
     return dataclasses.replace(rois, classes=classes_of(rois.gt_index, batch))
 
@@ -284,41 +303,6 @@ def _require_masks(batch: Batch, what: str) -> None:
     missing = [name for name in ("person_mask", "has_person_mask") if name not in batch]
     if missing:
         raise ValueError(f"{what} needs {missing} in the batch: set data.with_person_masks=True")
-
-
-def point_weights(batch: Batch, dense_weight: float) -> Array | None:
-    """Weighs points: 1 where an annotator set them, else `dense_weight` times their confidence.
-
-    Args:
-        batch: a training batch.
-        dense_weight: `loss.dense_weight`.
-
-    Returns:
-        [B, G, P], or None where annotators set all points of the training data.
-    """
-    if "point_confidence" not in batch:
-        return None
-    return jnp.where(batch["point_is_annotated"], 1, dense_weight * batch["point_confidence"])
-
-
-def label_weights(batch: Batch, dense_weight: float) -> Array | None:
-    """Weighs the parts and masks of people: the largest weight of their points, 1 without points.
-
-    An annotator who set points also drew the masks, which then count fully; masks of a model count
-    as much as its surest point.
-
-    Args:
-        batch: a training batch.
-        dense_weight: `loss.dense_weight`.
-
-    Returns:
-        [B, G], or None where annotators set all points of the training data.
-    """
-    weights = point_weights(batch, dense_weight)
-    if weights is None:
-        return None
-    is_valid = batch["has_densepose"][..., None] & batch["point_is_valid"]
-    return jnp.where(is_valid.any(-1), jnp.where(is_valid, weights, 0).max(-1), 1)
 
 
 def densepose_targets(

@@ -139,6 +139,24 @@ def test_what_training_leaves_out_is_said(yaml_file):
     ]
 
 
+def test_bootstrapping_is_explained(yaml_file):
+    entry = {
+        "DATASET": "chimpnsee",
+        "RATIO": 0.5,
+        "DATA_SAMPLER": {"TYPE": "densepose_UV_confidence", "COUNT_PER_CLASS": 4},
+        "FILTER": {"TYPE": "detection_score", "MIN_VALUE": 0.7},
+    }
+    for wrong in ({"DATA_SAMPLER": {"TYPE": "other"}}, {"FILTER": {"TYPE": "size"}}):
+        (note,) = named.training_notes(
+            str(yaml_file), [f"BOOTSTRAP_DATASETS={[entry | wrong]!r}", "BOOTSTRAP_MODEL.WEIGHTS=a"]
+        )
+        assert "no counterpart here" in note
+    (note,) = named.training_notes(str(yaml_file), [f"BOOTSTRAP_DATASETS={[entry]!r}"])
+    options = "--sampler uv_confidence --search-proportion 0.5 --points-per-patch 4 --min-score 0.7"
+    assert f"'chimpnsee': label its images with `ktn data bootstrap {options}`" in note
+    assert "data.weights the RATIO 0.5" in note
+
+
 def test_changes_of_both_kinds(yaml_file):
     for name in (str(yaml_file), "densepose_rcnn_R_50_FPN_s1x"):
         config = named.load_config(

@@ -102,6 +102,12 @@ def test_pairwise_iou_never_matches_padding():
     assert np.isfinite(gradient).all()
 
 
+def test_coverage_is_the_share_of_the_second_box():
+    some = jnp.array([[0.0, 0, 4, 4], [2, 0, 6, 2], PADDING])
+    expected = [[1, 0.5, 0], [0.25, 1, 0], [0, 0, 0]]
+    np.testing.assert_allclose(boxes.pairwise_coverage(some, some), expected)
+
+
 def test_pairwise_iou_takes_leading_axes_and_empty_sets():
     batch = jnp.ones((2, 3, 4))
     assert pairwise_iou(batch, batch[:, :2]).shape == (2, 3, 2)

@@ -106,6 +106,31 @@ def test_every_loss_teaches(step):
     }
 
 
+@pytest.mark.extended
+def test_labels_of_a_model_teach_by_their_weight(step):
+    """Full weight and no open region are the losses of an annotator's labels; half is less."""
+    batch, key = _batch(), jax.random.key(1)
+    _, expected, _ = step(batch, key)
+    shape = batch["point_i"].shape
+    own = {
+        "point_is_annotated": np.ones(shape, bool),
+        "point_confidence": np.zeros(shape, np.float32),
+        "ignored_boxes": np.zeros_like(batch["boxes"]),
+    }
+    _, losses, _ = step(batch | own, key)
+    for name, loss in losses.items():
+        np.testing.assert_allclose(loss, expected[name], rtol=1e-5)
+    own["point_is_annotated"][:], own["point_confidence"][:] = False, 0.5
+    _, losses, _ = step(batch | own, key)
+    for name in ("u", "v"):
+        np.testing.assert_allclose(losses[name], expected[name] / 2, rtol=1e-5)
+    for name in ("fine_segm", "coarse_segm", "body_mask", "keypoints", "box_class"):
+        np.testing.assert_allclose(losses[name], expected[name], rtol=1e-5)
+    own["ignored_boxes"][:, 0] = [0, 0, SIZE, SIZE]
+    _, losses, _ = step(batch | own, key)
+    assert losses["box_class"] < expected["box_class"]  # no background is left
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["nobody", "nobody with DensePose", "one pixel", "empty boxes"])
 def test_batches_at_the_edge_are_finite(step, case):

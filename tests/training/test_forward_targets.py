@@ -102,6 +102,34 @@ def test_anchor_labels_are_bounded_and_only_of_real_people(batch, seed):
         np.testing.assert_allclose(np.asarray(own)[positive], real[:, positive].max(0), atol=1e-6)
 
 
+def test_what_a_model_was_not_sure_of_is_no_background():
+    """A person on the left, somebody unsure on the right: nothing there is background."""
+    boxes = np.zeros((2, PEOPLE, 4), np.float32)
+    boxes[:, 0] = [8, 8, 40, 100]
+    is_valid = np.arange(PEOPLE) < 1
+    batch = _batch(boxes, np.broadcast_to(is_valid, (2, PEOPLE)))
+    regions = np.zeros((2, PEOPLE, 4), np.float32)
+    regions[0, 1] = [70, 20, 110, 110]
+    batch["ignored_boxes"] = jnp.asarray(regions)
+    labelled = _label(jax.random.key(0), batch, number=2 * len(ANCHORS))
+    iou = np.asarray(box_ops.pairwise_iou(regions[0, 1:2], ANCHORS))[0]
+    coverage = np.asarray(box_ops.pairwise_coverage(regions[0, 1:2], ANCHORS))[0]
+    is_open = (iou >= 0.3) | (coverage >= 0.5)
+    plain = np.asarray(labelled.labels[1])  # the same image without the region
+    np.testing.assert_array_equal(
+        np.asarray(labelled.labels[0]), np.where((plain == 0) & is_open, -1, plain)
+    )
+    assert (is_open & (plain == 0)).sum() > 5 and (plain == 1).any()
+    proposals = jnp.concatenate([ANCHORS, ANCHORS]).reshape(2, -1, 4)
+    rois = _sample(
+        jax.random.key(0), _proposals(proposals, np.ones(proposals.shape[:2], bool)), batch
+    )
+    background = np.asarray(rois.boxes[0])[np.asarray(rois.is_valid & ~rois.is_foreground)[0]]
+    assert len(background) >= 9
+    covered = np.asarray(box_ops.pairwise_coverage(regions[0, 1:2], background))
+    assert (covered < 0.5).all()
+
+
 def test_every_person_has_an_anchor_however_small():
     rng = np.random.default_rng(0)
     corner = rng.uniform(8, 110, (2, PEOPLE, 2))

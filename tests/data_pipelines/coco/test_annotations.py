@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from ktn_jax.data_pipelines.coco import annotations
+from ktn_jax.data_pipelines.coco import annotations, part_masks
 from ktn_jax.data_pipelines.coco.checks import DatasetError
 from ktn_jax.runtime import rle
 
@@ -90,7 +90,7 @@ def test_later_part_wins_where_masks_overlap():
     entries = [[]] * 14
     entries[3] = coco_mask.encode(np.asfortranarray(first))
     entries[11] = coco_mask.encode(np.asfortranarray(second))
-    labels = annotations.decode_part_mask(entries)
+    labels = part_masks.decode_part_mask(entries)
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(np.unique(labels[:, :50]), [4])
     np.testing.assert_array_equal(np.unique(labels[:, 50:150]), [12])
@@ -99,7 +99,7 @@ def test_later_part_wins_where_masks_overlap():
 
 @pytest.mark.parametrize("entries", [[], [None], [{}], [[]] * 9])
 def test_part_mask_of_empty_entries_is_background(entries):
-    assert not annotations.decode_part_mask(entries).any()
+    assert not part_masks.decode_part_mask(entries).any()
 
 
 @pytest.mark.parity

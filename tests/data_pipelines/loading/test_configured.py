@@ -38,6 +38,14 @@ def test_folders_are_joined(folder):
     source = configured.make_source(config.data)
     assert isinstance(source, ConcatenatedSource) and len(source) == 16
     assert configured.make_training_data(config).steps_per_epoch == 8
+    config.data.weights = (1.0, 0.5)
+    assert configured.make_training_data(config).steps_per_epoch == 6
+    config.data.weights = (1.0,)
+    with pytest.raises(ValueError, match=r"data\.weights: wanted 2 weights"):
+        configured.make_source(config.data)
+    config.data.source = "synthetic"
+    with pytest.raises(ValueError, match=r"data\.weights .* are of files"):
+        configured.make_source(config.data)
 
 
 def test_built_datasets_give_the_same_people_as_their_folder(folder, tmp_path):

@@ -194,6 +194,75 @@ def test_every_image_comes_once_an_epoch(sizes, batch_size, seed, epoch):
     assert shrunk < batch_size
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    _SIZES,
+    st.lists(st.sampled_from([0.0, 0.3, 1.0, 2.25]), min_size=60, max_size=60),
+    st.integers(1, 9),
+    st.integers(0, 2**40),
+)
+def test_images_come_as_often_as_their_weight_says(sizes, weights, batch_size, seed):
+    weights = np.array([*weights[: len(sizes) - 1], 1.0])  # one comes in any case
+    plan = TrainingPlan(np.array(sizes), AUGMENTATION, batch_size, seed, weights)
+    steps = plan.steps_per_epoch
+    counts = np.zeros((3, len(sizes)), int)
+    for step in range(3 * steps):
+        batch = plan[step]
+        assert batch.canvas_hw in plan.canvases
+        np.add.at(counts[step // steps], batch.examples, 1)
+    expected = {
+        weight: int(np.floor(weight * (weights == weight).sum() + 0.5)) for weight in set(weights)
+    }
+    assert steps == -(-sum(expected.values()) // batch_size)
+    assert not counts[:, weights == 0].any()
+    repeats = steps * batch_size - sum(expected.values())
+    assert 0 <= repeats < batch_size
+    for epoch in counts:
+        assert epoch.sum() == steps * batch_size
+        assert (epoch >= np.floor(weights)).all()
+        assert np.maximum(epoch - np.ceil(weights), 0).sum() <= repeats
+        for weight, rows in expected.items():
+            assert rows <= epoch[weights == weight].sum() <= rows + repeats
+
+
+def test_a_fraction_of_a_source_changes_with_the_epochs(source, symmetry):
+    """Twice of the first source and a quarter of the second: 16 and 2 of 18 rows."""
+    both = ConcatenatedSource([source, source], [2.0, 0.25])
+    data = pipeline.make_training_data(_settings(batch_size=6), both, symmetry)
+    assert data.steps_per_epoch == 3
+    plan = TrainingPlan(both.facts().sizes_hw, AUGMENTATION, 6, 0, both.facts().weights)
+    seen, flips = set(), set()
+    for epoch in range(20):
+        rows = [plan[step] for step in range(3 * epoch, 3 * epoch + 3)]
+        examples = np.concatenate([batch.examples for batch in rows])
+        assert np.bincount(examples, minlength=16)[:8].tolist() == [2] * 8
+        seen |= set(examples[examples >= 8])
+        of_first = np.concatenate([batch.is_flipped for batch in rows])[examples == 0]
+        flips.add(tuple(of_first))
+    assert seen == set(range(8, 16))
+    assert any(one != other for one, other in flips)  # each time is augmented on its own
+
+
+def test_weights_of_one_change_nothing(source, symmetry):
+    both = ConcatenatedSource([source, source], [1, 1])
+    assert both.facts().weights is None
+    sizes = both.facts().sizes_hw
+    plain = TrainingPlan(sizes, AUGMENTATION, 6, 4)
+    weighted = TrainingPlan(sizes, AUGMENTATION, 6, 4, np.ones(16))
+    for step in range(9):
+        assert weighted[step].canvas_hw == plain[step].canvas_hw
+        for name, values in vars(plain[step]).items():
+            np.testing.assert_array_equal(getattr(weighted[step], name), values)
+
+
+@pytest.mark.parametrize("weights", [[1], [1, -1], [0, 0], [1, float("nan")], [1, float("inf")]])
+def test_weights_of_sources_are_checked(source, weights):
+    with pytest.raises(ValueError, match="weights of sources"):
+        ConcatenatedSource([source, source], weights)
+    with pytest.raises(ValueError, match="bring none of 2 images"):
+        TrainingPlan(np.array([[9, 9], [9, 9]]), AUGMENTATION, 1, 0, np.full(2, 0.1))
+
+
 def _expected_size(size_hw, short_side):
     scale = short_side / min(size_hw)
     scale = min(scale, AUGMENTATION.max_long_side / max(size_hw))
@@ -336,7 +405,7 @@ def test_confidences_come_where_a_model_set_points(raw, folder, symmetry, loader
     data = pipeline.make_training_data(_settings(loader=loader, max_points=11), source, symmetry)
     (batch,) = _take(data.batches_from(0), 1)
     assert batch.keys() == data.specs[0].keys()
-    new = {"point_is_annotated", "point_confidence"}
+    new = {"point_is_annotated", "point_confidence", "ignored_boxes"}
     assert batch.keys() - plain.specs[0].keys() == new
     for name in ("image", "boxes", "part_mask", "keypoints"):
         np.testing.assert_array_equal(batch[name], expected[name])

@@ -122,6 +122,36 @@ def test_flip_moves_pixels_boxes_keypoints_and_points_together():
     )
 
 
+def _with_crowd(is_annotated):
+    """Labels of an image with a person and a crowd region at x 10..30, y 20..26."""
+    dense = _labelled().people[0].densepose
+    dense = dataclasses.replace(dense, is_annotated=np.full(len(dense.x), is_annotated))
+    nothing = np.zeros((17, 3), np.float32)
+    people = (
+        PersonRecord(1, np.array([5.0, 5, 20, 30]), False, 9.0, nothing, None, dense),
+        PersonRecord(2, np.array([10.0, 20, 20, 6]), True, 9.0, nothing),
+    )
+    record = ImageRecord(1, "a.jpg", 60, 80, people)
+    return transforms.label_image(np.zeros((60, 80, 3), np.uint8), record)
+
+
+def test_crowds_of_images_that_a_model_labelled_move_with_the_image():
+    assert len(_with_crowd(True).ignored_boxes) == len(_labelled().ignored_boxes) == 0
+    labelled = _with_crowd(False)
+    assert len(labelled.people) == 1
+    np.testing.assert_array_equal(labelled.ignored_boxes, [[10, 20, 30, 26]])
+    larger = transforms.resize(labelled, (120, 240))
+    np.testing.assert_allclose(larger.ignored_boxes, [[30, 40, 90, 52]])
+    flipped = transforms.flip(larger, _exact_symmetry())
+    np.testing.assert_allclose(flipped.ignored_boxes, [[150, 40, 210, 52]])
+    # About the middle (120, 60) by a quarter turn, twice as large, and cut at the image.
+    matrix = transforms.rotation_and_zoom((120, 240), 90, 2.0)
+    corners = np.array([[150, 40], [210, 40], [210, 52], [150, 52]]) @ matrix[:, :2].T
+    corners = np.clip(corners + matrix[:, 2], 0, [240, 120])
+    expected = [*corners.min(0), *corners.max(0)]
+    np.testing.assert_allclose(transforms.warp(flipped, matrix).ignored_boxes, [expected])
+
+
 def test_flip_without_tables_is_refused_only_where_they_are_needed():
     labelled = _labelled()
     with pytest.raises(ValueError, match="UV symmetry"):

@@ -1,0 +1,131 @@
+"""`ktn data bootstrap`: labels photos without annotations with a trained model."""
+
+import argparse
+import pathlib
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ktn_jax.inference.bootstrapped_files import BootstrapSummary
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this action."""
+    from ktn_jax import commands
+
+    commands.add_model_arguments(parser)
+    parser.add_argument(
+        "--results",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="label with the people of a results file (`ktn predict --min-score 0.1`, with "
+        "--confidences where there are any) instead of running a model",
+    )
+    parser.add_argument(
+        "--images",
+        required=True,
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of the photos, or of the frames of a video",
+    )
+    parser.add_argument(
+        "--output", required=True, type=pathlib.Path, metavar="FILE.json", help="new file"
+    )
+    parser.add_argument(
+        "--min-score",
+        type=commands.finite,
+        default=0.8,
+        help="lowest score of people who are labelled (default 0.8)",
+    )
+    parser.add_argument(
+        "--ignore-score",
+        type=commands.finite,
+        default=0.1,
+        help="from here up to --min-score, people are neither labelled nor background (default "
+        "0.1)",
+    )
+    parser.add_argument(
+        "--sampler",
+        default="uniform",
+        help="how points are drawn: uniform (default), or among the surest by uv_confidence, "
+        "fine_segm_confidence or coarse_segm_confidence",
+    )
+    parser.add_argument(
+        "--points-per-patch",
+        type=int,
+        default=8,
+        metavar="N",
+        help="most points of each of the 24 patches of a person (default 8)",
+    )
+    search = parser.add_mutually_exclusive_group()
+    search.add_argument(
+        "--search-multiplier",
+        type=commands.finite,
+        metavar="M",
+        help="draw N points among the M x N surest pixels of a patch (default: take the N surest)",
+    )
+    search.add_argument(
+        "--search-proportion",
+        type=commands.finite,
+        metavar="P",
+        help="draw them among this share of the patch's pixels, the surest",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the drawing (default 0)")
+    commands.add_quiet_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Labels the photos; the exit code is 1 if some were left out, 75 if it can be resumed."""
+    from ktn_jax.commands import train
+    from ktn_jax.inference import bootstrapped_files
+
+    try:
+        summary = _bootstrap(arguments)
+    except KeyboardInterrupt:
+        print("ktn data bootstrap: stopped; the same command resumes it", file=sys.stderr)  # noqa: T201
+        return train.EXIT_INTERRUPTED
+    for failure in summary.failures:
+        print(f"left out: {failure}", file=sys.stderr)  # noqa: T201
+    print(bootstrapped_files.describe(summary, arguments.output))  # noqa: T201
+    return 1 if summary.failures else 0
+
+
+def _bootstrap(arguments: argparse.Namespace) -> "BootstrapSummary":
+    from ktn_jax import commands
+    from ktn_jax.checkpoints import zoo
+    from ktn_jax.inference import bootstrapped_files, charts, dataset
+    from ktn_jax.inference.bootstrapping import SAMPLERS, BootstrapSettings
+    from ktn_jax.inference.predictor import Predictor
+    from ktn_jax.inference.stages import Stages
+
+    settings = BootstrapSettings(
+        min_score=arguments.min_score,
+        ignore_score=arguments.ignore_score,
+        sampler=arguments.sampler,
+        points_per_patch=arguments.points_per_patch,
+        search_multiplier=arguments.search_multiplier,
+        search_proportion=arguments.search_proportion,
+        seed=arguments.seed,
+    )
+    bootstrapped_files.check_output(arguments.output)
+    if not arguments.images.is_dir():
+        raise FileNotFoundError(f"--images {arguments.images}: no such folder")
+    if arguments.results is not None:
+        named = (arguments.model, arguments.config, arguments.weights)
+        if any(name is not None for name in named) or arguments.random_weights:
+            raise ValueError("--results and a model: give one of them")
+        return bootstrapped_files.bootstrap_results(
+            arguments.results, arguments.images, arguments.output, settings
+        )
+    config = commands.load_model_config(arguments, zoo.DEFAULT)
+    if "densepose" not in config.model.tasks:
+        raise ValueError(f"the model of {config.name} has no charts: take one with densepose")
+    if SAMPLERS[settings.sampler] is not None:
+        charts.check_confidences(config)
+    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT)
+    described = dataset.describe_run(config, variables, data=b"")
+    predictor = Predictor(Stages(config, variables))
+    del variables  # so that weights which inference does not need are freed
+    return bootstrapped_files.bootstrap_photos(
+        predictor, arguments.images, arguments.output, settings, described
+    )
