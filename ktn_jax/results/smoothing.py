@@ -15,6 +15,7 @@ _NEAR = 0.1  # of a patch: U and V further apart are another place and not avera
 _SPEED_S = 1 / (2 * math.pi)  # over which speeds are averaged, the one-euro filter's 1 Hz
 _HZ_PER_SPEED = 10.0  # one-euro's beta: a box a body height a second fast trails by 2 % of it
 _LEVELS = 255
+_ROUNDING = 0.01  # pixels: float32 boxes around pixel 10,000 are exact to 0.001
 _FORGOTTEN_AFTER = 5  # times the smoothing's own seconds
 
 
@@ -24,23 +25,24 @@ class _Smoothed:
 
     seen_s: float
     raw_box_xyxy: np.ndarray  # float64 [4], as found
-    box_xyxy: np.ndarray  # float64 [4]
+    box_xyxy: np.ndarray  # float64 [4], smoothed
+    own_box_xyxy: np.ndarray  # float32 [4], the person's: with all of the body
     speed: np.ndarray  # float64 [4] of the box's sides, pixels a second
-    labels: np.ndarray | None  # uint8 [h, w] over the box as given out
+    labels: np.ndarray | None  # uint8 [h, w] over that box
     uv: np.ndarray | None  # float32 [2, h, w]
 
 
-_FIELDS = ("seen_s", "raw_box_xyxy", "box_xyxy", "speed", "labels", "uv")
+_FIELDS = ("seen_s", "raw_box_xyxy", "box_xyxy", "own_box_xyxy", "speed", "labels", "uv")
 
 
 class Smoother:
     """Averages the boxes, U and V of people over time.
 
     Boxes go through a one-euro filter (Casiez et al., CHI 2012), which averages over `seconds`
-    those at rest and less the faster they move. Pixels stay where they are; what then lies outside
-    of the box is cut off. U and V are averaged exponentially with those of the frame before, moved
-    with the box, where the patch is the same and they differ by less than a tenth. Patches,
-    keypoints, masks and confidences are as found.
+    those at rest and less the faster they move. Pixels stay where they are: a box grows where it
+    would cut off a part of the body. U and V are averaged exponentially with those of the frame
+    before, moved with the box, where the patch is the same and they differ by less than a tenth.
+    Patches, keypoints, masks and confidences are as found.
     """
 
     def __init__(self, seconds: float):
@@ -95,7 +97,8 @@ class Smoother:
         cutoff_hz = 1 / (2 * math.pi * self.seconds) + _HZ_PER_SPEED * np.abs(speed) / body_height
         share = step / (step + 1 / (2 * math.pi * cutoff_hz))
         box = before.box_xyxy + share * (found - before.box_xyxy)
-        reframed = _reframe(person, box.astype(np.float32))
+        own_box = _with_body(box, person)
+        reframed = _reframe(person, own_box)
         labels, uv = _labels_uv(reframed)
         if labels is not None and uv is not None and before.labels is not None:
             moved = box - before.box_xyxy
@@ -103,7 +106,7 @@ class Smoother:
             uv = _average(before, shift_xy, reframed, uv, step / (step + self.seconds))
             own_uv = None if reframed.uv is None else uv
             reframed = dataclasses.replace(reframed, iuv=quantise(labels, uv), uv=own_uv)
-        return _Smoothed(time_s, found, box, speed, labels, uv), reframed
+        return _Smoothed(time_s, found, box, own_box, speed, labels, uv), reframed
 
     def state(self) -> dict[str, np.ndarray]:
         """What a smoother in another process needs to go on, as arrays to write in an .npz file."""
@@ -129,6 +132,7 @@ class Smoother:
                     seen_s=float(state[f"{number}/seen_s"]),
                     raw_box_xyxy=state[f"{number}/raw_box_xyxy"],
                     box_xyxy=state[f"{number}/box_xyxy"],
+                    own_box_xyxy=state[f"{number}/own_box_xyxy"],
                     speed=state[f"{number}/speed"],
                     labels=state.get(f"{number}/labels"),
                     uv=state.get(f"{number}/uv"),
@@ -140,7 +144,7 @@ class Smoother:
 
 def _begin(person: PersonResult, time_s: float) -> _Smoothed:
     box = person.box_xyxy.astype(np.float64)
-    return _Smoothed(time_s, box, box, np.zeros(4), *_labels_uv(person))
+    return _Smoothed(time_s, box, box, person.box_xyxy, np.zeros(4), *_labels_uv(person))
 
 
 def _labels_uv(person: PersonResult) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -151,8 +155,22 @@ def _labels_uv(person: PersonResult) -> tuple[np.ndarray | None, np.ndarray | No
     return person.iuv[0], (person.iuv[1:] + np.float32(0.5)) / np.float32(_LEVELS)
 
 
+def _with_body(box_xyxy: np.ndarray, person: PersonResult) -> np.ndarray:
+    """float32 [4] the box, larger where the body is not in it."""
+    if person.iuv is None or not person.iuv[0].any():
+        return np.asarray(box_xyxy, np.float32)
+    own = box_xyxy.copy()
+    for axis in (0, 1):  # x, y
+        seen = np.flatnonzero(person.iuv[0].any(axis=axis)) + int(person.box_xyxy[axis])
+        own[axis] = min(own[axis], seen[0])
+        # A picture begins at the truncated corner, and has the truncated length.
+        length = seen[-1] + 1 - int(own[axis]) + _ROUNDING
+        own[axis + 2] = max(own[axis + 2], own[axis] + length)
+    return np.asarray(own, np.float32)
+
+
 def _reframe(person: PersonResult, box_xyxy: np.ndarray) -> PersonResult:
-    """The same person in another box: pixels stay where they are or are cut off."""
+    """The same person in another box that holds all of the body: pixels stay where they are."""
     reframed = dataclasses.replace(person, box_xyxy=box_xyxy, iuv=None, uv=None, confidences={})
     if person.iuv is None:
         return reframed
@@ -183,7 +201,7 @@ def _average(
     """U and V of a person, averaged with those of the frame before, `share` of them new."""
     if person.iuv is None or before.labels is None or before.uv is None:
         return uv
-    corner = before.box_xyxy[:2].astype(np.float32).astype(int) + shift_xy
+    corner = before.own_box_xyxy[:2].astype(int) + shift_xy
     offset_x, offset_y = (corner - person.box_xyxy[:2].astype(int)).tolist()
     place, own = overlap_at((offset_x, offset_y), before.labels.shape, person.size_hw)
     old, new = before.uv[(slice(None), *own)], uv[(slice(None), *place)]
