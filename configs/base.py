@@ -20,6 +20,16 @@ def get_config() -> ConfigDict:
     return config
 
 
+def use_hrnet(config: ConfigDict, width: int) -> None:
+    """Sets HRNet of a width, the channels of its finest branch, as backbone, and its solver."""
+    backbone = config.model.backbone
+    backbone.name, backbone.norm, backbone.freeze_at = "hrnet", "BN", 0
+    channels = tuple(width * 2**branch for branch in range(4))
+    backbone.hrnet_channels = tuple(channels[:branches] for branches in (2, 3, 4))
+    config.optimizer.learning_rate = 0.03
+    config.optimizer.clip = "norm"
+
+
 def _model() -> ConfigDict:
     model = ConfigDict()
     model.pixel_mean_bgr = (103.53, 116.28, 123.675)
@@ -38,6 +48,7 @@ def _model() -> ConfigDict:
     model.predictor = _predictor()
     model.mask_head = _mask_head()
     model.keypoint_head = _keypoint_head()
+    model.cascade = _cascade()
     return model
 
 
@@ -162,6 +173,21 @@ def _keypoint_head() -> ConfigDict:
     return head
 
 
+def _cascade() -> ConfigDict:
+    """Later stages of the branches of model.tasks, which see what all of them predicted before."""
+    cascade = ConfigDict()
+    cascade.num_stages = 1  # 1 is no cascade: the branches alone
+    # What of the predictions is embedded: their logits, or probabilities, and U and V times those
+    # of their patches.
+    cascade.inputs = "probabilities"
+    cascade.embedded_channels = 64  # of the predictions of each branch
+    cascade.channels = 256  # of the convolutions of each branch
+    cascade.num_convs = 4
+    # False: the losses of a stage also train the predictions that it reads.
+    cascade.stop_gradient = False
+    return cascade
+
+
 def _loss() -> ConfigDict:
     loss = ConfigDict()
     loss.rpn_weight = 1.0  # of both losses, objectness and deltas
@@ -196,6 +222,9 @@ def _loss() -> ConfigDict:
     # the foreground whose people have a mask).
     loss.keypoint_rois_per_image = 32
     loss.mask_rois_per_image = 32
+    # With model.cascade.num_stages above 1 the branches share their ROIs: those that any of them
+    # may train on, the largest of these three numbers an image.
+    loss.stage_weights = ()  # of the stages' losses, one for each; () for 1 each
     # True, as in the original: only people with DensePose train keypoints. False: all people with
     # keypoints do.
     loss.densepose_people_only = True

@@ -2,7 +2,8 @@
 
 Variants: r50, x101, hrnet_w32 and hrnet_w48 (KTNv2 with MID and KTM), v1_r50, v1_x101,
 v1_hrnet_w32 and v1_hrnet_w48 (KTN's first version), mid_only (MID, a surface classifier of its
-own), ktm_only (KTM on the plain pyramid), tiny (small enough for tests), demo (learns rendered
+own), ktm_only (KTM on the plain pyramid), cascade (r50 with a keypoint branch beside it, in two
+stages that read each other's predictions), tiny (small enough for tests), demo (learns rendered
 people in minutes on a CPU) and demo_gpu (the same people, a larger model).
 
 KTN starts from a model trained on COCO's keypoints with the same decoder, which starts from
@@ -17,12 +18,12 @@ initial value, and the body graph from `training.graph`.
 
 from ml_collections import ConfigDict
 
-from ktn_jax.configs import base, densepose_rcnn
+from ktn_jax.configs import base
 
 VARIANTS = (
     *("r50", "x101", "hrnet_w32", "hrnet_w48"),
     *("v1_r50", "v1_x101", "v1_hrnet_w32", "v1_hrnet_w48"),
-    *("mid_only", "ktm_only", "tiny", "demo", "demo_gpu"),
+    *("mid_only", "ktm_only", "cascade", "tiny", "demo", "demo_gpu"),
 )
 
 
@@ -43,13 +44,13 @@ def get_config(variant: str = "r50") -> ConfigDict:
     else:
         _use_second_version(config, variant)
     if "hrnet" in variant:
-        densepose_rcnn.use_hrnet(config, width=int(variant[-2:]))
+        base.use_hrnet(config, width=int(variant[-2:]))
     if variant.endswith("x101"):
         _use_resnext(config.model)
     if variant == "tiny":
-        _shrink(config)
+        shrink(config)
     if variant in ("demo", "demo_gpu"):
-        _fit_rendered_people(config)
+        fit_rendered_people(config)
     if variant == "demo_gpu":
         _enlarge(config)
     return config
@@ -69,6 +70,9 @@ def _use_second_version(config: ConfigDict, variant: str) -> None:
     model.densepose_head.norm = "GN"
     model.predictor.name = "chart" if variant == "mid_only" else "ktn"
     config.loss.coarse_segm_weight = 2.0
+    if variant == "cascade":
+        model.tasks = ("densepose", "keypoints")
+        model.cascade.num_stages = 2
     if variant in ("x101", "hrnet_w32", "hrnet_w48"):
         model.predictor.name = "ktn_auxiliary"
         # Nothing reads the auxiliary classifier: the original leaves it without a gradient.
@@ -83,7 +87,7 @@ def _use_resnext(model: ConfigDict) -> None:
     model.pixel_std_bgr = (57.375, 57.12, 58.395)
 
 
-def _shrink(config: ConfigDict) -> None:
+def shrink(config: ConfigDict) -> None:
     """Cuts widths, depths and image sizes; the structure stays. Trains from scratch."""
     model = config.model
     model.backbone.norm = "BN"
@@ -123,7 +127,7 @@ def _shrink(config: ConfigDict) -> None:
     config.data.synthetic.people_range = (1, 2)
 
 
-def _fit_rendered_people(config: ConfigDict) -> None:
+def fit_rendered_people(config: ConfigDict) -> None:
     """For one or two large people at 128 x 128 pixels, learnt from scratch on two CPU cores."""
     side = 128  # of the network input; pictures are rendered larger
     model = config.model

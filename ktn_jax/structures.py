@@ -74,6 +74,20 @@ class DensePoseOutputs(Generic[AnyArray]):
 
 
 @flax.struct.dataclass
+class BranchOutputs:
+    """What the branches compute of N people in one stage; None for tasks that a model lacks.
+
+    P is the side of the features that a branch pools.
+    """
+
+    features: Mapping[str, Array]  # by task: [N, P, P, C], what its predictor reads
+    charts: DensePoseOutputs[Array] | None = None
+    low_charts: Mapping[str, Array] | None = None  # [N, 2P, 2P, C] by name: not upsampled
+    keypoint_scores: Array | None = None  # [N, 2P, 2P, 17], not upsampled
+    mask_logits: Array | None = None  # [N, 2P, 2P] of the class of each
+
+
+@flax.struct.dataclass
 class PersonMaps(Generic[AnyArray]):
     """What the branches say of N people; None for tasks that a model does not have."""
 

@@ -112,7 +112,7 @@ class Ours:
         timed("rest", "detections", detect, logits, deltas, proposals, self.sizes)
         decoded = timed("decoder", "decode", Detector.decode, pyramid)
         features = timed("pool + head", "head", head, decoded, self.boxes, self.index)
-        kernel = self.programs.surface_kernel
+        kernel = self.programs.surface_kernels[0]
         timed("predictor", "predict", Detector.predict_charts, features, kernel)
         return seconds
 

@@ -1,7 +1,8 @@
 """The table of parameters: their names in PyTorch's state dicts and in Flax.
 
 Each rule pairs a torch name with a Flax path. `{n}`, `{m}`, ... stand for numbers, `{p}` for a
-pyramid level, `{c}` for a convolution of a bottleneck. `checkpoints.torch_names` runs it both ways.
+pyramid level, `{c}` for a convolution of a bottleneck, `{t}` and `{r}` for tasks.
+`checkpoints.torch_names` runs it both ways.
 """
 
 import dataclasses
@@ -19,6 +20,9 @@ _PLACEHOLDERS = {
     "{i}": r"(?P<i>\d+)",
     "{p}": r"(?P<p>p\d+)",
     "{c}": r"(?P<c>conv\d|shortcut)",
+    "{t}": r"(?P<t>densepose|keypoints|masks)",
+    "{r}": r"(?P<r>densepose|keypoints|masks)",
+    "{s}": r"(?P<s>\d+)",
 }
 
 
@@ -143,10 +147,14 @@ def _decoder_rules() -> Iterator[Rule]:
     yield from _norm(f"{trident}.1", "decoder/trident{n}_norm")
 
 
+def _conv_stack_rules() -> Iterator[Rule]:
+    name = "roi_heads.densepose_head.body_conv_fcn{n}"
+    yield from _conv_norm(name, f"{name}.norm", "densepose_head/body_conv{n}")
+
+
 def _head_rules() -> Iterator[Rule]:
     head = "roi_heads.densepose_head"
-    name = f"{head}.body_conv_fcn{{n}}"
-    yield from _conv_norm(name, f"{name}.norm", "densepose_head/body_conv{n}")
+    yield from _conv_stack_rules()
     yield Rule(f"{head}.ScaleConvs.weight", "params/densepose_head/scale_convs/kernel", "conv")
     yield from _norm(f"{head}.ScaleConvs.norms.{{n}}", "densepose_head/scale_convs/norm{n}")
     pointwise = f"{head}.ScaleConvs.conv1"
@@ -213,6 +221,16 @@ def _predictor_rules(kind: str) -> Iterator[Rule]:
         yield from _output(f"{predictor}.k_lowres", "predictor/keypoint", "deconv")
 
 
+def _cascade_rules(kind: str) -> Iterator[Rule]:
+    """Later stages, which no original has: the names of the first stage, under their own."""
+    theirs, ours = "roi_heads.cascade_stage{s}", "cascade_stage{s}"
+    for rule in (*_conv_stack_rules(), *_person_head_rules(), *_predictor_rules(kind)):
+        torch = rule.torch.removeprefix("roi_heads.")
+        collection, _, path = rule.flax.partition("/")
+        yield Rule(f"{theirs}.{torch}", f"{collection}/{ours}/{path}", rule.layout)
+    yield from _layer(f"{theirs}.{{t}}_reads_{{r}}", f"{ours}/{{t}}_reads_{{r}}", "conv")
+
+
 def _constant_rules() -> Iterator[Rule]:
     """Constants that checkpoints hold although the configuration defines them."""
     for name in ("pixel_mean", "pixel_std"):
@@ -239,5 +257,6 @@ def rules(predictor: str, is_multi_instance: bool) -> tuple[Rule, ...]:
         *_head_rules(),
         *_person_head_rules(),
         *_predictor_rules(predictor),
+        *_cascade_rules(predictor),
         *_constant_rules(),
     )

@@ -49,8 +49,8 @@ class Pyramid:
 class Stages:
     """The programs of a model, each compiled when it is first called with arrays of new shapes.
 
-    Norms with fixed statistics are folded into the backbone's convolutions. The kernel that
-    knowledge transfer synthesises is a constant of the weights: it is computed once, and the
+    Norms with fixed statistics are folded into the backbone's convolutions. The kernels that
+    knowledge transfer synthesises are constants of the weights: they are computed once, and the
     transfer's parameters are freed.
 
     Stages can be pickled: pickles hold the configuration and the weights, and programs are compiled
@@ -60,11 +60,12 @@ class Stages:
         config: the whole configuration.
         model: the detector as it runs, without the norms that are folded.
         variables: of `model`, on the device.
-        surface_kernel: [k, k, C, 25] on the device; None where the model learns its own.
+        surface_kernels: of each stage of the branches, [k, k, C, 25] on the device; None where the
+            model learns its own.
     """
 
     variables: Variables
-    surface_kernel: Array | None
+    surface_kernels: tuple[Array | None, ...]
 
     def __init__(self, config: ConfigDict, variables: Variables):
         """Takes a whole configuration and the variables of its model (see `checkpoints.weights`).
@@ -90,23 +91,23 @@ class Stages:
         self.model = build_model(without_norms(config.model), compute=compute)
         whole = build_model(config.model)
         self._synthesise = jax.jit(
-            lambda params: whole.apply({"params": params}, method=Detector.surface_kernel)
+            lambda params: whole.apply({"params": params}, method=Detector.surface_kernels)
         )
         self._run_detect = jax.jit(self._apply_detect, static_argnums=3)
         self._run_decode = jax.jit(self._apply_decode)
         self._run_describe = jax.jit(self._apply_describe)
 
-    def _fold(self, variables: Variables) -> tuple[Variables, Array | None]:
-        """Makes the folded variables and the surface kernel from the whole model's variables."""
+    def _fold(self, variables: Variables) -> tuple[Variables, tuple[Array | None, ...]]:
+        """Makes the folded variables and the surface kernels from the whole model's variables."""
         # To the host: they may be sharded over the devices of a training run.
         variables = jax.tree.map(np.asarray, _collections(variables))
-        kernel = self._synthesise(_synthesis_params(variables["params"]))
-        return fold_norms(self.config.model, _without_transfer(variables)), kernel
+        kernels = self._synthesise(_synthesis_params(variables["params"]))
+        return fold_norms(self.config.model, _without_transfer(variables)), kernels
 
-    def _put(self, variables: Variables, surface_kernel: Any) -> None:
+    def _put(self, variables: Variables, surface_kernels: Any) -> None:
         # On the device once: arrays of the host would travel with every call.
         self.variables = jax.tree.map(_to_device, variables)
-        self.surface_kernel = None if surface_kernel is None else _to_device(surface_kernel)
+        self.surface_kernels = jax.tree.map(_to_device, surface_kernels)
 
     def replace_variables(self, variables: Variables) -> None:
         """Replaces the weights; nothing is compiled again.
@@ -182,7 +183,7 @@ class Stages:
             padding = people_bucket(count) - count
             outputs = self._run_describe(
                 self.variables,
-                self.surface_kernel,
+                self.surface_kernels,
                 pyramid.roi_features(),
                 np.pad(boxes_xyxy[part], ((0, padding), (0, 0))),
                 np.pad(batch_index[part], (0, padding)),
@@ -208,13 +209,13 @@ class Stages:
     def _apply_describe(
         self,
         variables: Variables,
-        surface_kernel: Array | None,
+        surface_kernels: tuple[Array | None, ...],
         features: RoiFeatures,
         boxes: Array,
         batch_index: Array,
         classes: Array,
     ) -> PersonMaps[Array]:
-        arguments = (features, jnp.asarray(boxes), batch_index, classes, surface_kernel)
+        arguments = (features, jnp.asarray(boxes), batch_index, classes, surface_kernels)
         return self._apply(Detector.describe, variables, *arguments)
 
     def _apply(
@@ -224,7 +225,7 @@ class Stages:
         return cast(Output, output)  # Flax adds the type of a call that changes variables
 
     def __getstate__(self) -> dict[str, Any]:
-        arrays = {"variables": self.variables, "surface_kernel": self.surface_kernel}
+        arrays = {"variables": self.variables, "surface_kernels": self.surface_kernels}
         return {"config": self.config, "shapes": self._shapes, **jax.device_get(arrays)}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -232,7 +233,7 @@ class Stages:
         jax_setup.prepare()
         self._build(state["config"])
         self._shapes = state["shapes"]
-        self._put(state["variables"], state["surface_kernel"])
+        self._put(state["variables"], state["surface_kernels"])
 
 
 def people_bucket(count: int) -> int:
@@ -257,18 +258,19 @@ def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
 
 
 def _synthesis_params(params: Variables) -> dict[str, Any]:
-    """The parameters that the surface kernel depends on, and no others."""
-    box_head = {
-        name: value for name, value in params["box_head"].items() if not name.startswith("fc")
+    """The parameters that the surface kernels depend on, and no others."""
+    flat = traverse_util.flatten_dict(dict(params))
+    kept = {
+        path: value
+        for path, value in flat.items()
+        if "predictor" in path or (path[0] == "box_head" and not path[1].startswith("fc"))
     }
-    return {"box_head": box_head, "predictor": params.get("predictor", {})}
+    nested: dict[str, Any] = traverse_util.unflatten_dict(kept)
+    return nested
 
 
 def _without_transfer(variables: Variables) -> dict[str, Any]:
-    """Drops the parameters that are only needed to synthesise the surface kernel."""
-    params = dict(variables["params"])
-    if "predictor" in params:
-        params["predictor"] = {
-            name: value for name, value in params["predictor"].items() if name != "transfer"
-        }
-    return {**variables, "params": params}
+    """Drops the parameters that are only needed to synthesise the surface kernels."""
+    flat = traverse_util.flatten_dict(dict(variables["params"]))
+    kept = {path: value for path, value in flat.items() if "transfer" not in path}
+    return {**variables, "params": traverse_util.unflatten_dict(kept)}

@@ -1,14 +1,16 @@
 """The detector: image -> people -> the surface point of each of their pixels.
 
-Only this module and `person_branches` read a configuration. The model runs in two stages, so that
-the costly second one runs on the people found and not on every row of a padded list:
+Only this module, `backbone`, `person_branches` and `cascade` read a configuration. The model runs
+in two stages, so that the costly second one runs on the people found and not on every row of a
+padded list:
 
 1. `detect`: backbone, pyramid, proposals and boxes;
 2. `roi_features` and `describe`: the decoder's map, people pooled from it and from the pyramid, and
-   the branches of `model.tasks`: DensePose charts, keypoints, masks.
+   the branches of `model.tasks`: DensePose charts, keypoints, masks. With `model.cascade`, these
+   run in several stages of their own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -17,18 +19,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ktn_jax.modeling import person_branches
+from ktn_jax.modeling.backbone import build_backbone
 from ktn_jax.modeling.box_head import BoxHead, select_detections
+from ktn_jax.modeling.cascade import CascadeStage
 from ktn_jax.modeling.compute import Compute
-from ktn_jax.modeling.hrnet import HRNet
 from ktn_jax.modeling.knowledge_transfer import Graph
 from ktn_jax.modeling.layers import per_channel, zero_invalid
-from ktn_jax.modeling.neck import FPN, HRFPN
 from ktn_jax.modeling.person_branches import FIRST_STRIDE, pool_rois
-from ktn_jax.modeling.person_heads import masks_of_classes
-from ktn_jax.modeling.resnet import BLOCKS_OF_DEPTH, ResNet
+from ktn_jax.modeling.person_heads import upsample_scores
 from ktn_jax.modeling.rpn import RPNHead, anchor_boxes, select_proposals
 from ktn_jax.ops import boxes as box_ops
 from ktn_jax.structures import (
+    BranchOutputs,
     DensePoseOutputs,
     Detections,
     Features,
@@ -49,7 +51,7 @@ class Detector(nn.Module):
 
     def setup(self) -> None:
         config, compute = self.config, self.compute
-        self.backbone, self.neck = _build_backbone(config, compute)
+        self.backbone, self.neck = build_backbone(config, compute)
         num_anchors = len(config.rpn.anchor_sizes[0]) * len(config.rpn.aspect_ratios)
         self.rpn_head = RPNHead(num_anchors, compute=compute)
         box = config.box_head
@@ -70,6 +72,10 @@ class Detector(nn.Module):
             self.mask_head = person_branches.build_mask_head(config, compute)
         if "keypoints" in config.tasks:
             self.keypoint_head = person_branches.build_keypoint_head(config, compute)
+        self.later_stages = [
+            CascadeStage(config, compute, self.graph, name=f"cascade_stage{number}")
+            for number in range(2, config.cascade.num_stages + 1)
+        ]
 
     def __call__(self, images: Array, image_size_hw: Array) -> PersonMaps[Array]:
         """Runs every submodule that has parameters once, for `init`.
@@ -81,16 +87,15 @@ class Detector(nn.Module):
         pyramid = self.extract(self.normalise(images, image_size_hw), image_size_hw)
         self.rpn_head(pyramid.maps, pyramid.sizes)
         self.classify(_zeros(config.box_head, channels))
-        charts = keypoints = mask = None
+        pooled = {}
         if "densepose" in config.tasks:
             decoded = next(iter(self.decode(pyramid).maps.values()))
-            head_features = self.run_head(_zeros(config.densepose_head, decoded.shape[-1]))
-            charts = self.predict_charts(head_features)
+            pooled["densepose"] = _zeros(config.densepose_head, decoded.shape[-1])
         if "keypoints" in config.tasks:
-            keypoints = self.keypoint_head(_zeros(config.keypoint_head, channels))
+            pooled["keypoints"] = _zeros(config.keypoint_head, channels)
         if "masks" in config.tasks:
-            mask = self.mask_head(_zeros(config.mask_head, channels))[..., 0]
-        return PersonMaps(charts, keypoints, mask)
+            pooled["masks"] = _zeros(config.mask_head, channels)
+        return to_person_maps(self.run_stages(pooled, jnp.zeros(1, jnp.int32))[-1])
 
     def normalise(self, images: Array, image_size_hw: Array) -> Array:
         """Turns RGB uint8 images [B, H, W, 3] into network input, zero beyond `image_size_hw`."""
@@ -264,23 +269,69 @@ class Detector(nn.Module):
         """Pools from `roi_levels` for the keypoint head; otherwise as `pool_for_masks`."""
         return pool_rois(levels, boxes, batch_index, self.config.keypoint_head, self.compute)
 
+    def pool(
+        self, features: RoiFeatures, boxes: Mapping[str, Array], batch_index: Array | None = None
+    ) -> dict[str, Array]:
+        """Pools for every task of the model from its boxes, by task; see `pool_boxes`."""
+        pooled = {}
+        if features.decoded is not None:
+            pooled["densepose"] = self.pool_people(
+                features.decoded, boxes["densepose"], batch_index
+            )
+        for task, pool in (
+            ("keypoints", self.pool_for_keypoints),
+            ("masks", self.pool_for_masks),
+        ):
+            if features.levels is not None and task in self.config.tasks:
+                pooled[task] = pool(features.levels, boxes[task], batch_index)
+        return pooled
+
+    def run_stages(
+        self,
+        pooled: Mapping[str, Array],
+        classes: Array,
+        surface_kernels: Sequence[Array | None] | None = None,
+    ) -> tuple[BranchOutputs, ...]:
+        """Runs the branches, in as many stages as `cascade.num_stages`.
+
+        Args:
+            pooled: [N, P, P, C] by task. With several stages the rows of all tasks are those of the
+                same people.
+            classes: int [N] the class of each ROI of the masks.
+            surface_kernels: from `surface_kernels`; None to synthesise them here.
+
+        Returns:
+            The outputs of every stage.
+        """
+        if surface_kernels is None:
+            surface_kernels = self.surface_kernels()
+        stages = [person_branches.run_branches(self, pooled, classes, surface_kernels[0])]
+        for stage, kernel in zip(self.later_stages, surface_kernels[1:], strict=True):
+            stages.append(stage(pooled, stages[-1], classes, kernel))
+        return tuple(stages)
+
     def run_head(self, pooled: Array) -> Array:
         """Runs the DensePose head on pooled people [N, P, P, C]: [N, P, P, channels]."""
         features: Array = self.densepose_head(pooled)
         return features
 
-    def surface_kernel(self) -> Array | None:
-        """The synthesised surface classifier [k, k, C, 25]; None if the model learns its own."""
+    def surface_kernels(self) -> tuple[Array | None, ...]:
+        """The synthesised surface classifier [k, k, C, 25] of every stage.
+
+        None for a stage without charts or one that learns its own.
+        """
         if "densepose" not in self.config.tasks:
-            return None
-        return self.predictor.surface_kernel(self.box_head.class_and_delta_weights())
+            return (None,) * int(self.config.cascade.num_stages)
+        weights = self.box_head.class_and_delta_weights()
+        later = [stage.surface_kernel(weights) for stage in self.later_stages]
+        return (self.predictor.surface_kernel(weights), *later)
 
     def predict_charts(
         self, head_features: Array, surface_kernel: Array | None = None
     ) -> DensePoseOutputs[Array]:
-        """Runs the predictor; the kernel is synthesised unless it is given."""
+        """Runs the first stage's predictor; the kernel is synthesised unless it is given."""
         if surface_kernel is None:
-            surface_kernel = self.surface_kernel()
+            surface_kernel = self.surface_kernels()[0]
         return self.predictor(head_features, surface_kernel)
 
     def describe(
@@ -289,7 +340,7 @@ class Detector(nn.Module):
         boxes: Array,
         batch_index: Array,
         classes: Array,
-        surface_kernel: Array | None = None,
+        surface_kernels: Sequence[Array | None] | None = None,
     ) -> PersonMaps[Array]:
         """Second stage.
 
@@ -298,24 +349,14 @@ class Detector(nn.Module):
             boxes: [N, 4] people, xyxy in pixels of the network input.
             batch_index: int [N] the image of each.
             classes: int [N] the class of each.
-            surface_kernel: from `surface_kernel`, computed once for given weights; None to
-                synthesise it here, as training must.
+            surface_kernels: from `surface_kernels`, computed once for given weights; None to
+                synthesise them here.
 
         Returns:
-            The maps of the N people, of every task of the model.
+            The maps of the N people, of every task of the model, by the last stage.
         """
-        charts = keypoints = mask = None
-        if features.decoded is not None:
-            pooled = self.pool_people(features.decoded, boxes, batch_index)
-            charts = self.predict_charts(self.run_head(pooled), surface_kernel)
-        if features.levels is not None and "keypoints" in self.config.tasks:
-            keypoints = self.keypoint_head(
-                self.pool_for_keypoints(features.levels, boxes, batch_index)
-            )
-        if features.levels is not None and "masks" in self.config.tasks:
-            logits = self.mask_head(self.pool_for_masks(features.levels, boxes, batch_index))
-            mask = nn.sigmoid(masks_of_classes(logits, classes))
-        return PersonMaps(charts, keypoints, mask)
+        pooled = self.pool(features, dict.fromkeys(self.config.tasks, boxes), batch_index)
+        return to_person_maps(self.run_stages(pooled, classes, surface_kernels)[-1])
 
     def roi_levels(self, pyramid: Features) -> Features:
         """The levels that people are pooled from: FPN's p6 only serves proposals."""
@@ -324,6 +365,16 @@ class Detector(nn.Module):
             {name: pyramid.maps[name] for name in names},
             {name: pyramid.sizes[name] for name in names},
         )
+
+
+def to_person_maps(outputs: BranchOutputs) -> PersonMaps[Array]:
+    """What a stage says of people: charts, heatmaps, and masks as probabilities."""
+    scores, logits = outputs.keypoint_scores, outputs.mask_logits
+    return PersonMaps(
+        outputs.charts,
+        None if scores is None else upsample_scores(scores),
+        None if logits is None else nn.sigmoid(logits),
+    )
 
 
 def _zeros(pooler: ConfigDict, channels: int) -> Array:
@@ -357,33 +408,3 @@ def build_model(
         compute=Compute(dtype=config.dtype) if compute is None else compute,
         graph=graph,
     )
-
-
-def _build_backbone(config: ConfigDict, compute: Compute) -> tuple[nn.Module, nn.Module]:
-    backbone, neck = config.backbone, config.neck
-    if backbone.name == "resnet":
-        if not backbone.num_blocks and backbone.depth not in BLOCKS_OF_DEPTH:
-            raise ValueError(f"backbone.depth {backbone.depth}: one of {list(BLOCKS_OF_DEPTH)}")
-        resnet = ResNet(
-            num_blocks=tuple(backbone.num_blocks) or BLOCKS_OF_DEPTH[backbone.depth],
-            stem_channels=backbone.stem_channels,
-            width=backbone.width,
-            groups=backbone.groups,
-            res2_channels=backbone.res2_channels,
-            norm=backbone.norm,
-            stride_in_1x1=backbone.stride_in_1x1,
-            res5_dilation=backbone.res5_dilation,
-            freeze_at=backbone.freeze_at,
-            compute=compute,
-        )
-        return resnet, FPN(neck.channels, norm=neck.norm, compute=compute)
-    if backbone.name == "hrnet":
-        hrnet = HRNet(
-            channels=tuple(backbone.hrnet_channels),
-            num_blocks=tuple(backbone.hrnet_num_blocks),
-            num_modules=tuple(backbone.hrnet_num_modules),
-            norm=backbone.norm,
-            compute=compute,
-        )
-        return hrnet, HRFPN(neck.channels, compute=compute)
-    raise ValueError(f"unknown backbone.name {backbone.name!r}: resnet or hrnet")

@@ -4,7 +4,8 @@
 DensePose branch pools from the decoder's map, the others from the pyramid.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -16,21 +17,74 @@ from ktn_jax.modeling import densepose_head as heads
 from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES, ChartPredictor
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.knowledge_transfer import Graph
-from ktn_jax.modeling.person_heads import KeypointHead, MaskHead
+from ktn_jax.modeling.person_heads import KeypointHead, MaskHead, masks_of_classes
 from ktn_jax.ops.roi_align import cache_sized_chunk, multilevel_roi_align
-from ktn_jax.structures import Features
+from ktn_jax.structures import BranchOutputs, Features
 
 Array = jax.Array
 
 TASKS = ("densepose", "keypoints", "masks")
+CASCADE_INPUTS = ("probabilities", "logits")
 FIRST_STRIDE = 4  # of the finest pyramid level
 
 
+class Branches(Protocol):
+    """A stage: the heads of the tasks that a model has."""
+
+    @property
+    def densepose_head(self) -> nn.Module:
+        """Of pooled people."""
+
+    @property
+    def predictor(self) -> ChartPredictor:
+        """Of what the DensePose head makes."""
+
+    @property
+    def keypoint_head(self) -> KeypointHead:
+        """Of keypoints."""
+
+    @property
+    def mask_head(self) -> MaskHead:
+        """Of masks."""
+
+
+def run_branches(
+    stage: Branches, inputs: Mapping[str, Array], classes: Array, surface_kernel: Array | None
+) -> BranchOutputs:
+    """Runs the heads of a stage.
+
+    Args:
+        stage: whose heads run.
+        inputs: [N, P, P, C] by task of the model, what the task's head reads.
+        classes: int [N] the class of each ROI of the masks.
+        surface_kernel: of the stage's predictor; None if it learns its own.
+
+    Returns:
+        The outputs of the stage.
+    """
+    features: dict[str, Array] = {}
+    outputs: dict[str, Any] = {}
+    if "densepose" in inputs:
+        features["densepose"] = stage.densepose_head(inputs["densepose"])
+        low = stage.predictor.low_resolution(features["densepose"], surface_kernel)
+        outputs |= {"low_charts": low, "charts": stage.predictor.upsample(low)}
+    if "keypoints" in inputs:
+        features["keypoints"] = stage.keypoint_head.convolved(inputs["keypoints"])
+        outputs["keypoint_scores"] = stage.keypoint_head.low_resolution(features["keypoints"])
+    if "masks" in inputs:
+        head = stage.mask_head
+        features["masks"] = head.convolved(inputs["masks"])
+        logits = head.classify(head.upsampled(features["masks"]))
+        outputs["mask_logits"] = masks_of_classes(logits, classes)
+    return BranchOutputs(features=features, **outputs)
+
+
 def check_tasks(config: ConfigDict) -> None:
-    """Checks `model.tasks`.
+    """Checks `model.tasks` and `model.cascade`.
 
     Raises:
-        ValueError: an unknown task or one named twice, or knowledge transfer with several classes.
+        ValueError: an unknown task or one named twice, knowledge transfer with several classes, or
+            a cascade that cannot be.
     """
     tasks = tuple(config.tasks)
     if len(set(tasks)) != len(tasks) or not set(tasks) <= set(TASKS):
@@ -40,6 +94,17 @@ def check_tasks(config: ConfigDict) -> None:
         raise ValueError(
             f"predictor.name {config.predictor.name!r} transfers from the classifier of one class; "
             f"box_head.num_classes is {num_classes}"
+        )
+    cascade = config.cascade
+    if cascade.num_stages < 1 or (cascade.num_stages > 1 and not tasks):
+        raise ValueError(
+            f"model.cascade.num_stages {cascade.num_stages} of model.tasks {tasks}: at least 1, "
+            "and 1 without tasks"
+        )
+    if cascade.num_convs < 1 or cascade.inputs not in CASCADE_INPUTS:
+        raise ValueError(
+            f"model.cascade.num_convs {cascade.num_convs}, inputs {cascade.inputs!r}: at least 1, "
+            f"and one of {CASCADE_INPUTS}"
         )
 
 
@@ -92,22 +157,27 @@ def build_densepose_head(config: ConfigDict, compute: Compute) -> nn.Module:
     raise ValueError(f"unknown densepose_head.name {head.name!r}: conv_stack, deeplab or ktn")
 
 
-def build_predictor(config: ConfigDict, compute: Compute, graph: Graph | None) -> ChartPredictor:
+def build_predictor(
+    config: ConfigDict, compute: Compute, graph: Graph | None, in_features: int | None = None
+) -> ChartPredictor:
     """Builds the chart predictor of a `model` configuration.
 
     Args:
         config: the `model` part of a configuration.
         compute: how the model computes.
         graph: initial body graph of the transfer, see `build_model`; None for small noise.
+        in_features: channels that it reads; None for those of the DensePose head.
 
     Returns:
         The module; an unknown predictor.name is a ValueError when it is bound.
     """
     predictor, head = config.predictor, config.densepose_head
+    if in_features is None:
+        # Without convolutions the head passes on what it pools.
+        in_features = head.channels if head.num_convs else config.neck.channels
     return ChartPredictor(
         kind=predictor.name,
-        # Without convolutions the head passes on what it pools.
-        in_features=head.channels if head.num_convs else config.neck.channels,
+        in_features=in_features,
         num_coarse_channels=predictor.num_coarse_channels,
         num_patches=predictor.num_patches,
         kernel_size=predictor.kernel_size,
@@ -120,11 +190,16 @@ def build_predictor(config: ConfigDict, compute: Compute, graph: Graph | None) -
     )
 
 
+def num_mask_classes(config: ConfigDict) -> int:
+    """Masks that the mask head of a `model` configuration predicts of each ROI."""
+    return 1 if config.mask_head.is_class_agnostic else int(config.box_head.num_classes)
+
+
 def build_mask_head(config: ConfigDict, compute: Compute) -> MaskHead:
     """Builds the mask head of a `model` configuration."""
     head = config.mask_head
     return MaskHead(
-        num_classes=1 if head.is_class_agnostic else config.box_head.num_classes,
+        num_classes=num_mask_classes(config),
         in_features=config.neck.channels,
         features=head.channels,
         num_convs=head.num_convs,

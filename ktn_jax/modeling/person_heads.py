@@ -40,11 +40,15 @@ class MaskHead(nn.Module):
             self.num_classes, kernel_init=_logits_init, compute=self.compute, name="logits"
         )
 
-    def upsampled(self, x: Array) -> Array:
-        """Runs the convolutions and the deconvolution: [N, P, P, C] to [N, 2P, 2P, features]."""
+    def convolved(self, x: Array) -> Array:
+        """Runs the convolutions: [N, P, P, in_features] to [N, P, P, features]."""
         for conv in self.convs:
             x = nn.relu(conv(x))
-        x = upsample_twice(x, self.deconv_kernel, self.deconv_bias, self.compute)
+        return x
+
+    def upsampled(self, convolved: Array) -> Array:
+        """Deconvolves `convolved`: [N, P, P, features] to [N, 2P, 2P, features]."""
+        x = upsample_twice(convolved, self.deconv_kernel, self.deconv_bias, self.compute)
         return nn.relu(x)
 
     def classify(self, upsampled: Array) -> Array:
@@ -54,7 +58,7 @@ class MaskHead(nn.Module):
 
     def __call__(self, x: Array) -> Array:
         """Maps x [N, P, P, in_features] to mask logits [N, 2P, 2P, num_classes], float32."""
-        return self.classify(self.upsampled(x))
+        return self.classify(self.upsampled(self.convolved(x)))
 
 
 class KeypointHead(nn.Module):

@@ -4,11 +4,11 @@
                    ├──── ROIs with keypoints, ROIs with masks ─ heads
                    └──── decoder ─ ROIs with DensePose ─ head ─ predictor (with the transfer)
 
+In a cascade the branches share their ROIs, and the outputs of all go into the next stage of each.
 Crowds are not in a batch and padding is masked, so every image keeps its row, whether or not its
 people have annotations.
 """
 
-import dataclasses
 import functools
 import operator
 from collections.abc import Mapping
@@ -21,21 +21,19 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from ktn_jax.body.parts import NUM_KEYPOINTS
-from ktn_jax.losses.densepose import DensePoseWeights, densepose_losses
 from ktn_jax.losses.detection import RoiTargets, box_losses, rpn_losses
-from ktn_jax.losses.masks_keypoints import MaskTargets, keypoint_loss, mask_loss
+from ktn_jax.losses.masks_keypoints import MaskTargets
 from ktn_jax.modeling.detector import Detector
 from ktn_jax.modeling.layers import valid_mask
 from ktn_jax.modeling.person_branches import TASKS
-from ktn_jax.modeling.person_heads import masks_of_classes, upsample_scores
-from ktn_jax.structures import DensePoseOutputs, Features, Proposals
+from ktn_jax.structures import BranchOutputs, Features, Proposals
 from ktn_jax.training import targets
+from ktn_jax.training.branch_losses import Losses, branch_losses
 from ktn_jax.training.distributed import Batch
 from ktn_jax.training.step import LossFn
-from ktn_jax.training.targets import Samples
+from ktn_jax.training.targets import People, Samples
 
 Array = jax.Array
-Losses = dict[str, Array]
 
 
 @flax.struct.dataclass
@@ -50,11 +48,7 @@ class TrainingOutputs:
     samples: Samples
     pyramid: Features
     proposals: Proposals
-    # Of the tasks that the model has, each of N = B * K ROIs of its own:
-    charts: DensePoseOutputs[Array] | None = None
-    head_features: Array | None = None  # [N, P, P, C] of the DensePose head
-    keypoint_scores: Array | None = None  # [N, 2P, 2P, 17] of the keypoint head, not upsampled
-    masks: Array | None = None  # [N, M, M] mask logits of the class of the ROI's person
+    stages: tuple[BranchOutputs, ...]  # of N = B * K ROIs, each task of one stage of its own ROIs
 
 
 def make_loss_fn(model: Detector, loss: ConfigDict) -> LossFn:
@@ -69,7 +63,12 @@ def make_loss_fn(model: Detector, loss: ConfigDict) -> LossFn:
         (total, (losses by name, new batch_stats)): pure, static in shape, the same on any number
         of devices. `batch` is described by the data pipeline; with `samples` nothing is drawn and
         `key` is not read. Images without people train the detector only.
+
+    Raises:
+        ValueError: `loss.stage_weights` are not one for each stage.
     """
+
+    stage_weights(model.config, loss)  # an error before anything is compiled
 
     def loss_fn(
         params: Mapping[str, Any],
@@ -161,30 +160,20 @@ def _forward(
         samples=samples,
         pyramid=pyramid,
         proposals=proposals,
-        **_run_branches(detector, pyramid, samples, batch),
+        stages=_run_branches(detector, pyramid, samples.people, batch),
     )
 
 
 def _run_branches(
-    detector: Detector, pyramid: Features, samples: Samples, batch: Batch
-) -> dict[str, Any]:
-    """Runs the branches on the ROIs that train them: fields of `TrainingOutputs`."""
-    people = samples.people
-    outputs: dict[str, Any] = {}
-    if "densepose" in people:
-        pooled = detector.pool_people(detector.decode(pyramid), people["densepose"].boxes)
-        outputs["head_features"] = detector.run_head(pooled)
-        outputs["charts"] = detector.predict_charts(outputs["head_features"])
-    levels = detector.roi_levels(pyramid)
-    if "keypoints" in people:
-        pooled = detector.pool_for_keypoints(levels, people["keypoints"].boxes)
-        head = detector.keypoint_head
-        outputs["keypoint_scores"] = head.low_resolution(head.convolved(pooled))
+    detector: Detector, pyramid: Features, people: Mapping[str, People], batch: Batch
+) -> tuple[BranchOutputs, ...]:
+    """Runs the branches on the ROIs that train them."""
+    boxes = {task: chosen.boxes for task, chosen in people.items()}
+    pooled = detector.pool(detector.roi_features(pyramid), boxes)
+    classes = jnp.zeros(0, jnp.int32)  # only masks read them
     if "masks" in people:
-        pooled = detector.pool_for_masks(levels, people["masks"].boxes)
         classes = targets.classes_of(people["masks"].gt_index, batch).reshape(-1)
-        outputs["masks"] = masks_of_classes(detector.mask_head(pooled), classes)
-    return outputs
+    return detector.run_stages(pooled, classes)
 
 
 def _flatten_levels(maps: Mapping[str, Array], channels: int) -> Array:
@@ -246,13 +235,24 @@ def draw_samples(
         num_samples=box.batch_size_per_image,
         positive_fraction=box.positive_fraction,
     )
-    people = {}
-    for number, task in enumerate(TASKS):
-        if task in config.tasks:
-            qualifies, most = training_rois(task, loss, rois, batch)
-            task_key = jax.random.fold_in(people_key, number) if number else people_key
-            people[task] = targets.choose_people(task_key, rois, qualifies, most)
+    choices = {
+        task: training_rois(task, loss, rois, batch) for task in TASKS if task in config.tasks
+    }
+    if config.cascade.num_stages > 1:
+        qualifies = {task: marks for task, (marks, _) in choices.items()}
+        most = max(number for _, number in choices.values())
+        people = targets.choose_shared_people(people_key, rois, qualifies, most)
+    else:
+        people = {
+            task: targets.choose_people(_task_key(people_key, task), rois, *choice)
+            for task, choice in choices.items()
+        }
     return Samples(anchors=labelled, rois=rois, people=people)
+
+
+def _task_key(key: Array, task: str) -> Array:
+    number = TASKS.index(task)
+    return jax.random.fold_in(key, number) if number else key
 
 
 def training_rois(task: str, loss: ConfigDict, rois: RoiTargets, batch: Batch) -> tuple[Array, int]:
@@ -304,7 +304,11 @@ def compute_losses(
 
     Returns:
         Scalars by name: those of `rpn_losses` and `box_losses`, and of the tasks of the model those
-        of `densepose_losses`, "keypoint_head" and "mask_head".
+        of `densepose_losses`, "keypoint_head" and "mask_head"; of later stages "stage2/u" and so
+        on.
+
+    Raises:
+        ValueError: `loss.stage_weights` are not one for each stage.
     """
     samples, num_images = outputs.samples, batch["image"].shape[0]
     losses = rpn_losses(
@@ -330,43 +334,33 @@ def compute_losses(
     most_keypoints = int(box.batch_size_per_image * box.positive_fraction) * NUM_KEYPOINTS
     by_visible = loss.normalise_keypoints_by_visible
     keypoint_normaliser = None if by_visible else float(num_images * most_keypoints)
-    if outputs.charts is not None:
-        mask_size = outputs.charts.coarse_segm.shape[1] if loss.coarse_segm_from_masks else None
-        taught = targets.densepose_targets(
-            samples.people["densepose"], batch, mask_size, loss.dense_weight
-        )
-        if coarse_labels is not None:
-            taught = dataclasses.replace(taught, mask_labels=coarse_labels)
-        losses |= densepose_losses(
-            outputs.charts,
-            taught,
-            _weights(loss),
-            num_images=num_images,
-            keypoint_normaliser=keypoint_normaliser,
-        )
-    if outputs.keypoint_scores is not None:
-        shown = targets.keypoint_targets(samples.people["keypoints"], batch)
-        heatmaps = upsample_scores(outputs.keypoint_scores)
-        value = keypoint_loss(heatmaps, shown, keypoint_normaliser)
-        losses["keypoint_head"] = loss.keypoint_weight * value
-    if outputs.masks is not None:
-        if mask_targets is None:
-            size = outputs.masks.shape[1]
-            mask_targets = targets.mask_targets(
-                samples.people["masks"], batch, size, loss.dense_weight
-            )
-        losses["mask_head"] = loss.mask_weight * mask_loss(outputs.masks, mask_targets)
-    return losses
-
-
-def _weights(loss: ConfigDict) -> DensePoseWeights:
-    return DensePoseWeights(
-        point=loss.point_weight,
-        fine_segm=loss.fine_segm_weight,
-        coarse_segm=loss.coarse_segm_weight,
-        body_mask=loss.body_mask_weight,
-        keypoint=loss.keypoint_weight,
-        images_per_device=loss.images_per_device,
-        min_variance=loss.min_uv_variance,
-        coarse_segm_from_masks=loss.coarse_segm_from_masks,
+    return losses | branch_losses(
+        outputs.stages,
+        stage_weights(config, loss),
+        samples.people,
+        batch,
+        loss,
+        keypoint_normaliser=keypoint_normaliser,
+        mask_targets=mask_targets,
+        coarse_labels=coarse_labels,
     )
+
+
+def stage_weights(config: ConfigDict, loss: ConfigDict) -> tuple[float, ...]:
+    """The weight of the losses of each stage.
+
+    Args:
+        config: the `model` part of a configuration.
+        loss: its `loss` part.
+
+    Raises:
+        ValueError: `loss.stage_weights` are not one for each stage.
+    """
+    number = config.cascade.num_stages
+    weights = tuple(loss.stage_weights) or (1.0,) * number
+    if len(weights) != number:
+        raise ValueError(
+            f"loss.stage_weights {weights}: one for each of model.cascade.num_stages {number}, or "
+            "() for 1 each"
+        )
+    return weights

@@ -6,6 +6,7 @@ every image its own, so that what an image is trained on does not depend on its 
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import flax.struct
@@ -261,19 +262,41 @@ def choose_people(key: Array, rois: RoiTargets, qualifies: Array, number: int) -
     Returns:
         K ROIs an image, in the order of the sampled ones, padding last.
     """
+    return choose_shared_people(key, rois, {"": qualifies}, number)[""]
+
+
+def choose_shared_people(
+    key: Array, rois: RoiTargets, qualifies: Mapping[str, Array], number: int
+) -> dict[str, People]:
+    """Chooses the ROIs that several branches share: those that any of them may train on.
+
+    Args:
+        key: PRNG key.
+        rois: sampled for the box head.
+        qualifies: bool [B, S] by task, ROIs that may train its branch.
+        number: K; cut to the number of ROIs.
+
+    Returns:
+        By task the same K ROIs an image, see `choose_people`; those that do not train the task have
+        no weight in it.
+    """
     number = min(number, rois.boxes.shape[1])
 
-    def one_image(key: Array, rois: RoiTargets, qualifies: Array) -> People:
-        labels = jnp.where(qualifies, 1, -1)
+    def one_image(
+        key: Array, rois: RoiTargets, qualifies: Mapping[str, Array]
+    ) -> dict[str, People]:
+        is_wanted = functools.reduce(jnp.logical_or, qualifies.values())
+        labels = jnp.where(is_wanted, 1, -1)
         is_chosen = subsample(key, labels, number, positive_fraction=1.0) == 1
         index = jnp.argsort(~is_chosen, stable=True)[:number]
         is_chosen = is_chosen[index]
-        weight = jnp.maximum(qualifies.sum() / number, 1)
-        return People(
-            boxes=jnp.where(is_chosen[:, None], rois.boxes[index], 0),
-            gt_index=jnp.where(is_chosen, rois.gt_index[index], 0),
-            weight=jnp.where(is_chosen, weight, 0),
-        )
+        weight = jnp.maximum(is_wanted.sum() / number, 1)
+        boxes = jnp.where(is_chosen[:, None], rois.boxes[index], 0)
+        gt_index = jnp.where(is_chosen, rois.gt_index[index], 0)
+        return {
+            task: People(boxes, gt_index, jnp.where(is_chosen & trains[index], weight, 0))
+            for task, trains in qualifies.items()
+        }
 
     keys = jax.random.split(key, rois.boxes.shape[0])
     return jax.vmap(one_image)(keys, rois, qualifies)

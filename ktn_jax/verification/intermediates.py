@@ -169,8 +169,11 @@ def compare_masks(dump: Dump, run: Runner) -> Iterator[Row]:
     prefix, classes = "infer/mask", jnp.asarray(dump["infer/det/classes"], jnp.int32)
     row, pooled = _pooled(dump, run, f"{prefix}/pooled", Detector.pool_for_masks)
     yield row
-    upsampled = run(lambda model, x: model.mask_head.upsampled(x), pooled)
-    yield compare(dump, f"{prefix}/deconv", to_nchw(upsampled))
+
+    def upsampled(model: Detector, pooled: Array) -> Array:
+        return model.mask_head.upsampled(model.mask_head.convolved(pooled))
+
+    yield compare(dump, f"{prefix}/deconv", to_nchw(run(upsampled, pooled)))
     stored = to_nhwc(dump[f"{prefix}/deconv"])
     logits = run(lambda model, x: model.mask_head.classify(x), stored)
     yield compare(dump, f"{prefix}/logits", to_nchw(logits))
@@ -255,7 +258,7 @@ def _densepose(dump: Dump, run: Runner) -> Iterator[Row]:
 
 def _predictor(dump: Dump, run: Runner) -> Iterator[Row]:
     prefix = "infer/densepose"
-    kernel = run(Detector.surface_kernel)
+    kernel = run(Detector.surface_kernels)[0]
     if kernel is not None:
         box_weights = run(lambda model: model.box_head.class_and_delta_weights())
         yield compare(dump, f"{prefix}/bbox_params", box_weights, GEOMETRY)

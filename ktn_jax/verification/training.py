@@ -273,9 +273,10 @@ def _intermediates(dump: Dump, step: Step) -> Iterator[Row]:
             yield compare(dump, key, ours[is_valid], limit=END_TO_END * dump[key].std())
     yield from _branch_outputs(dump, step)
     key = "train/densepose/head"
-    if key in dump.keys and outputs.head_features is not None:
+    head_features = outputs.stages[0].features.get("densepose")
+    if key in dump.keys and head_features is not None:
         weight = outputs.samples.people["densepose"].weight.reshape(-1)
-        features = to_nchw(outputs.head_features[weight > 0])[: len(dump[key])]
+        features = to_nchw(head_features[weight > 0])[: len(dump[key])]
         noise = NOISE_FACTOR * dump.noise.get("infer/densepose/head", 0.0)
         limit = max(END_TO_END * dump[key].std(), noise)
         yield compare(dump, key, features, limit=limit)
@@ -284,8 +285,8 @@ def _intermediates(dump: Dump, step: Step) -> Iterator[Row]:
 def _branch_outputs(dump: Dump, step: Step) -> Iterator[Row]:
     """Compares the first rows that the mask and keypoint heads give in training."""
     for task, key, ours in (
-        ("masks", "train/mask/logits", step.outputs.masks),
-        ("keypoints", "train/keypoint/lowres", step.outputs.keypoint_scores),
+        ("masks", "train/mask/logits", step.outputs.stages[0].mask_logits),
+        ("keypoints", "train/keypoint/lowres", step.outputs.stages[0].keypoint_scores),
     ):
         if key in dump.keys and ours is not None:
             weight = step.outputs.samples.people[task].weight.reshape(-1)

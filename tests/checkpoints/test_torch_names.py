@@ -61,6 +61,7 @@ def test_original_state_comes_back_bit_for_bit(golden_dir, case):
         pytest.param("configs/ktn.py:v1_hrnet_w32", marks=pytest.mark.extended),
         "configs/ktn.py:mid_only",
         "configs/ktn.py:ktm_only",
+        "configs/ktn.py:cascade",
         "configs/ktn.py:tiny",
         "configs/densepose_rcnn.py:r50_legacy",
         "configs/densepose_rcnn.py:r50",

@@ -105,5 +105,5 @@ def test_in_the_boxes_of_people_who_were_found_the_same_is_found(predictor, phot
 
 def test_transfer_is_freed_once_its_kernel_is_made(predictor, people):
     assert "transfer" not in predictor.stages.variables["params"]["predictor"]
-    assert predictor.stages.surface_kernel.shape == (4, 4, 32, 25)
+    assert [kernel.shape for kernel in predictor.stages.surface_kernels] == [(4, 4, 32, 25)]
     assert len(people[0]) == 5  # found without it

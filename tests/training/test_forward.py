@@ -245,7 +245,7 @@ def test_the_surface_classifier_gives_no_gradient_to_the_box_head(variables):
     model = build_model(_config().model)
 
     def energy(params):
-        kernel = model.apply({"params": params}, method=Detector.surface_kernel)
+        (kernel,) = model.apply({"params": params}, method=Detector.surface_kernels)
         return jnp.square(kernel).sum()
 
     norms = _norms(jax.grad(energy)(variables["params"]))
