@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ktn_jax.inference.model_evaluation import evaluate_model as evaluate
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.results.records import PersonResult, read_results, write_results
+    from ktn_jax.runtime.video_sources import read_video
     from ktn_jax.training.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "load",
     "load_config",
     "read_results",
+    "read_video",
     "write_results",
 ]
 
@@ -40,6 +42,7 @@ _PLACES = {
     "load": ("inference.loading", "load"),
     "load_config": ("checkpoints.named", "load_config"),
     "read_results": ("results.records", "read_results"),
+    "read_video": ("runtime.video_sources", "read_video"),
     "write_results": ("results.records", "write_results"),
 }
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pathlib
 import tempfile
+import types
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -38,6 +39,14 @@ def _folder_or_skip(name: str) -> pathlib.Path:
     return folder
 
 
+def _module_beside(name: str) -> types.ModuleType:
+    path = pathlib.Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> pathlib.Path:
     """Numbers recorded from the PyTorch original."""
@@ -68,12 +77,14 @@ def file_server(monkeypatch):
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    path = pathlib.Path(__file__).with_name("file_server.py")
-    spec = importlib.util.spec_from_file_location("file_server", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with module.FileServer().running() as server:
+    with _module_beside("file_server").FileServer().running() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def write_clip():
+    """Writes a short video whose frames are all different, see clips.py."""
+    return _module_beside("clips").write_clip
 
 
 @pytest.fixture(scope="session")
