@@ -16,6 +16,7 @@ import traceback
 import zipfile
 from collections.abc import Callable
 
+import av
 import numpy as np
 import safetensors.numpy
 import scipy.io
@@ -30,7 +31,9 @@ from ktn_jax.data_pipelines.coco import annotations, checks
 from ktn_jax.evaluation import evaluator, ground_truth, template_files
 from ktn_jax.evaluation.options import ScoringOptions
 from ktn_jax.results import iuv_pictures, records, shards
+from ktn_jax.results.frame_lines import FrameLine, read_frame_lines
 from ktn_jax.runtime import configuration, images, json_stream, mat_files, pickles, rle
+from ktn_jax.runtime.video_sources import read_video
 
 SIZE = (48, 64)  # of the only picture, height and width
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones((1, 4), np.uint8)}
@@ -419,6 +422,39 @@ def _read_yaml(folder):
     named.load_config(str(folder / "x.yaml"), [])
 
 
+def _make_videos(folder):
+    rng = np.random.default_rng(0)
+    for name, codec in (("v.mp4", "libx264"), ("v.avi", "mpeg4"), ("v.mkv", "libx264")):
+        with av.open(str(folder / name), "w") as container:
+            stream = container.add_stream(codec, rate=25, options={"g": "3"})
+            stream.height, stream.width = SIZE
+            for _ in range(6):
+                image = rng.integers(0, 255, (*SIZE, 3), np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode(None))
+    return [folder / name for name in ("v.mp4", "v.avi", "v.mkv")]
+
+
+def _read_videos(folder):
+    """As a run does: what a file has, and why it ends."""
+    for name in ("v.mp4", "v.avi", "v.mkv"):
+        times = [frame.time for frame in read_video(folder / name)]
+        if sorted(set(times)) != times:
+            raise RuntimeError(f"times of {name} do not ascend: {times}")
+
+
+def _make_lines(folder):
+    lines = [FrameLine(n, n / 25, _results()).encode() for n in range(2)]
+    (folder / "lines.jsonl").write_bytes(b"".join(lines))
+    return [folder / "lines.jsonl"]
+
+
+def _read_lines(folder):
+    for line in read_frame_lines(folder / "lines.jsonl"):
+        with _as_of("lines.jsonl"):
+            line.people()
+
+
 READERS = {
     "annotations": Reader(_make_evaluation("a.json"), _read_annotations),
     "evaluation": Reader(_make_evaluation("a.json"), _evaluate),
@@ -451,6 +487,8 @@ READERS = {
     "checkpoint": Reader(_make_checkpoint, _read_checkpoint),
     "detectron2": Reader(_make_tree, _read_tree),
     "yaml": Reader(_make_yaml, _read_yaml),
+    "videos": Reader(_make_videos, _read_videos),
+    "frame_lines": Reader(_make_lines, _read_lines),
 }
 
 

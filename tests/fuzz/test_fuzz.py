@@ -197,6 +197,8 @@ READERS = {
     "checkpoint": 30,
     "detectron2": 60,
     "yaml": 40,
+    "videos": 30,
+    "frame_lines": 60,
 }
 
 
