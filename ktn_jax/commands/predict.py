@@ -1,4 +1,4 @@
-"""find people in photos and write which point of the body each pixel shows"""
+"""find people in photos and videos and write which point of the body each pixel shows"""
 
 import argparse
 import os
@@ -16,22 +16,27 @@ EXAMPLES = """
   ktn predict photo.jpg --config densepose_rcnn_R_50_FPN_s1x.yaml --weights model_final_162be9.pkl
   ktn predict photo.jpg --config ktn:r50 --weights R.pth
   ktn predict photo.jpg --style fine_segm --style contour+bbox --background black --dump
+  ktn predict clip.mp4 --style fine_segm --background lowest --output out/
+  ktn predict --camera 0 --output out/
 
 The model is densepose_rcnn_R_50_FPN_DL_s1x where none is named; `ktn models` lists all. OUTPUT is
 ktn_predict/MODEL-DIGEST by default.
 
 For each photo: NAME_iuv.png (red I, green 255 U, blue 255 V), NAME_instances.png (people numbered
 from 1 by score), NAME_overlay.jpg, and NAME_STYLE.png for each --style; for all of them
-results.json (DensePose-COCO results format). The same command resumes a stopped run.
+results.json (DensePose-COCO results format). For each video: NAME_overlay.mp4, NAME_STYLE.mp4 and
+NAME.jsonl, a line for each frame. The same command resumes a stopped run.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this subcommand."""
     from ktn_jax import commands
-    from ktn_jax.commands import draw
+    from ktn_jax.commands import draw, predict_video
 
-    parser.add_argument("photos", nargs="+", help="files, folders or globs")
+    parser.add_argument(
+        "inputs", nargs="*", metavar="PHOTO", help="files, folders or globs; or videos"
+    )
     commands.add_model_arguments(parser)
     parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder to write into")
     parser.add_argument(
@@ -79,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --vertices: the vertices of SMPL's rest pose, metres, y up",
     )
     draw.add_style_arguments(parser)
+    predict_video.add_arguments(parser)
     commands.add_quiet_argument(parser)
 
 
@@ -89,13 +95,15 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from ktn_jax import commands
     from ktn_jax.checkpoints import zoo
-    from ktn_jax.commands import draw, train
+    from ktn_jax.commands import draw, predict_video, train
     from ktn_jax.inference import charts, dataset, photos
     from ktn_jax.inference.photo_products import CONFIDENCE_ENDING, Products
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
     from ktn_jax.runtime import image_files
 
+    if predict_video.is_wanted(arguments):
+        return predict_video.run(arguments)
     config = commands.load_model_config(arguments, zoo.DEFAULT)
     if arguments.confidences:
         charts.check_confidences(config)
@@ -107,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         template=_template(arguments),
     )
     own_endings = (*products.endings, CONFIDENCE_ENDING, dataset.RESULTS_FILE)
-    found = image_files.find_images(arguments.photos, arguments.recursive, own_endings)
+    found = image_files.find_images(arguments.inputs, arguments.recursive, own_endings)
     _say(found.notes)
     if arguments.output:  # before the weights are read, which takes long
         photos.check_output(arguments.output, found.paths, arguments.overwrite, products)
