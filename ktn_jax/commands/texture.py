@@ -1,4 +1,4 @@
-"""read the texture of people off photos, and dress people in a texture"""
+"""read the texture of people off photos or a video, and dress people in a texture"""
 
 import argparse
 import pathlib
@@ -9,27 +9,30 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ktn_jax.inference.known_people import PeopleOf
     from ktn_jax.inference.texture_files import Person, TextureSummary
+    from ktn_jax.inference.video_inputs import VideoInput
     from ktn_jax.results.texture_layouts import Layout
 
 EXAMPLES = """
   ktn texture extract photo.jpg --results out/results.json --output atlas.png
   ktn texture extract photos/ --config ktn:r50 --weights R.pth --output atlas.png
+  ktn texture extract clip.mp4 --every 10 --results out/clip.jsonl --output atlas.png
   ktn texture apply atlas.png photo.jpg --results out/results.json --output dressed.jpg
   ktn texture extract photo.jpg --results out/results.json --output smpl.png \\
       --uv-map smpl_uv.obj --charts UV_Processed.mat
 
 An atlas is a PNG of 24 tiles, 6 rows and 4 columns, as the DensePose notebooks have it; alpha is
-255 where the texture was seen. People come from a results file, or from a model: that of
-`ktn predict` where none is named.
+255 where the texture was seen. People come from a results file (of a video its JSON lines), or from
+a model: that of `ktn predict` where none is named.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this subcommand."""
     from ktn_jax import commands
+    from ktn_jax.commands import predict_video
 
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    extract = actions.add_parser("extract", help="photos to an atlas")
+    extract = actions.add_parser("extract", help="photos, or a video, to an atlas")
     apply = actions.add_parser("apply", help="an atlas onto photos")
     apply.add_argument("atlas", type=pathlib.Path, help="image file with the texture")
     extract.add_argument(
@@ -72,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--charts", type=pathlib.Path, metavar="MAT", help="UV_Processed.mat, with --uv-map"
         )
         if action is extract:
+            predict_video.add_selection_arguments(action.add_argument_group("a video"))
             layout.add_argument(
                 "--size", type=int, default=1024, help="height and width (default 1024)"
             )
@@ -95,9 +99,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     if (arguments.uv_map is None) != (arguments.charts is None):
         raise ValueError("--uv-map and --charts need each other")
-    found = texture_files.find_photos(arguments.photos, arguments.recursive)
-    _say(found.notes)
-    photos, output = found.paths, arguments.output
+    video = _video(arguments)
+    if video is None:
+        found = texture_files.find_photos(arguments.photos, arguments.recursive)
+        _say(found.notes)
+        photos = found.paths
+    else:
+        photos = list(video.files)
+    output = arguments.output
     person = texture_files.Person(arguments.person, arguments.min_score)
     outputs = [output] if arguments.action == "extract" else None
     if outputs and output.suffix.lower() != ".png":
@@ -108,20 +117,44 @@ def run(arguments: argparse.Namespace) -> int:
         others.append(arguments.atlas)
     inputs = [*photos, *(path for path in others if path is not None)]
     output_files.check_targets(output.parent, outputs, inputs, arguments.overwrite)
-    summary = (_extract if arguments.action == "extract" else _apply)(
-        arguments, photos, outputs, person
-    )
+    if arguments.action == "extract":
+        summary = _extract(arguments, photos, video, outputs[0], person)
+    else:
+        summary = _apply(arguments, photos, outputs, person)
     _say([f"{path}: {note}" for path, note in summary.notes])
-    _say([f"skipped {path}: {reason}" for path, reason in summary.failures])
+    # Of a video the frames before count.
+    said = "skipped " if video is None else ""
+    _say([f"{said}{path}: {reason}" for path, reason in summary.failures])
     return 1 if summary.failures else 0
+
+
+def _video(arguments: argparse.Namespace) -> "VideoInput | None":
+    """The video that is given; None of photos."""
+    from ktn_jax.inference import video_inputs
+
+    if not video_inputs.has_videos(arguments.photos):
+        if arguments.action == "extract":
+            chosen = {"every": arguments.every, "start": arguments.start, "end": arguments.end}
+            for name, value in chosen.items():
+                if value is not None:
+                    raise ValueError(f"--{name} is for videos, and these are photos")
+        return None
+    if arguments.action == "apply":
+        raise ValueError("ktn predict VIDEO --style texture --atlas FILE dresses people in videos")
+    videos = video_inputs.find_videos(arguments.photos)
+    if len(videos) > 1:
+        raise ValueError(f"give one video, got {len(videos)}")
+    return videos[0]
 
 
 def _extract(
     arguments: argparse.Namespace,
     photos: Sequence[pathlib.Path],
-    outputs: Sequence[pathlib.Path],
+    video: "VideoInput | None",
+    output: pathlib.Path,
     person: "Person",
 ) -> "TextureSummary":
+    from ktn_jax.commands import predict_video
     from ktn_jax.inference import texture_files
     from ktn_jax.results import textures
 
@@ -130,17 +163,18 @@ def _extract(
     layouts = None
     if arguments.uv_map is not None:
         layouts = _layouts(arguments, (arguments.size, arguments.size), textures.TILE_SIDE)
-    summary = texture_files.extract_texture(
-        photos,
-        _people(arguments, photos),
-        outputs[0],
-        person=person,
-        blend=arguments.blend,
-        layouts=layouts,
-    )
+    people = _people(arguments, photos, video)
+    options = {"person": person, "blend": arguments.blend, "layouts": layouts}
+    if video is None:
+        summary = texture_files.extract_texture(photos, people, output, **options)
+    else:
+        selection = predict_video.read_selection(arguments)
+        with video.open() as opened:
+            summary = texture_files.extract_video_texture(
+                opened, selection, people, output, **options
+            )
     print(  # noqa: T201
-        f"views: {summary.num_people}, seen: {summary.seen:.0%} of the picture, "
-        f"written to {outputs[0]}"
+        f"views: {summary.num_people}, seen: {summary.seen:.0%} of the picture, written to {output}"
     )
     return summary
 
@@ -181,7 +215,11 @@ def _layouts(
     return texture_layouts.atlas_layout(template, side), mapped
 
 
-def _people(arguments: argparse.Namespace, photos: Sequence[pathlib.Path]) -> "PeopleOf":
+def _people(
+    arguments: argparse.Namespace,
+    photos: Sequence[pathlib.Path],
+    video: "VideoInput | None" = None,
+) -> "PeopleOf":
     """People from --results, or from the model that is named, or the default one."""
     from ktn_jax import commands
     from ktn_jax.checkpoints import zoo
@@ -192,6 +230,8 @@ def _people(arguments: argparse.Namespace, photos: Sequence[pathlib.Path]) -> "P
         has_weights = arguments.weights is not None or arguments.random_weights
         if arguments.model or arguments.config or has_weights or arguments.changes:
             raise ValueError("people come from --results or from a model, not from both")
+        if video is not None:
+            return known_people.recorded_frames(arguments.results)
         found = records.read_results(arguments.results)
         return known_people.recorded_people(photos, found, str(arguments.results))
     from ktn_jax.inference.predictor import Predictor

@@ -1,4 +1,4 @@
-"""The people of photos, from a results file or from a model: for work on photos with people."""
+"""The people of photos and of videos, from results or from a model: for work on their pictures."""
 
 import os
 import pathlib
@@ -10,6 +10,7 @@ import numpy as np
 from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.inference.photo_names import as_text, image_ids
 from ktn_jax.results.detection_checks import ResultsError
+from ktn_jax.results.frame_lines import read_frame_lines
 from ktn_jax.results.records import PersonResult, record_to_person
 
 PeopleOf = Callable[[int, np.ndarray], list[PersonResult]]
@@ -61,6 +62,28 @@ def recorded_people(
             record_to_person(f"{name}: record {number}", records[number])
             for number in matched[index]
         ]
+
+    return people_of
+
+
+def recorded_frames(path: str | os.PathLike[str]) -> PeopleOf:
+    """The people that the JSON lines of a video have, see `results.frame_lines`.
+
+    Args:
+        path: Of the lines.
+
+    Returns:
+        A function of the numbers of frames, which must be asked for in ascending order; frames
+        without a line have nobody.
+    """
+    lines = read_frame_lines(path)
+    line = next(lines, None)
+
+    def people_of(index: int, image: np.ndarray) -> list[PersonResult]:
+        nonlocal line
+        while line is not None and line.frame < index:
+            line = next(lines, None)
+        return line.people() if line is not None and line.frame == index else []
 
     return people_of
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,7 @@ from ktn_jax.results.records import PersonResult
 from ktn_jax.results.texture_layouts import Layout
 from ktn_jax.runtime import atomic_files, image_files, images
 from ktn_jax.runtime.progress import Progress
+from ktn_jax.runtime.video_frames import Selection, Video
 
 DRESSED_ENDING = "_dressed.jpg"
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
@@ -117,10 +118,69 @@ def extract_texture(
     Raises:
         NothingSeenError: no photo shows the person; nothing is written.
     """
-    person = person or Person()
-    builder = textures.AtlasBuilder(blend, side)
     summary = TextureSummary()
-    for path, image, people in _photos_with_people(photos, people_of, person, summary):
+    builder = textures.AtlasBuilder(blend, side)
+    person = person or Person()
+    views = _photos_with_people(photos, people_of, person, summary)
+    _collect(views, builder, side, person, summary)
+    _write_atlas(builder, output, layouts, summary, f"{len(photos)} photos")
+    return summary
+
+
+def extract_video_texture(
+    video: Video,
+    selection: Selection,
+    people_of: PeopleOf,
+    output: pathlib.Path,
+    *,
+    person: Person | None = None,
+    blend: str = "median",
+    side: int = textures.TILE_SIDE,
+    layouts: tuple[Layout, Layout] | None = None,
+) -> TextureSummary:
+    """Reads a person's texture off the frames of a video; see `extract_texture`.
+
+    Args:
+        video: That shows one person.
+        selection: Which of its frames.
+        people_of: See `known_people`; it gets the frame's number in the video.
+        output: See `extract_texture`, as the following ones.
+        person: See `extract_texture`.
+        blend: See `extract_texture`.
+        side: See `extract_texture`.
+        layouts: See `extract_texture`.
+
+    Returns:
+        The summary. A video that cannot be read to its end is a failure, and the frames before
+        count.
+
+    Raises:
+        NothingSeenError: no frame shows the person; nothing is written.
+    """
+    summary = TextureSummary()
+    builder = textures.AtlasBuilder(blend, side)
+    person = person or Person()
+    path = pathlib.Path(video.name)
+    found = TextureSummary()  # most frames may well show nobody: no note about each
+    views = _frames_with_people(video, selection, people_of, person)
+    _collect(views, builder, side, person, found)
+    summary.num_people = found.num_people
+    summary.notes = [(path, note) for note in video.notes]
+    if video.failure is not None:
+        summary.failures.append((path, video.failure))
+    _write_atlas(builder, output, layouts, summary, "the frames")
+    return summary
+
+
+def _collect(
+    views: Iterable[tuple[pathlib.Path, np.ndarray, list[PersonResult]]],
+    builder: textures.AtlasBuilder,
+    side: int,
+    person: Person,
+    summary: TextureSummary,
+) -> None:
+    """Adds the texture that each image shows."""
+    for path, image, people in views:
         iuv, instances = maps.paste_iuv(people, image.shape[:2])
         numbers = person.numbers(people)
         if not numbers:
@@ -131,16 +191,23 @@ def extract_texture(
             if own.any():
                 builder.add(textures.view_texture(image, own, side))
                 summary.num_people += 1
+
+
+def _write_atlas(
+    builder: textures.AtlasBuilder,
+    output: pathlib.Path,
+    layouts: tuple[Layout, Layout] | None,
+    summary: TextureSummary,
+    views: str,
+) -> None:
     atlas = builder.atlas()
     if not atlas[..., 3].any():
-        reasons = [f"{path}: {why}" for path, why in [*summary.failures, *summary.notes]]
-        message = f"no texture was seen in {len(photos)} photos"
-        raise NothingSeenError("; ".join([message, *reasons]))
+        failed = "; ".join(f"{path}: {why}" for path, why in [*summary.failures, *summary.notes])
+        raise NothingSeenError(f"no texture was seen in {views}. {failed}".rstrip(" ."))
     if layouts is not None:
         atlas = texture_layouts.convert_texture(atlas, *layouts)
     summary.seen = float((atlas[..., 3] > 0).mean())
     _write(output, atlas)
-    return summary
 
 
 def apply_texture(
@@ -197,9 +264,25 @@ def _photos_with_people(
             except (images.ImageError, ResultsError) as error:
                 summary.failures.append((path, str(error).removeprefix(f"{path}: ")))
                 continue
-            people = [one for one in found if one.iuv is not None and one.score >= person.min_score]
-            yield path, image, sorted(people, key=lambda one: -one.score)
+            yield path, image, _usable(found, person)
             progress.set(index + 1, len(photos))
+
+
+def _frames_with_people(
+    video: Video, selection: Selection, people_of: PeopleOf, person: Person
+) -> Iterator[tuple[pathlib.Path, np.ndarray, list[PersonResult]]]:
+    """Yields the frames of a video, with people as `_photos_with_people`."""
+    path = pathlib.Path(video.name)
+    with Progress("texture", "frames", video.count(selection)) as progress:
+        for frame in video.frames(selection):
+            yield path, frame.image, _usable(people_of(frame.index, frame.image), person)
+            progress.advance()
+
+
+def _usable(people: Iterable[PersonResult], person: Person) -> list[PersonResult]:
+    """Those with IUV pictures and sufficient scores, best first."""
+    usable = [one for one in people if one.iuv is not None and one.score >= person.min_score]
+    return sorted(usable, key=lambda one: -one.score)
 
 
 def _write(path: pathlib.Path, pixels: np.ndarray) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from ktn_jax import cli
 from ktn_jax.body.procedural import assembly
 from ktn_jax.results import atlas, records
+from ktn_jax.results.frame_lines import FrameLine
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import jax_setup
 
@@ -145,3 +146,40 @@ def test_results_of_other_systems_are_found_by_image_id(folder, capsys):
     (folder / "a.png").rename(folder / "000000000101.png")
     assert run(folder, "extract", folder / "000000000101.png", "--output", folder / "o.png") == 0
     assert "views: 1" in capsys.readouterr().out
+
+
+def test_a_video_gives_the_texture_that_its_frames_give_as_photos(folder, capsys):
+    frames = ("a.png", "b.png")
+    found = records.read_results(folder / "results.json")
+    lines = []
+    for number, name in enumerate(frames):
+        (folder / name).rename(folder / f"frame{number}.png")
+        own = [{**record, "file_name": "x"} for record in found if record["image_id"] == number + 1]
+        lines.append(FrameLine(number, number / 25, own))
+    (folder / "frames.jsonl").write_bytes(b"".join(line.encode() for line in lines))
+    for record in found:
+        number = record["image_id"] - 1
+        record["file_name"] = str(folder / f"frame{number}.png")
+    records.write_results(folder / "results.json", found)
+    photos = [folder / f"frame{number}.png" for number in (0, 1)]
+    assert run(folder, "extract", *photos, "--output", folder / "photos.png") == 0
+
+    def extract(output, *options):
+        lines = ("--results", str(folder / "frames.jsonl"))
+        given = [str(folder / "frame%d.png"), "--output", str(folder / output), *options]
+        return cli.main(["texture", "extract", *given, *lines])
+
+    assert extract("video.png") == 0
+    assert "views: 2" in capsys.readouterr().out
+    np.testing.assert_array_equal(pixels(folder / "video.png"), pixels(folder / "photos.png"))
+    # The second frame alone.
+    assert extract("second.png", "--start", "0.04") == 0
+    assert run(folder, "extract", photos[1], "--output", folder / "one.png") == 0
+    np.testing.assert_array_equal(pixels(folder / "second.png"), pixels(folder / "one.png"))
+    assert extract("none.png", "--person", "3") == 1
+    assert "no texture was seen in the frames" in capsys.readouterr().err
+    assert run(folder, "extract", photos[0], "--every", "2", "--output", folder / "x.png") == 1
+    assert "--every is for videos" in capsys.readouterr().err
+    noise = folder / "noise.png"
+    assert run(folder, "apply", noise, folder / "frame%d.png", "--output", folder / "x.png") == 1
+    assert "ktn predict VIDEO --style texture" in capsys.readouterr().err
