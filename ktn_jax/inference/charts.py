@@ -133,15 +133,18 @@ def confidences_in_box(
 def _read_channel(maps: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Bilinear values at every pixel of the channel that `labels` [h, w] names there."""
     height, width = labels.shape
-    side_y, side_x = maps.shape[:2]
+    side_y, side_x, channels = maps.shape
     y0, y1, wy = _bilinear_taps(height, side_y)
     x0, x1, wx = _bilinear_taps(width, side_x)
     wy, wx = wy[:, None], wx[None]
-    y0, y1, x0, x1 = y0[:, None], y1[:, None], x0[None], x1[None]
-    top = (1 - wx) * maps[y0, x0, labels] + wx * maps[y0, x1, labels]
-    bottom = (1 - wx) * maps[y1, x0, labels] + wx * maps[y1, x1, labels]
-    values: np.ndarray = (1 - wy) * top + wy * bottom
-    return values
+    # Places in the flat array: indexing by three arrays takes twice as long.
+    values = maps.reshape(-1)
+    left, right = (x * channels + labels for x in (x0, x1))
+    row0, row1 = (y[:, None] * (side_x * channels) for y in (y0, y1))
+    top = (1 - wx) * values.take(row0 + left) + wx * values.take(row0 + right)
+    bottom = (1 - wx) * values.take(row1 + left) + wx * values.take(row1 + right)
+    read: np.ndarray = (1 - wy) * top + wy * bottom
+    return read
 
 
 def _bilinear_taps(size_out: int, size_in: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
