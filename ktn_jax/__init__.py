@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     from ktn_jax.inference.model_evaluation import AnnotatedFiles
     from ktn_jax.inference.model_evaluation import evaluate_model as evaluate
     from ktn_jax.inference.predictor import Predictor
+    from ktn_jax.results.people import People
     from ktn_jax.results.records import PersonResult, read_results, write_results
+    from ktn_jax.results.tracking import Tracker
     from ktn_jax.runtime.video_sources import read_video
     from ktn_jax.training.trainer import Trainer
 
 __version__ = "0.1.0"
 __all__ = [
     "AnnotatedFiles",
+    "People",
     "PersonResult",
     "Predictor",
+    "Tracker",
     "Trainer",
     "convert",
     "evaluate",
@@ -34,8 +38,10 @@ __all__ = [
 # Public name -> module, and its name there.
 _PLACES = {
     "AnnotatedFiles": ("inference.model_evaluation", "AnnotatedFiles"),
+    "People": ("results.people", "People"),
     "PersonResult": ("results.records", "PersonResult"),
     "Predictor": ("inference.predictor", "Predictor"),
+    "Tracker": ("results.tracking", "Tracker"),
     "Trainer": ("training.trainer", "Trainer"),
     "convert": ("checkpoints.weights", "convert"),
     "evaluate": ("inference.model_evaluation", "evaluate_model"),
