@@ -32,6 +32,8 @@ def use_hrnet(config: ConfigDict, width: int) -> None:
 
 def _model() -> ConfigDict:
     model = ConfigDict()
+    model.kind = "detector"  # or teacher, which labels crops of annotated people
+    model.sees_parts = False  # a teacher's input includes the annotated part masks
     model.pixel_mean_bgr = (103.53, 116.28, 123.675)
     model.pixel_std_bgr = (1.0, 1.0, 1.0)
     model.dtype = "float32"  # of computation, or bfloat16; parameters stay float32
@@ -325,6 +327,14 @@ def _data() -> ConfigDict:
     data.flip_probability = 0.5
     data.max_rotation_degrees = 0.0
     data.zoom_range = (1.0, 1.0)
+    data.colour_jitter = 0.0  # largest change of brightness, contrast and saturation, of 1
+    # Train on crops of the people with surface points, one a row, and not on whole images.
+    data.person_crops = ConfigDict()
+    data.person_crops.size_hw = ()  # of every crop, in pixels; () for whole images
+    data.person_crops.margin = 1.25  # sides of the crop over those of the person's box, at least
+    # Of people whose labels were filled in (`dp_iuv`): points that are drawn from the picture anew
+    # for every step, in place of those in the file; 0 for those in the file.
+    data.dense_points = 0
     data.aspect_limits = (1.0, 1.35)  # long / short side, borders of the bins that share canvases
     data.canvas_levels = 2  # canvas sizes for each bin
     # For training.evaluate_every: annotation file, image folder and evaluation template. Training
@@ -355,6 +365,9 @@ def _test() -> ConfigDict:
     portrait = tuple((width, height) for height, width in sides[1:])
     test.size_buckets = (*sides, (608, 1344), (512, 1344), *portrait)
     test.batch_size = 1
+    # Of a teacher: sizes (height, width) of the views of every crop, whose charts are averaged;
+    # mirrored too with test.augmentation.flip.
+    test.crop_sizes_hw = ()
     # On CPUs, 3x3 convolutions through Winograd's transform: the same sums in fewer products.
     test.winograd = True
     # Type to which factors of matrix products are rounded; "bfloat16" is faster on CPUs with it.

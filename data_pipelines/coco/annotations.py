@@ -20,6 +20,7 @@ from ktn_jax.data_pipelines.coco.densepose_checks import (
     DENSEPOSE_KEYS,
     DENSEPOSE_POINT_KEYS,
     EXTENSION_KEYS,
+    PICTURE_KEY,
     has_densepose,
 )
 from ktn_jax.data_pipelines.coco.json_values import is_absent
@@ -42,6 +43,7 @@ class DensePoseRecord:
     part_mask: np.ndarray  # [256, 256] uint8 coarse part 0..14
     is_annotated: np.ndarray  # [P] bool, False for points that a model set
     confidence: np.ndarray  # [P] float32 in 0..1, of points that a model set
+    iuv_file: str = ""  # picture of the labels of all pixels, as the file names it; "" without one
 
     def take(self, index: np.ndarray) -> "DensePoseRecord":
         """The same with the points of `index` alone, bool [P] or int [Q]."""
@@ -133,6 +135,11 @@ class ImageSequence(Sequence[ImageRecord]):
     def ids(self) -> list[int]:
         """The images' ids."""
         return [image["id"] for image in self._images]
+
+    def have_pictures(self) -> bool:
+        """Whether labels of all pixels of anybody are in a picture."""
+        every = (pair for people in self._people for pair in people)
+        return any(is_sound and raw.get(PICTURE_KEY) for raw, is_sound in every)
 
     def entries(self) -> Iterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
         """Yields image entries and those of their people, see `clean_person`."""
@@ -252,7 +259,7 @@ def clean_person(raw: Mapping[str, Any], with_densepose: bool = True) -> dict[st
     cleaned = {"iscrowd": 0, "area": float(width * height)}
     cleaned |= {key: value for key, value in raw.items() if not is_absent(value)}
     if not (with_densepose and has_densepose(raw)):
-        for key in (*DENSEPOSE_KEYS, *EXTENSION_KEYS):
+        for key in (*DENSEPOSE_KEYS, *EXTENSION_KEYS, PICTURE_KEY):
             cleaned.pop(key, None)
     return cleaned
 
@@ -287,6 +294,7 @@ def parse_person(raw: Mapping[str, Any], with_densepose: bool = True) -> PersonR
             part_mask=decode_part_mask(raw["dp_masks"]),
             is_annotated=np.asarray(raw.get("dp_annotated", np.ones(len(x))), bool),
             confidence=np.asarray(raw.get("dp_confidence", np.ones(len(x))), np.float32),
+            iuv_file=raw.get(PICTURE_KEY, ""),
         )
     return PersonRecord(
         annotation_id=raw["id"],

@@ -1,6 +1,7 @@
 """Checks of a person's DensePose annotation."""
 
 import itertools
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ DENSEPOSE_POINT_KEYS = ("dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
 DENSEPOSE_KEYS = (*DENSEPOSE_POINT_KEYS, "dp_masks")
 # Of points that a model set; where they are absent, an annotator set all.
 EXTENSION_KEYS = ("dp_annotated", "dp_confidence")
+PICTURE_KEY = "dp_iuv"  # file of the labels of all pixels, relative to the annotation file's folder
 
 
 _BLOCK = 32  # annotations whose masks are checked together
@@ -25,7 +27,7 @@ _HIGHEST = np.array([[PART_GRID], [PART_GRID], [parts.NUM_PATCHES], [1], [1]])
 
 def has_densepose(raw: Mapping[str, Any]) -> bool:
     """Whether an annotation has any DensePose field, complete or not."""
-    for key in (*DENSEPOSE_POINT_KEYS, *EXTENSION_KEYS):
+    for key in (*DENSEPOSE_POINT_KEYS, *EXTENSION_KEYS, PICTURE_KEY):
         if not is_absent(raw.get(key)):
             return True
     masks = raw.get("dp_masks")
@@ -105,6 +107,10 @@ def check_densepose(
 
 def _check_extension(raw: Mapping[str, Any], found: Collector) -> None:
     """Checks the keys of points that a model set, against the length of `dp_x`."""
+    picture = raw.get(PICTURE_KEY)
+    if not is_absent(picture) and not _is_relative_path(picture):
+        text = f"must name a file, relative to the annotation file's folder, got {picture!r:.80}"
+        found.add("picture_name", PICTURE_KEY, text)
     for key, kind in zip(EXTENSION_KEYS, ("annotated_flag", "point_confidence"), strict=True):
         if is_absent(raw.get(key)):
             continue
@@ -118,6 +124,10 @@ def _check_extension(raw: Mapping[str, Any], found: Collector) -> None:
             found.add(kind, key, f"point {index} is {raw[key][index]!r:.80}, must be 0 or 1")
         else:
             _check_range(values, key, (0, 1), (kind, kind), found)
+
+
+def _is_relative_path(value: Any) -> bool:
+    return isinstance(value, str) and not pathlib.PurePath(value).is_absolute()
 
 
 def _are_points(columns: Sequence[Any]) -> bool:

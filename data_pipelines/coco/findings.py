@@ -53,6 +53,7 @@ KINDS: dict[str, str] = {
     "uv_range": "dp_U or dp_V is outside 0..1",
     "annotated_flag": "dp_annotated is not a 0 or 1 for each point",
     "point_confidence": "dp_confidence is not a number in 0..1 for each point",
+    "picture_name": "dp_iuv is not the name of a file",
     "masks_type": "dp_masks is not a list of run-length masks and empty entries",
     "masks_count": "dp_masks has more entries than there are body parts",
     "mask_size": "an entry of dp_masks is not 256x256",

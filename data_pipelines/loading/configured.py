@@ -11,6 +11,7 @@ from ktn_jax.body.symmetry import UVSymmetry, uv_symmetry_tables
 from ktn_jax.data_pipelines.coco.annotations import parse_dataset
 from ktn_jax.data_pipelines.loading import pipeline
 from ktn_jax.data_pipelines.loading.few_labels import FewLabels
+from ktn_jax.data_pipelines.loading.person_crops import CropShape, PersonCrops
 from ktn_jax.data_pipelines.loading.pipeline import DataSettings, TrainingData
 from ktn_jax.data_pipelines.loading.plan import Augmentation
 from ktn_jax.data_pipelines.loading.sources import (
@@ -46,13 +47,25 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
         flip_probability=data.flip_probability,
         max_rotation_degrees=data.max_rotation_degrees,
         zoom_range=tuple(data.zoom_range),
+        colour_jitter=data.colour_jitter,
         aspect_limits=tuple(data.aspect_limits),
         canvas_levels=data.canvas_levels,
     )
+    shape = crop_shape(data)
+    if shape is not None:  # crops are of one size already
+        short, long = min(shape.size_hw), max(shape.size_hw)
+        augmentation = dataclasses.replace(
+            augmentation,
+            short_sides=(short,),
+            max_long_side=long,
+            aspect_limits=(long / short,),
+            canvas_levels=1,
+        )
     settings = DataSettings(
         batch_size=config.batch_size,
         max_people=data.max_people,
         max_points=data.max_points,
+        dense_points=data.dense_points,
         seed=config.seed,
         loader=data.loader,
         workers=data.workers,
@@ -70,12 +83,24 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
         raise ValueError("data: the dataset is empty")
     if data.labelled_people:
         source = FewLabels(source, data.labelled_people, config.seed, data.labelled_share)
+    if shape is not None:
+        source = PersonCrops(source, shape)
     symmetry = _symmetry(data) if data.flip_probability > 0 else None
     made = pipeline.make_training_data(settings, source, symmetry, process_index, process_count)
     if data.labelled_share and data.labelled_people:
         note = f" (of {data.labelled_people:,} people, whose images are repeated)"
         made = dataclasses.replace(made, summary=made.summary + note)
     return made
+
+
+def crop_shape(data: Any) -> CropShape | None:
+    """The crops that a `data` section describes; None for whole images.
+
+    Raises:
+        ValueError: a size or a margin that does not fit.
+    """
+    crops = data.person_crops
+    return CropShape(tuple(crops.size_hw), crops.margin) if crops.size_hw else None
 
 
 def make_source(data: Any) -> Source:
@@ -87,6 +112,11 @@ def make_source(data: Any) -> Source:
         FileNotFoundError: annotation files or image folders are missing, or the symmetry tables
             that flips need; all are named.
     """
+    if data.dense_points and data.source in ("synthetic", "tfds"):
+        raise ValueError(
+            f"data.dense_points draws from pictures that annotation files name, and data.source is "
+            f"{data.source!r}: set it to densepose_coco"
+        )
     if data.source == "synthetic":
         if len(data.weights):
             raise ValueError(f"data.weights {data.weights} are of files, not of synthetic people")
@@ -110,12 +140,20 @@ def make_source(data: Any) -> Source:
             f"{len(data.images)} folders: give one folder for each file"
         )
     _check_files(data)
+    datasets = [
+        parse_dataset(_path(file), data.on_bad, data.max_skipped_fraction)
+        for file in data.annotations
+    ]
+    if data.dense_points and not any(dataset.images.have_pictures() for dataset in datasets):
+        files = ", ".join(data.annotations)
+        raise ValueError(
+            f"data.dense_points is {data.dense_points}, but nobody in {files} has a picture of "
+            "labels (dp_iuv): `ktn data inpaint` writes them"
+        )
     return _as_one(
         [
-            FolderSource(
-                parse_dataset(_path(file), data.on_bad, data.max_skipped_fraction), _path(folder)
-            )
-            for file, folder in zip(data.annotations, data.images, strict=True)
+            FolderSource(dataset, _path(folder), labels_dir=_path(file).parent)
+            for dataset, file, folder in zip(datasets, data.annotations, data.images, strict=True)
         ],
         data.weights,
     )

@@ -11,6 +11,7 @@ from ktn_jax.body.parts import PART_GRID
 from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord
 from ktn_jax.data_pipelines.loading import transforms
+from ktn_jax.data_pipelines.loading.dense_points import draw_points
 from ktn_jax.data_pipelines.loading.plan import PlannedBatch
 from ktn_jax.data_pipelines.loading.sources import Source, SourceError
 from ktn_jax.data_pipelines.loading.transforms import PersonLabels
@@ -103,6 +104,8 @@ class Task:
     is_flipped: bool
     rotation_degrees: float
     zoom: float
+    colours: tuple[float, float, float] = (1.0, 1.0, 1.0)  # see `transforms.adjust_colours`
+    point_seed: int = 0  # of points that are drawn from pictures of labels
 
 
 def tasks_of(batch: PlannedBatch, rows: slice) -> list[Task]:
@@ -115,6 +118,12 @@ def tasks_of(batch: PlannedBatch, rows: slice) -> list[Task]:
             is_flipped=bool(batch.is_flipped[row]),
             rotation_degrees=float(batch.rotation_degrees[row]),
             zoom=float(batch.zoom[row]),
+            colours=(
+                float(batch.colours[row, 0]),
+                float(batch.colours[row, 1]),
+                float(batch.colours[row, 2]),
+            ),
+            point_seed=int(batch.point_seeds[row]),
         )
         for row in range(*rows.indices(len(batch.examples)))
     ]
@@ -130,6 +139,7 @@ class ExampleMaker:
     max_points: int
     with_person_masks: bool = False
     with_confidence: bool = False  # of points that a model set
+    dense_points: int = 0  # of a person to draw from the picture of labels; 0 for those in the file
     stand_ins: StandIns | None = None  # for images that cannot be read; None makes them errors
 
     def spec(self, rows: int, canvas_hw: tuple[int, int]) -> dict[str, ArraySpec]:
@@ -165,6 +175,8 @@ class ExampleMaker:
                 with stand-ins every image, cannot be read.
         """
         image, record, resized_hw, unreadable = self._read(task)
+        if self.dense_points:
+            record = draw_points(record, self.dense_points, task.point_seed)
         labelled = transforms.label_image(image, record, self.with_person_masks)
         labelled = transforms.resize(labelled, resized_hw)
         if task.is_flipped:
@@ -177,6 +189,9 @@ class ExampleMaker:
         if self.with_confidence:
             ignored = _largest(labelled.ignored_boxes, self.max_people)
             row["ignored_boxes"][: len(ignored)] = ignored
+        if task.colours != (1, 1, 1):
+            recoloured = transforms.adjust_colours(labelled.image, task.colours)
+            labelled = dataclasses.replace(labelled, image=recoloured)
         height, width = labelled.size_hw
         row["image"][:height, :width] = labelled.image
         row["image_id"][...] = record.image_id

@@ -50,6 +50,7 @@ class DataSettings:
     # Per person. More of the annotator's are an error before the first batch; of those that a model
     # set, as many are taken as there is space for.
     max_points: int = 200
+    dense_points: int = 0  # of a person to draw from the picture of labels; 0 for those in the file
     seed: int = 0
     loader: Literal["tf_data", "threads", "processes"] = "tf_data"
     workers: int = 4
@@ -68,6 +69,8 @@ class DataSettings:
         for name in ("batch_size", "max_people", "max_points", "batches_ahead"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.dense_points < 0:
+            raise ValueError(f"dense_points must be 0 or more, got {self.dense_points}")
         if self.on_bad not in ("raise", "skip"):
             raise ValueError(f"on_bad must be 'raise' or 'skip', got {self.on_bad!r}")
         if not 0 <= self.max_skipped_fraction <= 1:
@@ -163,6 +166,7 @@ def _plan_training(
         settings.max_points,
         settings.with_person_masks,
         not facts.all_annotated,
+        settings.dense_points,
         StandIns(facts.sizes_hw[kept]) if settings.on_bad == "skip" else None,
     )
     return plan, maker

@@ -22,6 +22,7 @@ from ktn_jax.runtime.images import shortest_edge_size
 # Purposes of the random streams.
 _ORDER, _SHORT_SIDE, _FLIP, _ROTATION, _ZOOM, _BATCH_ORDER = range(6)
 _CHOICE = 16  # which images of a source with a fractional weight
+_COLOURS, _POINTS = (6, 7, 8), 9  # brightness, contrast and saturation; points of pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Augmentation:
     flip_probability: float = 0.5
     max_rotation_degrees: float = 0.0
     zoom_range: tuple[float, float] = (1.0, 1.0)
+    colour_jitter: float = 0.0  # largest change of brightness, contrast and saturation, of 1
     aspect_limits: tuple[float, ...] = (1.0, 1.35)  # COCO: square, 4:3, and the rest
     canvas_levels: int = 2  # canvases for each aspect bin; one for every so many short sides
     size_divisor: int = 32  # canvas sides are multiples: the coarsest stride that must divide them
@@ -49,6 +51,8 @@ class Augmentation:
             raise ValueError(f"flip_probability must be in 0..1, got {self.flip_probability}")
         if not 0 < self.zoom_range[0] <= self.zoom_range[1]:
             raise ValueError(f"zoom_range must be (low, high) above 0, got {self.zoom_range}")
+        if not 0 <= self.colour_jitter < 1:
+            raise ValueError(f"colour_jitter must be in 0..1, below 1, got {self.colour_jitter}")
         if any(limit < 1 for limit in self.aspect_limits):
             raise ValueError(f"aspect_limits are long / short, >= 1, got {self.aspect_limits}")
         if self.canvas_levels < 1 or self.size_divisor < 1:
@@ -64,6 +68,8 @@ class PlannedBatch:
     is_flipped: np.ndarray  # [B] bool
     rotation_degrees: np.ndarray  # [B] float64
     zoom: np.ndarray  # [B] float64
+    colours: np.ndarray  # [B, 3] float64 factors of brightness, contrast and saturation
+    point_seeds: np.ndarray  # [B] uint64, of points that are drawn from pictures of labels
     canvas_hw: tuple[int, int]  # what all are padded to
 
 
@@ -190,6 +196,9 @@ class TrainingPlan:
         rotation = (2 * self._uniform(epoch, _ROTATION, count) - 1) * settings.max_rotation_degrees
         low, high = np.log(settings.zoom_range)  # as often half the size as twice
         zoom = np.exp(low + (high - low) * self._uniform(epoch, _ZOOM, count))
+        jitter = [self._uniform(epoch, purpose, count) for purpose in _COLOURS]
+        colours = 1 + (2 * np.stack(jitter, axis=-1) - 1) * settings.colour_jitter
+        point_seeds = self._raw(epoch, _POINTS, count)
         batches = []
         for rows in self._group(epoch, images, resized):
             canvas_hw = _smallest_canvas(self.canvases, resized[rows])
@@ -200,6 +209,8 @@ class TrainingPlan:
                     is_flipped=is_flipped[rows],
                     rotation_degrees=rotation[rows],
                     zoom=zoom[rows],
+                    colours=colours[rows],
+                    point_seeds=point_seeds[rows],
                     canvas_hw=canvas_hw,
                 )
             )

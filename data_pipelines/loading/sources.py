@@ -1,6 +1,7 @@
 """Where images and annotations come from: a folder, memory, a renderer, or several in a row."""
 
 import bisect
+import dataclasses
 import itertools
 import os
 import pathlib
@@ -10,7 +11,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from ktn_jax.body import parts
-from ktn_jax.data_pipelines.coco.annotations import Dataset, ImageFacts, ImageRecord, parse_person
+from ktn_jax.data_pipelines.coco.annotations import (
+    Dataset,
+    ImageFacts,
+    ImageRecord,
+    PersonRecord,
+    parse_person,
+)
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 from ktn_jax.runtime.images import read_image
 
@@ -35,10 +42,22 @@ class SourceError(ValueError):
 class FolderSource:
     """Annotations and the image folder they belong to."""
 
-    def __init__(self, dataset: Dataset, images_dir: str | os.PathLike[str]):
-        """Takes a parsed dataset; its file names are relative to `images_dir`."""
+    def __init__(
+        self,
+        dataset: Dataset,
+        images_dir: str | os.PathLike[str],
+        labels_dir: str | os.PathLike[str] = "",
+    ):
+        """Takes a parsed dataset and the folders that its file names are relative to.
+
+        Args:
+            dataset: annotations.
+            images_dir: of the images.
+            labels_dir: of pictures of labels: that of the annotation file.
+        """
         self._images = dataset.images
         self._images_dir = pathlib.Path(images_dir)
+        self._labels_dir = pathlib.Path(labels_dir)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -46,7 +65,17 @@ class FolderSource:
     def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
         record = self._images[index]
         path = self._images_dir / record.file_name
+        people = tuple(map(self._with_place_of_labels, record.people))
+        record = dataclasses.replace(record, people=people)
         return read_image(path, (record.height, record.width)), record
+
+    def _with_place_of_labels(self, person: PersonRecord) -> PersonRecord:
+        if person.densepose is None or not person.densepose.iuv_file:
+            return person
+        path = os.fspath(self._labels_dir / person.densepose.iuv_file)
+        return dataclasses.replace(
+            person, densepose=dataclasses.replace(person.densepose, iuv_file=path)
+        )
 
     def facts(self) -> ImageFacts:
         """Sizes and numbers of people, from the annotations."""

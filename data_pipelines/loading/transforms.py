@@ -26,6 +26,7 @@ from ktn_jax.runtime import rle
 
 # A person of whom a zoom or a rotation leaves less than this many pixels each way is dropped.
 _MIN_BOX_SIDE = 2.0
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601's luma, as of JPEG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,6 +268,27 @@ def warp(labelled: LabelledImage, matrix: np.ndarray) -> LabelledImage:
     limits = np.array([width, height], np.float64)
     ignored = [_box_around(matrix, _corners(box), limits) for box in labelled.ignored_boxes]
     return LabelledImage(image, people, np.array(ignored).reshape(-1, 4))
+
+
+def adjust_colours(image: np.ndarray, factors: tuple[float, float, float]) -> np.ndarray:
+    """Changes the light of a picture: brightness, then contrast, then saturation.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        factors: 1 changes nothing. Values are multiplied by the first; then their distance from
+            the picture's mean grey by the second, and that from their own grey by the third.
+
+    Returns:
+        [H, W, 3] uint8, rounded, clipped to 0..255.
+    """
+    brightness, contrast, saturation = factors
+    values = image.astype(np.float32) * brightness
+    mean = (values @ _GREY).mean()
+    values = mean + (values - mean) * contrast
+    grey = (values @ _GREY)[..., None]
+    values = grey + (values - grey) * saturation
+    recoloured: np.ndarray = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return recoloured
 
 
 def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -162,7 +162,9 @@ class Ours:
             )
             losses = forward.compute_losses(config.model, config.loss, outputs, batch)
             people = targets.densepose_targets(outputs.samples.people["densepose"], batch)
-            parts = resample_chart_nearest(people.part_mask, people.gt_boxes, people.boxes, size)
+            parts = resample_chart_nearest(
+                people.part_mask, people.gt_boxes, people.boxes, (size, size)
+            )
             cells, is_valid = keypoints_to_heatmap_index(people.keypoints, people.boxes, size)
             return outputs.samples, outputs.anchors, people, parts, cells, is_valid, losses
 

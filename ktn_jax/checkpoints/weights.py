@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ktn_jax.checkpoints import files, imagenet, run_folders, runs, torch_names
 from ktn_jax.checkpoints.run_folders import CheckpointError
 from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES
-from ktn_jax.modeling.detector import Detector, build_model
+from ktn_jax.modeling.networks import Network, build_network
 from ktn_jax.ops import boxes as box_ops
 from ktn_jax.runtime import checksums
 
@@ -153,7 +153,7 @@ def _read_orbax(path: pathlib.Path, verify: bool) -> Variables:
     return variables
 
 
-def abstract_variables(model: Detector) -> Variables:
+def abstract_variables(model: Network) -> Variables:
     """Shapes and types of a model's variables, without computing any."""
     shapes: Variables = jax.eval_shape(
         lambda key: model.init(key, *_any_images()), jax.random.key(0)
@@ -161,7 +161,7 @@ def abstract_variables(model: Detector) -> Variables:
     return shapes
 
 
-def draw_variables(model: Detector, seed: int) -> Variables:
+def draw_variables(model: Network, seed: int) -> Variables:
     """Draws the initial variables of a model, its body graph included."""
     # This program runs once: on a CPU, optimising it takes longer than running it.
     on_cpu = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
@@ -177,7 +177,7 @@ def _any_images() -> tuple[jax.Array, jax.Array]:
 
 def initialise(config: ConfigDict, seed: int) -> Variables:
     """Draws the initial weights of a configuration's model, the body graph being noise."""
-    return draw_variables(build_model(config.model), seed)
+    return draw_variables(build_network(config.model), seed)
 
 
 def count_parameters(variables: Mapping[str, Any]) -> int:
@@ -206,7 +206,7 @@ def load(config: ConfigDict, path: str | os.PathLike[str], *, verify: bool = Tru
 
 def fit(config: ConfigDict, variables: Mapping[str, Any], source: str) -> Variables:
     """Fits variables that came from `source` to a configuration's model, as `load` does."""
-    abstract = abstract_variables(build_model(config.model))
+    abstract = abstract_variables(build_network(config.model))
     check_fit(abstract, variables, source)
     _check_constants(config.model, variables.get("constants", {}), source)
     flat = flatten(variables)
@@ -261,7 +261,7 @@ def load_partly(
     else:
         variables, unknown = _read_known(config, path)
     _check_constants(config.model, variables.get("constants", {}), str(path))
-    wanted = flatten(abstract_variables(build_model(config.model)))
+    wanted = flatten(abstract_variables(build_network(config.model)))
     actual = flatten(variables)
     if not wanted.keys() & actual.keys():
         some = sorted(actual)[:3] or ["nothing that is known"]

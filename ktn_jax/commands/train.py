@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ktn_jax.data_pipelines.loading.configured import make_training_data
     from ktn_jax.inference.repeated_evaluation import RepeatedEvaluation
     from ktn_jax.runtime import progress
-    from ktn_jax.training.trainer import NonFiniteError, make_detector_trainer
+    from ktn_jax.training import configured
+    from ktn_jax.training.trainer import NonFiniteError
 
     changes = list(arguments.changes)
     if arguments.weights is not None:
@@ -69,9 +70,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"training data: {data.summary}", file=sys.stderr)  # noqa: T201
     evaluate = None
     if config.training.evaluate_every:
+        if config.model.kind == "teacher":
+            raise ValueError(
+                "training.evaluate_every scores people that are found, and a teacher finds none: "
+                "set it to 0"
+            )
         evaluate = RepeatedEvaluation(config, arguments.workdir / EVALUATION_FOLDER, processes)
     try:
-        with make_detector_trainer(
+        with configured.make_trainer(
             config, arguments.workdir, from_step=arguments.from_step, verify=arguments.verify
         ) as trainer:
             end = trainer.fit(data.batches_from, evaluate)

@@ -27,8 +27,8 @@ from ktn_jax.evaluation import template_files
 from ktn_jax.evaluation.metrics import Metrics
 from ktn_jax.inference import dataset, model_evaluation
 from ktn_jax.runtime import atomic_files, configuration, locks
+from ktn_jax.training.configured import make_trainer
 from ktn_jax.training.tracking import JSON_LINES
-from ktn_jax.training.trainer import make_detector_trainer
 
 WEIGHTS_FILE, REPORT_FILE, RECORD_FILE = "weights.safetensors", "report.html", "demo.json"
 TRAINING_PEOPLE, TEST_PEOPLE, TEMPLATE, WORKDIR = "people", "test_people", "template", "training"
@@ -261,7 +261,7 @@ def _train(request: DemoRequest, config: ConfigDict, say: Say) -> bool:
     """Trains or resumes training; returns whether all steps were taken."""
     say(f"Training for {config.total_steps} steps of {config.batch_size} images.")
     data = make_training_data(config)
-    with make_detector_trainer(config, request.output / WORKDIR) as trainer:
+    with make_trainer(config, request.output / WORKDIR) as trainer:
         return trainer.fit(data.batches_from).is_complete
 
 

@@ -188,8 +188,8 @@ def area_losses(
     Raises:
         ValueError: `from_masks` without masks in the targets, or for a map of 15 parts.
     """
-    size = outputs.coarse_segm.shape[1]
-    parts = resample_chart_nearest(targets.part_mask, targets.gt_boxes, targets.boxes, size)
+    size_hw = (outputs.coarse_segm.shape[1], outputs.coarse_segm.shape[2])
+    parts = resample_chart_nearest(targets.part_mask, targets.gt_boxes, targets.boxes, size_hw)
     has_points = targets.has_densepose & targets.point_is_valid.any(-1)
     roi_weight = targets.weight
     if targets.label_weight is not None:
@@ -214,6 +214,6 @@ def area_losses(
 
 
 def _mean_over_cells(logits: Array, labels: Array, weight: Array) -> Array:
-    """Mean cross-entropy of logits [N, S, S, C] under ROI weights [N]."""
+    """Mean cross-entropy of logits [N, H, W, C] under ROI weights [N]."""
     entropy = softmax_cross_entropy(logits, labels).mean((1, 2))
     return weighted_mean(entropy, weight)

@@ -1,12 +1,25 @@
-"""The backbone and its pyramid, as a configuration describes them."""
+"""The backbone and its pyramid, as a configuration describes them, and what images become first."""
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.hrnet import HRNet
+from ktn_jax.modeling.layers import per_channel
 from ktn_jax.modeling.neck import FPN, HRFPN
 from ktn_jax.modeling.resnet import BLOCKS_OF_DEPTH, ResNet
+
+Array = jax.Array
+
+
+def normalise(images: Array, config: ConfigDict) -> Array:
+    """Turns RGB uint8 images [..., H, W, 3] into float32 BGR, as a `model` configuration says."""
+    mean = jnp.asarray(config.pixel_mean_bgr, jnp.float32)
+    std = jnp.asarray(config.pixel_std_bgr, jnp.float32)
+    images = images[..., ::-1].astype(jnp.float32)
+    return (images - per_channel(mean, images)) / per_channel(std, images)
 
 
 def build_backbone(config: ConfigDict, compute: Compute) -> tuple[nn.Module, nn.Module]:

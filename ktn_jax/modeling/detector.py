@@ -1,8 +1,8 @@
 """The detector: image -> people -> the surface point of each of their pixels.
 
-Only this module, `backbone`, `person_branches` and `cascade` read a configuration. The model runs
-in two stages, so that the costly second one runs on the people found and not on every row of a
-padded list:
+Only this module, `backbone`, `person_branches`, `cascade` and `teacher` read a configuration. The
+model runs in two stages, so that the costly second one runs on the people found and not on every
+row of a padded list:
 
 1. `detect`: backbone, pyramid, proposals and boxes;
 2. `roi_features` and `describe`: the decoder's map, people pooled from it and from the pyramid, and
@@ -19,12 +19,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ktn_jax.modeling import person_branches
-from ktn_jax.modeling.backbone import build_backbone
+from ktn_jax.modeling.backbone import build_backbone, normalise
 from ktn_jax.modeling.box_head import BoxHead, select_detections
 from ktn_jax.modeling.cascade import CascadeStage
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.knowledge_transfer import Graph
-from ktn_jax.modeling.layers import per_channel, zero_invalid
+from ktn_jax.modeling.layers import zero_invalid
 from ktn_jax.modeling.person_branches import FIRST_STRIDE, pool_rois
 from ktn_jax.modeling.person_heads import upsample_scores
 from ktn_jax.modeling.rpn import RPNHead, anchor_boxes, select_proposals
@@ -99,11 +99,7 @@ class Detector(nn.Module):
 
     def normalise(self, images: Array, image_size_hw: Array) -> Array:
         """Turns RGB uint8 images [B, H, W, 3] into network input, zero beyond `image_size_hw`."""
-        mean = jnp.asarray(self.config.pixel_mean_bgr, jnp.float32)
-        std = jnp.asarray(self.config.pixel_std_bgr, jnp.float32)
-        images = images[..., ::-1].astype(jnp.float32)
-        images = (images - per_channel(mean, images)) / per_channel(std, images)
-        return zero_invalid(images, image_size_hw)
+        return zero_invalid(normalise(images, self.config), image_size_hw)
 
     def extract(
         self, inputs: Array, image_size_hw: Array | None = None, train: bool = False

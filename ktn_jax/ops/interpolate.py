@@ -355,17 +355,19 @@ def _chart_positions(size_in: int, size_out: int, range_src: Array, range_dst: A
     return (position + 1) / 2 * (size_in - 1)
 
 
-def resample_chart_nearest(charts: Array, boxes_src: Array, boxes_dst: Array, size: int) -> Array:
+def resample_chart_nearest(
+    charts: Array, boxes_src: Array, boxes_dst: Array, size_hw: tuple[int, int]
+) -> Array:
     """Reads label maps annotated over one box on a grid over another, at the nearest cell.
 
     Args:
         charts: [R, H, W] labels of any dtype over `boxes_src`; in annotations H = W = 256.
         boxes_src: [R, 4] xyxy, ground truth.
         boxes_dst: [R, 4] xyxy in the same frame, estimated boxes.
-        size: Side S of the grid laid over each destination box.
+        size_hw: Rows and columns of the grid laid over each destination box.
 
     Returns:
-        [R, S, S] in the dtype of `charts`; 0, background, outside the source box.
+        [R, *size_hw] in the dtype of `charts`; 0, background, outside the source box.
 
     Raises:
         ValueError: shapes do not fit.
@@ -377,8 +379,8 @@ def resample_chart_nearest(charts: Array, boxes_src: Array, boxes_dst: Array, si
             f"got {charts.shape}, {boxes_src.shape}, {boxes_dst.shape}"
         )
     height, width = charts.shape[1:]
-    x = jnp.round(_chart_positions(width, size, boxes_src[:, 0::2], boxes_dst[:, 0::2]))
-    y = jnp.round(_chart_positions(height, size, boxes_src[:, 1::2], boxes_dst[:, 1::2]))
+    x = jnp.round(_chart_positions(width, size_hw[1], boxes_src[:, 0::2], boxes_dst[:, 0::2]))
+    y = jnp.round(_chart_positions(height, size_hw[0], boxes_src[:, 1::2], boxes_dst[:, 1::2]))
     x_inside, y_inside = (x >= 0) & (x <= width - 1), (y >= 0) & (y <= height - 1)
     x = jnp.clip(x, 0, width - 1).astype(jnp.int32)
     y = jnp.clip(y, 0, height - 1).astype(jnp.int32)

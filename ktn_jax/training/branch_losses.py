@@ -73,7 +73,7 @@ def branch_losses(
             found |= densepose_losses(
                 stage.charts,
                 taught,
-                _weights(loss),
+                densepose_weights(loss),
                 num_images=batch["image"].shape[0],
                 keypoint_normaliser=keypoint_normaliser,
             )
@@ -88,7 +88,8 @@ def branch_losses(
     return losses
 
 
-def _weights(loss: ConfigDict) -> DensePoseWeights:
+def densepose_weights(loss: ConfigDict) -> DensePoseWeights:
+    """The weights of the DensePose losses in the `loss` part of a configuration."""
     return DensePoseWeights(
         point=loss.point_weight,
         fine_segm=loss.fine_segm_weight,

@@ -14,7 +14,7 @@ from ktn_jax.body.graph import body_graph
 from ktn_jax.checkpoints import weights
 from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES
 from ktn_jax.modeling.compute import Compute
-from ktn_jax.modeling.detector import Detector, build_model
+from ktn_jax.modeling.networks import Network, build_network
 
 Variables = dict[str, Any]
 
@@ -45,7 +45,7 @@ def initial_edges(config: ConfigDict) -> dict[str, np.ndarray] | None:
     """Reads the initial body graph that `training.graph` names.
 
     Returns:
-        As `build_model` takes it; None for noise and for models without knowledge transfer.
+        As `build_network` takes it; None for noise and for models without knowledge transfer.
 
     Raises:
         ValueError: the file is no body graph.
@@ -58,12 +58,12 @@ def initial_edges(config: ConfigDict) -> dict[str, np.ndarray] | None:
     return graph.initial_edges()
 
 
-def build_trained_model(config: ConfigDict) -> Detector:
+def build_trained_model(config: ConfigDict) -> Network:
     """Builds the model of a whole configuration for training, its body graph included."""
     compute = Compute.choose(
         config.model.dtype, platform=jax.default_backend(), winograd=config.training.winograd
     )
-    return build_model(config.model, compute=compute, graph=initial_edges(config))
+    return build_network(config.model, compute=compute, graph=initial_edges(config))
 
 
 def make_initial(
@@ -113,7 +113,7 @@ def _without(fit: weights.PartialFit, patterns: Sequence[str]) -> weights.Partia
 
 def _draw(config: ConfigDict) -> Variables:
     # The plain model, not the one that trains: it has the same initial values and compiles faster.
-    model = build_model(config.model, graph=initial_edges(config))
+    model = build_network(config.model, graph=initial_edges(config))
     variables = weights.draw_variables(model, config.seed)
     return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
 

@@ -18,12 +18,11 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from ktn_jax.checkpoints import run_folders, weights
+from ktn_jax.checkpoints import run_folders
 from ktn_jax.checkpoints.runs import Checkpoints, RunRecord
-from ktn_jax.runtime import configuration, progress
-from ktn_jax.training import distributed, initialisation
+from ktn_jax.runtime import configuration
+from ktn_jax.training import distributed
 from ktn_jax.training.distributed import Batch, HostBatch
-from ktn_jax.training.forward import make_loss_fn
 from ktn_jax.training.optimizer import (
     frozen_patterns,
     label_parameters,
@@ -353,32 +352,6 @@ class Trainer:
             before, now = stored.get(name), current.get(name)
             if before != now:
                 log.say(f"changed since: {name}: {before} -> {now}")
-
-
-def make_detector_trainer(
-    config: ConfigDict,
-    workdir: str | os.PathLike[str],
-    *,
-    from_step: int | None = None,
-    verify: bool = True,
-) -> Trainer:
-    """Makes the trainer of a configuration's detector; `training.weights` initialises it.
-
-    See `Trainer` for the arguments.
-    """
-    model = initialisation.build_trained_model(config)
-
-    def initialise() -> Variables:
-        initial = initialisation.make_initial(config, config.training.weights, verify=verify)
-        if jax.process_index() == 0:
-            progress.say("\n".join(initial.report()))
-        return initial.variables
-
-    loss_fn = make_loss_fn(model, config.loss)
-    abstract = weights.abstract_variables(model)
-    return Trainer(
-        config, workdir, loss_fn, abstract, initialise, from_step=from_step, verify=verify
-    )
 
 
 def _is_on_devices(batch: HostBatch | Batch) -> TypeGuard[Batch]:

@@ -10,7 +10,7 @@ from ktn_jax import cli
 from ktn_jax.checkpoints import files
 from ktn_jax.commands import train
 from ktn_jax.runtime import jax_setup
-from ktn_jax.training import distributed, trainer
+from ktn_jax.training import configured, distributed, trainer
 
 CONFIG = "--config=configs/ktn.py:tiny"
 
@@ -80,7 +80,7 @@ def pretend(monkeypatch):
 
     def put(fit):
         stand_in = contextlib.nullcontext(types.SimpleNamespace(fit=fit))
-        monkeypatch.setattr(trainer, "make_detector_trainer", lambda *_, **__: stand_in)
+        monkeypatch.setattr(configured, "make_trainer", lambda *_, **__: stand_in)
 
     return put
 

@@ -280,7 +280,7 @@ class TestResampleChart:
     @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
     def test_nearest_matches_pytorch(self, golden, size, dtype):
         charts = golden["resample/segm"][:, 0].astype(dtype)
-        actual = self.nearest(charts, *TestReadPoints.boxes(golden), size)
+        actual = self.nearest(charts, *TestReadPoints.boxes(golden), (size, size))
         assert actual.dtype == dtype
         np.testing.assert_array_equal(actual, golden[f"resample/nearest_zeros_{size}"])
 
@@ -290,7 +290,7 @@ class TestResampleChart:
         charts = np.full((1, 16, 16), 3, np.uint8)
         source = np.array([[0, 0, 64, 64]], np.float32)
         shift = np.array([[dx, dy, dx, dy]], np.float32)
-        actual = np.asarray(self.nearest(charts, source, source + shift, 8))[0]
+        actual = np.asarray(self.nearest(charts, source, source + shift, (8, 8)))[0]
         # Half a source cell (64 / 15 / 2) beyond the border still rounds to the border's cell.
         cells = np.arange(8) * 8
         inside = [(cells + d > -64 / 30) & (cells + d < 64 + 64 / 30) for d in (dy, dx)]
@@ -298,6 +298,6 @@ class TestResampleChart:
 
     def test_padding_is_finite_and_shapes_are_checked(self):
         charts, boxes = jnp.ones((2, 16, 16)), jnp.zeros((2, 4))
-        assert np.isfinite(self.nearest(charts, boxes, boxes, 8)).all()
+        assert np.isfinite(self.nearest(charts, boxes, boxes, (8, 8))).all()
         with pytest.raises(ValueError, match="charts"):
-            self.nearest(charts, boxes[:1], boxes, 8)
+            self.nearest(charts, boxes[:1], boxes, (8, 8))

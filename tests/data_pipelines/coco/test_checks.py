@@ -141,6 +141,8 @@ DAMAGE = [
     ("point_confidence", _annotation("dp_confidence", [0.5]), PERSON, "dp_confidence"),
     ("point_confidence", _marked("dp_confidence", 1.1), PERSON, "dp_confidence"),
     ("point_confidence", _marked("dp_confidence", float("nan")), PERSON, "dp_confidence"),
+    ("picture_name", _annotation("dp_iuv", "/a.png"), PERSON, "dp_iuv"),
+    ("picture_name", _annotation("dp_iuv", [1]), PERSON, "dp_iuv"),
     ("masks_type", _annotation("dp_masks", {"0": []}), PERSON, "dp_masks"),
     ("masks_type", _annotation("dp_masks", 3, "abc"), PERSON, "dp_masks[3]"),
     ("masks_count", _annotation("dp_masks", [[]] * 15), PERSON, "dp_masks"),

@@ -1,0 +1,42 @@
+"""The training run that a configuration describes."""
+
+import os
+
+import jax
+from ml_collections import ConfigDict
+
+from ktn_jax.checkpoints import weights
+from ktn_jax.modeling.teacher import Teacher
+from ktn_jax.runtime import progress
+from ktn_jax.training import forward, initialisation, teacher
+from ktn_jax.training.trainer import Trainer, Variables
+
+
+def make_trainer(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    *,
+    from_step: int | None = None,
+    verify: bool = True,
+) -> Trainer:
+    """Makes the trainer of a configuration's detector or teacher.
+
+    `training.weights` initialises it; see `Trainer` for the arguments.
+    """
+    model = initialisation.build_trained_model(config)
+
+    def initialise() -> Variables:
+        initial = initialisation.make_initial(config, config.training.weights, verify=verify)
+        if jax.process_index() == 0:
+            progress.say("\n".join(initial.report()))
+        return initial.variables
+
+    loss_fn = (
+        teacher.make_loss_fn(model, config.loss)
+        if isinstance(model, Teacher)
+        else forward.make_loss_fn(model, config.loss)
+    )
+    abstract = weights.abstract_variables(model)
+    return Trainer(
+        config, workdir, loss_fn, abstract, initialise, from_step=from_step, verify=verify
+    )
