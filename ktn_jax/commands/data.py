@@ -1,4 +1,4 @@
-"""make, check and show data: synth, check, show, bootstrap, build, graph, template"""
+"""make, check and show data: synth, check, show, inpaint, bootstrap, build, graph, template"""
 
 import argparse
 import pathlib
@@ -11,6 +11,8 @@ EXAMPLES = """
   ktn data show people/annotations.json --images people/images --output pictures/ --count 5
   ktn data bootstrap --model densepose_rcnn_R_50_FPN_WC2M_s1x --sampler uv_confidence \\
       --images photos/ --output bootstrapped.json
+  ktn data inpaint --config teacher:r50 --weights T --annotations a.json --images photos/ \\
+      --output b.json
   ktn data build densepose_coco_2014 --manual-dir coco/ --data-dir tfds/ --on-bad skip
   ktn data graph --output graph.npz --picture graph.png
   ktn data template --output template/
@@ -20,12 +22,15 @@ EXAMPLES = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds one parser for each action."""
-    from ktn_jax.commands import data_bootstrap
+    from ktn_jax.commands import data_bootstrap, data_inpaint
 
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_synth(actions.add_parser("synth", help="render people with exact dense truth"))
     _add_check(actions.add_parser("check", help="report every bad record of a dataset"))
     _add_show(actions.add_parser("show", help="draw annotations on their images"))
+    data_inpaint.add_arguments(
+        actions.add_parser("inpaint", help="label every pixel of annotated people with a teacher")
+    )
     data_bootstrap.add_arguments(
         actions.add_parser("bootstrap", help="label photos without annotations with a model")
     )
@@ -126,6 +131,12 @@ def _show(arguments: argparse.Namespace) -> int:
     written = show.write_pictures(source, arguments.output, wanted)
     print(f"{len(written)} pictures in {arguments.output}")  # noqa: T201
     return int(len(written) < len(wanted))
+
+
+def _inpaint(arguments: argparse.Namespace) -> int:
+    from ktn_jax.commands import data_inpaint
+
+    return data_inpaint.run(arguments)
 
 
 def _bootstrap(arguments: argparse.Namespace) -> int:
@@ -275,6 +286,7 @@ _ACTIONS = {
     "check": _check,
     "show": _show,
     "bootstrap": _bootstrap,
+    "inpaint": _inpaint,
     "build": _build,
     "graph": _graph,
     "template": _template,
