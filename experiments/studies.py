@@ -89,7 +89,7 @@ def train_words(
 ) -> Words:
     """Arguments of a training; `weights` is what it starts from."""
     start = ["--weights", str(weights)] if weights else []
-    return ("train", *_model_words(config, changes), "--workdir", str(workdir), *start, "--quiet")
+    return ("train", *model_words(config, changes), "--workdir", str(workdir), *start, "--quiet")
 
 
 def eval_words(
@@ -103,10 +103,11 @@ def eval_words(
     """Arguments of an evaluation of `weights`, a file or a training's folder, on `people`."""
     paths = {"weights": weights, "data": people, "template": template, "output": output}
     options = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-    return ("eval", *_model_words(config, changes), *options, "--quiet")
+    return ("eval", *model_words(config, changes), *options, "--quiet")
 
 
-def _model_words(config: str, changes: Sequence[str]) -> list[str]:
+def model_words(config: str, changes: Sequence[str]) -> list[str]:
+    """Arguments that name a configuration and its changes."""
     return ["--config", config, *(word for change in changes for word in ("--set", change))]
 
 
