@@ -147,7 +147,8 @@ def test_annotations_without_a_surface_point_are_refused_where_it_trains(folder,
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="0 of 15 people have surface points .*keypoint_mid"):
         configured.make_training_data(config)
-    weights = {name: 0.0 for name in keypoint_mid.get_config("tiny").loss if "_weight" in name}
+    names = keypoint_mid.get_config("tiny").loss
+    weights = {name: 0.0 for name in names if name.endswith("_weight")}
     config.loss.update({**weights, "keypoint_weight": 1.0})
     keypoints = configured.make_training_data(config)
     assert keypoints.summary == "8 images, 15 people: 15 with keypoints, 0 with surface points"
