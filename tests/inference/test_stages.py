@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ktn_jax.inference.stages import Stages
+from ktn_jax.modeling.detector import build_model, to_person_maps
 from ktn_jax.runtime.configuration import load_config
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
@@ -82,3 +83,42 @@ def test_weights_of_another_model_are_refused(stages, draw_variables):
     with pytest.raises(ValueError, match="missing"):
         stages.replace_variables({"batch_stats": {}})
     _assert_equal(_run(stages), before)
+
+
+@pytest.mark.extended
+def test_a_cascade_gives_its_last_stage_and_frees_every_transfer(draw_variables):
+    """KTN with a keypoint branch, in two stages; against the model that keeps its transfers."""
+    config = _config(
+        "model.tasks=('densepose','keypoints')",
+        "model.keypoint_head.channels=(16,)",
+        "model.cascade.num_stages=2",
+        "model.cascade.channels=32",
+        "model.cascade.num_convs=1",
+    )
+    variables = draw_variables(config)
+    stages = Stages(config, variables)
+    params = stages.variables["params"]
+    for predictor in (params["predictor"], params["cascade_stage2"]["predictor"]):
+        assert "keypoint_kernel" in predictor and "transfer" not in predictor
+    assert [kernel.shape[2:] for kernel in stages.surface_kernels] == [(64, 25), (32, 25)]
+    pyramid, _ = stages.detect(IMAGES, SIZES)
+    index = np.zeros(3, np.int32)
+    found = stages.describe(pyramid, BOXES, index)
+
+    def run(detector, features):
+        boxes = dict.fromkeys(detector.config.tasks, jax.numpy.asarray(BOXES))
+        outputs = detector.run_stages(detector.pool(features, boxes, index), index)
+        return [to_person_maps(stage) for stage in outputs]
+
+    model = build_model(config.model)
+    features = pyramid.roi_features()
+    first, last = jax.jit(lambda variables: model.apply(variables, features, method=run))(variables)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(last), strict=True):
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale)
+    assert np.abs(found.charts.fine_segm - first.charts.fine_segm).max() > 0.1
+    # Of three people, padded to four: each as if alone.
+    alone = stages.describe(pyramid, BOXES[1:2], index[:1])
+    for one, all_of_them in zip(jax.tree.leaves(alone), jax.tree.leaves(found), strict=True):
+        scale = np.abs(all_of_them).max()
+        np.testing.assert_allclose(one[0], all_of_them[1], atol=1e-5 * scale)
