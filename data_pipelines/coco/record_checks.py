@@ -24,7 +24,7 @@ _MAX_SIDE = 1 << 16  # pixels; JPEG and our formats hold no larger pictures
 MIN_KEYPOINT_CONFIDENCE = 0.2
 
 # Boxes and keypoints are rounded, and keypoints are pixel indices: a pixel over is no error.
-_BORDER_TOLERANCE = 1.0
+BORDER_TOLERANCE = 1.0
 
 
 def record_name(section: str, position: int, raw: Any) -> str:
@@ -158,7 +158,7 @@ def _check_box(value: Any, size_hw: tuple[int, int], found: Collector) -> None:
     elif all(size_hw):
         height, width = size_hw
         over = max(x + box_width - width, y + box_height - height)
-        if min(x, y) < -_BORDER_TOLERANCE or over > _BORDER_TOLERANCE:
+        if min(x, y) < -BORDER_TOLERANCE or over > BORDER_TOLERANCE:
             found.add("box_outside", "bbox", f"{value} leaves the {width}x{height} image")
 
 
@@ -184,7 +184,7 @@ def _check_keypoints(raw: Mapping[str, Any], size_hw: tuple[int, int], found: Co
     is_labelled = visibility >= MIN_KEYPOINT_CONFIDENCE
     if all(size_hw):
         over = np.maximum(x - size_hw[1], y - size_hw[0])
-        is_outside = is_labelled & ((np.minimum(x, y) < -_BORDER_TOLERANCE) | (over > 0))
+        is_outside = is_labelled & ((np.minimum(x, y) < -BORDER_TOLERANCE) | (over > 0))
         if is_outside.any():
             names = ", ".join(parts.KEYPOINT_NAMES[k] for k in np.flatnonzero(is_outside))
             found.add("keypoint_outside", "keypoints", f"{names} outside the image")

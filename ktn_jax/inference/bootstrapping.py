@@ -14,6 +14,7 @@ import numpy as np
 from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
 from ktn_jax.data_pipelines.coco.part_masks import encode_part_masks, resample_part_labels
+from ktn_jax.data_pipelines.coco.record_checks import BORDER_TOLERANCE
 from ktn_jax.results import maps
 from ktn_jax.results.categories import PERSON_CATEGORY
 from ktn_jax.results.placed_masks import PlacedMask
@@ -95,30 +96,35 @@ def label_people(
 
     Returns:
         Records in the DensePose-COCO format without their `id`: of people with a score from
-        `min_score` on and a surface, see `label_person`, and crowd regions of those below.
+        `min_score` on and a surface, see `label_person`, and crowd regions of those below and of
+        those whose box leaves the image, as that of some systems does, where annotations do not.
 
     Raises:
         ValueError: a sampler by confidence, and a person without that confidence.
     """
     rng = np.random.default_rng([settings.seed, image_id])
+    limits = np.tile(image_size_hw[::-1], 2)
     entries = []
     for person in people:
-        width, height = (person.box_xyxy[2:] - person.box_xyxy[:2]).tolist()
+        box = np.clip(person.box_xyxy, 0, limits)
+        is_inside = (np.abs(person.box_xyxy - box) <= BORDER_TOLERANCE).all()
         is_person = person.category_id == PERSON_CATEGORY
-        if not is_person or person.score < settings.ignore_score or min(width, height) <= 0:
+        is_empty = (box[2:] <= box[:2]).any()
+        if not is_person or is_empty or person.score < settings.ignore_score:
             continue
         labels = None
-        if person.score >= settings.min_score:
+        if is_inside and person.score >= settings.min_score:
             labels = label_person(person, image_size_hw, settings, rng)
-        x0, y0 = person.box_xyxy[:2].tolist()
+            box = person.box_xyxy
+        x0, y0, x1, y1 = box.tolist()
         entry = {
             "image_id": image_id,
             "category_id": PERSON_CATEGORY,
-            "bbox": [x0, y0, width, height],
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
             "score": person.score,
         }
         if labels is None:
-            labels = {"iscrowd": 1, "area": width * height}
+            labels = {"iscrowd": 1, "area": (x1 - x0) * (y1 - y0)}
         entries.append(entry | labels)
     return entries
 

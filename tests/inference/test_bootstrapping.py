@@ -168,6 +168,8 @@ def test_scores_decide_who_is_labelled_and_who_is_left_open():
         _person(score=0.5),
         _person(score=0.3, box=(1, 2, 1, 9)),  # no width
         _person(score=0.2),
+        _person(score=0.85, box=(-8, 50, 12, 90)),  # leaves the image
+        _person(score=0.85, box=(90, 5, 99, 20)),  # is beside it
         _person(score=0.19),
         _person(score=0.99, category_id=18),
     ]
@@ -178,7 +180,9 @@ def test_scores_decide_who_is_labelled_and_who_is_left_open():
         (0.95, 1),
         (0.5, 1),
         (0.2, 1),
+        (0.85, 1),
     ]
+    assert entries[-1]["bbox"] == [0, 50, 12, 10] and entries[-1]["area"] == 120
     facts = _parsed(entries).images.facts()
     assert facts.people.tolist() == [1] and not facts.all_annotated and facts.max_points == 0
     with pytest.raises(ValueError, match="have no charts"):

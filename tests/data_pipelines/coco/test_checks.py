@@ -322,7 +322,7 @@ _JSON = st.recursive(
 def test_any_value_in_any_field_is_survived(raw, data):
     section = data.draw(st.sampled_from(["images", "annotations", "categories"]))
     entry = dict(raw[section][0])
-    key = data.draw(st.sampled_from([*sorted(entry), "iscrowd"]))
+    key = data.draw(st.sampled_from([*sorted(entry), "iscrowd", "dp_annotated", "dp_confidence"]))
     entry[key] = data.draw(_JSON)
     changed = raw | {section: [entry, *raw[section][1:]]}
     report = checks.check_dataset(changed)
