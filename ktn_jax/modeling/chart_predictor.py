@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from ktn_jax.body import parts
 from ktn_jax.modeling.compute import PLAIN, Compute
 from ktn_jax.modeling.knowledge_transfer import Graph, KnowledgeTransfer
-from ktn_jax.modeling.layers import msra_init, upsample_twice
-from ktn_jax.ops import interpolate
+from ktn_jax.modeling.layers import msra_init
+from ktn_jax.modeling.upsampling import upsample_bilinearly, upsample_twice_each
 from ktn_jax.structures import DensePoseOutputs
 
 Array = jax.Array
@@ -134,27 +134,12 @@ class ChartPredictor(nn.Module):
         return kernel.transpose(2, 3, 1, 0)
 
     def low_resolution(self, features: Array, surface_kernel: Array | None) -> dict[str, Array]:
-        """Deconvolves features [N, P, P, C] to every output, [N, 2P, 2P, channels] by name.
-
-        All deconvolutions read the same features, so they run as one.
-        """
+        """Deconvolves features [N, P, P, C] to every output, [N, 2P, 2P, channels] by name."""
         kernels, biases = dict(self.kernels), dict(self.biases)
         if surface_kernel is not None:
             kernels["fine"] = surface_kernel
             biases["fine"] = jnp.zeros((surface_kernel.shape[-1],))
-        names = list(kernels)
-        joined = upsample_twice(
-            features,
-            jnp.concatenate([kernels[name] for name in names], axis=-1),
-            jnp.concatenate([biases[name] for name in names]),
-            self.compute,
-        )
-        outputs, start = {}, 0
-        for name in names:
-            channels = kernels[name].shape[-1]
-            outputs[name] = joined[..., start : start + channels]
-            start += channels
-        return outputs
+        return upsample_twice_each(features, kernels, biases, self.compute)
 
     def __call__(self, features: Array, surface_kernel: Array | None) -> DensePoseOutputs[Array]:
         """Predicts chart maps.
@@ -173,9 +158,7 @@ class ChartPredictor(nn.Module):
         """Upsamples `low_resolution` outputs to the side of the chart maps; see `__call__`."""
 
         def up(name: str) -> Array:
-            x = low[name].astype(jnp.float32)
-            size = (x.shape[1] * self.up_scale, x.shape[2] * self.up_scale)
-            return interpolate.resize_bilinear(x, size)
+            return upsample_bilinearly(low[name], self.up_scale)
 
         def up_if_there(name: str) -> Array | None:
             return up(name) if name in low else None

@@ -7,7 +7,6 @@ them: padding then changes nothing. `None` means that the whole map counts.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ktn_jax.modeling.compute import PLAIN, Compute, matmul
-from ktn_jax.ops import interpolate, winograd
+from ktn_jax.ops import winograd
 
 Array = jax.Array
 Initializer = Callable[..., Array]
@@ -201,32 +200,6 @@ def _split_groups(x: Array, kernel: Array, groups: int) -> list[tuple[Array, Arr
     blocks = jnp.einsum("hwipgo,fg->phwfigo", blocks, own)
     kernels = blocks.reshape(-1, size, size, joined * inputs, joined * features // groups)
     return list(zip(jnp.split(x, groups // joined, axis=-1), kernels, strict=True))
-
-
-def upsample_twice(x: Array, kernel: Array, bias: Array, compute: Compute) -> Array:
-    """Doubles the sides of x by a transposed convolution of stride 2, padded by k / 2 - 1.
-
-    Args:
-        x: [B, H, W, C_in].
-        kernel: [k, k, C_in, C_out] of even k, see `interpolate.conv_transpose`.
-        bias: [C_out].
-        compute: how to compute; its dtype is that of the result.
-
-    Returns:
-        [B, 2 H, 2 W, C_out].
-
-    Raises:
-        ValueError: channels do not fit.
-    """
-    dtype = compute.dtype
-    return interpolate.conv_transpose(
-        x.astype(dtype),
-        kernel.astype(dtype),
-        stride=2,
-        padding=kernel.shape[0] // 2 - 1,
-        bias=bias.astype(dtype),
-        matmul=functools.partial(matmul, compute=compute),
-    )
 
 
 class FrozenBatchNorm(nn.Module):

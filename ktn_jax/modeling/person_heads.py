@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from ktn_jax.body.parts import NUM_KEYPOINTS
 from ktn_jax.modeling.compute import PLAIN, Compute
-from ktn_jax.modeling.layers import Conv, ConvNorm, msra_init, upsample_twice
-from ktn_jax.ops import interpolate
+from ktn_jax.modeling.layers import Conv, ConvNorm, msra_init
+from ktn_jax.modeling.upsampling import upsample_bilinearly, upsample_twice
 
 Array = jax.Array
 
@@ -98,8 +98,7 @@ class KeypointHead(nn.Module):
 
 def upsample_scores(scores: Array) -> Array:
     """Upsamples scores [N, S, S, 17] of the keypoint head to heatmaps [N, 2S, 2S, 17], float32."""
-    size = (scores.shape[1] * _KEYPOINT_UP_SCALE, scores.shape[2] * _KEYPOINT_UP_SCALE)
-    return interpolate.resize_bilinear(scores.astype(jnp.float32), size)
+    return upsample_bilinearly(scores, _KEYPOINT_UP_SCALE)
 
 
 def masks_of_classes(logits: Array, classes: Array) -> Array:
