@@ -52,6 +52,9 @@ class DensePoseTargets:
     # Of people whom a model labelled, fully or partly; None where annotators set everything.
     point_weight: Array | None = None  # [N, P] of a point, 1 for the annotator's
     label_weight: Array | None = None  # [N] of the person's parts and mask
+    # Of embedding models:
+    point_vertex: Array | None = None  # int32 [N, P] of the person's mesh
+    mesh: Array | None = None  # int32 [N] number of the person's mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +108,7 @@ def densepose_losses(
     factors = {"coarse_segm": weights.coarse_segm, "body_mask": weights.body_mask}
     areas = area_losses(outputs, targets, weights.coarse_segm_from_masks)
     weighted |= {name: factors[name] * loss for name, loss in areas.items()}
-    has_surface = jnp.any(_point_weights(targets)[1] > 0)
+    has_surface = jnp.any((point_weights(targets) > 0) & (targets.point_i > 0))
     weighted = {name: jnp.where(has_surface, loss, 0) for name, loss in weighted.items()}
     if outputs.keypoints is not None:
         shown = KeypointTargets(targets.boxes, targets.weight, targets.keypoints)
@@ -114,14 +117,24 @@ def densepose_losses(
     return weighted
 
 
-def _point_weights(targets: DensePoseTargets) -> tuple[Array, Array]:
-    """Weights [N, P] of the points inside their ROIs, and of those on the body."""
+def point_weights(targets: DensePoseTargets) -> Array:
+    """Weights [N, P] of the points inside their ROIs."""
     is_inside = are_points_inside(targets.point_x, targets.point_y, targets.gt_boxes, targets.boxes)
     has_points = targets.has_densepose[:, None] & targets.point_is_valid & is_inside
     weight = jnp.where(has_points, targets.weight[:, None], 0)
-    if targets.point_weight is not None:
-        weight *= targets.point_weight
-    return weight, jnp.where(targets.point_i > 0, weight, 0)
+    return weight if targets.point_weight is None else weight * targets.point_weight
+
+
+def people_with_points(targets: DensePoseTargets) -> Array:
+    """Weights [N] of the ROIs whose people have points, for their parts; 0 of the others."""
+    has_points = targets.has_densepose & targets.point_is_valid.any(-1)
+    return jnp.where(has_points, _label_weights(targets), 0)
+
+
+def _label_weights(targets: DensePoseTargets) -> Array:
+    """Weights [N] of the ROIs for parts and masks."""
+    weight = targets.weight
+    return weight if targets.label_weight is None else weight * targets.label_weight
 
 
 def point_losses(
@@ -144,7 +157,8 @@ def point_losses(
         sum(w * loss) / sum(w).
     """
     place = (targets.point_x, targets.point_y, targets.gt_boxes, targets.boxes)
-    weight, on_body = _point_weights(targets)
+    weight = point_weights(targets)
+    on_body = jnp.where(targets.point_i > 0, weight, 0)
     logits, _ = read_points(outputs.fine_segm, *place)
     entropy = softmax_cross_entropy(logits, targets.point_i)
 
@@ -188,29 +202,40 @@ def area_losses(
     Raises:
         ValueError: `from_masks` without masks in the targets, or for a map of 15 parts.
     """
-    size_hw = (outputs.coarse_segm.shape[1], outputs.coarse_segm.shape[2])
-    parts = resample_chart_nearest(targets.part_mask, targets.gt_boxes, targets.boxes, size_hw)
-    has_points = targets.has_densepose & targets.point_is_valid.any(-1)
-    roi_weight = targets.weight
-    if targets.label_weight is not None:
-        roi_weight = roi_weight * targets.label_weight
-    has_parts = jnp.where(has_points, roi_weight, 0)
-    is_binary = outputs.coarse_segm.shape[-1] == 2
-    labels, weight = (jnp.minimum(parts, 1) if is_binary else parts), has_parts
+    coarse = coarse_segm_loss(outputs.coarse_segm, targets, from_masks)
+    if outputs.part_segm is None:
+        return {"coarse_segm": coarse}
+    return {"coarse_segm": coarse_segm_loss(outputs.part_segm, targets), "body_mask": coarse}
+
+
+def coarse_segm_loss(logits: Array, targets: DensePoseTargets, from_masks: bool = False) -> Array:
+    """Computes the mean cross-entropy of person against background, or of parts.
+
+    Args:
+        logits: [N, H, W, 2 or 15].
+        targets: their targets.
+        from_masks: see `area_losses`.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: as `area_losses`.
+    """
+    is_binary = logits.shape[-1] == 2
     if from_masks:
         if targets.mask_labels is None or targets.has_person_mask is None or not is_binary:
             raise ValueError(
                 "coarse_segm_from_masks needs person_mask and has_person_mask in the batch, and a "
-                f"model with 2 coarse channels; it has {outputs.coarse_segm.shape[-1]}"
+                f"model with 2 coarse channels; it has {logits.shape[-1]}"
             )
         labels = targets.mask_labels.astype(jnp.int32)
-        weight = jnp.where(targets.has_person_mask, roi_weight, 0)
-    if outputs.part_segm is None:
-        return {"coarse_segm": _mean_over_cells(outputs.coarse_segm, labels, weight)}
-    return {
-        "coarse_segm": _mean_over_cells(outputs.part_segm, parts, has_parts),
-        "body_mask": _mean_over_cells(outputs.coarse_segm, labels, weight),
-    }
+        weight = jnp.where(targets.has_person_mask, _label_weights(targets), 0)
+        return _mean_over_cells(logits, labels, weight)
+    size_hw = (logits.shape[1], logits.shape[2])
+    parts = resample_chart_nearest(targets.part_mask, targets.gt_boxes, targets.boxes, size_hw)
+    labels = jnp.minimum(parts, 1) if is_binary else parts
+    return _mean_over_cells(logits, labels, people_with_points(targets))
 
 
 def _mean_over_cells(logits: Array, labels: Array, weight: Array) -> Array:

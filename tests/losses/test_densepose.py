@@ -282,7 +282,7 @@ def test_one_point_on_the_body_lets_background_points_and_parts_train():
     """Without it all losses but the keypoints' are 0: the rule of detectron2's accumulator."""
     outputs, targets = _outputs(2, parts=15), _targets(2)
     background = dataclasses.replace(targets, point_i=jnp.zeros((2, 9), jnp.int32))
-    _, on_body = densepose._point_weights(targets)
+    on_body = jnp.where(targets.point_i > 0, densepose.point_weights(targets), 0)
     roi, point = np.argwhere(np.asarray(on_body))[0]
     one = dataclasses.replace(targets, point_i=background.point_i.at[roi, point].set(3))
     losses = densepose.densepose_losses(outputs, one, DensePoseWeights(), num_images=2)
