@@ -38,6 +38,8 @@ _MAPS = {
     "keypoints": ("f", 2),
     "mask": ("b", 2),
     "track_id": ("iu", 0),
+    "vertices": ("i", 2),
+    "mesh": ("U", 0),
     **dict.fromkeys(CONFIDENCES, ("f", 2)),
 }
 
@@ -67,11 +69,12 @@ def write_dump(
     The arrays of the `.npz` are `file_name`, `image_id`, `image_size_hw` [2], `boxes_xyxy` float32
     [N, 4], `scores` float32 [N], `category_ids` [N], and of person n, from 0, where the model gives
     them: `n/labels` uint8 [h, w] (patch 0..24), `n/uv` float32 [2, h, w], `n/keypoints` float32
-    [17, 3], `n/mask` bool [H, W], `n/track_id`, and `n/sigma` and the other confidences, float32
-    [h, w]. Maps cover the pixels of the box, from (int(x0), int(y0)) on. With a template also, see
-    `body.vertices`: `n/vertex_is_visible` bool [V], `n/vertex_pixels` int32 [V, 2] column and row
-    in the photo, -1 where no pixel shows the vertex, and `n/points` float32 [h, w, 3] metres on the
-    rest pose, NaN on background.
+    [17, 3], `n/mask` bool [H, W], `n/track_id`, `n/vertices` int32 [h, w] (-1 beside the person) of
+    `n/mesh`, and `n/sigma` and the other confidences, float32 [h, w]. Maps cover the pixels of the
+    box, from (int(x0), int(y0)) on. With a template also, see `body.vertices`:
+    `n/vertex_is_visible` bool [V], `n/vertex_pixels` int32 [V, 2] column and row in the photo, -1
+    where no pixel shows the vertex, and `n/points` float32 [h, w, 3] metres on the rest pose, NaN
+    on background.
 
     Args:
         folder: that exists.
@@ -130,6 +133,8 @@ def _maps_of(person: PersonResult) -> dict[str, np.ndarray]:
         maps["mask"] = person.mask.whole()
     if person.track_id is not None:
         maps["track_id"] = np.array(person.track_id)
+    if person.vertices is not None:
+        maps["vertices"], maps["mesh"] = person.vertices, np.array(person.mesh)
     return maps | {name: np.asarray(values) for name, values in person.confidences.items()}
 
 
@@ -180,7 +185,7 @@ def read_dump(path: str | os.PathLike[str]) -> Dump:
 def _person(arrays: dict[str, np.ndarray], number: int) -> PersonResult:
     found = {
         name: arrays.get(f"{number}/{name}")
-        for name in ("labels", "uv", "keypoints", "mask", "track_id")
+        for name in ("labels", "uv", "keypoints", "mask", "track_id", "vertices", "mesh")
     }
     labels, uv, mask = found["labels"], found["uv"], found["mask"]
     if (labels is None) != (uv is None):
@@ -203,4 +208,6 @@ def _person(arrays: dict[str, np.ndarray], number: int) -> PersonResult:
         category_id=int(arrays["category_ids"][number]),
         uv=uv,
         track_id=None if found["track_id"] is None else int(found["track_id"]),
+        vertices=found["vertices"],
+        mesh="" if found["mesh"] is None else str(found["mesh"]),
     )

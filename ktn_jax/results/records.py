@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # Float32 boxes around pixel 10,000 are exact to 0.001; below this a length counts as the same.
 _LENGTH_TOLERANCE = 0.01
 
+BACKGROUND = -1  # in `PersonResult.vertices`: a pixel that is not the person's
+
 # COCO counts keypoints in pixel indices; boxes, and keypoints here, are continuous.
 _PIXEL_CENTRE = 0.5
 
@@ -59,6 +61,9 @@ class PersonResult:
             nor rounded; None where only `iuv` is known, as from a results file.
         track_id: the same number for the same person in all frames of a video, see `tracking`;
             None where nobody was tracked.
+        vertices: int32 [h, w] of a model with embeddings: the vertex of `mesh` that each pixel of
+            the box shows, -1 beside the person; None of other models.
+        mesh: name of the mesh of the vertices.
     """
 
     box_xyxy: np.ndarray
@@ -70,6 +75,8 @@ class PersonResult:
     category_id: int = PERSON_CATEGORY
     uv: np.ndarray | None = None
     track_id: int | None = None
+    vertices: np.ndarray | None = None
+    mesh: str = ""
 
     def __post_init__(self) -> None:
         """Checks the fields.
@@ -100,7 +107,16 @@ class PersonResult:
             uv = np.asarray(uv, np.float32)
             if iuv is None or uv.shape != (2, *iuv.shape[1:]):
                 raise ResultsError(f"uv must be [2, h, w] as iuv, got {uv.shape}")
-        checked = {"box_xyxy": box, "iuv": iuv, "keypoints": keypoints, "uv": uv}
+        vertices = self.vertices
+        if vertices is not None:
+            vertices = _checked_vertices(np.asarray(vertices), box, self.mesh)
+        checked = {
+            "box_xyxy": box,
+            "iuv": iuv,
+            "keypoints": keypoints,
+            "uv": uv,
+            "vertices": vertices,
+        }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "score", float(self.score))
@@ -141,13 +157,32 @@ class PersonResult:
 def _checked_iuv(iuv: np.ndarray, box: np.ndarray) -> np.ndarray:
     if iuv.ndim != 3 or len(iuv) != 3 or iuv.dtype != np.uint8:
         raise ResultsError(f"iuv must be [3, h, w] uint8, got {iuv.shape} {iuv.dtype}")
-    for axis, length in ((1, box[3] - box[1]), (2, box[2] - box[0])):
-        if abs(length_of_pixels(length, iuv.shape[axis]) - length) > _LENGTH_TOLERANCE:
-            raise ResultsError(
-                f"iuv is {iuv.shape[1]} x {iuv.shape[2]} (h x w), the box "
-                f"{box[3] - box[1]} x {box[2] - box[0]}: h must be max(int(height), 1), w alike"
-            )
+    _check_size("iuv", iuv.shape[1:], box)
     return iuv
+
+
+def _checked_vertices(vertices: np.ndarray, box: np.ndarray, mesh: str) -> np.ndarray:
+    if (
+        vertices.ndim != 2
+        or vertices.dtype != np.int32
+        or vertices.min(initial=0) < BACKGROUND
+        or not mesh
+    ):
+        raise ResultsError(
+            f"vertices must be [h, w] int32, {BACKGROUND} or more, of a mesh; got {vertices.shape} "
+            f"{vertices.dtype} from {vertices.min(initial=0)} on, of {mesh!r}"
+        )
+    _check_size("vertices", vertices.shape, box)
+    return vertices
+
+
+def _check_size(name: str, size_hw: tuple[int, ...], box: np.ndarray) -> None:
+    for length, pixels in zip((box[3] - box[1], box[2] - box[0]), size_hw, strict=True):
+        if abs(length_of_pixels(length, pixels) - length) > _LENGTH_TOLERANCE:
+            raise ResultsError(
+                f"{name} is {size_hw[0]} x {size_hw[1]} (h x w), the box {box[3] - box[1]} x "
+                f"{box[2] - box[0]}: h must be max(int(height), 1), w alike"
+            )
 
 
 def _end_of_box(start: float, length: float, pixels: int) -> np.float32:

@@ -30,7 +30,8 @@ def _dump():
         PlacedMask.from_whole(mask),
         uv=uv,
     )
-    boxed = PersonResult([1, 1, 4, 5], 0.25, category_id=3)
+    vertices = RNG.integers(-1, 27554, (4, 3)).astype(np.int32)
+    boxed = PersonResult([1, 1, 4, 5], 0.25, category_id=3, vertices=vertices, mesh="cat")
     rounded = PersonResult([0, 0, 256, 1], 0.5, np.arange(768).reshape(3, 1, 256).astype(np.uint8))
     rounded.iuv[0] %= 25
     return dumps.Dump("photos/\u00e4.jpg", 7, (20, 30), (whole, boxed, rounded))
@@ -47,7 +48,8 @@ def test_a_dump_is_read_back_exactly(tmp_path):
         np.testing.assert_array_equal(person.box_xyxy, expected.box_xyxy)
         assert person.score == pytest.approx(expected.score, abs=1e-7)
         assert person.category_id == expected.category_id
-        for name in ("iuv", "keypoints"):
+        assert person.mesh == expected.mesh
+        for name in ("iuv", "keypoints", "vertices"):
             np.testing.assert_array_equal(getattr(person, name), getattr(expected, name))
         assert person.confidences.keys() == expected.confidences.keys()
         for name, values in expected.confidences.items():

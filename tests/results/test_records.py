@@ -53,6 +53,22 @@ def test_published_results_survive_a_round_trip(real_dir, tmp_path):
         )
 
 
+def test_vertices_have_the_size_of_the_box_and_a_mesh():
+    vertices = np.array([[0], [-1], [5]], np.int32)
+    person = _person(iuv=None, vertices=vertices, mesh="cat")
+    assert person.vertices is not None and person.size_hw == (3, 1)
+    for changes in (
+        {"mesh": ""},
+        {"vertices": vertices.astype(np.int64)},
+        {"vertices": vertices - 2},
+        {"vertices": vertices[None]},
+    ):
+        with pytest.raises(ResultsError, match="vertices must be"):
+            _person(**({"iuv": None, "vertices": vertices, "mesh": "cat"} | changes))
+    with pytest.raises(ResultsError, match=r"vertices is 2 x 1 \(h x w\), the box 3.25 x 1.25"):
+        _person(iuv=None, vertices=vertices[:2], mesh="cat")
+
+
 @pytest.mark.parity
 def test_evaluator_layout_reads_the_same(golden_dir):
     path = golden_dir / "eval" / "predictions.json"
