@@ -48,6 +48,7 @@ def _model() -> ConfigDict:
     model.decoder = _decoder()
     model.densepose_head = _densepose_head()
     model.predictor = _predictor()
+    model.meshes = _meshes()
     model.mask_head = _mask_head()
     model.keypoint_head = _keypoint_head()
     model.cascade = _cascade()
@@ -138,7 +139,10 @@ def _densepose_head() -> ConfigDict:
 
 def _predictor() -> ConfigDict:
     predictor = ConfigDict()
-    predictor.name = "chart"  # chart, ktn, ktn_keypoints, ktn_auxiliary or ktn_first
+    # chart, ktn, ktn_keypoints, ktn_auxiliary or ktn_first; or embedding: in place of charts an
+    # embedding of every pixel, which is compared with those of the vertices of model.meshes.
+    predictor.name = "chart"
+    predictor.embedding_channels = 16
     predictor.num_coarse_channels = 2  # of chart and ktn_first: 2, or 15 for coarse parts
     predictor.num_patches = 24
     predictor.kernel_size = 4
@@ -150,6 +154,20 @@ def _predictor() -> ConfigDict:
     # argmax of the coarse logits. KTN uses 0.3.
     predictor.mask_threshold = 0.5
     return predictor
+
+
+def _meshes() -> ConfigDict:
+    """Surfaces that an embedding model knows; of_classes apart, one value for each of them."""
+    meshes = ConfigDict()
+    meshes.names = ()  # such as "smpl_27554"
+    meshes.num_vertices = ()
+    # Features of a vertex, numbers that a matrix maps to its embedding; 0 for vertices whose
+    # embeddings are parameters themselves.
+    meshes.num_features = ()
+    meshes.trains_features = ()  # whether the features are trained with the matrix
+    meshes.trains = ()  # False keeps the embeddings as they are
+    meshes.of_classes = ()  # the name of the mesh of each class of box_head.num_classes
+    return meshes
 
 
 def _mask_head() -> ConfigDict:
@@ -216,6 +234,9 @@ def _loss() -> ConfigDict:
     # have no DensePose (detectron2's COARSE_SEGM_TRAINED_BY_MASKS). For models with 2 coarse
     # channels.
     loss.coarse_segm_from_masks = False
+    loss.embedding = _embedding_loss()
+    loss.pixel_cycle = _pixel_cycle_loss()
+    loss.shape_cycle = _shape_cycle_loss()
     # ROIs that train the DensePose branch: foreground whose IoU with its person is above this.
     loss.densepose_iou_threshold = 0.7
     # Their number in each image. Where more qualify, a weighted random subset represents all.
@@ -233,6 +254,41 @@ def _loss() -> ConfigDict:
     # The original convolves the padding of a batch as if it were image. True computes every image
     # as if it were padded on its own, as inference does.
     loss.ignore_padding = False
+    return loss
+
+
+def _embedding_loss() -> ConfigDict:
+    """Of predictor.name "embedding": cross-entropy of the vertex at annotated points."""
+    loss = ConfigDict()
+    loss.weight = 0.6
+    loss.sigma = 0.01  # logits are the negative squared distances of embeddings over this
+    # Targets: the annotated vertex alone, or all with the softmax of their negative geodesic
+    # distances from it over geodesic_sigma.
+    loss.has_soft_targets = False
+    loss.geodesic_sigma = 0.01
+    loss.matmul_dtype = "float32"  # of pixels x vertices; bfloat16 rounds the factors
+    return loss
+
+
+def _pixel_cycle_loss() -> ConfigDict:
+    """From pixels to vertices and back: far pixels must not be mistaken for each other."""
+    loss = ConfigDict()
+    loss.weight = 0.0  # 0 is off; detectron2's is 1e-4. Needs person masks
+    loss.norm = 2
+    loss.has_all_meshes = False  # also those that nobody in the batch has
+    loss.num_pixels = 100  # that are sampled in each ROI
+    loss.vertex_temperature = 0.05  # from pixels to vertices
+    loss.pixel_temperature = 0.05  # and back
+    return loss
+
+
+def _shape_cycle_loss() -> ConfigDict:
+    """From the vertices of one mesh to those of another and back, a random pair in each step."""
+    loss = ConfigDict()
+    loss.weight = 0.0  # 0 is off; detectron2's is 0.025. Needs geodesic distances
+    loss.norm = 2
+    loss.temperature = 0.05
+    loss.max_vertices = 4936  # of a mesh; of larger ones that many are sampled
     return loss
 
 
@@ -263,6 +319,9 @@ def _optimizer() -> ConfigDict:
     # Parameters that do not train: regular expressions that match the start of a path, such as
     # "box_head/". Frozen norms and backbone.freeze_at need none.
     optimizer.frozen = ()
+    # Factors of the learning rate of some parameters: pairs of such an expression and a number.
+    # The first that matches counts.
+    optimizer.rate_factors = ()
     optimizer.ema_decay = 0.0  # of an average of the parameters, which is exported; 0 keeps none
     return optimizer
 

@@ -74,6 +74,18 @@ class DensePoseOutputs(Generic[AnyArray]):
 
 
 @flax.struct.dataclass
+class EmbeddingOutputs(Generic[AnyArray]):
+    """Embedding maps of N people, which cover their boxes as chart maps do.
+
+    A pixel shows the vertex whose embedding is nearest to the pixel's, of the mesh of its class.
+    """
+
+    coarse_segm: AnyArray  # [N, S, S, 2]: background and person, logits
+    embedding: AnyArray  # [N, S, S, D], of any length
+    coarse_segm_confidence: AnyArray | None = None  # [N, S, S, 1]
+
+
+@flax.struct.dataclass
 class BranchOutputs:
     """What the branches compute of N people in one stage; None for tasks that a model lacks.
 
@@ -85,6 +97,7 @@ class BranchOutputs:
     low_charts: Mapping[str, Array] | None = None  # [N, 2P, 2P, C] by name: not upsampled
     keypoint_scores: Array | None = None  # [N, 2P, 2P, 17], not upsampled
     mask_logits: Array | None = None  # [N, 2P, 2P] of the class of each
+    embeddings: EmbeddingOutputs[Array] | None = None  # in place of charts
 
 
 @flax.struct.dataclass
@@ -94,6 +107,7 @@ class PersonMaps(Generic[AnyArray]):
     charts: DensePoseOutputs[AnyArray] | None
     keypoints: AnyArray | None = None  # [N, S', S', 17] heatmaps of the keypoint branch
     mask: AnyArray | None = None  # [N, M, M] probability that a cell of the box is the person's
+    embeddings: EmbeddingOutputs[AnyArray] | None = None  # in place of charts
 
     @property
     def heatmaps(self) -> AnyArray | None:

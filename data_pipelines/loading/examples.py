@@ -36,6 +36,7 @@ def batch_spec(
     max_points: int,
     with_person_masks: bool = False,
     with_confidence: bool = False,
+    with_vertices: bool = False,
 ) -> dict[str, ArraySpec]:
     """Describes a batch: B images of H x W, G people an image, P points a person.
 
@@ -54,6 +55,9 @@ def batch_spec(
     `boxes`: of people a model was not sure of, where no background is. The rest of them is zero.
     With person masks also `person_mask` uint8 [B, G, 256, 256], 0 or 1 on the same grid, and
     `has_person_mask` bool [B, G].
+    With vertices, which train embedding models, also `classes` int32 [B, G] from 0 on, `mesh` int32
+    [B, G], the number in `model.meshes.names` of the mesh that the person's points are on, and
+    `point_vertex` int32 [B, G, P] on that mesh.
 
     Args:
         batch_size: B; of one process where there are several.
@@ -62,6 +66,7 @@ def batch_spec(
         max_points: P.
         with_person_masks: whether segmentations are part of it.
         with_confidence: whether a model set some of the points.
+        with_vertices: whether vertices are.
 
     Returns:
         Shape and dtype by name.
@@ -91,6 +96,9 @@ def batch_spec(
     if with_person_masks:
         shapes["person_mask"] = shapes["part_mask"]
         shapes["has_person_mask"] = (people, np.bool_)
+    if with_vertices:
+        shapes["classes"] = shapes["mesh"] = (people, np.int32)
+        shapes["point_vertex"] = (points, np.int32)
     return {name: ArraySpec(shape, np.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
 
 

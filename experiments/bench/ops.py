@@ -1,4 +1,6 @@
-"""Times single operations against PyTorch's, in turn: ROIAlign, NMS, convolutions, norms, resizing.
+"""Times single operations against PyTorch's, in turn.
+
+ROIAlign, NMS, convolutions, norms, resizing, and the nearest vertices of embeddings.
 
     python experiments/bench/ops.py
     python experiments/bench/ops.py --only roi_align nms --repeats 20
@@ -226,11 +228,37 @@ def other_pairs(rng):
     }
 
 
+def nearest_pairs(rng):
+    """Vertices of SMPL's mesh whose embeddings are nearest to those of pixels."""
+    import torch
+
+    from ktn_jax.inference import surfaces
+    from ktn_jax.ops.embeddings import nearest_vertices
+
+    def theirs(pixels, vertices):  # as detectron2: 10,000 pixels at a time
+        found = []
+        for part in pixels.split(10_000):
+            distances = torch.mm(-2 * part, vertices.t())
+            distances += (part * part).sum(1, keepdim=True)
+            distances += (vertices * vertices).sum(1, keepdim=True).t()
+            found.append(distances.argmin(1))
+        return torch.cat(found)
+
+    # Vertices on a surface in the space of embeddings, and pixels beside it.
+    place = rng.standard_normal((27_554, 2)) @ rng.standard_normal((2, 16))
+    vertices = np.float32(np.sin(place) / np.linalg.norm(np.sin(place), axis=1, keepdims=True))
+    own = rng.integers(0, len(vertices), 128 * 128)
+    pixels = vertices[own] + np.float32(0.05) * rng.standard_normal((len(own), 16), np.float32)
+    search = functools.partial(nearest_vertices, block=surfaces.block())
+    return {"128x128 pixels, 27,554 vertices": Pair(search, theirs, [pixels, vertices])}
+
+
 GROUPS = {
     "roi_align": roi_align_pairs,
     "nms": nms_pairs,
     "convolution": convolution_pairs,
     "other": other_pairs,
+    "nearest": nearest_pairs,
 }
 
 

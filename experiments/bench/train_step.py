@@ -34,11 +34,19 @@ ROIS_PER_IMAGE = 16
 def make_batch(config, batch_size, size_hw, people=3, points=100):
     """A batch of random images, as many people in each with DensePose and keypoints."""
     from ktn_jax.data_pipelines.loading.pipeline import batch_spec
+    from ktn_jax.modeling.person_branches import has_embeddings
 
     rng = np.random.default_rng(0)
     height, width = size_hw
     people, points = min(people, config.data.max_people), min(points, config.data.max_points)
-    spec = batch_spec(batch_size, size_hw, config.data.max_people, config.data.max_points)
+    spec = batch_spec(
+        batch_size,
+        size_hw,
+        config.data.max_people,
+        config.data.max_points,
+        with_person_masks=config.data.with_person_masks,
+        with_vertices=has_embeddings(config.model),
+    )
     batch = {name: np.zeros(array.shape, array.dtype) for name, array in spec.items()}
     batch["image"] = rng.integers(0, 256, spec["image"].shape, np.uint8)
     batch["image_size_hw"][:] = size_hw
@@ -58,6 +66,11 @@ def make_batch(config, batch_size, size_hw, people=3, points=100):
         batch[name][dots] = rng.random(shape)
     batch["point_i"][dots] = rng.integers(1, 25, shape)
     batch["part_mask"][slots] = rng.integers(0, 15, (batch_size, people, 256, 256))
+    if config.data.with_person_masks:
+        batch["person_mask"] = np.minimum(batch["part_mask"], 1)
+        batch["has_person_mask"] = batch["is_valid"]
+    if "point_vertex" in batch:  # of the first mesh
+        batch["point_vertex"][dots] = rng.integers(0, config.model.meshes.num_vertices[0], shape)
     return batch
 
 

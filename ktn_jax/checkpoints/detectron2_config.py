@@ -1,15 +1,17 @@
 """Reads detectron2 configuration trees (upstream DensePose's and the KTNv2 fork's) as ours."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ktn_jax.body.parts import NUM_KEYPOINTS
+from ktn_jax.checkpoints import detectron2_embeddings
 from ktn_jax.checkpoints.detectron2_training import translate_training
 from ktn_jax.checkpoints.detectron2_tree import Tree, short
 from ktn_jax.configs import base
 from ktn_jax.modeling.chart_predictor import LOW_RESOLUTION_KEYPOINTS
+from ktn_jax.modeling.person_branches import EMBEDDING, has_charts, has_embeddings
 
 _HEADS = {
     "DensePoseV1ConvXHead": "conv_stack",
@@ -66,7 +68,6 @@ _NO_EFFECT = (
     "MODEL.PANOPTIC_FPN.",
     "MODEL.SEM_SEG_HEAD.",
     "MODEL.ROI_BOX_CASCADE_HEAD.",
-    "MODEL.ROI_DENSEPOSE_HEAD.CSE.",
     # Of KTN: files of initial values, and settings that its code does not read.
     "MODEL.ROI_DENSEPOSE_HEAD.KPT_UP_SCALE",
     "MODEL.ROI_DENSEPOSE_HEAD.KPT_CLASSIFIER_WEIGHT_DIR",
@@ -128,8 +129,7 @@ def _translated(tree: Mapping[str, Any]) -> tuple[ConfigDict, list[str]]:
         notes = translate_training(settings, config)
     except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
         settings.problems.append(f"a value is of another type than wanted: {error}")
-    tasks = config.model.tasks
-    problems = [*settings.problems, *settings.unknown(), *_ignored(settings, tasks)]
+    problems = [*settings.problems, *settings.unknown(), *_ignored(settings, config.model)]
     if problems:
         lines = "\n  ".join(dict.fromkeys(problems))
         raise ValueError(f"not supported in the detectron2 configuration:\n  {lines}")
@@ -143,6 +143,8 @@ def _translate(tree: Tree, config: ConfigDict) -> None:
     _detector(tree, model)
     if "densepose" in model.tasks:
         _densepose(tree, model)
+    if has_charts(model):
+        tree.require(MODEL__ROI_HEADS__NUM_CLASSES=1)
     if "keypoints" in model.tasks:
         _keypoint_head(tree, model.keypoint_head)
     if "masks" in model.tasks:
@@ -171,12 +173,14 @@ def _tasks(tree: Tree) -> tuple[str, ...]:
     return tuple(task for task, on in chosen.items() if on)
 
 
-def _ignored(tree: Tree, tasks: Collection[str]) -> list[str]:
+def _ignored(tree: Tree, model: ConfigDict) -> list[str]:
     """Settings of the model that were changed and that nothing here reads, one line each."""
     is_hrnet = "hrfpn" in tree.find("MODEL.BACKBONE.NAME", "")
     no_effect = [*_NO_EFFECT]
     no_effect += ["MODEL.RESNETS.", "MODEL.FPN."] if is_hrnet else ["MODEL.HRNET."]
-    no_effect += [section for task, section in _SECTIONS.items() if task not in tasks]
+    if not has_embeddings(model):
+        no_effect.append(detectron2_embeddings.SECTION)
+    no_effect += [section for task, section in _SECTIONS.items() if task not in model.tasks]
     return [
         f"{key} {short(value)} is not supported"
         for key, value in tree.unread().items()
@@ -239,8 +243,6 @@ def _detector(tree: Tree, model: ConfigDict) -> None:
     for ours, theirs in (("pre_nms_top_k", "PRE_NMS_TOPK"), ("post_nms_top_k", "POST_NMS_TOPK")):
         for phase in ("train", "test"):
             rpn[f"{ours}_{phase}"] = tree.get(f"MODEL.RPN.{theirs}_{phase.upper()}")
-    if "densepose" in model.tasks:
-        tree.require(MODEL__ROI_HEADS__NUM_CLASSES=1)
     tree.require(
         MODEL__ROI_BOX_HEAD__NAME="FastRCNNConvFCHead",
         MODEL__ROI_BOX_HEAD__NUM_CONV=0,
@@ -309,11 +311,12 @@ def _densepose(tree: Tree, model: ConfigDict) -> None:
     head.norm = "" if head.name == "conv_stack" else get("DEEPLAB.NORM")
     head.use_non_local = bool(get("DEEPLAB.NONLOCAL_ON"))
     predictor = model.predictor
-    # Upstream and the fork spell the key differently.
-    key = "MODEL.ROI_DENSEPOSE_HEAD.PREDICTOR"
-    key = key if tree.has(key) else f"{key}_NAME"
-    predictor.name = tree.choose(key, _PREDICTORS)
-    if predictor.name == "chart":
+    # Upstream and the fork spell the key differently; the fork has no embeddings.
+    key, choices = "MODEL.ROI_DENSEPOSE_HEAD.PREDICTOR", _PREDICTORS
+    if not tree.has(key):
+        key, choices = f"{key}_NAME", _PREDICTORS | detectron2_embeddings.PREDICTORS
+    predictor.name = tree.choose(key, choices)
+    if predictor.name in ("chart", EMBEDDING):
         find("KPT_ON", False)
     else:
         tree.require(MODEL__ROI_DENSEPOSE_HEAD__KPT_ON=True)
@@ -347,7 +350,9 @@ def _loss(tree: Tree, config: ConfigDict) -> None:
     loss.box_delta_weight = tree.get("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT")
     loss.box_smooth_l1_beta = tree.get("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA")
     if "densepose" in config.model.tasks:
-        _densepose_loss(tree, loss)
+        _densepose_loss(tree, loss, has_embeddings(config.model))
+    if has_embeddings(config.model):
+        detectron2_embeddings.translate_embeddings(tree, config)
     loss.keypoint_weight = tree.get("MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT")
     key = "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS"
     loss.normalise_keypoints_by_visible = tree.get(key)
@@ -358,10 +363,11 @@ def _loss(tree: Tree, config: ConfigDict) -> None:
     loss.mask_rois_per_image = foreground
 
 
-def _densepose_loss(tree: Tree, loss: ConfigDict) -> None:
+def _densepose_loss(tree: Tree, loss: ConfigDict, is_embedding: bool) -> None:
     for ours, theirs in _LOSS_KEYS.items():
         loss[ours] = tree.get(f"MODEL.ROI_DENSEPOSE_HEAD.{theirs}")
     if tree.has("MODEL.ROI_DENSEPOSE_HEAD.LOSS_NAME"):
-        tree.choose("MODEL.ROI_DENSEPOSE_HEAD.LOSS_NAME", _LOSSES)
+        losses = dict.fromkeys(detectron2_embeddings.LOSSES) if is_embedding else _LOSSES
+        tree.choose("MODEL.ROI_DENSEPOSE_HEAD.LOSS_NAME", losses)
     key = "MODEL.ROI_DENSEPOSE_HEAD.BODY_MASK_WEIGHTS"
     loss.body_mask_weight = tree.find(key, loss.body_mask_weight)

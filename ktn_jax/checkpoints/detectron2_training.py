@@ -4,7 +4,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ktn_jax.checkpoints import detectron2_embeddings
 from ktn_jax.checkpoints.detectron2_tree import Tree, flatten, short
+from ktn_jax.modeling.person_branches import has_embeddings
 
 # Data sets by detectron2's names: annotation file, image folder. Paths as in configs/base.py.
 _DATASETS = {
@@ -79,6 +81,8 @@ def translate_training(tree: Tree, config: ConfigDict) -> list[str]:
     _optimizer(tree, config, notes)
     _data(tree, config, notes)
     notes += [_bootstrap_note(entry) for entry in tree.find("BOOTSTRAP_DATASETS", ())]
+    if has_embeddings(config.model):
+        notes += detectron2_embeddings.training_notes(tree)
     notes += [
         f"{key} {short(value)} has no counterpart here and is left out"
         for key, value in tree.unread().items()
@@ -111,7 +115,11 @@ def _data(tree: Tree, config: ConfigDict, notes: list[str]) -> None:
     data = config.data
     data.short_sides = tree.find("INPUT.MIN_SIZE_TRAIN", data.short_sides)
     data.max_long_side = tree.find("INPUT.MAX_SIZE_TRAIN", data.max_long_side)
-    data.with_person_masks = config.loss.coarse_segm_from_masks or "masks" in config.model.tasks
+    data.with_person_masks = (
+        config.loss.coarse_segm_from_masks
+        or config.loss.pixel_cycle.weight > 0
+        or "masks" in config.model.tasks
+    )
     _choose(tree, "INPUT.RANDOM_FLIP", _FLIPS, data, "flip_probability", notes)
     for key, targets in (
         ("DATASETS.TRAIN", (data, "annotations", "images")),

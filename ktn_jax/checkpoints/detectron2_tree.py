@@ -163,6 +163,22 @@ class Tree:
             value = like
         return _as_tuple(value)
 
+    def get_like(self, key: str, like: Any) -> Any:
+        """The value of a setting of an open section, of the type of `like`."""
+        value = self.get(key)
+        if key in self._settings and not _is_like(value, like):
+            self.problems.append(
+                f"{key} {short(value)} is of another type than wanted, such as {like!r}"
+            )
+            return like
+        return like if key not in self._settings else value
+
+    def names_under(self, section: str) -> list[str]:
+        """The names in a section, in the order of the settings."""
+        start = f"{section}."
+        names = (key[len(start) :] for key in self._settings if key.startswith(start))
+        return list(dict.fromkeys(name.partition(".")[0] for name in names))
+
     def has(self, key: str) -> bool:
         """Whether a setting is there."""
         return key in self._settings

@@ -89,7 +89,10 @@ def recognise_weights(path: str | os.PathLike[str]) -> str:
     """
     from ktn_jax.checkpoints import files
 
-    found = [] if os.path.isdir(path) else zoo.recognise(files.read_state_dict(path))
+    found = []
+    if not os.path.isdir(path):
+        state = files.read_state_dict(path)
+        found = zoo.recognise({name: array.shape for name, array in state.items()})
     if not found:
         raise ValueError(f"{path} has no parameters of a released model: name its --config")
     return found[0]

@@ -27,6 +27,8 @@ def _torch_table(names: list[str]) -> tuple[Rule, ...]:
     predictor = "auxiliary" if has("densepose_predictor.body_kpt") else ""
     if has("densepose_predictor.kpt_surface_transformer"):
         predictor = "first"
+    if has("densepose_predictor.embed_lowres.") or has("embedder."):
+        predictor = "embedding"
     return rules(predictor, has("mid_decoder."))
 
 
@@ -104,6 +106,8 @@ def _flax_table(paths: list[str]) -> tuple[Rule, ...]:
     predictor = "auxiliary" if has("predictor/auxiliary") else ""
     if has("predictor/fine") and has("predictor/transfer/"):
         predictor = "first"
+    if has("embedding_predictor/") or has("embedder/"):
+        predictor = "embedding"
     return rules(predictor, has("decoder/adapt_"))
 
 

@@ -1,7 +1,8 @@
 """The table of parameters: their names in PyTorch's state dicts and in Flax.
 
 Each rule pairs a torch name with a Flax path. `{n}`, `{m}`, ... stand for numbers, `{p}` for a
-pyramid level, `{c}` for a convolution of a bottleneck, `{t}` and `{r}` for tasks.
+pyramid level, `{c}` for a convolution of a bottleneck, `{t}` and `{r}` for tasks, `{mesh}` for a
+mesh.
 `checkpoints.torch_names` runs it both ways.
 """
 
@@ -10,7 +11,7 @@ import functools
 import re
 from collections.abc import Iterator
 
-PREDICTORS = ("", "auxiliary", "first")  # whose names differ; "" for any other
+PREDICTORS = ("", "auxiliary", "first", "embedding")  # whose names differ; "" for any other
 
 _PLACEHOLDERS = {
     "{n}": r"(?P<n>\d+)",
@@ -23,6 +24,7 @@ _PLACEHOLDERS = {
     "{t}": r"(?P<t>densepose|keypoints|masks)",
     "{r}": r"(?P<r>densepose|keypoints|masks)",
     "{s}": r"(?P<s>\d+)",
+    "{mesh}": r"(?P<mesh>[^./]+)",
 }
 
 
@@ -200,8 +202,25 @@ _SHARED_OUTPUTS = {
 }
 
 
+def _embedding_rules() -> Iterator[Rule]:
+    """Of models with embeddings in place of charts."""
+    for theirs, ours in (
+        ("coarse_segm_lowres", "coarse"),
+        ("embed_lowres", "embedding"),
+        ("coarse_segm_confidence_lowres", "coarse_confidence"),
+    ):
+        torch, flax = f"roi_heads.densepose_predictor.{theirs}", f"embedding_predictor/{ours}"
+        yield from _output(torch, flax, "deconv")
+    for name in ("embeddings", "features"):
+        torch = f"roi_heads.embedder.embedder_{{mesh}}.{name}"
+        yield Rule(torch, f"params/embedder/{{mesh}}/{name}")
+
+
 def _predictor_rules(kind: str) -> Iterator[Rule]:
-    """Names of the predictor "auxiliary", "first", or "" for any other."""
+    """Names of the predictor of one of `PREDICTORS`."""
+    if kind == "embedding":
+        yield from _embedding_rules()
+        return
     predictor = "roi_heads.densepose_predictor"
     for theirs, ours in _SHARED_OUTPUTS.items():
         yield from _output(f"{predictor}.{theirs}", f"predictor/{ours}", "deconv")

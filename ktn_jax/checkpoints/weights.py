@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from ktn_jax.checkpoints import files, imagenet, run_folders, runs, torch_names
 from ktn_jax.checkpoints.run_folders import CheckpointError
-from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES
 from ktn_jax.modeling.networks import Network, build_network
+from ktn_jax.modeling.person_branches import transfer_sources
 from ktn_jax.ops import boxes as box_ops
 from ktn_jax.runtime import checksums
 
@@ -335,7 +335,7 @@ def constants(config: ConfigDict) -> Variables:
         "pixel_mean": np.array(config.pixel_mean_bgr, np.float32).reshape(3, 1, 1),
         "pixel_std": np.array(config.pixel_std_bgr, np.float32).reshape(3, 1, 1),
     }
-    if "densepose" in config.tasks and TRANSFER_SOURCES[config.predictor.name]:
+    if transfer_sources(config):
         # Those of KTN's code hold anchors too.
         for level, sizes in enumerate(config.rpn.anchor_sizes):
             anchors = box_ops.cell_anchors(sizes, config.rpn.aspect_ratios)

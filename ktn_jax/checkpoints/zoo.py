@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ktn_jax.checkpoints import detectron2_tree
@@ -52,6 +52,13 @@ class Model:
     licence: str
     num_values: int | None
     settings: Mapping[str, Any]
+
+    @property
+    def meshes(self) -> set[str]:
+        """Names of the meshes of an embedding model."""
+        start = "MODEL.ROI_DENSEPOSE_HEAD.CSE.EMBEDDERS."
+        found = (key.removeprefix(start) for key in self.settings if key.startswith(start))
+        return {name.partition(".")[0] for name in found}
 
     @property
     def sha256_start(self) -> str:
@@ -108,12 +115,7 @@ class Model:
 
         Args:
             changes: values of some of them, by dotted key.
-
-        Raises:
-            ValueError: a model of a kind that is not supported.
         """
-        if self.family == "embedding":
-            raise ValueError(f"{self.name} is not yet supported: embedding models")
         given = detectron2_tree.merge(self.settings, changes or {})
         return detectron2_tree.nest(detectron2_tree.merge(detectron2_tree.defaults(given), given))
 
@@ -162,21 +164,24 @@ def suggest(name: str) -> str:
     return f"did you mean {' or '.join(by_lower[other] for other in near)}?" if near else ""
 
 
-def recognise(names: Collection[str]) -> list[str]:
-    """The chart models of detectron2 whose weights have parameters of these names.
+def recognise(shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """The models of detectron2 whose weights have these parameters.
 
     Models that were trained in different ways have the same: the first is the plainest.
 
     Args:
-        names: of detectron2's parameters, such as `backbone.bottom_up.stem.conv1.weight`.
+        shapes: of detectron2's parameters, such as `backbone.bottom_up.stem.conv1.weight`. The
+            names count, and the number of classes.
     """
 
     def has(start: str) -> bool:
-        return any(name.startswith(start) for name in names)
+        return any(name.startswith(start) for name in shapes)
 
-    head = "MODEL.ROI_DENSEPOSE_HEAD."
+    head, embedders = "MODEL.ROI_DENSEPOSE_HEAD.", "roi_heads.embedder.embedder_"
     predictor = "roi_heads.densepose_predictor."
+    scores = shapes.get("roi_heads.box_predictor.cls_score.weight", (0,))
     wanted = {
+        "MODEL.ROI_HEADS.NUM_CLASSES": scores[0] - 1,  # and the background
         "MODEL.RESNETS.DEPTH": 101 if has("backbone.bottom_up.res4.22.") else 50,
         f"{head}DECODER_ON": has("roi_heads.decoder."),
         f"{head}UV_CONFIDENCE.ENABLED": has(f"{predictor}sigma_2_lowres."),
@@ -188,12 +193,20 @@ def recognise(names: Collection[str]) -> list[str]:
     if wanted[f"{head}UV_CONFIDENCE.ENABLED"]:
         is_aniso = has(f"{predictor}kappa_u_lowres.")
         wanted[f"{head}UV_CONFIDENCE.TYPE"] = "indep_aniso" if is_aniso else "iid_iso"
-    if not has("backbone.fpn_lateral2.") or not has(f"{predictor}index_uv_lowres."):
+    meshes = {
+        name.removeprefix(embedders).partition(".")[0]
+        for name in shapes
+        if name.startswith(embedders)
+    }
+    families = ("embedding",) if meshes else ("charts", "evolution")
+    own = "embed_lowres." if meshes else "index_uv_lowres."
+    if not has("backbone.fpn_lateral2.") or not has(predictor + own):
         return []
     standard = detectron2_tree.defaults({})
     return [
         name
         for name, model in models().items()
-        if model.family in ("charts", "evolution")
+        if model.family in families
+        and model.meshes == meshes
         and all((standard | dict(model.settings))[key] == value for key, value in wanted.items())
     ]

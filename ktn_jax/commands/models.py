@@ -14,9 +14,9 @@ EXAMPLES = """
 
 box, GPS and GPSm are the published average precisions, MB the size of the weights. Weights are
 fetched the first time, into KTN_CACHE (else ktn_jax under XDG_CACHE_HOME or ~/.cache). Families:
-charts (people) and evolution (animals) are detectron2's DensePose R-CNN; embedding, its continuous
-surface embeddings, is not yet supported; KTN's files, where they were released, have to be fetched
-by hand.
+charts (people) and evolution (animals) are detectron2's DensePose R-CNN; embedding (people and
+animals), its continuous surface embeddings; KTN's files, where they were released, have to be
+fetched by hand.
 """
 
 _COLUMNS = ("name", "family", "box", "GPS", "GPSm", "MB", "licence", "weights")
@@ -69,8 +69,6 @@ def _row(model: "zoo.Model") -> list[str]:
 def _state(model: "zoo.Model") -> str:
     if model.is_here:
         return "here"
-    if model.family == "embedding":
-        return "not supported"
     if not model.file:
         return "not released"
     return "" if model.url else "by hand"

@@ -27,6 +27,7 @@ from ktn_jax.inference.mirroring import keep_averaged, mirror_boxes, mirror_outp
 from ktn_jax.inference.predictor import FoundPerson, to_result
 from ktn_jax.inference.rotation import Rotation
 from ktn_jax.inference.stages import PEOPLE_BUCKETS, Pyramid, Stages, people_bucket
+from ktn_jax.modeling.person_branches import has_charts, has_embeddings
 from ktn_jax.ops.nms import nms
 from ktn_jax.results.people import People
 from ktn_jax.results.records import PersonResult
@@ -37,6 +38,7 @@ _PEOPLE_AT_A_TIME = 32  # whose maps are in memory together, about 6 MB for each
 _MIN_SCORE = 1e-8  # detectron2's; all boxes passed the detector's own threshold before
 _BUCKET_MULTIPLE = 32  # pixels; sizes of views are padded to buckets of this step
 _NO_SYMMETRY = "mirrored views need the body's UV symmetry tables, got None"
+_NO_EMBEDDINGS = "an embedding model cannot be averaged over views: run it without augmentation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +71,13 @@ class AugmentedPredictor:
                 for a model without charts.
 
         Raises:
-            ValueError: flip without symmetry, or no scales.
+            ValueError: flip without symmetry, no scales, or an embedding model.
         """
         self.stages = stages
         self.config = stages.config
         augmentation = self.config.test.augmentation
+        if has_embeddings(self.config.model):
+            raise ValueError(_NO_EMBEDDINGS)
         if _needs_symmetry(self.config) and symmetry is None:
             raise ValueError(_NO_SYMMETRY)
         if not augmentation.short_sides:
@@ -339,7 +343,7 @@ def load_symmetry(config: ConfigDict) -> UVSymmetry | None:
 
 
 def _needs_symmetry(config: ConfigDict) -> bool:
-    return config.test.augmentation.flip and "densepose" in config.model.tasks
+    return config.test.augmentation.flip and has_charts(config.model)
 
 
 def move_boxes(

@@ -70,6 +70,6 @@ class KnownBoxPredictor:
         for index, row in enumerate(rows.tolist()):
             found = FoundPerson(flat[index], 1.0, jax.tree.map(lambda x, i=index: x[i], maps))
             sizes = resized[row].shape[:2], photos[row].image.shape[:2]
-            person = to_result(found, *sizes, model)
+            person = to_result(found, *sizes, model, self.stages.vertex_embeddings)
             people[row] += [] if person is None else [person]
         return people

@@ -20,6 +20,7 @@ from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.inference.output_files import check_targets
 from ktn_jax.inference.photo_names import as_text, image_ids, output_names
 from ktn_jax.inference.photo_products import Products
+from ktn_jax.modeling.person_branches import has_charts
 from ktn_jax.results import records
 from ktn_jax.results.categories import PERSON_CATEGORY
 from ktn_jax.results.detection_checks import check_record
@@ -163,7 +164,7 @@ class _Work:
 
     def run(self, predictor: CallablePredictor) -> None:
         test = predictor.config.test
-        self._with_charts = "densepose" in predictor.config.model.tasks
+        self._with_charts = has_charts(predictor.config.model)
         missing = [n for n, image_id in enumerate(self._ids) if image_id not in self._writer.done]
 
         def bucket_of(index: int) -> batching.Size:

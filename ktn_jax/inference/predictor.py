@@ -5,7 +5,8 @@ programs.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, overload
 
 import jax
@@ -16,6 +17,7 @@ from ktn_jax.inference import batching, charts
 from ktn_jax.inference.inputs import Photo, Photos, PhotoStream, map_photos
 from ktn_jax.inference.masks import paste_mask
 from ktn_jax.inference.stages import PEOPLE_BUCKETS, Stages, people_bucket
+from ktn_jax.inference.surfaces import vertices_in_box
 from ktn_jax.results.categories import category_ids
 from ktn_jax.results.iuv_pictures import quantise
 from ktn_jax.results.people import People
@@ -104,8 +106,8 @@ class Predictor:
         self, photo: tuple[np.ndarray, tuple[int, int]], people: Sequence[FoundPerson]
     ) -> list[PersonResult]:
         resized, size_hw = photo
-        model = self.config.model
-        results = [to_result(p, resized.shape[:2], size_hw, model) for p in people]
+        model, surfaces = self.config.model, self.stages.vertex_embeddings
+        results = [to_result(p, resized.shape[:2], size_hw, model, surfaces) for p in people]
         return [result for result in results if result is not None]
 
     def find(self, resized: Sequence[np.ndarray]) -> list[list[FoundPerson]]:
@@ -195,7 +197,11 @@ def rows_of(people: Iterable[int], most: int) -> list[int]:
 
 
 def to_result(
-    person: FoundPerson, from_hw: tuple[int, int], to_hw: tuple[int, int], config: ConfigDict
+    person: FoundPerson,
+    from_hw: tuple[int, int],
+    to_hw: tuple[int, int],
+    config: ConfigDict,
+    vertex_embeddings: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> PersonResult | None:
     """Brings a person from the resized image to the photo.
 
@@ -204,6 +210,7 @@ def to_result(
         from_hw: size of the resized image, without padding.
         to_hw: size of the photo.
         config: the `model` part of the configuration.
+        vertex_embeddings: of a model with embeddings, see `Stages.vertex_embeddings`.
 
     Returns:
         The person in pixels of the photo, or None where clipping left no box.
@@ -224,6 +231,17 @@ def to_result(
         )
         found["iuv"], found["uv"] = quantise(labels, uv), uv
         found["confidences"] = charts.confidences_in_box(maps, labels)
+    if person.maps.embeddings is not None:
+        mesh = config.meshes.of_classes[person.class_index]
+        found["mesh"], found["vertices"] = (
+            mesh,
+            vertices_in_box(
+                person.maps.embeddings,
+                vertex_embeddings[mesh],
+                charts.box_size_hw(boxes[0]),
+                config.predictor.mask_threshold,
+            ),
+        )
     if heatmaps is not None:
         decoded = charts.decode_keypoints(heatmaps[None], person.box_xyxy[None])[0]
         scale = np.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0], 1], np.float32)

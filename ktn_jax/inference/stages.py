@@ -22,6 +22,8 @@ from ktn_jax.structures import Detections, Features, PersonMaps, RoiFeatures
 Array = jax.Array
 Variables = Mapping[str, Any]
 Output = TypeVar("Output")
+# The surface kernels of a model with knowledge transfer, and the embeddings of vertices by mesh.
+Constants = tuple[tuple[Array | None, ...], Mapping[str, Array]]
 
 # The second stage runs on as many rows as there are people, rounded up to one of these; more
 # people than the last take several calls.
@@ -50,8 +52,8 @@ class Stages:
     """The programs of a model, each compiled when it is first called with arrays of new shapes.
 
     Norms with fixed statistics are folded into the backbone's convolutions. The kernels that
-    knowledge transfer synthesises are constants of the weights: they are computed once, and the
-    transfer's parameters are freed.
+    knowledge transfer synthesises and the embeddings of vertices are constants of the weights: they
+    are computed once, and the parameters behind them are freed.
 
     Stages can be pickled: pickles hold the configuration and the weights, and programs are compiled
     again.
@@ -62,10 +64,12 @@ class Stages:
         variables: of `model`, on the device.
         surface_kernels: of each stage of the branches, [k, k, C, 25] on the device; None where the
             model learns its own.
+        vertex_embeddings: [V, D] by mesh on the device; empty for models of charts.
     """
 
     variables: Variables
     surface_kernels: tuple[Array | None, ...]
+    vertex_embeddings: Mapping[str, Array]
 
     def __init__(self, config: ConfigDict, variables: Variables):
         """Takes a whole configuration and the variables of its model (see `checkpoints.weights`).
@@ -91,23 +95,23 @@ class Stages:
         self.model = build_model(without_norms(config.model), compute=compute)
         whole = build_model(config.model)
         self._synthesise = jax.jit(
-            lambda params: whole.apply({"params": params}, method=Detector.surface_kernels)
+            lambda params: whole.apply({"params": params}, method=_constants_of_weights)
         )
         self._run_detect = jax.jit(self._apply_detect, static_argnums=3)
         self._run_decode = jax.jit(self._apply_decode)
         self._run_describe = jax.jit(self._apply_describe)
 
-    def _fold(self, variables: Variables) -> tuple[Variables, tuple[Array | None, ...]]:
-        """Makes the folded variables and the surface kernels from the whole model's variables."""
+    def _fold(self, variables: Variables) -> tuple[Variables, Constants]:
+        """Makes the folded variables and the constants from the whole model's variables."""
         # To the host: they may be sharded over the devices of a training run.
         variables = jax.tree.map(np.asarray, _collections(variables))
-        kernels = self._synthesise(_synthesis_params(variables["params"]))
-        return fold_norms(self.config.model, _without_transfer(variables)), kernels
+        constants = self._synthesise(_synthesis_params(variables["params"]))
+        return fold_norms(self.config.model, _without_synthesis(variables)), constants
 
-    def _put(self, variables: Variables, surface_kernels: Any) -> None:
+    def _put(self, variables: Variables, constants: Constants) -> None:
         # On the device once: arrays of the host would travel with every call.
         self.variables = jax.tree.map(_to_device, variables)
-        self.surface_kernels = jax.tree.map(_to_device, surface_kernels)
+        self.surface_kernels, self.vertex_embeddings = jax.tree.map(_to_device, constants)
 
     def replace_variables(self, variables: Variables) -> None:
         """Replaces the weights; nothing is compiled again.
@@ -225,7 +229,8 @@ class Stages:
         return cast(Output, output)  # Flax adds the type of a call that changes variables
 
     def __getstate__(self) -> dict[str, Any]:
-        arrays = {"variables": self.variables, "surface_kernels": self.surface_kernels}
+        constants = (self.surface_kernels, self.vertex_embeddings)
+        arrays = {"variables": self.variables, "constants": constants}
         return {"config": self.config, "shapes": self._shapes, **jax.device_get(arrays)}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -233,7 +238,7 @@ class Stages:
         jax_setup.prepare()
         self._build(state["config"])
         self._shapes = state["shapes"]
-        self._put(state["variables"], state["surface_kernels"])
+        self._put(state["variables"], state["constants"])
 
 
 def people_bucket(count: int) -> int:
@@ -257,20 +262,25 @@ def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
     return {name: tuple(np.shape(value)) for name, value in flat.items()}
 
 
+def _constants_of_weights(model: Detector) -> Constants:
+    return model.surface_kernels(), model.vertex_embeddings()
+
+
 def _synthesis_params(params: Variables) -> dict[str, Any]:
-    """The parameters that the surface kernels depend on, and no others."""
+    """The parameters that the constants of the weights depend on, and few others."""
     flat = traverse_util.flatten_dict(dict(params))
     kept = {
         path: value
         for path, value in flat.items()
-        if "predictor" in path or (path[0] == "box_head" and not path[1].startswith("fc"))
+        if {"predictor", "embedder"} & set(path)
+        or (path[0] == "box_head" and not path[1].startswith("fc"))
     }
     nested: dict[str, Any] = traverse_util.unflatten_dict(kept)
     return nested
 
 
-def _without_transfer(variables: Variables) -> dict[str, Any]:
-    """Drops the parameters that are only needed to synthesise the surface kernels."""
+def _without_synthesis(variables: Variables) -> dict[str, Any]:
+    """Drops the parameters that are only needed to compute the constants of the weights."""
     flat = traverse_util.flatten_dict(dict(variables["params"]))
-    kept = {path: value for path, value in flat.items() if "transfer" not in path}
+    kept = {path: value for path, value in flat.items() if not {"transfer", "embedder"} & set(path)}
     return {**variables, "params": traverse_util.unflatten_dict(kept)}

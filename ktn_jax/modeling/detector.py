@@ -6,8 +6,8 @@ row of a padded list:
 
 1. `detect`: backbone, pyramid, proposals and boxes;
 2. `roi_features` and `describe`: the decoder's map, people pooled from it and from the pyramid, and
-   the branches of `model.tasks`: DensePose charts, keypoints, masks. With `model.cascade`, these
-   run in several stages of their own.
+   the branches of `model.tasks`: DensePose charts or embeddings, keypoints, masks. With
+   `model.cascade`, these run in several stages of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,7 +67,11 @@ class Detector(nn.Module):
         if "densepose" in config.tasks:
             self.decoder = person_branches.build_decoder(config, compute)
             self.densepose_head = person_branches.build_densepose_head(config, compute)
+        if person_branches.has_charts(config):
             self.predictor = person_branches.build_predictor(config, compute, self.graph)
+        if person_branches.has_embeddings(config):
+            self.embedding_predictor = person_branches.build_embedding_predictor(config, compute)
+            self.embedder = person_branches.build_embedder(config)
         if "masks" in config.tasks:
             self.mask_head = person_branches.build_mask_head(config, compute)
         if "keypoints" in config.tasks:
@@ -95,6 +99,7 @@ class Detector(nn.Module):
             pooled["keypoints"] = _zeros(config.keypoint_head, channels)
         if "masks" in config.tasks:
             pooled["masks"] = _zeros(config.mask_head, channels)
+        self.vertex_embeddings()
         return to_person_maps(self.run_stages(pooled, jnp.zeros(1, jnp.int32))[-1])
 
     def normalise(self, images: Array, image_size_hw: Array) -> Array:
@@ -316,7 +321,7 @@ class Detector(nn.Module):
 
         None for a stage without charts or one that learns its own.
         """
-        if "densepose" not in self.config.tasks:
+        if not person_branches.has_charts(self.config):
             return (None,) * int(self.config.cascade.num_stages)
         weights = self.box_head.class_and_delta_weights()
         later = [stage.surface_kernel(weights) for stage in self.later_stages]
@@ -329,6 +334,15 @@ class Detector(nn.Module):
         if surface_kernel is None:
             surface_kernel = self.surface_kernels()[0]
         return self.predictor(head_features, surface_kernel)
+
+    def vertex_embeddings(self) -> dict[str, Array]:
+        """Embeddings [V, D] of the vertices of each mesh by its name; empty for other models.
+
+        They are constants for given weights.
+        """
+        if not person_branches.has_embeddings(self.config):
+            return {}
+        return self.embedder()
 
     def describe(
         self,
@@ -364,12 +378,13 @@ class Detector(nn.Module):
 
 
 def to_person_maps(outputs: BranchOutputs) -> PersonMaps[Array]:
-    """What a stage says of people: charts, heatmaps, and masks as probabilities."""
+    """What a stage says of people: charts or embeddings, heatmaps, masks as probabilities."""
     scores, logits = outputs.keypoint_scores, outputs.mask_logits
     return PersonMaps(
-        outputs.charts,
-        None if scores is None else upsample_scores(scores),
-        None if logits is None else nn.sigmoid(logits),
+        charts=outputs.charts,
+        keypoints=None if scores is None else upsample_scores(scores),
+        mask=None if logits is None else nn.sigmoid(logits),
+        embeddings=outputs.embeddings,
     )
 
 

@@ -1,7 +1,7 @@
 """The branches of the second stage, as a configuration describes them, and what they pool from.
 
-`model.tasks` names the branches: DensePose charts, keypoints and masks of the people found. The
-DensePose branch pools from the decoder's map, the others from the pyramid.
+`model.tasks` names the branches: DensePose charts or embeddings, keypoints and masks of the people
+found. The DensePose branch pools from the decoder's map, the others from the pyramid.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,10 @@ from ktn_jax.modeling import decoder as decoders
 from ktn_jax.modeling import densepose_head as heads
 from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES, ChartPredictor
 from ktn_jax.modeling.compute import Compute
+from ktn_jax.modeling.embedding_predictor import EmbeddingPredictor
 from ktn_jax.modeling.knowledge_transfer import Graph
 from ktn_jax.modeling.person_heads import KeypointHead, MaskHead, masks_of_classes
+from ktn_jax.modeling.vertex_embedders import VertexEmbedders
 from ktn_jax.ops.roi_align import cache_sized_chunk, multilevel_roi_align
 from ktn_jax.structures import BranchOutputs, Features
 
@@ -26,10 +28,30 @@ Array = jax.Array
 TASKS = ("densepose", "keypoints", "masks")
 CASCADE_INPUTS = ("probabilities", "logits")
 FIRST_STRIDE = 4  # of the finest pyramid level
+EMBEDDING = "embedding"  # the name of the predictor of embeddings in place of charts
+
+
+def has_charts(config: ConfigDict) -> bool:
+    """Whether the model of a `model` configuration predicts charts."""
+    return "densepose" in config.tasks and config.predictor.name != EMBEDDING
+
+
+def has_embeddings(config: ConfigDict) -> bool:
+    """Whether the model of a `model` configuration predicts embeddings in place of charts."""
+    return "densepose" in config.tasks and config.predictor.name == EMBEDDING
+
+
+def transfer_sources(config: ConfigDict) -> tuple[str, ...]:
+    """Sources of the knowledge transfer of a `model` configuration; empty without transfer."""
+    return TRANSFER_SOURCES.get(config.predictor.name, ()) if has_charts(config) else ()
 
 
 class Branches(Protocol):
     """A stage: the heads of the tasks that a model has."""
+
+    @property
+    def config(self) -> ConfigDict:
+        """The `model` part of a configuration."""
 
     @property
     def densepose_head(self) -> nn.Module:
@@ -37,7 +59,11 @@ class Branches(Protocol):
 
     @property
     def predictor(self) -> ChartPredictor:
-        """Of what the DensePose head makes."""
+        """Of charts, from what the DensePose head makes."""
+
+    @property
+    def embedding_predictor(self) -> EmbeddingPredictor:
+        """Of embeddings in their place."""
 
     @property
     def keypoint_head(self) -> KeypointHead:
@@ -66,8 +92,11 @@ def run_branches(
     outputs: dict[str, Any] = {}
     if "densepose" in inputs:
         features["densepose"] = stage.densepose_head(inputs["densepose"])
-        low = stage.predictor.low_resolution(features["densepose"], surface_kernel)
-        outputs |= {"low_charts": low, "charts": stage.predictor.upsample(low)}
+        if has_embeddings(stage.config):
+            outputs["embeddings"] = stage.embedding_predictor(features["densepose"])
+        else:
+            low = stage.predictor.low_resolution(features["densepose"], surface_kernel)
+            outputs |= {"low_charts": low, "charts": stage.predictor.upsample(low)}
     if "keypoints" in inputs:
         features["keypoints"] = stage.keypoint_head.convolved(inputs["keypoints"])
         outputs["keypoint_scores"] = stage.keypoint_head.low_resolution(features["keypoints"])
@@ -80,21 +109,23 @@ def run_branches(
 
 
 def check_tasks(config: ConfigDict) -> None:
-    """Checks `model.tasks` and `model.cascade`.
+    """Checks `model.tasks` and `model.cascade`, and `model.meshes` of an embedding model.
 
     Raises:
-        ValueError: an unknown task or one named twice, knowledge transfer with several classes, or
-            a cascade that cannot be.
+        ValueError: an unknown task or one named twice, knowledge transfer with several classes,
+            meshes that are not described in full, or a cascade that cannot be.
     """
     tasks = tuple(config.tasks)
     if len(set(tasks)) != len(tasks) or not set(tasks) <= set(TASKS):
         raise ValueError(f"model.tasks {tasks}: different ones of {TASKS}")
     num_classes = config.box_head.num_classes
-    if "densepose" in tasks and TRANSFER_SOURCES.get(config.predictor.name) and num_classes != 1:
+    if transfer_sources(config) and num_classes != 1:
         raise ValueError(
             f"predictor.name {config.predictor.name!r} transfers from the classifier of one class; "
             f"box_head.num_classes is {num_classes}"
         )
+    if has_embeddings(config):
+        _check_meshes(config)
     cascade = config.cascade
     if cascade.num_stages < 1 or (cascade.num_stages > 1 and not tasks):
         raise ValueError(
@@ -105,6 +136,28 @@ def check_tasks(config: ConfigDict) -> None:
         raise ValueError(
             f"model.cascade.num_convs {cascade.num_convs}, inputs {cascade.inputs!r}: at least 1, "
             f"and one of {CASCADE_INPUTS}"
+        )
+
+
+def _check_meshes(config: ConfigDict) -> None:
+    meshes, classes = config.meshes, config.box_head.num_classes
+    names = tuple(meshes.names)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"model.meshes.names {names}: an embedding model needs different ones")
+    for key in ("num_vertices", "num_features", "trains_features", "trains"):
+        if len(meshes[key]) != len(names):
+            raise ValueError(f"model.meshes.{key} {meshes[key]}: one for each of {names}")
+    of_classes = tuple(meshes.of_classes)
+    if len(of_classes) != classes or not set(of_classes) <= set(names):
+        raise ValueError(
+            f"model.meshes.of_classes {of_classes}: one of {names} for each of "
+            f"box_head.num_classes {classes}"
+        )
+    if config.predictor.num_coarse_channels != 2:
+        raise ValueError("an embedding model has predictor.num_coarse_channels 2")
+    if config.cascade.num_stages > 1:
+        raise ValueError(
+            f"model.cascade.num_stages {config.cascade.num_stages}: an embedding model has 1"
         )
 
 
@@ -171,22 +224,49 @@ def build_predictor(
     Returns:
         The module; an unknown predictor.name is a ValueError when it is bound.
     """
-    predictor, head = config.predictor, config.densepose_head
-    if in_features is None:
-        # Without convolutions the head passes on what it pools.
-        in_features = head.channels if head.num_convs else config.neck.channels
+    predictor = config.predictor
+    settings = _of_any_predictor(config, compute)
+    if in_features is not None:
+        settings["in_features"] = in_features
     return ChartPredictor(
         kind=predictor.name,
-        in_features=in_features,
-        num_coarse_channels=predictor.num_coarse_channels,
         num_patches=predictor.num_patches,
-        kernel_size=predictor.kernel_size,
-        up_scale=predictor.up_scale,
         uv_confidence=predictor.uv_confidence,
-        has_segm_confidence=predictor.has_segm_confidence,
-        segm_confidence_epsilon=predictor.segm_confidence_epsilon,
         graph=graph,
-        compute=compute,
+        **settings,
+    )
+
+
+def build_embedding_predictor(config: ConfigDict, compute: Compute) -> EmbeddingPredictor:
+    """Builds the embedding predictor of a `model` configuration."""
+    channels = config.predictor.embedding_channels
+    return EmbeddingPredictor(channels=channels, **_of_any_predictor(config, compute))
+
+
+def _of_any_predictor(config: ConfigDict, compute: Compute) -> dict[str, Any]:
+    predictor, head = config.predictor, config.densepose_head
+    return {
+        # Without convolutions the head passes on what it pools.
+        "in_features": head.channels if head.num_convs else config.neck.channels,
+        "num_coarse_channels": predictor.num_coarse_channels,
+        "kernel_size": predictor.kernel_size,
+        "up_scale": predictor.up_scale,
+        "has_segm_confidence": predictor.has_segm_confidence,
+        "segm_confidence_epsilon": predictor.segm_confidence_epsilon,
+        "compute": compute,
+    }
+
+
+def build_embedder(config: ConfigDict) -> VertexEmbedders:
+    """Builds the embeddings of the meshes of a `model` configuration."""
+    meshes = config.meshes
+    return VertexEmbedders(
+        meshes=tuple(meshes.names),
+        num_vertices=tuple(meshes.num_vertices),
+        num_features=tuple(meshes.num_features),
+        trains_features=tuple(meshes.trains_features),
+        trains=tuple(meshes.trains),
+        channels=config.predictor.embedding_channels,
     )
 
 

@@ -25,11 +25,12 @@ from ktn_jax.losses.detection import RoiTargets, box_losses, rpn_losses
 from ktn_jax.losses.masks_keypoints import MaskTargets
 from ktn_jax.modeling.detector import Detector
 from ktn_jax.modeling.layers import valid_mask
-from ktn_jax.modeling.person_branches import TASKS
+from ktn_jax.modeling.person_branches import TASKS, has_embeddings
 from ktn_jax.structures import BranchOutputs, Features, Proposals
 from ktn_jax.training import targets
 from ktn_jax.training.branch_losses import Losses, branch_losses
 from ktn_jax.training.distributed import Batch
+from ktn_jax.training.embeddings import draw_cycles, embedding_losses
 from ktn_jax.training.step import LossFn
 from ktn_jax.training.targets import People, Samples
 
@@ -49,14 +50,18 @@ class TrainingOutputs:
     pyramid: Features
     proposals: Proposals
     stages: tuple[BranchOutputs, ...]  # of N = B * K ROIs, each task of one stage of its own ROIs
+    vertex_embeddings: Mapping[str, Array]  # [V, D] by mesh
 
 
-def make_loss_fn(model: Detector, loss: ConfigDict) -> LossFn:
+def make_loss_fn(
+    model: Detector, loss: ConfigDict, geodesics: Mapping[str, Array] | None = None
+) -> LossFn:
     """Makes the function that a training step differentiates.
 
     Args:
         model: from `build_model`.
         loss: the `loss` part of a configuration.
+        geodesics: as `compute_losses` takes them.
 
     Returns:
         loss_fn(params, batch_stats, batch, key, samples=None) ->
@@ -86,7 +91,7 @@ def make_loss_fn(model: Detector, loss: ConfigDict) -> LossFn:
             key=key,
             samples=samples,
         )
-        losses = compute_losses(model.config, loss, outputs, batch)
+        losses = compute_losses(model.config, loss, outputs, batch, geodesics=geodesics)
         return functools.reduce(operator.add, losses.values()), (losses, stats)
 
     return loss_fn
@@ -161,6 +166,7 @@ def _forward(
         pyramid=pyramid,
         proposals=proposals,
         stages=_run_branches(detector, pyramid, samples.people, batch),
+        vertex_embeddings=detector.vertex_embeddings(),
     )
 
 
@@ -247,7 +253,11 @@ def draw_samples(
             task: targets.choose_people(_task_key(people_key, task), rois, *choice)
             for task, choice in choices.items()
         }
-    return Samples(anchors=labelled, rois=rois, people=people)
+    cycles = None
+    if has_embeddings(config):
+        cycle_key = jax.random.fold_in(people_key, len(TASKS))
+        cycles = draw_cycles(cycle_key, people["densepose"], batch, config, loss)
+    return Samples(anchors=labelled, rois=rois, people=people, cycles=cycles)
 
 
 def _task_key(key: Array, task: str) -> Array:
@@ -290,6 +300,7 @@ def compute_losses(
     batch: Batch,
     mask_targets: MaskTargets | None = None,
     coarse_labels: Array | None = None,
+    geodesics: Mapping[str, Array] | None = None,
 ) -> Losses:
     """Computes the weighted losses of a forward pass; their sum is what is minimised.
 
@@ -301,11 +312,13 @@ def compute_losses(
         mask_targets: of the ROIs that train masks; None cuts them out of the batch's masks.
         coarse_labels: bool [N, S, S] of the ROIs that train charts, where person masks train them;
             None for the same.
+        geodesics: distances [V, V] along each mesh by its name; of embedding models with losses
+            that need them.
 
     Returns:
         Scalars by name: those of `rpn_losses` and `box_losses`, and of the tasks of the model those
-        of `densepose_losses`, "keypoint_head" and "mask_head"; of later stages "stage2/u" and so
-        on.
+        of `densepose_losses` or `embedding_losses`, "keypoint_head" and "mask_head"; of later
+        stages "stage2/u" and so on.
 
     Raises:
         ValueError: `loss.stage_weights` are not one for each stage.
@@ -334,6 +347,17 @@ def compute_losses(
     most_keypoints = int(box.batch_size_per_image * box.positive_fraction) * NUM_KEYPOINTS
     by_visible = loss.normalise_keypoints_by_visible
     keypoint_normaliser = None if by_visible else float(num_images * most_keypoints)
+    if outputs.stages[0].embeddings is not None:
+        losses |= embedding_losses(
+            config,
+            loss,
+            outputs.stages[0].embeddings,
+            outputs.vertex_embeddings,
+            samples,
+            batch,
+            coarse_labels=coarse_labels,
+            geodesics=geodesics,
+        )
     return losses | branch_losses(
         outputs.stages,
         stage_weights(config, loss),

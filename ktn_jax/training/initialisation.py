@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from ktn_jax.body.graph import body_graph
 from ktn_jax.checkpoints import weights
-from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.networks import Network, build_network
+from ktn_jax.modeling.person_branches import transfer_sources
 
 Variables = dict[str, Any]
 
@@ -50,9 +50,8 @@ def initial_edges(config: ConfigDict) -> dict[str, np.ndarray] | None:
     Raises:
         ValueError: the file is no body graph.
     """
-    name, model = config.training.graph, config.model
-    has_transfer = "densepose" in model.tasks and TRANSFER_SOURCES.get(model.predictor.name)
-    if name == "noise" or not has_transfer:
+    name = config.training.graph
+    if name == "noise" or not transfer_sources(config.model):
         return None
     graph = body_graph.build_graph() if name == "default" else body_graph.load_graph(name)
     return graph.initial_edges()

@@ -5,7 +5,7 @@ Kinds follow from the tree: a module with a `scale` is a norm, and a norm whose 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
+
+from ktn_jax.modeling.person_branches import has_embeddings
 
 Array = jax.Array
 Tree = Mapping[str, Any]
@@ -70,15 +72,30 @@ def frozen_patterns(config: ConfigDict) -> tuple[str, ...]:
         config: a whole configuration.
 
     Returns:
-        Regular expressions that match from the start of a path: `optimizer.frozen`, and the stages
-        of a ResNet below `model.backbone.freeze_at`.
+        Regular expressions that match from the start of a path: `optimizer.frozen`, the stages of a
+        ResNet below `model.backbone.freeze_at`, and embeddings of vertices that do not train.
     """
     patterns = list(config.optimizer.frozen)
     backbone = config.model.backbone
     if backbone.name == "resnet" and backbone.freeze_at >= 1:
         patterns.append("backbone/stem_")
         patterns += [f"backbone/res{stage}_" for stage in range(2, backbone.freeze_at + 1)]
+    if has_embeddings(config.model):
+        patterns += _frozen_embeddings(config.model.meshes)
     return tuple(patterns)
+
+
+def _frozen_embeddings(meshes: ConfigDict) -> list[str]:
+    rows = zip(
+        meshes.names, meshes.num_features, meshes.trains_features, meshes.trains, strict=True
+    )
+    patterns = []
+    for name, num_features, trains_features, trains in rows:
+        if not trains:
+            patterns.append(f"embedder/{re.escape(name)}/")
+        elif num_features and not trains_features:
+            patterns.append(f"embedder/{re.escape(name)}/features")
+    return patterns
 
 
 def label_parameters(params: Tree, batch_stats: Tree, patterns: Sequence[str]) -> Tree:
@@ -96,12 +113,7 @@ def label_parameters(params: Tree, batch_stats: Tree, patterns: Sequence[str]) -
         ValueError: a pattern that matches no parameter, or no parameter left to train.
     """
     flat, stats = _flatten(params), _flatten(batch_stats)
-    compiled = [re.compile(pattern) for pattern in patterns]
-    unused = [p.pattern for p in compiled if not any(p.match(path) for path in flat)]
-    if unused:
-        raise ValueError(
-            f"optimizer.frozen: {unused} match no parameter; paths look like {sorted(flat)[0]!r}"
-        )
+    compiled = _compile(patterns, flat, "optimizer.frozen")
 
     def is_frozen(path: str) -> bool:
         module = path.rpartition("/")[0]
@@ -113,6 +125,15 @@ def label_parameters(params: Tree, batch_stats: Tree, patterns: Sequence[str]) -
         raise ValueError(f"optimizer.frozen {list(patterns)} leaves nothing to train")
     nested: Tree = traverse_util.unflatten_dict(labels, sep="/")
     return nested
+
+
+def _compile(patterns: Sequence[str], paths: Iterable[str], key: str) -> list[re.Pattern[str]]:
+    """Compiles expressions of `key`, each of which must match the start of a path."""
+    compiled = [re.compile(pattern) for pattern in patterns]
+    unused = [p.pattern for p in compiled if not any(p.match(path) for path in paths)]
+    if unused:
+        raise ValueError(f"{key}: {unused} match no parameter; paths look like {min(paths)!r}")
+    return compiled
 
 
 def decay_factors(params: Tree, config: ConfigDict) -> Tree:
@@ -179,10 +200,33 @@ def make_optimizer(
     steps = [
         _clipping(settings),
         *rule,
+        _rate_factors(settings, params),
         optax.scale_by_learning_rate(make_schedule(settings, config.total_steps)),
     ]
     labels = label_parameters(params, batch_stats, frozen_patterns(config))
     return optax.partition({TRAINED: optax.chain(*steps), FROZEN: optax.set_to_zero()}, labels)
+
+
+def _rate_factors(config: ConfigDict, params: Tree) -> optax.GradientTransformation:
+    """Scales the updates of the parameters that `optimizer.rate_factors` names."""
+    if not config.rate_factors:
+        return optax.identity()
+    patterns = [pattern for pattern, _ in config.rate_factors]
+    compiled = _compile(patterns, _flatten(params), "optimizer.rate_factors")
+
+    def factor(path: Any) -> float:
+        name = "/".join(entry.key for entry in path)
+        matching = (
+            float(value)
+            for pattern, (_, value) in zip(compiled, config.rate_factors, strict=True)
+            if pattern.match(name)
+        )
+        return next(matching, 1.0)
+
+    def scale(updates: Any, params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, x: factor(path) * x, updates)
+
+    return optax.stateless(scale)
 
 
 def _slow_wide_kernels(full_rate_inputs: int) -> optax.GradientTransformation:

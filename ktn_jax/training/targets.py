@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from ktn_jax.losses.densepose import DensePoseTargets
 from ktn_jax.losses.detection import AnchorTargets, RoiTargets
+from ktn_jax.losses.embeddings import CycleSamples
 from ktn_jax.losses.masks_keypoints import KeypointTargets, MaskTargets, mask_labels
 from ktn_jax.ops import boxes as box_ops
 from ktn_jax.ops.matching import match, sample_proposals, subsample
@@ -41,6 +42,7 @@ class Samples:
     anchors: AnchorTargets
     rois: RoiTargets
     people: Mapping[str, People]  # by task of the model
+    cycles: CycleSamples | None = None  # of an embedding model with cycle losses
 
 
 def usable_people(batch: Batch) -> Array:
@@ -214,7 +216,7 @@ def mask_rois(rois: RoiTargets, batch: Batch) -> Array:
     Raises:
         ValueError: the batch has no masks.
     """
-    _require_masks(batch, "masks in model.tasks")
+    require_masks(batch, "masks in model.tasks")
     return _foreground_of(rois, batch["has_person_mask"])
 
 
@@ -317,12 +319,17 @@ def teachers(batch: Batch, *, densepose_people_only: bool, from_masks: bool) -> 
         return usable_people(batch)
     has_annotation = batch["has_densepose"]
     if from_masks:
-        _require_masks(batch, "loss.coarse_segm_from_masks")
+        require_masks(batch, "loss.coarse_segm_from_masks")
         has_annotation |= batch["has_person_mask"]
     return has_annotation & usable_people(batch)
 
 
-def _require_masks(batch: Batch, what: str) -> None:
+def require_masks(batch: Batch, what: str) -> None:
+    """Checks that a batch has masks, which `what` needs.
+
+    Raises:
+        ValueError: it has none.
+    """
     missing = [name for name in ("person_mask", "has_person_mask") if name not in batch]
     if missing:
         raise ValueError(f"{what} needs {missing} in the batch: set data.with_person_masks=True")
@@ -354,18 +361,19 @@ def densepose_targets(
     names += ["has_densepose", "part_mask", "keypoints"]
     masks: dict[str, Array] = {}
     if mask_size is not None:
-        _require_masks(batch, "loss.coarse_segm_from_masks")
+        require_masks(batch, "loss.coarse_segm_from_masks")
         masks["mask_labels"] = mask_targets(people, batch, mask_size).labels
         masks["has_person_mask"] = of_person(batch["has_person_mask"])
     weights = {
         "point_weight": point_weights(batch, dense_weight),
         "label_weight": label_weights(batch, dense_weight),
     }
+    vertices = [name for name in ("point_vertex", "mesh") if name in batch]
     return DensePoseTargets(
         boxes=people.boxes.reshape(-1, 4),
         weight=people.weight.reshape(-1),
         gt_boxes=of_person(batch["boxes"]),
-        **{name: of_person(batch[name]) for name in names},
+        **{name: of_person(batch[name]) for name in [*names, *vertices]},
         **masks,
         **{name: of_person(values) for name, values in weights.items() if values is not None},
     )

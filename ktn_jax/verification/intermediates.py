@@ -9,6 +9,7 @@ import numpy as np
 
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.detector import Detector, build_model
+from ktn_jax.modeling.person_branches import has_embeddings
 from ktn_jax.modeling.person_heads import masks_of_classes, upsample_scores
 from ktn_jax.ops import interpolate
 from ktn_jax.structures import Detections, Features, Proposals
@@ -211,6 +212,9 @@ LOW_RESOLUTION = {
     "kappa_v_lowres": "kappa_v",
     "fine_segm_confidence_lowres": "fine_confidence",
     "coarse_segm_confidence_lowres": "coarse_confidence",
+    # Of embedding models:
+    "coarse_segm_lowres": "coarse",
+    "embed_lowres": "embedding",
 }
 HIGH_RESOLUTION = {
     "coarse_segm": "coarse_segm",
@@ -226,11 +230,12 @@ HIGH_RESOLUTION = {
     "kappa_v": "kappa_v",
     "fine_segm_confidence": "fine_segm_confidence",
     "coarse_segm_confidence": "coarse_segm_confidence",
+    "embedding": "embedding",
 }
 
 
 def high_resolution(dump: Dump) -> dict[str, str]:
-    """The fields of the chart maps that are stored upsampled, by the original's names."""
+    """The fields of the predictor's maps that are stored upsampled, by the original's names."""
     names = [name for name in dump.under("infer/densepose/hr") if name != "aux_index_uv"]
     fields = {name: HIGH_RESOLUTION.get(name, name) for name in names}
     if "ann_index" in fields and "m" not in fields:  # KTN's first version has no other mask
@@ -253,7 +258,10 @@ def _densepose(dump: Dump, run: Runner) -> Iterator[Row]:
     yield compare(dump, f"{prefix}/pooled", to_nchw(pooled), GEOMETRY)
     features = run(Detector.run_head, to_nhwc(dump[f"{prefix}/pooled"]))
     yield compare(dump, f"{prefix}/head", to_nchw(features))
-    yield from _predictor(dump, run)
+    if has_embeddings(dump.config.model):
+        yield from _embedding_predictor(dump, run)
+    else:
+        yield from _predictor(dump, run)
 
 
 def _predictor(dump: Dump, run: Runner) -> Iterator[Row]:
@@ -270,12 +278,29 @@ def _predictor(dump: Dump, run: Runner) -> Iterator[Row]:
 
     head = to_nhwc(dump[f"{prefix}/head"])
     low = run(low_resolution, head)
+    outputs = run(Detector.predict_charts, head, kernel)
+    yield from _compare_outputs(dump, low, outputs)
+    if f"{prefix}/hr/aux_index_uv" in dump.keys:
+        yield _auxiliary(dump, run, low["auxiliary"])
+
+
+def _embedding_predictor(dump: Dump, run: Runner) -> Iterator[Row]:
+    head = to_nhwc(dump["infer/densepose/head"])
+    low = run(lambda model, x: model.embedding_predictor.low_resolution(x), head)
+    outputs = run(lambda model, x: model.embedding_predictor(x), head)
+    yield from _compare_outputs(dump, low, outputs)
+    for mesh, embeddings in run(Detector.vertex_embeddings).items():
+        key = f"infer/cse/vertex_embeddings/{mesh}"
+        if key in dump.keys:
+            yield compare(dump, key, embeddings, GEOMETRY)
+
+
+def _compare_outputs(dump: Dump, low: Mapping[str, np.ndarray], outputs: Any) -> Iterator[Row]:
+    """Compares a predictor's outputs, before and after upsampling."""
+    prefix = "infer/densepose"
     for theirs in dump.under(f"{prefix}/lowres"):
         key = f"{prefix}/lowres/{theirs}"
         yield _compare_output(dump, key, low.get(LOW_RESOLUTION.get(theirs, theirs)))
-    if f"{prefix}/hr/aux_index_uv" in dump.keys:
-        yield _auxiliary(dump, run, low["auxiliary"])
-    outputs = run(Detector.predict_charts, head, kernel)
     count = int(dump[f"{prefix}/hr_count"])
     for theirs, name in high_resolution(dump).items():
         ours = getattr(outputs, name, None)

@@ -13,10 +13,11 @@ from ktn_jax.inference import charts
 from ktn_jax.inference.predictor import FoundPerson, Predictor, to_result
 from ktn_jax.inference.stages import Stages
 from ktn_jax.modeling.detector import size_multiple
+from ktn_jax.modeling.person_branches import has_charts, has_embeddings
 from ktn_jax.modeling.person_heads import upsample_scores
 from ktn_jax.results.maps import paste_iuv
-from ktn_jax.results.records import PersonResult
-from ktn_jax.structures import DensePoseOutputs, PersonMaps
+from ktn_jax.results.records import BACKGROUND, PersonResult
+from ktn_jax.structures import DensePoseOutputs, EmbeddingOutputs, PersonMaps
 from ktn_jax.verification.dump import (
     BOX_PIXELS,
     END_TO_END,
@@ -48,7 +49,13 @@ def _stored_people(dump: Dump) -> list[FoundPerson]:
         keypoints = np.asarray(upsample_scores(to_nhwc(dump["infer/keypoint/lowres"])))
     if "masks" in tasks:
         mask = dump["infer/det/mask_probabilities"][:, 0]
-    maps = PersonMaps(_stored_charts(dump) if "densepose" in tasks else None, keypoints, mask)
+    model = dump.config.model
+    maps = PersonMaps(
+        charts=_stored_charts(dump) if has_charts(model) else None,
+        keypoints=keypoints,
+        mask=mask,
+        embeddings=_stored_embeddings(dump) if has_embeddings(model) else None,
+    )
     stored = (dump[f"infer/det/{name}"] for name in ("boxes", "scores", "classes"))
     return [
         FoundPerson(
@@ -58,14 +65,25 @@ def _stored_people(dump: Dump) -> list[FoundPerson]:
     ]
 
 
-def _stored_charts(dump: Dump) -> DensePoseOutputs[np.ndarray]:
-    run = Runner(dump)
+def _stored_low_resolution(dump: Dump) -> dict[str, jax.Array]:
     prefix = "infer/densepose/lowres"
-    low = {
+    return {
         LOW_RESOLUTION[name]: to_nhwc(dump[f"{prefix}/{name}"])
         for name in dump.under(prefix)
         if name in LOW_RESOLUTION  # another was reported with its stage
     }
+
+
+def _stored_embeddings(dump: Dump) -> EmbeddingOutputs[np.ndarray]:
+    run, low = Runner(dump), _stored_low_resolution(dump)
+    outputs: EmbeddingOutputs[np.ndarray] = run(
+        lambda model, low: model.embedding_predictor.upsample(low), low
+    )
+    return outputs
+
+
+def _stored_charts(dump: Dump) -> DensePoseOutputs[np.ndarray]:
+    run, low = Runner(dump), _stored_low_resolution(dump)
     if "keypoint" not in low and "infer/densepose/hr/k" in dump.keys:
         kernel = jnp.asarray(dump["infer/densepose/surface_weight"].transpose(2, 3, 0, 1))
         head = to_nhwc(dump["infer/densepose/head"])
@@ -88,10 +106,11 @@ def _compare_people(dump: Dump, people: list[FoundPerson], note: str) -> Iterato
     """Compares people brought to the requested size: boxes, scores, keypoints, charts."""
     from_hw = _size_hw(dump, "input/image_size")
     to_hw = _size_hw(dump, "input/output_height_width")
+    sizes, model, surfaces = (from_hw, to_hw), dump.config.model, _vertex_embeddings(dump)
     shown = [  # without those of whom the photo shows nothing
         (person, result)
         for person in people
-        if (result := to_result(person, from_hw, to_hw, dump.config.model)) is not None
+        if (result := to_result(person, *sizes, model, surfaces)) is not None
     ]
     results = [result for _, result in shown]
     boxes = np.stack([r.box_xyxy for r in results]) if results else np.zeros((0, 4))
@@ -116,6 +135,8 @@ def _compare_people(dump: Dump, people: list[FoundPerson], note: str) -> Iterato
             rows += _compare_chart(dump, f"infer/chart/{index}", person, result)
         elif result.iuv is not None:  # more people than the original found
             rows.append(Row(f"infer/chart/{index}", result.iuv.shape, np.inf, np.inf, 0.0))
+        if result.vertices is not None:
+            rows += _compare_vertices(dump, f"infer/cse/{index}", result.vertices)
     if "infer/final/masks" in dump.keys:
         bodies = [paste_iuv([result], to_hw)[0][..., 0] > 0 for result in results]
         rows.append(_compare_masks(dump, "infer/final/masks", bodies, LABEL_FRACTION))
@@ -124,6 +145,33 @@ def _compare_people(dump: Dump, people: list[FoundPerson], note: str) -> Iterato
         key = "infer/final/instance_masks"
         rows.append(_compare_masks(dump, key, masks, MASK_FRACTION))
     yield from (dataclasses.replace(row, key=row.key + note) for row in rows)
+
+
+def _vertex_embeddings(dump: Dump) -> dict[str, jax.Array]:
+    """The stored embeddings of vertices, by mesh."""
+    prefix = "infer/cse/vertex_embeddings"
+    return {mesh: jnp.asarray(dump[f"{prefix}/{mesh}"]) for mesh in dump.under(prefix)}
+
+
+def _compare_vertices(dump: Dump, prefix: str, vertices: np.ndarray) -> list[Row]:
+    """Compares nearest vertices, 0 beside the person in the original, and the person's pixels."""
+    keys = (f"{prefix}/closest_vertices", f"{prefix}/mask")
+    if keys[0] not in dump.keys:  # more people than the original found
+        return [Row(prefix, vertices.shape, np.inf, np.inf, 0.0)]
+    is_person = vertices != BACKGROUND
+    rows = []
+    for key, ours, limit in zip(
+        keys,
+        (np.where(is_person, vertices, 0), is_person),
+        (LABEL_FRACTION, MASK_FRACTION),
+        strict=True,
+    ):
+        expected = dump[key]
+        if ours.shape != expected.shape:
+            rows.append(compare(dump, key, ours))
+        else:
+            rows.append(Row(key, ours.shape, float((ours != expected).mean()), 0.0, limit))
+    return rows
 
 
 def _size_hw(dump: Dump, key: str) -> tuple[int, int]:
@@ -247,7 +295,8 @@ def end_to_end(dump: Dump) -> Iterator[Row]:
     for theirs, ours in high_resolution(dump).items():
         if theirs in HIGH_RESOLUTION and len(people) >= count > 0:
             compared[f"infer/densepose/hr/{theirs}"] = [
-                getattr(person.maps.charts, ours) for person in people[:count]
+                getattr(person.maps.charts or person.maps.embeddings, ours)
+                for person in people[:count]
             ]
     for key, maps in compared.items():
         if key in dump.keys and maps:

@@ -10,7 +10,9 @@ import numpy as np
 from ktn_jax.body import parts
 from ktn_jax.evaluation.masks import part_labels
 from ktn_jax.losses.detection import AnchorTargets, RoiTargets
+from ktn_jax.losses.embeddings import CycleSamples, mesh_pairs
 from ktn_jax.modeling.detector import size_multiple
+from ktn_jax.modeling.person_branches import has_embeddings
 from ktn_jax.training.targets import People, Samples
 from ktn_jax.verification import mask_targets
 from ktn_jax.verification.dump import Dump
@@ -38,13 +40,17 @@ def read_batch(dump: Dump) -> Batch:
     ]
     max_people = max(len(rows) for rows in people)
     max_points = max((len(row["point_x"]) for rows in people for row in rows), default=0)
+    shape = (len(images), max(max_people, 1))
     batch = {
         "image": np.zeros((len(images), *canvas, 3), np.uint8),
         "image_size_hw": sizes.astype(np.int32),
-        **_empty_people((len(images), max(max_people, 1)), max(max_points, 1)),
+        **_empty_people(shape, max(max_points, 1)),
     }
     if _has_masks(dump):
-        batch |= _empty_masks((len(images), max(max_people, 1)))
+        batch |= _empty_masks(shape)
+    if has_embeddings(dump.config.model):
+        batch["point_vertex"] = np.zeros((*shape, max(max_points, 1)), np.int32)
+        batch["mesh"] = np.zeros(shape, np.int32)
     for index, (image, rows) in enumerate(zip(images, people, strict=True)):
         batch["image"][index, : image.shape[0], : image.shape[1]] = image
         for slot, row in enumerate(rows):
@@ -71,7 +77,9 @@ def _empty_people(shape: tuple[int, int], max_points: int) -> Batch:
 
 
 def _has_masks(dump: Dump) -> bool:
-    return "masks" in dump.config.model.tasks or dump.config.loss.coarse_segm_from_masks
+    loss = dump.config.loss
+    is_needed = loss.coarse_segm_from_masks or loss.pixel_cycle.weight > 0
+    return "masks" in dump.config.model.tasks or is_needed
 
 
 def _empty_masks(shape: tuple[int, int]) -> Batch:
@@ -100,6 +108,9 @@ def _read_people(
         for name in ("x", "y", "I", "U", "V"):
             person[f"point_{name.lower()}"] = np.asarray(record.get(f"dp_{name}", ()))
         person["point_is_valid"] = np.ones(len(person["point_x"]), bool)
+        if has_embeddings(dump.config.model) and "dp_vertex" in record:
+            person["point_vertex"] = np.asarray(record["dp_vertex"])
+            person["mesh"] = tuple(dump.config.model.meshes.names).index(record["ref_model"])
         if has_densepose:
             person["part_mask"] = part_labels(record["dp_masks"])
         people.append(person)
@@ -142,7 +153,51 @@ def read_samples(dump: Dump) -> Samples:
         "masks": _read_foreground,
     }
     people = {task: readers[task](dump, images) for task in dump.config.model.tasks}
-    return Samples(anchors, rois, people)
+    return Samples(anchors, rois, people, _read_cycles(dump, people))
+
+
+def _read_cycles(dump: Dump, people: Mapping[str, People]) -> CycleSamples | None:
+    """Reads what the cycle losses of an embedding model compared."""
+    loss, meshes = dump.config.loss, dump.config.model.meshes
+    if loss.pixel_cycle.weight == 0 and loss.shape_cycle.weight == 0:
+        return None
+    names = tuple(meshes.names)
+    is_used = np.asarray(people["densepose"].weight).reshape(-1) > 0
+    most = max(loss.pixel_cycle.num_pixels, 1)
+    pixels = np.zeros((len(is_used), len(names), most), np.int32)
+    is_pixel = np.zeros(pixels.shape, bool)
+    # The original counts meshes of the batch by its own numbers, or all in the configuration's
+    # order.
+    order = list(range(len(names)))
+    if not loss.pixel_cycle.has_all_meshes:
+        numbers = json.loads(str(dump["mesh/ids_json"]))
+        annotations = json.loads(str(dump["train/annotations_json"]))["annotations"]
+        in_batch = {record["ref_model"] for record in annotations if "ref_model" in record}
+        order = [names.index(name) for name in sorted(in_batch, key=numbers.__getitem__)]
+    stored = len(dump.under("train/cycle/pixel_indices"))
+    cells = [(roi, mesh) for roi in np.flatnonzero(is_used) for mesh in order]
+    if loss.pixel_cycle.weight > 0 and stored != len(cells):
+        raise ValueError(
+            f"{dump.path}: train/cycle/pixel_indices has {stored} entries, wanted {len(cells)}"
+        )
+    for number, (roi, mesh) in enumerate(cells[:stored]):
+        drawn = dump[f"train/cycle/pixel_indices/{number}"]
+        pixels[roi, mesh, : len(drawn)], is_pixel[roi, mesh, : len(drawn)] = drawn, True
+    pair, vertices = 0, [np.arange(number) for number in meshes.num_vertices]
+    if loss.shape_cycle.weight > 0:
+        first_and_second = [
+            names.index(name) for name in json.loads(str(dump["train/cycle/shape_pair_json"]))
+        ]
+        pair = mesh_pairs(len(names)).index((min(first_and_second), max(first_and_second)))
+        for place, mesh in enumerate(first_and_second):
+            key = f"train/cycle/vertex_indices/{place}"
+            vertices[mesh] = dump[key] if key in dump.keys else vertices[mesh]
+    return CycleSamples(
+        pixels=jnp.asarray(pixels),
+        is_pixel=jnp.asarray(is_pixel),
+        pair=jnp.asarray(pair),
+        vertices=tuple(jnp.asarray(drawn) for drawn in vertices),
+    )
 
 
 def _read_with_densepose(dump: Dump, images: Sequence[str]) -> People:

@@ -69,7 +69,10 @@ LOSSES = {
     "loss_densepose_M": "body_mask",
     "loss_keypoint": "keypoints",
     "loss_mask": "mask_head",
+    "loss_pix2shape": "pixel_cycle",
+    "loss_shape2shape": "shape_cycle",
 }
+_MESH_LOSS = "loss_densepose_E"  # and the mesh's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +160,12 @@ def run_step(dump: Dump, batch: Batch, samples: Samples, compute: Compute | None
     if loss.coarse_segm_from_masks:
         coarse = jnp.asarray(mask_targets.exact_coarse_labels(dump, samples.people["densepose"]))
 
+    geodesics = {
+        mesh: jnp.asarray(dump[f"mesh/{mesh}/geodists"])
+        for mesh in dump.under("mesh")
+        if f"mesh/{mesh}/geodists" in dump.keys
+    }
+
     def step(
         params: Mapping[str, Any],
         batch_stats: Mapping[str, Any],
@@ -177,7 +186,9 @@ def run_step(dump: Dump, batch: Batch, samples: Samples, compute: Compute | None
             exact = None
             if labels is not None:
                 exact = MaskTargets(jnp.asarray(labels), samples.people["masks"].weight.reshape(-1))
-            losses = forward.compute_losses(model.config, loss, outputs, batch, exact, coarse)
+            losses = forward.compute_losses(
+                model.config, loss, outputs, batch, exact, coarse, geodesics
+            )
             return sum(losses.values()), (losses, stats, outputs)
 
         return jax.value_and_grad(total_loss, has_aux=True)(params)
@@ -280,6 +291,12 @@ def _intermediates(dump: Dump, step: Step) -> Iterator[Row]:
         noise = NOISE_FACTOR * dump.noise.get("infer/densepose/head", 0.0)
         limit = max(END_TO_END * dump[key].std(), noise)
         yield compare(dump, key, features, limit=limit)
+    key = "train/densepose/embedding"
+    embeddings = outputs.stages[0].embeddings
+    if key in dump.keys and embeddings is not None:
+        weight = outputs.samples.people["densepose"].weight.reshape(-1)
+        maps = to_nchw(embeddings.embedding[weight > 0])[: len(dump[key])]
+        yield compare(dump, key, maps, limit=END_TO_END * dump[key].std())
 
 
 def _branch_outputs(dump: Dump, step: Step) -> Iterator[Row]:
@@ -296,9 +313,10 @@ def _branch_outputs(dump: Dump, step: Step) -> Iterator[Row]:
 
 
 def _losses(dump: Dump, step: Step) -> Iterator[Row]:
-    names = LOSSES
+    names = dict(LOSSES)
     if "keypoints" in dump.config.model.tasks:  # and not of KTN's predictor
         names = LOSSES | {"loss_keypoint": "keypoint_head"}
+    names |= {f"{_MESH_LOSS}{mesh}": f"embedding_{mesh}" for mesh in dump.config.model.meshes.names}
     for theirs in dump.under("train/losses"):
         key = f"train/losses/{theirs}"
         ours = step.total if theirs == "total" else step.losses.get(names.get(theirs, theirs))

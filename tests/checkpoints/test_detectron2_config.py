@@ -56,6 +56,34 @@ def test_groups_and_the_first_version_arrive(golden_dir):
     assert "KPT_UP_SCALE 4 is not supported" in problem
 
 
+def test_embeddings_arrive(golden_dir):
+    tree = json.loads(str(np.load(golden_dir / "densepose_cse_r50_animals_tiny.npz")["config"]))
+    embedding = tree["MODEL"]["ROI_DENSEPOSE_HEAD"]["CSE"]
+    embedding |= {"FEATURES_LR_FACTOR": 2.0, "EMBED_SIZE": 8}
+    config = from_detectron2(tree)
+    meshes = config.model.meshes
+    assert (meshes.names, meshes.num_vertices) == (("beast_b", "body_a"), (280, 300))
+    assert (meshes.num_features, meshes.trains_features) == ((0, 20), (True, True))
+    assert meshes.of_classes == ("beast_b", "body_a") and config.model.box_head.num_classes == 2
+    assert config.model.predictor.name == "embedding"
+    assert config.model.predictor.embedding_channels == 8
+    assert config.optimizer.rate_factors == (("embedder/[^/]+/features", 2.0),)
+    loss = config.loss
+    assert loss.embedding.has_soft_targets and loss.embedding.sigma == 0.1
+    assert (loss.pixel_cycle.weight, loss.shape_cycle.weight) == (0.01, 0.025)
+    assert loss.shape_cycle.max_vertices == 290 and config.data.with_person_masks
+    # A cycle that is off, a mesh that nobody knows, values of another type, a kind that is unknown.
+    embedding["PIX_TO_SHAPE_CYCLE_LOSS"]["ENABLED"] = False
+    assert from_detectron2(tree).loss.pixel_cycle.weight == 0
+    tree["DATASETS"]["CLASS_TO_MESH_NAME_MAPPING"]["1"] = "cat"
+    embedding["EMBEDDERS"]["beast_b"] |= {"NUM_VERTICES": "many", "TYPE": "vertex_wise"}
+    problems = " ".join(_problems(tree))
+    for part in ("MAPPING.1 'cat'", "beast_b.NUM_VERTICES 'many'", "beast_b.TYPE 'vertex_wise'"):
+        assert part in problems
+    embedding["EMBEDDERS"] = {}
+    assert any("names no mesh" in problem for problem in _problems(tree))
+
+
 RELEASED = {
     "R_50_KTNv1": "ktn:v1_r50",
     "X_101_KTNv1": "ktn:v1_x101",
@@ -68,12 +96,16 @@ RELEASED = {
     "R_50_FPN_s1x": "densepose_rcnn:r50",
     "R_50_FPN_s1x_legacy": "densepose_rcnn:r50_legacy",
     "R_101_FPN_DL_s1x": "densepose_rcnn:r101_dl",
+    "cse/R_50_FPN_s1x": "cse:r50",
+    "cse/R_101_FPN_DL_soft_s1x": "cse:r101_dl_soft",
+    "cse/R_50_FPN_soft_animals_I0_finetune_i2m_16k": "cse:animals",
 }
 
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_our_configurations_are_the_released_ones(name):
-    released = named.load_config(f"densepose_rcnn_{name}")
+    folder, _, model = name.rpartition("/")
+    released = named.load_config(f"{folder}/densepose_rcnn_{model}".lstrip("/"))
     ours = load_config(f"configs/{RELEASED[name].replace(':', '.py:')}")
     if ours.model.decoder.name != "multi_instance":  # which alone has an option of that name
         released.model.decoder.is_multi_scale = ours.model.decoder.is_multi_scale

@@ -30,6 +30,9 @@ CASES = (
     "densepose_hrfpn_w32_tiny",
     "keypoint_mask_rcnn_r50_tiny",
     "densepose_r50_multitask_tiny",
+    "densepose_cse_r50_tiny",
+    "densepose_cse_r50_soft_tiny",
+    "densepose_cse_r50_animals_tiny",
 )
 
 
@@ -69,6 +72,8 @@ def test_original_state_comes_back_bit_for_bit(golden_dir, case):
         "configs/densepose_rcnn.py:r50_dl",
         "configs/densepose_rcnn.py:r101_dl",
         pytest.param("configs/densepose_rcnn.py:hrnet_w40", marks=pytest.mark.extended),
+        "configs/cse.py:tiny",
+        "configs/cse.py:animals",
     ],
 )
 def test_every_parameter_of_every_configuration_has_its_own_torch_name(name):

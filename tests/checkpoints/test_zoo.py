@@ -15,6 +15,7 @@ from ktn_jax.modeling.detector import build_model
 from ktn_jax.runtime import downloads
 
 _CHARTS = [name for name, model in zoo.models().items() if model.family in ("charts", "evolution")]
+_EMBEDDING = [name for name, model in zoo.models().items() if model.family == "embedding"]
 _KTN = [name for name, model in zoo.models().items() if model.family == "KTN"]
 
 
@@ -41,7 +42,7 @@ def _shapes_of(name):
 
 
 def test_facts_are_those_of_the_published_tables(facts):
-    assert len(_CHARTS) == 27
+    assert (len(_CHARTS), len(_EMBEDDING)) == (27, 14)
     by_name = {row["name"]: row for row in facts}
     assert list(zoo.models())[: len(facts)] == list(by_name)
     for name, row in by_name.items():
@@ -79,7 +80,7 @@ def test_settings_are_those_of_the_yaml_files(facts):
     [
         # A ResNet-101 differs in its depth only, which one of them shows.
         pytest.param(name, marks=pytest.mark.extended if "R_101_FPN_" in name else ())
-        for name in _CHARTS
+        for name in [*_CHARTS, *_EMBEDDING]
         if name != "densepose_rcnn_R_101_FPN_s1x"
     ]
     + ["densepose_rcnn_R_101_FPN_s1x"],
@@ -97,14 +98,6 @@ def test_the_models_of_ktn_can_be_built(name):
     assert zoo.find(name).num_values in (None, values)
 
 
-def test_embedding_models_are_listed_and_refused():
-    names = [name for name, model in zoo.models().items() if model.family == "embedding"]
-    assert len(names) == 14
-    for name in names:
-        with pytest.raises(ValueError, match=f"{name} is not yet supported: embedding models"):
-            named.load_config(name)
-
-
 @pytest.mark.parametrize(
     ("name", "near"),
     [
@@ -120,7 +113,7 @@ def test_an_unknown_name_suggests_the_nearest(name, near):
 
 def test_a_model_is_recognised_by_its_parameters(state_shapes):
     found = {}
-    for name in _CHARTS:
+    for name in [*_CHARTS, *_EMBEDDING]:
         shapes = state_shapes["same_as"][name]
         found[name] = zoo.recognise(state_shapes["shapes"][shapes])
         assert name in found[name]
@@ -130,7 +123,7 @@ def test_a_model_is_recognised_by_its_parameters(state_shapes):
         } == {shapes.replace("M_s1x", "_s1x")}
     plain = "densepose_rcnn_R_101_FPN_DL_s1x"
     assert found[plain] == [plain]
-    assert zoo.recognise(["backbone.bottom_up.stem.conv1.weight"]) == []
+    assert zoo.recognise({"backbone.bottom_up.stem.conv1.weight": [64, 3, 7, 7]}) == []
 
 
 @pytest.fixture

@@ -94,6 +94,29 @@ def test_the_warm_up_ends_on_the_schedule(kind, warmup, total):
             assert float(schedule(step)) == pytest.approx(expected, abs=1e-6), step
 
 
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_rate_factors_scale_the_updates_of_what_they_match(name):
+    """The momentum is that of the unscaled gradients, as with a rate of its own in PyTorch."""
+    params = draw_tree(np.random.default_rng(0))
+    gradients = draw_tree(np.random.default_rng(1))
+
+    def updates(**settings):
+        config = make_config(name=name, learning_rate=0.1, weight_decay=0.01, **settings)
+        transformation = optimizer.make_optimizer(config, params, STATS)
+        state = transformation.init(params)
+        for _ in range(2):
+            found, state = transformation.update(gradients, state, params)
+        return traverse_util.flatten_dict(found, sep="/")
+
+    factors = (("head/k", 10.0), ("head/", 0.5))
+    plain, scaled = updates(), updates(rate_factors=factors)
+    for path, update in plain.items():
+        factor = {"head/kernel": 10.0, "head/bias": 0.5}.get(path, 1.0)
+        np.testing.assert_allclose(scaled[path], factor * np.asarray(update), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"optimizer.rate_factors: \['tail/'\] match no parameter"):
+        updates(rate_factors=(("tail/", 2.0),))
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("clip", optimizer.CLIPS)
 @pytest.mark.parametrize("nesterov", [False, True])

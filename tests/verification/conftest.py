@@ -10,6 +10,8 @@ CASES = (
     "densepose_r50_wc2_tiny",
     "densepose_r50_legacy_tiny",
 )
+# These for inference; their steps run with the extended tests.
+EMBEDDINGS = ("densepose_cse_r50_animals_tiny",)
 # What is new in these, backbones, heads, predictors and groups of channels, has cheaper tests too.
 COVERED = (
     "ktnv2_hrnet_tiny",
@@ -25,13 +27,24 @@ COVERED = (
     "densepose_hrfpn_w32_tiny",
     "densepose_r50_multitask_tiny",
     "keypoint_mask_rcnn_r50_tiny",
+    "densepose_cse_r50_tiny",
+    "densepose_cse_r50_soft_tiny",
 )
 
 
-@pytest.fixture(
-    scope="module",
-    params=[*CASES, *(pytest.param(case, marks=pytest.mark.extended) for case in COVERED)],
-)
+def _params(cases):
+    """All dumps; those but `cases`, which a neighbour covers, run with the extended tests only."""
+    others = (case for case in (*CASES, *EMBEDDINGS, *COVERED) if case not in cases)
+    return [*cases, *(pytest.param(case, marks=pytest.mark.extended) for case in others)]
+
+
+@pytest.fixture(scope="module", params=_params([*CASES, *EMBEDDINGS]))
 def dump(request, golden_dir):
-    """Every dump; those that a neighbour covers run with the extended tests only."""
+    """Every dump, for inference."""
+    return Dump(golden_dir / f"{request.param}.npz")
+
+
+@pytest.fixture(scope="module", params=_params(CASES))
+def dump_of_step(request, golden_dir):
+    """Every dump, for a training step."""
     return Dump(golden_dir / f"{request.param}.npz")
