@@ -406,7 +406,7 @@ def _data() -> ConfigDict:
     data.synthetic = ConfigDict()
     data.synthetic.num_images = 1_000
     data.synthetic.seed = 0
-    data.synthetic.preset = "default"  # default, frontal, busy, large, easy or hard
+    data.synthetic.preset = "default"  # default, frontal, busy, large, everyday, easy or hard
     data.synthetic.image_size_hw = (480, 640)
     data.synthetic.people_range = (1, 4)
     data.synthetic.keep = False  # keep rendered images in memory: for small sets

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from ktn_jax.body import parts
 from ktn_jax.body.procedural.assembly import Body
 from ktn_jax.data_pipelines.synthetic import scene_clothes, scene_lighting, scene_objects
 from ktn_jax.data_pipelines.synthetic.render import PosedPerson
 from ktn_jax.data_pipelines.synthetic.render_raster import Camera
+from ktn_jax.data_pipelines.synthetic.scene_ground import CAMERA_HEIGHTS, Ground
+from ktn_jax.data_pipelines.synthetic.scene_poses import measure_stature, measure_trunk
 
 _NEAREST = 0.35  # metres; nothing comes nearer to the camera
 _PLACEMENT_TRIALS = 8
 _POSE_TRIALS = 30  # for one that the scene allows
-_HEAD_AND_SOLES = 0.22  # metres of a stature above the nose and below the ankles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Scene:
         min_upright: Least height of a posed body over its stature: 0 for anybody, 0.9 for people
             who stand or walk.
         degradation: Strength of blur, noise and compression of the image: 0 none, 1 a poor camera.
+        has_ground: Whether people stand on one ground and cast shadows on it.
     """
 
     image_size_hw: tuple[int, int] = (256, 256)
@@ -68,6 +69,7 @@ class Scene:
     leaning_degrees: float = 180.0
     min_upright: float = 0.0
     degradation: float = 0.7
+    has_ground: bool = False
 
     def __post_init__(self) -> None:
         """Checks the settings.
@@ -134,6 +136,11 @@ LARGE = dataclasses.replace(
 )
 """BUSY with one or two larger people, some taller than the picture, all with surface points."""
 
+EVERYDAY = dataclasses.replace(
+    Scene(), tilt_degrees=5.0, min_upright=0.3, densepose_fraction=0.8, has_ground=True
+)
+"""People of any size and pose who stand, sit and crouch on one ground, with shadows."""
+
 HARD = Scene(
     people_range=(2, 6),
     stature_range=(0.18, 1.3),
@@ -157,6 +164,7 @@ PRESETS = {
     "frontal": FRONTAL,
     "busy": BUSY,
     "large": LARGE,
+    "everyday": EVERYDAY,
     "easy": EASY,
     "hard": HARD,
 }
@@ -173,6 +181,7 @@ class Layout:
         outfits: [P] what they wear.
         objects: Things that may hide people.
         lighting: The light.
+        ground: What people stand on, if they do.
     """
 
     camera: Camera
@@ -181,40 +190,7 @@ class Layout:
     outfits: tuple[scene_clothes.Outfit, ...]
     objects: tuple[scene_objects.SolidObject, ...]
     lighting: scene_lighting.Lighting
-
-
-def measure_stature(keypoints: np.ndarray) -> float:
-    """Estimates the standing height in metres from the keypoints [17, 3] of any pose."""
-    named = dict(zip(parts.KEYPOINT_NAMES, keypoints, strict=True))
-
-    def middle(joint: str) -> np.ndarray:
-        point: np.ndarray = (named["left_" + joint] + named["right_" + joint]) / 2
-        return point
-
-    leg = np.linalg.norm(named["left_hip"] - named["left_knee"])
-    leg += np.linalg.norm(named["left_knee"] - named["left_ankle"])
-    trunk = np.linalg.norm(middle("shoulder") - middle("hip"))
-    neck = np.linalg.norm(middle("shoulder") - (middle("ear") + named["nose"]) / 2)
-    return float(leg + trunk + neck + _HEAD_AND_SOLES)
-
-
-def measure_trunk(keypoints: np.ndarray) -> tuple[float, float]:
-    """Measures how a trunk stands in the body's frame (y up, +z to the camera).
-
-    Args:
-        keypoints: [17, 3] metres.
-
-    Returns:
-        Degrees, both in [0, 180]: turned about the vertical away from the camera, and leaning.
-    """
-    named = dict(zip(parts.KEYPOINT_NAMES, keypoints, strict=True))
-    across = named["left_shoulder"] - named["right_shoulder"]
-    up = (named["left_shoulder"] + named["right_shoulder"]) / 2
-    up = up - (named["left_hip"] + named["right_hip"]) / 2
-    ahead = np.cross(across, up)
-    turned = abs(np.degrees(np.arctan2(ahead[0], ahead[2])))
-    leaning = np.degrees(np.arctan2(np.hypot(up[0], up[2]), up[1]))
-    return float(turned), float(leaning)
+    ground: Ground | None = None
 
 
 def _camera_rotation(pitch: float, roll: float) -> np.ndarray:
@@ -238,6 +214,7 @@ class _Placer:
         self.camera = Camera(focal, width / 2, height / 2, width, height)
         tilt = np.radians(scene.tilt_degrees) * rng.normal(0, [1, 0.5])
         self._rotation = _camera_rotation(*tilt)
+        self.ground: Ground | None = None  # that of the first person who is placed
         self.people: list[PosedPerson] = []
         self.bounds: list[np.ndarray] = []  # [2, 3] lowest and highest corner of each
 
@@ -330,12 +307,31 @@ class _Placer:
                 depth = self.camera.focal * person.stature / crowd_pixels
                 spread = half_size[:2] * self.camera.focal / depth * [3, 0.4]
                 place = self.back_project(crowd_centre + self._rng.normal(0, spread), depth)
+            if self._scene.has_ground:
+                found = self._on_ground(person, place)
+                if found is None:
+                    continue
+                place, ground = found
             bounds = place + np.stack([-half_size, half_size])
             if self._is_free(bounds):
+                self.ground = ground if self._scene.has_ground else None
                 self.bounds.append(bounds)
                 vertices, keypoints = person.vertices + place, person.keypoints + place
                 self.people.append(PosedPerson(vertices, keypoints, person.stature))
                 return
+
+    def _on_ground(
+        self, person: PosedPerson, place: np.ndarray
+    ) -> tuple[np.ndarray, Ground] | None:
+        """Where a person stands on the ground, which is below the first; None if out of sight."""
+        ground = self.ground
+        if ground is None:
+            ground = Ground.below(self._rotation[:, 1], person.vertices + place)
+            low, high = CAMERA_HEIGHTS
+            return (place, ground) if low <= ground.height <= high else None
+        place = ground.drop(place, person.vertices)
+        row = self.camera.project(place)[1]
+        return (place, ground) if 0 <= row < self.camera.height else None
 
 
 def _sample_objects(
@@ -385,4 +381,5 @@ def sample_layout(body: Body, scene: Scene, rng: np.random.Generator) -> Layout:
         outfits=tuple(scene_clothes.sample_outfit(rng) for _ in people),
         objects=tuple(_sample_objects(scene, placer, num_singles, rng)),
         lighting=scene_lighting.sample_lighting(rng),
+        ground=placer.ground,
     )

@@ -6,7 +6,13 @@ import cv2
 import numpy as np
 
 from ktn_jax.body.procedural.assembly import Body
-from ktn_jax.data_pipelines.synthetic import render, scene_background, scene_clothes, textures
+from ktn_jax.data_pipelines.synthetic import (
+    render,
+    scene_background,
+    scene_clothes,
+    scene_ground,
+    textures,
+)
 from ktn_jax.data_pipelines.synthetic.render import DenseTruth, Surfaces
 from ktn_jax.data_pipelines.synthetic.scene import Layout, Scene, sample_layout
 
@@ -122,6 +128,11 @@ def make_picture(
     image = scene_background.paint_background(
         scene.image_size_hw, scene.clutter_range, background_rng
     )
+    if layout.ground is not None:
+        shadow = scene_ground.shadow_strengths(
+            layout.ground, truth.people, layout.camera, layout.lighting
+        )
+        image = (image * (1 - shadow[..., None])).astype(np.uint8)
     colour = _paint_surfaces(surfaces, outfits, layout, landmarks)
     image.reshape(-1, 3)[surfaces.pixel] = (colour * 255).clip(0, 255).astype(np.uint8)
     image = degrade(image, scene.degradation, degrade_rng)

@@ -51,7 +51,7 @@ def _add_synth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, type=int, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="decides every image (default 0)")
     parser.add_argument(
-        "--scene", default="default", help="default, frontal, busy, large, easy or hard"
+        "--scene", default="default", help="default, frontal, busy, large, everyday, easy or hard"
     )
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="size of the images")
     parser.add_argument("--processes", type=int, default=1, help="rendering processes (default 1)")

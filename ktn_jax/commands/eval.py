@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--scene",
-        help="default, frontal, busy, large, easy or hard (default: the configuration's)",
+        help="default, frontal, busy, large, everyday, easy or hard (default: the configuration's)",
     )
     group.add_argument(
         "--fine-template",

@@ -7,7 +7,7 @@ import pytest
 
 from ktn_jax.body import parts
 from ktn_jax.body.procedural import assembly, posing
-from ktn_jax.data_pipelines.synthetic import scene
+from ktn_jax.data_pipelines.synthetic import scene, scene_poses
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 
 
@@ -31,14 +31,14 @@ def _trunk(left_shoulder, right_shoulder):
 )
 def test_trunks_by_hand(left, right, turned, leaning):
     np.testing.assert_allclose(
-        scene.measure_trunk(_trunk(left, right)), (turned, leaning), atol=1e-6
+        scene_poses.measure_trunk(_trunk(left, right)), (turned, leaning), atol=1e-6
     )
 
 
 def test_the_body_at_rest_stands_and_faces_the_camera():
     body = assembly.make_body()
     rest = body.pose(posing.Shape(), posing.rest_pose())
-    turned, leaning = scene.measure_trunk(rest.keypoints)
+    turned, leaning = scene_poses.measure_trunk(rest.keypoints)
     assert turned < 5 and leaning < 10
 
 
@@ -52,7 +52,7 @@ def _people(settings):
 
 def _most_turned(settings):
     back = np.diag([1.0, -1.0, -1.0])  # from the camera's frame to the body's
-    trunks = [scene.measure_trunk(person.keypoints @ back) for person in _people(settings)]
+    trunks = [scene_poses.measure_trunk(person.keypoints @ back) for person in _people(settings)]
     return np.array(trunks).max(0)
 
 
@@ -66,7 +66,7 @@ def test_frontal_people_face_the_camera_and_easy_ones_need_not():
 def _least_upright(settings):
     people = _people(settings)
     heights = [np.ptp(person.vertices[:, 1]) for person in people]
-    statures = [scene.measure_stature(person.keypoints) for person in people]
+    statures = [scene_poses.measure_stature(person.keypoints) for person in people]
     return (np.array(heights) / statures).min()
 
 
