@@ -333,7 +333,8 @@ def _training() -> ConfigDict:
     # optimizer.frozen. "predictor/transfer/edges_" takes the graph that is named here.
     training.redraw = ()
     # Initial body graph of knowledge transfer: a .npz file, "default" for the structure of the
-    # body and constants that come with the package, or "noise".
+    # body and constants that come with the package, "centred" for the same without what all
+    # patches have in common, or "noise".
     training.graph = "default"
     training.log_every = 20  # steps
     training.keep_last = 3  # checkpoints; the best one stays too

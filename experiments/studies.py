@@ -58,9 +58,20 @@ class RunError(RuntimeError):
 
 
 def parse_arguments(
-    documentation: str, sizes: Iterable[str], output: str, argv: Sequence[str] | None = None
+    documentation: str,
+    sizes: Iterable[str],
+    output: str,
+    argv: Sequence[str] | None = None,
+    flags: Mapping[str, str] | None = None,
 ) -> argparse.Namespace:
     """Parses what all studies take: size, output, steps, seeds and jobs.
+
+    Args:
+        documentation: of the study, for --help.
+        sizes: names; "small" is the default.
+        output: default folder.
+        argv: arguments; None for those of the program.
+        flags: help of the study's own flags by name.
 
     Raises:
         SystemExit: unknown or bad arguments.
@@ -73,6 +84,8 @@ def parse_arguments(
     parser.add_argument("--steps", type=int, help="of each training (default: of the size)")
     parser.add_argument("--seeds", type=int, help="runs of each model (default: of the size)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default 1)")
+    for name, text in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     arguments = parser.parse_args(argv)
     for name in ("steps", "seeds", "jobs"):
         value = getattr(arguments, name)
@@ -200,7 +213,7 @@ def _start(run: Run, index: int, cores: Sequence[int]) -> _Attempt | None:
     record = _read_record(run.folder / f"{step}.json", words)
     if record["is_done"]:
         return None
-    say(f"{run.folder.name}: {step}")
+    say(f"{run.folder}: {step}")
     pinned = ["taskset", "--cpu-list", ",".join(map(str, cores))] if cores else []
     with open(run.folder / f"{step}.log", "ab") as log:
         process = subprocess.Popen(

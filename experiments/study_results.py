@@ -133,16 +133,20 @@ def _figure(titles: Sequence[str], width: float) -> tuple[Any, dict[str, Any]]:
 
 
 def write_page(
-    output: pathlib.Path, title: str, blocks: Sequence[str], runs: Sequence[Run]
+    output: pathlib.Path,
+    title: str,
+    blocks: Sequence[str],
+    runs: Sequence[Run],
+    name: str = "results.md",
 ) -> pathlib.Path:
-    """Writes results.md: the command, the blocks (paragraphs, tables, pictures), and the origin.
+    """Writes a page: the command, the blocks (paragraphs, tables, pictures), and the origin.
 
     The origin is commit, date, machine and the time that all runs took.
     """
     program = pathlib.Path(sys.argv[0]).name
     command = shlex.join(["python", f"experiments/{program}", *sys.argv[1:]])
     text = "\n\n".join([f"# {title}", f"    {command}", *blocks, _origin(runs)])
-    path = output / "results.md"
+    path = output / name
     with atomic_files.replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     say(f"{path} written")

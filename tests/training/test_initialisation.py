@@ -113,6 +113,13 @@ def test_the_body_graph_is_the_configurations(tmp_path):
     config.training.graph = str(tmp_path / "graph.npz")
     body_graph.save_graph(config.training.graph, graph)
     np.testing.assert_array_equal(initialisation.initial_edges(config)["box"], edges["box"])
+    config.training.graph = "centred"
+    centred = initialisation.initial_edges(config)
+    for source, matrix in default.items():
+        np.testing.assert_allclose(centred[source][1:].mean(axis=0), 0, atol=1e-6)
+        difference = matrix[1:] - centred[source][1:]
+        np.testing.assert_allclose(difference, np.broadcast_to(difference[0], difference.shape))
+        np.testing.assert_array_equal(centred[source][0], matrix[0])
     config.training.graph = "noise"
     assert initialisation.initial_edges(config) is None
     assert initialisation.initial_edges(ktn.get_config("mid_only")) is None
