@@ -369,7 +369,7 @@ def _data() -> ConfigDict:
     data.needs_surface = True
     # So many people, chosen by `seed`, keep their surface points and part masks; 0 for all.
     data.labelled_people = 0
-    # Share of the images of an epoch that show such people, who are repeated for it; 0 for none.
+    # Share of the images of an epoch that show such people; 0 for as many as there are.
     data.labelled_share = 0.0
     # Rasterise segmentations, for losses that need them; with masks in model.tasks always.
     data.with_person_masks = False

@@ -86,11 +86,7 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
     if shape is not None:
         source = PersonCrops(source, shape)
     symmetry = _symmetry(data) if data.flip_probability > 0 else None
-    made = pipeline.make_training_data(settings, source, symmetry, process_index, process_count)
-    if data.labelled_share and data.labelled_people:
-        note = f" (of {data.labelled_people:,} people, whose images are repeated)"
-        made = dataclasses.replace(made, summary=made.summary + note)
-    return made
+    return pipeline.make_training_data(settings, source, symmetry, process_index, process_count)
 
 
 def crop_shape(data: Any) -> CropShape | None:

@@ -12,8 +12,8 @@ class FewLabels:
     """A source of which only some people keep their surface points and part masks.
 
     Everybody keeps box, mask and keypoints. The people of a seed are nested: the first 30 are among
-    the first 100. Images with them can come more often than the others, or a batch would seldom
-    show one.
+    the first 100. Images with them can weigh more than the others, or a batch would seldom show
+    one.
     """
 
     def __init__(self, source: Source, num_people: int, seed: int, share: float = 0.0):
@@ -23,12 +23,12 @@ class FewLabels:
             source: images whose people with surface points are known beforehand.
             num_people: how many keep them.
             seed: decides which.
-            share: of the images of an epoch, those that show a chosen person: such images are
-                repeated until they are so many. 0 repeats none.
+            share: of the images of an epoch, those that show a chosen person; 0 for as many as
+                there are.
 
         Raises:
             ValueError: the source cannot tell who has surface points, has fewer such people, or
-                `share` is outside [0, 1) or smaller than the share without repeats.
+                `share` is outside [0, 1).
         """
         facts = source.facts()
         if facts.with_surface is None:
@@ -42,7 +42,9 @@ class FewLabels:
                 f"data.labelled_people is {num_people}, but {available} people of the training "
                 "data have surface points"
             )
-        self._source, self._facts = source, facts
+        if not 0 <= share < 1:
+            raise ValueError(f"data.labelled_share must be in [0, 1), got {share}")
+        self._source, self._facts, self._share = source, facts, share
         # The person of each label, as (image, number among those with surface points).
         image = np.repeat(np.arange(len(source)), facts.with_surface)
         first = np.cumsum(facts.with_surface) - facts.with_surface
@@ -52,15 +54,13 @@ class FewLabels:
         self._kept: dict[int, set[int]] = {}
         for chosen in order[:num_people]:
             self._kept.setdefault(int(image[chosen]), set()).add(int(number[chosen]))
-        self._images = _repeated(len(source), sorted(self._kept), share)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._source)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
-        place = int(self._images[index])
-        pixels, record = self._source[place]
-        kept = self._kept.get(place, set())
+        pixels, record = self._source[index]
+        kept = self._kept.get(index, set())
         people, number = [], 0
         for person in record.people:
             is_counted = _has_surface(person)
@@ -71,36 +71,18 @@ class FewLabels:
         return pixels, dataclasses.replace(record, people=tuple(people))
 
     def facts(self) -> ImageFacts:
-        """Those of the source, for every repeat; only chosen people have surface points."""
+        """Those of the source, of which only chosen people have surface points."""
         counts = np.zeros(len(self._source), np.int32)
         for image, kept in self._kept.items():
             counts[image] = len(kept)
-        facts, images = self._facts, self._images
-        keypoints = facts.with_keypoints
-        return dataclasses.replace(
-            facts,
-            sizes_hw=facts.sizes_hw[images],
-            people=facts.people[images],
-            with_keypoints=None if keypoints is None else keypoints[images],
-            with_surface=counts[images],
-            weights=None if facts.weights is None else facts.weights[images],
-        )
+        weights = self._facts.weights
+        if self._share:
+            weights = np.ones(len(counts)) if weights is None else weights.copy()
+            labelled, others = weights[counts > 0].sum(), weights[counts == 0].sum()
+            weights[counts > 0] *= self._share / (1 - self._share) * others / labelled
+        return dataclasses.replace(self._facts, with_surface=counts, weights=weights)
 
 
 def _has_surface(person: PersonRecord) -> bool:
     """Whether `ImageFacts.with_surface` counts a person."""
     return not person.is_crowd and person.densepose is not None and bool(person.densepose.i.any())
-
-
-def _repeated(num_images: int, labelled: list[int], share: float) -> np.ndarray:
-    """Numbers of images: all once, those `labelled` as often as makes them `share` of all."""
-    others = np.setdiff1d(np.arange(num_images), labelled)
-    if share == 0:
-        return np.arange(num_images)
-    if not 0 < share < 1:
-        raise ValueError(f"data.labelled_share must be in [0, 1), got {share}")
-    count = round(share * len(others) / (1 - share))
-    if count < len(labelled):
-        least = len(labelled) / num_images
-        raise ValueError(f"data.labelled_share is {share}, but without repeats it is {least:.2f}")
-    return np.concatenate([others, np.resize(labelled, count)])

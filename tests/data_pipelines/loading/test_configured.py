@@ -104,30 +104,30 @@ def test_few_people_keep_their_surface_points(folder):
         )
 
 
-def test_images_of_few_people_are_repeated(folder):
-    files = {
-        "annotations": (str(folder / "annotations.json"),),
-        "images": (str(folder / "images"),),
-    }
-    source = configured.make_source(_config(**files).data)
-    few = FewLabels(source, 2, seed=0, share=0.5)
-    people, facts = _with_surface(few), few.facts()
-    images = {image for image, _ in people}
-    every = [few[index][1].image_id for index in range(len(few))]
-    assert sum(image in images for image in every) * 2 == len(every)
-    assert set(every) == {source[index][1].image_id for index in range(8)}
-    assert facts.with_surface.sum() == len(people)
-    np.testing.assert_array_equal(facts.with_surface > 0, [image in images for image in every])
-    for index, record in enumerate(few[index][1] for index in range(len(few))):
-        np.testing.assert_array_equal(facts.sizes_hw[index], [record.height, record.width])
-    config = _config(**_files(folder), labelled_people=2, labelled_share=0.5)
+def test_images_of_few_people_weigh_more(folder):
+    source = configured.make_source(_config(**_files(folder)).data)
+    few = FewLabels(source, 2, seed=0, share=0.75)
+    images = {image for image, _ in _with_surface(few)}
+    facts, is_shown = few.facts(), [few[index][1].image_id in images for index in range(8)]
+    np.testing.assert_array_equal(facts.with_surface > 0, is_shown)
+    assert facts.with_surface.sum() == 2
+    np.testing.assert_allclose(facts.weights[is_shown].sum() / facts.weights.sum(), 0.75)
+    np.testing.assert_array_equal(facts.weights[np.invert(is_shown)], 1)
+    config = _config(**_files(folder), labelled_people=2, labelled_share=0.75)
     made = configured.make_training_data(config)
-    assert made.summary.startswith(f"{len(few)} images")
-    assert made.summary.endswith("(of 2 people, whose images are repeated)")
-    with pytest.raises(ValueError, match=r"labelled_share is 0\.1, .* it is 0\.25"):
-        FewLabels(source, 2, seed=0, share=0.1)
-    with pytest.raises(ValueError, match="labelled_people is 9, but 8 people"):
-        FewLabels(source, 9, seed=0)
+    assert made.summary == "8 images, 15 people: 15 with keypoints, 2 with surface points"
+    assert made.steps_per_epoch == -(-round(facts.weights.sum()) // 2)
+    # Weights of files stay what they are beside each other.
+    two = {name: files * 2 for name, files in _files(folder).items()}
+    source = configured.make_source(_config(**two, weights=(1.0, 2.0)).data)
+    facts = FewLabels(source, 4, seed=0, share=0.5).facts()
+    is_shown = facts.with_surface > 0
+    np.testing.assert_allclose(facts.weights[is_shown].sum() * 2, facts.weights.sum())
+    assert set(facts.weights[~is_shown]) == {1.0, 2.0}
+    with pytest.raises(ValueError, match="labelled_share must be in"):
+        FewLabels(source, 2, seed=0, share=1.0)
+    with pytest.raises(ValueError, match="labelled_people is 17, but 16 people"):
+        FewLabels(source, 17, seed=0)
     rendered = _config(source="synthetic", labelled_people=2)
     with pytest.raises(ValueError, match="labelled_people.*ktn data synth"):
         configured.make_training_data(rendered)
