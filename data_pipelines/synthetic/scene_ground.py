@@ -96,6 +96,6 @@ def _cover(points: np.ndarray, camera: Camera, spacing: float, blur: float) -> n
     radius = max(round(spacing), 1)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     # Outlines stay where the points are.
-    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc)
-    covered: np.ndarray = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), max(blur, 0.6))
+    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc)
+    covered: np.ndarray = cv2.GaussianBlur(closed.astype(np.float32), (0, 0), max(blur, 0.6))
     return covered
