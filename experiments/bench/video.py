@@ -11,12 +11,14 @@ video of moving noise is made.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from fractions import Fraction
 
 import common
@@ -41,6 +43,13 @@ def make_clip(path, num_frames):
         x, y = number % 400, (number * 3 // 2) % 400
         writer.add(large[y : y + SIZE_HW[0], x : x + SIZE_HW[1]], number * Fraction(1, 10))
     writer.close()
+
+
+def timed(call):
+    """Seconds and processor seconds of a call."""
+    start, processor = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - start, time.process_time() - processor
 
 
 def measure_speed(clip, arguments, folder, report):
@@ -82,14 +91,17 @@ def measure_speed(clip, arguments, folder, report):
             raise RuntimeError(f"{summary.num_frames} frames of {len(frames)}: {summary}")
 
     calls = {"network alone": network, "model in memory": in_memory, "ktn predict": whole}
-    seconds = common.take_turns(calls, arguments.repeats)
-    rows = [common.Row(name, values, len(frames)) for name, values in seconds.items()]
-    ratios = {
-        f"speed_over_{name.replace(' ', '_')}": common.median_ratio(
-            seconds[name], seconds["ktn predict"]
-        )
-        for name in ("network alone", "model in memory")
-    }
+    answers = common.take_turns(
+        {name: functools.partial(timed, call) for name, call in calls.items()}, arguments.repeats
+    )
+    rows, ratios = [], {}
+    for index, kind in enumerate(("time", "processor time")):
+        of = {name: [answer[index] for answer in found] for name, found in answers.items()}
+        for name, values in of.items():
+            rows.append(common.Row(f"{name}: {kind}", values, len(frames)))
+            if name != "ktn predict":
+                ratio = common.median_ratio(values, of["ktn predict"])
+                ratios[f"{name}_over_ktn_predict_{kind}".replace(" ", "_")] = ratio
     title = f"{config.name}, {len(frames)} frames of {frames[0].shape[:2]}"
     report.section(title, rows, **ratios)
 
@@ -139,7 +151,7 @@ def main():
         folder, clip = pathlib.Path(name), arguments.clip
         if clip is None:
             clip = folder / "noise.mp4"
-            make_clip(clip, 795)
+            make_clip(clip, 795 if arguments.memory else arguments.frames + 1)
         measure_speed(clip, arguments, folder, report)
         if arguments.memory:
             measure_memory(clip, arguments, folder, report)

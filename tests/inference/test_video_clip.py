@@ -71,8 +71,9 @@ def test_a_real_clip_in_constant_memory_and_after_a_kill(clip, tmp_path):
     assert not (tmp_path / "out" / "vtest_overlay.mp4").exists()
     resumed = _run(clip, tmp_path / "out")
     whole = _run(clip, tmp_path / "whole")
-    peaks = [int(done.stdout) for done in (short, whole)]
-    assert peaks[1] < 1.1 * peaks[0], peaks
+    short_peak, whole_peak = (1024 * int(done.stdout) for done in (short, whole))
+    # One picture of each further frame would be a gigabyte; malloc's arenas settle slowly.
+    assert whole_peak - short_peak < 0.2 * (795 - 100) * 576 * 768 * 3, (short_peak, whole_peak)
     assert resumed.returncode == 0, resumed.stderr
     for folder in ("out", "whole"):
         lines = list(read_frame_lines(tmp_path / folder / "vtest.jsonl"))
