@@ -26,7 +26,10 @@ $(STAMP): requirements.txt pyproject.toml
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable '.[$(EXTRAS)]'
+	# Compiling every file of every package takes longer than installing them; Python compiles
+	# what it imports.
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.txt \
+		--editable '.[$(EXTRAS)]'
 	@touch $(STAMP)
 
 demo: setup

@@ -143,6 +143,7 @@ def test_one_view_as_it_is_equals_plain_inference(variables, photo):
         assert one.score == other.score
 
 
+@pytest.mark.extended
 def test_a_mirrored_photo_gives_the_mirrored_people(mirrored, photo):
     here = list(mirrored.find_augmented(photo))
     there = list(mirrored.find_augmented(np.ascontiguousarray(photo[:, ::-1])))

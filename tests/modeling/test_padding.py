@@ -24,7 +24,10 @@ HRNET = [
 @pytest.mark.parametrize(
     "changes",
     [
-        ["model.decoder.name='panoptic'", "model.decoder.norm='GN'", "model.neck.norm='GN'"],
+        pytest.param(
+            ["model.decoder.name='panoptic'", "model.decoder.norm='GN'", "model.neck.norm='GN'"],
+            marks=pytest.mark.extended,
+        ),
         ["model.decoder.name='none'", "model.backbone.norm='BN'"],
         pytest.param(HRNET, marks=pytest.mark.extended),
     ],

@@ -5,13 +5,10 @@ import pytest
 from ktn_jax.verification.dump import Dump
 
 # Each compiles for tens of seconds.
-CASES = (
-    "ktnv2_r50_tiny",
-    "densepose_r50_wc2_tiny",
-    "densepose_r50_legacy_tiny",
-)
-# These for inference; their steps run with the extended tests.
-EMBEDDINGS = ("densepose_cse_r50_animals_tiny",)
+CASES = ("ktnv2_r50_tiny", "densepose_r50_legacy_tiny")
+# These for inference; their steps run with the extended tests, and losses of confidences and
+# embeddings have tests of their own.
+INFERENCE = ("densepose_r50_wc2_tiny", "densepose_cse_r50_animals_tiny")
 # What is new in these, backbones, heads, predictors and groups of channels, has cheaper tests too.
 COVERED = (
     "ktnv2_hrnet_tiny",
@@ -34,11 +31,11 @@ COVERED = (
 
 def _params(cases):
     """All dumps; those but `cases`, which a neighbour covers, run with the extended tests only."""
-    others = (case for case in (*CASES, *EMBEDDINGS, *COVERED) if case not in cases)
+    others = (case for case in (*CASES, *INFERENCE, *COVERED) if case not in cases)
     return [*cases, *(pytest.param(case, marks=pytest.mark.extended) for case in others)]
 
 
-@pytest.fixture(scope="module", params=_params([*CASES, *EMBEDDINGS]))
+@pytest.fixture(scope="module", params=_params([*CASES, *INFERENCE]))
 def dump(request, golden_dir):
     """Every dump, for inference."""
     return Dump(golden_dir / f"{request.param}.npz")
