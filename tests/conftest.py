@@ -100,6 +100,36 @@ def golden(request):
         return dict(arrays)
 
 
+@pytest.fixture(scope="session")
+def draw_variables():
+    """Makes variables of a configuration's model, without compiling its own initialisation."""
+
+    from ktn_jax.checkpoints import weights
+    from ktn_jax.modeling.detector import build_model
+
+    def draw_all(config, seed=0):
+        rng = np.random.default_rng(seed)
+
+        def draw(path, leaf):
+            name = path[-1].key
+            if name in ("scale", "var"):
+                return np.ones(leaf.shape, np.float32)
+            if name in ("u_bias", "v_bias"):
+                return np.full(leaf.shape, 0.5, np.float32)
+            if name.endswith(("bias", "mean")) or not leaf.shape:
+                return np.zeros(leaf.shape, leaf.dtype)
+            values = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+            # Boxes of some size, scores that differ, U and V in [0, 1]: these need small numbers.
+            factors = {"class_kernel": 0.05, "delta_kernel": 0.05, "u_kernel": 0.3, "v_kernel": 0.3}
+            factor = 0.05 if path[1].key == "rpn_head" else factors.get(name, 1.0)
+            return (factor * values).astype(np.float32)
+
+        shapes = weights.abstract_variables(build_model(config.model))
+        return jax.tree_util.tree_map_with_path(draw, shapes)
+
+    return draw_all
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_programs():
     """Frees what a module's tests compiled: gigabytes over a whole run."""

@@ -1,12 +1,10 @@
 """Reading, writing and fitting weights."""
 
-import jax
 import numpy as np
 import pytest
 from flax import traverse_util
 
 from ktn_jax.checkpoints import files, torch_names, weights
-from ktn_jax.modeling.detector import build_model
 from ktn_jax.runtime.configuration import load_config
 
 
@@ -16,15 +14,8 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def variables(config):
-    return _draw(config)
-
-
-def _draw(config):
-    """Random variables: initial ones would have to be compiled."""
-    rng = np.random.default_rng(0)
-    shapes = weights.abstract_variables(build_model(config.model))
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), dict(shapes))
+def variables(config, draw_variables):
+    return draw_variables(config)
 
 
 def _equal(a, b):
@@ -95,10 +86,10 @@ def test_missing_files_and_foreign_folders_are_named(tmp_path, config):
         weights.write_variables(tmp_path / "empty", {"params": {}})
 
 
-def test_old_checkpoints_without_batch_counts_load(tmp_path):
+def test_old_checkpoints_without_batch_counts_load(tmp_path, draw_variables):
     changes = ["model.backbone.norm='BN'", "model.backbone.freeze_at=0"]
     config = load_config("configs/ktn.py:tiny", changes)
-    state = torch_names.to_torch(_draw(config))
+    state = torch_names.to_torch(draw_variables(config))
     state = {name: array for name, array in state.items() if not name.endswith("tracked")}
     files.write_state_dict(tmp_path / "w.safetensors", state)
     loaded = traverse_util.flatten_dict(weights.load(config, tmp_path / "w.safetensors"), sep="/")

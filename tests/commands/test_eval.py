@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -19,7 +18,6 @@ from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED, HeldOutPeop
 from ktn_jax.data_pipelines.synthetic.scene import PRESETS
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 from ktn_jax.inference import model_evaluation
-from ktn_jax.modeling.detector import build_model
 from ktn_jax.results.iuv_pictures import encode_iuv
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import jax_setup
@@ -45,32 +43,20 @@ NUM_IMAGES = 3
 SYNTHETIC = ["--data=synthetic", f"--num-images={NUM_IMAGES}", "--scene=easy"]
 
 
-def _draw_weights(config, seed):
-    """Draws weights without compiling the model's initialisation."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        values = rng.normal(scale=0.02, size=leaf.shape).astype(leaf.dtype)
-        return np.ones_like(values) if path[-1].key in ("var", "scale") else values
-
-    shapes = weights.abstract_variables(build_model(config.model))
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch):
+def _own_environment(monkeypatch, draw_variables):
     # What the command sets for JAX must not reach the other tests.
     monkeypatch.setattr(jax_setup, "prepare", lambda: None)
-    monkeypatch.setattr(weights, "initialise", _draw_weights)
+    monkeypatch.setattr(weights, "initialise", draw_variables)
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
+def evaluated(tmp_path_factory, draw_variables):
     """The output folder of a run over synthetic people, and what it printed."""
     output = tmp_path_factory.mktemp("eval") / "out"
     with pytest.MonkeyPatch.context() as patch, _Printed(patch) as printed:
         patch.setattr(jax_setup, "prepare", lambda: None)
-        patch.setattr(weights, "initialise", _draw_weights)
+        patch.setattr(weights, "initialise", draw_variables)
         code = cli.main(["eval", *MODEL, *SYNTHETIC, "--output", str(output)])
     assert code == 0
     return output, printed.text
@@ -277,10 +263,10 @@ def test_what_is_missing_is_said_in_one_line(arguments, text, tmp_path, capsys):
 
 
 @pytest.mark.extended
-def test_two_processes_write_what_one_does(evaluated, tmp_path):
+def test_two_processes_write_what_one_does(evaluated, tmp_path, draw_variables):
     output, _ = evaluated
     config = load_config("configs/ktn.py:tiny", [c.partition("=")[2] for c in MODEL[2:]])
-    variables = {**_draw_weights(config, 0), "constants": weights.constants(config.model)}
+    variables = {**draw_variables(config), "constants": weights.constants(config.model)}
     weights.write_variables(tmp_path / "w.safetensors", variables)
     model = [f"--weights={tmp_path / 'w.safetensors'}" if m == RANDOM else m for m in MODEL]
     with socket.socket() as probe:

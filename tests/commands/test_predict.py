@@ -9,11 +9,8 @@ import pytest
 from PIL import Image
 
 from ktn_jax import cli
-from ktn_jax.checkpoints import weights
-from ktn_jax.inference import predictor, stages
 from ktn_jax.results import dumps, records
 from ktn_jax.results.records import PersonResult
-from ktn_jax.runtime import jax_setup
 
 
 class _Predictor:
@@ -35,11 +32,8 @@ class _Predictor:
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch):
-    monkeypatch.setattr(jax_setup, "prepare", lambda: None)
-    monkeypatch.setattr(weights, "initialise", lambda config, seed: {})
-    monkeypatch.setattr(stages, "Stages", lambda config, variables: config)
-    monkeypatch.setattr(predictor, "Predictor", _Predictor)
+def _no_network(use_predictor):
+    use_predictor(_Predictor)
 
 
 @pytest.fixture

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ktn_jax.checkpoints import weights
 from ktn_jax.evaluation import template_files
-from ktn_jax.modeling.detector import build_model
 
 SIZES = [(40, 60), (60, 40), (40, 60), (50, 50), (60, 40), (40, 60), (40, 60)]
 
@@ -66,33 +64,6 @@ def template_dir(tmp_path):
         origin="points",
     )
     return tmp_path / "template"
-
-
-@pytest.fixture(scope="session")
-def draw_variables():
-    """Makes variables of a configuration's model, without compiling its own initialisation."""
-
-    def draw_all(config, seed=0):
-        rng = np.random.default_rng(seed)
-
-        def draw(path, leaf):
-            name = path[-1].key
-            if name in ("scale", "var"):
-                return np.ones(leaf.shape, np.float32)
-            if name in ("u_bias", "v_bias"):
-                return np.full(leaf.shape, 0.5, np.float32)
-            if name.endswith(("bias", "mean")) or not leaf.shape:
-                return np.zeros(leaf.shape, leaf.dtype)
-            values = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
-            # Boxes of some size, scores that differ, U and V in [0, 1]: these need small numbers.
-            factors = {"class_kernel": 0.05, "delta_kernel": 0.05, "u_kernel": 0.3, "v_kernel": 0.3}
-            factor = 0.05 if path[1].key == "rpn_head" else factors.get(name, 1.0)
-            return (factor * values).astype(np.float32)
-
-        shapes = weights.abstract_variables(build_model(config.model))
-        return jax.tree_util.tree_map_with_path(draw, shapes)
-
-    return draw_all
 
 
 @pytest.fixture

@@ -59,10 +59,8 @@ def _batch(images=2, seed=0):
 
 
 @pytest.fixture(scope="module")
-def variables():
-    model = build_model(_config().model)
-    images = jnp.zeros((1, SIZE, SIZE, 3), jnp.uint8)
-    return jax.jit(model.init)(jax.random.key(0), images, jnp.full((1, 2), SIZE))
+def variables(draw_variables):
+    return draw_variables(_config())
 
 
 @pytest.fixture(scope="module")
