@@ -293,13 +293,16 @@ def _shape_cycle_loss() -> ConfigDict:
 
 
 def _optimizer() -> ConfigDict:
-    """SGD with momentum. Rates and steps are for batches of 16 images and are not rescaled."""
+    """SGD with momentum. Rates and steps are for batches of 16 images."""
     optimizer = ConfigDict()
     optimizer.name = "sgd"  # or adam, with decoupled weight decay, for short runs from scratch
     optimizer.second_momentum = 0.999  # of adam: beta2, for the squares of gradients
     # Of adam: kernels with more inputs than this have a proportionally lower rate; 0 turns it off.
     optimizer.full_rate_inputs = 0
     optimizer.learning_rate = 0.01
+    # Batch size that the rate is for: of other batches it is proportional to their size. 0 leaves
+    # it as it is. Warm-up and decay steps do not follow.
+    optimizer.reference_batch = 0
     optimizer.momentum = 0.9
     optimizer.nesterov = False
     optimizer.weight_decay = 1e-4
@@ -344,7 +347,15 @@ def _training() -> ConfigDict:
     training.evaluate_every = 0
     training.best_metric = "GPSm"
     training.num_devices = 0  # 0 for all
-    training.shard_transfer = False  # split the knowledge transfer network over the devices
+    # Split over the devices: none of the parameters; transfer, the knowledge transfer network; or
+    # all, and what the optimizer keeps of them.
+    training.shard = "none"
+    # Run the images of each device in as many parts, one after the other: less memory, the same
+    # losses and gradients. Batch norms take their moments over a part (of all devices).
+    training.accumulate = 1
+    # Steps to write a trace of, FIRST:LAST counted from 0, such as 10:15 for five; empty for none.
+    training.profile_steps = ""
+    training.remat = False  # compute maps inside of blocks again for gradients: less memory
     training.winograd = True  # as test.winograd; gradients too
     return training
 
@@ -424,7 +435,8 @@ def _test() -> ConfigDict:
     sides = ((800, 800), (800, 1088), (800, 1216), (800, 1344), (736, 1344), (672, 1344))
     portrait = tuple((width, height) for height, width in sides[1:])
     test.size_buckets = (*sides, (608, 1344), (512, 1344), *portrait)
-    test.batch_size = 1
+    test.batch_size = 1  # photos in a batch, on all devices together
+    test.num_devices = 1  # of this process, over which batches are split; 0 for all
     # Of a teacher: sizes (height, width) of the views of every crop, whose charts are averaged;
     # mirrored too with test.augmentation.flip.
     test.crop_sizes_hw = ()

@@ -79,12 +79,13 @@ class Ours:
 
     def __init__(self, config, variables, size_hw, people=3):
         from ktn_jax.checkpoints import weights
-        from ktn_jax.training import distributed, forward, initialisation
+        from ktn_jax.training import distributed, initialisation, objective
         from ktn_jax.training.trainer import Trainer
 
         self.config = config
-        self.model = initialisation.build_trained_model(config)
-        self.loss_fn = forward.make_loss_fn(self.model, config.loss)
+        mesh = distributed.make_mesh(config.training.num_devices)
+        self.model = initialisation.build_trained_model(config, distributed.platform_of(mesh))
+        self.loss_fn = objective.make_loss_fn(self.model, config.loss, mesh, config.training)
         self.folder = tempfile.TemporaryDirectory()  # nothing is saved there
         self.trainer = Trainer(
             config,
@@ -93,13 +94,11 @@ class Ours:
             weights.abstract_variables(self.model),
             lambda: variables or weights.draw_variables(self.model, config.seed),
         )
-        mesh = self.trainer.mesh
         batch = make_batch(config, config.batch_size, size_hw, people)
         self.batch = distributed.to_devices(batch, distributed.over_batch(mesh))
         start = time.perf_counter()
-        self.compiled = self.trainer.train_step.lower(self.trainer.state, self.batch).compile()
+        self.compiled = self.trainer.compiled(self.batch).take
         self.compile_seconds = time.perf_counter() - start
-        self.trainer.train_step = self.compiled  # or the first step would compile it again
         self.devices = f"{mesh.size} {mesh.devices.flat[0].device_kind}"
 
     def run(self):

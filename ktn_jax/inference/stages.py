@@ -4,6 +4,7 @@ Shapes in brackets: B images padded to one size, R detections an image, N people
 S side of a chart map. Boxes are xyxy float32 in pixels of the padded network input.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from ktn_jax.inference.folding import fold_norms, without_norms
@@ -28,15 +30,26 @@ Constants = tuple[tuple[Array | None, ...], Mapping[str, Array]]
 # The second stage runs on as many rows as there are people, rounded up to one of these; more
 # people than the last take several calls.
 PEOPLE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 100)
+_AXIS = "data"
 
 
 class Pyramid:
-    """The first stage's maps for the second; decoded when people are first pooled from them."""
+    """The first stage's maps for the second; decoded when people are first pooled from them.
 
-    def __init__(self, levels: Features, decode: Callable[[Features], RoiFeatures]):
+    Attributes:
+        images_per_device: how many of the images each device has, the first ones the first.
+    """
+
+    def __init__(
+        self,
+        levels: Features,
+        decode: Callable[[Features], RoiFeatures],
+        images_per_device: int,
+    ):
         """Takes the backbone's pyramid, and the function that runs the decoder."""
         self._levels: Features | None = levels
         self._decode = decode
+        self.images_per_device = images_per_device
 
     def roi_features(self) -> RoiFeatures:
         """The maps that people are pooled from: [B, H / stride, W / stride, C] for each level.
@@ -55,14 +68,17 @@ class Stages:
     knowledge transfer synthesises and the embeddings of vertices are constants of the weights: they
     are computed once, and the parameters behind them are freed.
 
+    With `test.num_devices` a batch is split over the devices of this process, and each runs both
+    stages for its own images.
+
     Stages can be pickled: pickles hold the configuration and the weights, and programs are compiled
     again.
 
     Attributes:
         config: the whole configuration.
         model: the detector as it runs, without the norms that are folded.
-        variables: of `model`, on the device.
-        surface_kernels: of each stage of the branches, [k, k, C, 25] on the device; None where the
+        variables: of `model`, on each device.
+        surface_kernels: of each stage of the branches, [k, k, C, 25] on each device; None where the
             model learns its own.
         vertex_embeddings: [V, D] by mesh on the device; empty for models of charts.
     """
@@ -75,7 +91,8 @@ class Stages:
         """Takes a whole configuration and the variables of its model (see `checkpoints.weights`).
 
         Raises:
-            ValueError: the configuration describes no model.
+            ValueError: the configuration describes no model, or there are fewer devices than it
+                asks for.
         """
         self._build(config)
         self._shapes = _shapes(variables)
@@ -85,9 +102,10 @@ class Stages:
     def _build(self, config: ConfigDict) -> None:
         self.config = config
         test = config.test
+        self._mesh = _make_mesh(test.num_devices)
         compute = Compute.choose(
             config.model.dtype,
-            platform=jax.default_backend(),
+            platform=self._mesh.devices.flat[0].platform,
             winograd=test.winograd,
             bands=True,
             matmul_dtype=test.matmul_dtype,
@@ -97,9 +115,26 @@ class Stages:
         self._synthesise = jax.jit(
             lambda params: whole.apply({"params": params}, method=_constants_of_weights)
         )
-        self._run_detect = jax.jit(self._apply_detect, static_argnums=3)
-        self._run_decode = jax.jit(self._apply_decode)
-        self._run_describe = jax.jit(self._apply_describe)
+        same, own = PartitionSpec(), PartitionSpec(_AXIS)
+        self._run_detect = {
+            is_full: self._jit(functools.partial(self._apply_detect, is_full), (same, own, own))
+            for is_full in (False, True)
+        }
+        self._run_decode = self._jit(self._apply_decode, (same, own))
+        self._run_describe = self._jit(self._apply_describe, (same, same, own, own, own, own))
+
+    def _jit(self, program: Callable[..., Any], placements: tuple[PartitionSpec, ...]) -> Any:
+        """Compiles a program that each device runs on its own rows of what is split."""
+        if self._mesh.size == 1:
+            return jax.jit(program)
+        on_each = jax.shard_map(
+            program,
+            mesh=self._mesh,
+            in_specs=placements,
+            out_specs=PartitionSpec(_AXIS),
+            check_vma=False,  # carries of loops begin as constants
+        )
+        return jax.jit(on_each)
 
     def _fold(self, variables: Variables) -> tuple[Variables, Constants]:
         """Makes the folded variables and the constants from the whole model's variables."""
@@ -110,8 +145,14 @@ class Stages:
 
     def _put(self, variables: Variables, constants: Constants) -> None:
         # On the device once: arrays of the host would travel with every call.
-        self.variables = jax.tree.map(_to_device, variables)
-        self.surface_kernels, self.vertex_embeddings = jax.tree.map(_to_device, constants)
+        self.variables = jax.tree.map(self._to_devices, variables)
+        self.surface_kernels, self.vertex_embeddings = jax.tree.map(self._to_devices, constants)
+
+    def _to_devices(self, value: Any) -> Array:
+        """Copies an array: an alias would keep a whole mapped checkpoint in memory."""
+        place = NamedSharding(self._mesh, PartitionSpec()) if self._mesh.size > 1 else None
+        array: Array = jax.block_until_ready(jax.device_put(np.array(value), place))
+        return array
 
     def replace_variables(self, variables: Variables) -> None:
         """Replaces the weights; nothing is compiled again.
@@ -148,8 +189,17 @@ class Stages:
             classes [B, R] on the device.
         """
         variables, is_full = self.variables, self.is_full(images, image_size_hw)
-        levels, found = self._run_detect(variables, images, image_size_hw, is_full)
-        return Pyramid(levels, lambda levels: self._run_decode(variables, levels)), found
+        number = len(images)
+        per_device = -(-number // self._mesh.size)
+        missing = per_device * self._mesh.size - number
+        if missing:  # the last image again, so that sizes are those of images
+            last = np.minimum(np.arange(number + missing), number - 1)
+            images, image_size_hw = images[last], image_size_hw[last]
+        levels, found = self._run_detect[is_full](variables, images, image_size_hw)
+        if missing:
+            found = jax.tree.map(lambda rows: rows[:number], found)
+        decode = functools.partial(self._run_decode, variables)
+        return Pyramid(levels, decode, per_device), found
 
     def is_full(self, images: np.ndarray, image_size_hw: np.ndarray) -> bool:
         """Whether images fill the input up to the original's own padding, so need no masks.
@@ -180,30 +230,39 @@ class Stages:
         """
         if classes is None:
             classes = np.zeros(len(boxes_xyxy), np.int32)
+        people = (boxes_xyxy, batch_index % pyramid.images_per_device, classes)
+        # Who is on each device; most often there is one, and everybody is.
+        owner = batch_index // pyramid.images_per_device
+        of_device = [np.flatnonzero(owner == device) for device in range(self._mesh.size)]
+        longest = max(len(own) for own in of_device)
         parts: list[PersonMaps[np.ndarray]] = []
-        for start in range(0, len(boxes_xyxy), PEOPLE_BUCKETS[-1]):
-            part = slice(start, start + PEOPLE_BUCKETS[-1])
-            count = len(boxes_xyxy[part])
-            padding = people_bucket(count) - count
-            outputs = self._run_describe(
-                self.variables,
-                self.surface_kernels,
-                pyramid.roi_features(),
-                np.pad(boxes_xyxy[part], ((0, padding), (0, 0))),
-                np.pad(batch_index[part], (0, padding)),
-                np.pad(classes[part], (0, padding)),
+        described: list[np.ndarray] = []
+        for start in range(0, longest, PEOPLE_BUCKETS[-1]):
+            rows = [own[start : start + PEOPLE_BUCKETS[-1]] for own in of_device]
+            bucket = people_bucket(max(len(own) for own in rows))
+            arguments = [
+                np.concatenate([_padded(values[own], bucket) for own in rows]) for values in people
+            ]
+            features = pyramid.roi_features()
+            outputs = jax.device_get(
+                self._run_describe(self.variables, self.surface_kernels, features, *arguments)
             )
-            outputs = jax.device_get(outputs)
-            parts.append(jax.tree.map(lambda x, n=count: x[:n], outputs))
+            for device, own in enumerate(rows):
+                kept = slice(device * bucket, device * bucket + len(own))
+                parts.append(jax.tree.map(lambda x, kept=kept: x[kept], outputs))
+                described.append(own)
         if not parts:
             return None
         if len(parts) == 1:
             return parts[0]
-        whole: PersonMaps[np.ndarray] = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        order = np.argsort(np.concatenate(described))
+        whole: PersonMaps[np.ndarray] = jax.tree.map(
+            lambda *arrays: np.concatenate(arrays)[order], *parts
+        )
         return whole
 
     def _apply_detect(
-        self, variables: Variables, images: Array, image_size_hw: Array, is_full: bool
+        self, is_full: bool, variables: Variables, images: Array, image_size_hw: Array
     ) -> tuple[Features, Detections]:
         return self._apply(Detector.detect, variables, images, image_size_hw, is_full)
 
@@ -246,10 +305,22 @@ def people_bucket(count: int) -> int:
     return min(size for size in PEOPLE_BUCKETS if size >= count)
 
 
-def _to_device(value: Any) -> Array:
-    """Copies an array to the device: an alias would keep a whole mapped checkpoint in memory."""
-    array: Array = jax.block_until_ready(jax.device_put(np.array(value)))
-    return array
+def _make_mesh(num_devices: int) -> Mesh:
+    """The devices of this process that share a batch, 0 for all.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    devices = jax.local_devices()
+    number = num_devices or len(devices)
+    if number > len(devices):
+        raise ValueError(f"test.num_devices is {num_devices}, but there are {len(devices)}")
+    return Mesh(np.array(devices[:number]), (_AXIS,))
+
+
+def _padded(values: np.ndarray, rows: int) -> np.ndarray:
+    """Adds zero rows."""
+    return np.pad(values, [(0, rows - len(values))] + [(0, 0)] * (values.ndim - 1))
 
 
 def _collections(variables: Variables) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from ktn_jax.losses.elementwise import (
     isotropic_gaussian_nll,
     smooth_l1,
     softmax_cross_entropy,
-    weighted_mean,
     weighted_sum,
 )
 from ktn_jax.losses.masks_keypoints import KeypointTargets, keypoint_loss
+from ktn_jax.losses.terms import LossTerm, quotient, weighted_mean
 from ktn_jax.ops.interpolate import are_points_inside, read_points, resample_chart_nearest
 from ktn_jax.structures import DensePoseOutputs
 
@@ -83,37 +83,41 @@ def densepose_losses(
     *,
     num_images: int,
     keypoint_normaliser: float | None = None,
-) -> dict[str, Array]:
+) -> dict[str, LossTerm]:
     """Computes the weighted losses of everything that a model predicts.
 
     Args:
         outputs: maps of the N ROIs.
         targets: their targets.
         weights: weights and options.
-        num_images: images in the whole batch, over all devices.
+        num_images: that the ROIs are of.
         keypoint_normaliser: see `keypoint_loss`.
 
     Returns:
-        Scalars: {"u", "v"} or, with a confidence model, {"uv"}; "fine_segm"; "coarse_segm";
+        {"u", "v"} or, with a confidence model, {"uv"}; "fine_segm"; "coarse_segm";
         "body_mask" for a model with a mask beside the coarse parts; "keypoints" for one that
         predicts them. All are 0, with zero gradients, where there is nothing to learn from. All but
         the keypoints are 0 where no point of the batch, on all devices together, is on the body and
         in its ROI, as in detectron2 (which looks at the batch of each device); the KTN code lets
         the others train on people whose points are all background.
     """
-    losses = point_losses(outputs, targets, weights.min_variance)
-    scale = weights.point * weights.images_per_device / num_images
-    weighted = {name: scale * losses[name] for name in ("u", "v", "uv") if name in losses}
-    weighted["fine_segm"] = weights.fine_segm * losses["fine_segm"]
-    factors = {"coarse_segm": weights.coarse_segm, "body_mask": weights.body_mask}
-    areas = area_losses(outputs, targets, weights.coarse_segm_from_masks)
-    weighted |= {name: factors[name] * loss for name, loss in areas.items()}
-    has_surface = jnp.any((point_weights(targets) > 0) & (targets.point_i > 0))
-    weighted = {name: jnp.where(has_surface, loss, 0) for name, loss in weighted.items()}
+    uv_factor = weights.point * weights.images_per_device
+    factors = {
+        **dict.fromkeys(("u", "v", "uv"), uv_factor),
+        "fine_segm": weights.fine_segm,
+        "coarse_segm": weights.coarse_segm,
+        "body_mask": weights.body_mask,
+    }
+    losses = point_losses(outputs, targets, num_images, weights.min_variance)
+    losses |= area_losses(outputs, targets, weights.coarse_segm_from_masks)
+    surface = jnp.where(targets.point_i > 0, point_weights(targets), 0).sum()
+    weighted = {
+        name: loss.scaled(factors[name]).learnt_from(surface) for name, loss in losses.items()
+    }
     if outputs.keypoints is not None:
         shown = KeypointTargets(targets.boxes, targets.weight, targets.keypoints)
         keypoints = keypoint_loss(outputs.keypoints, shown, keypoint_normaliser)
-        weighted["keypoints"] = weights.keypoint * keypoints
+        weighted["keypoints"] = keypoints.scaled(weights.keypoint)
     return weighted
 
 
@@ -138,8 +142,11 @@ def _label_weights(targets: DensePoseTargets) -> Array:
 
 
 def point_losses(
-    outputs: DensePoseOutputs[Array], targets: DensePoseTargets, min_variance: float = 0.01
-) -> dict[str, Array]:
+    outputs: DensePoseOutputs[Array],
+    targets: DensePoseTargets,
+    num_images: int,
+    min_variance: float = 0.01,
+) -> dict[str, LossTerm]:
     """Computes the losses at the points: U, V and the surface patch.
 
     A point counts where it falls in the ROI, with w, the weight of the ROI times its own. U and V
@@ -149,12 +156,13 @@ def point_losses(
     Args:
         outputs: maps of the N ROIs.
         targets: their targets.
+        num_images: that the ROIs are of.
         min_variance: of the confidence models.
 
     Returns:
-        {"u", "v"}: smooth L1 summed over points, sum(w * loss), or {"uv"}: so summed negative
-        log-likelihood for a model that predicts its confidence; "fine_segm": mean cross-entropy,
-        sum(w * loss) / sum(w).
+        {"u", "v"}: smooth L1 summed over the points of an image, sum(w * loss), mean over images;
+        or {"uv"}: the same of the negative log-likelihood for a model that predicts its confidence;
+        "fine_segm": mean cross-entropy, sum(w * loss) / sum(w).
     """
     place = (targets.point_x, targets.point_y, targets.gt_boxes, targets.boxes)
     weight = point_weights(targets)
@@ -168,8 +176,9 @@ def point_losses(
     u, v = read(outputs.u), read(outputs.v)
     losses = {"fine_segm": weighted_mean(entropy, weight)}
     if outputs.sigma is None:
-        losses["u"] = weighted_sum(smooth_l1(u, targets.point_u, _UV_BETA), on_body)
-        losses["v"] = weighted_sum(smooth_l1(v, targets.point_v, _UV_BETA), on_body)
+        for name, value, true in (("u", u, targets.point_u), ("v", v, targets.point_v)):
+            distance = weighted_sum(smooth_l1(value, true, _UV_BETA), on_body)
+            losses[name] = quotient(distance, num_images)
         return losses
     residual = (u - targets.point_u, v - targets.point_v, read(outputs.sigma))
     if outputs.kappa_u is None or outputs.kappa_v is None:
@@ -177,13 +186,13 @@ def point_losses(
     else:
         kappas = (read(outputs.kappa_u), read(outputs.kappa_v))
         likelihood = anisotropic_gaussian_nll(*residual, *kappas, min_variance)
-    losses["uv"] = weighted_sum(likelihood, on_body)
+    losses["uv"] = quotient(weighted_sum(likelihood, on_body), num_images)
     return losses
 
 
 def area_losses(
     outputs: DensePoseOutputs[Array], targets: DensePoseTargets, from_masks: bool = False
-) -> dict[str, Array]:
+) -> dict[str, LossTerm]:
     """Computes the segmentation losses: mean cross-entropies over the cells of the maps.
 
     Only people with points teach their parts, as in the originals. An ROI has its weight times that
@@ -208,16 +217,15 @@ def area_losses(
     return {"coarse_segm": coarse_segm_loss(outputs.part_segm, targets), "body_mask": coarse}
 
 
-def coarse_segm_loss(logits: Array, targets: DensePoseTargets, from_masks: bool = False) -> Array:
+def coarse_segm_loss(
+    logits: Array, targets: DensePoseTargets, from_masks: bool = False
+) -> LossTerm:
     """Computes the mean cross-entropy of person against background, or of parts.
 
     Args:
         logits: [N, H, W, 2 or 15].
         targets: their targets.
         from_masks: see `area_losses`.
-
-    Returns:
-        A scalar.
 
     Raises:
         ValueError: as `area_losses`.
@@ -238,7 +246,7 @@ def coarse_segm_loss(logits: Array, targets: DensePoseTargets, from_masks: bool 
     return _mean_over_cells(logits, labels, people_with_points(targets))
 
 
-def _mean_over_cells(logits: Array, labels: Array, weight: Array) -> Array:
+def _mean_over_cells(logits: Array, labels: Array, weight: Array) -> LossTerm:
     """Mean cross-entropy of logits [N, H, W, C] under ROI weights [N]."""
     entropy = softmax_cross_entropy(logits, labels).mean((1, 2))
     return weighted_mean(entropy, weight)

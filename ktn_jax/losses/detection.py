@@ -14,8 +14,8 @@ from ktn_jax.losses.elementwise import (
     binary_cross_entropy,
     smooth_l1,
     softmax_cross_entropy,
-    weighted_mean,
 )
+from ktn_jax.losses.terms import LossTerm, quotient, weighted_mean
 from ktn_jax.ops import boxes as box_ops
 
 Array = jax.Array
@@ -50,7 +50,7 @@ def rpn_losses(
     batch_size_per_image: int,
     delta_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     smooth_l1_beta: float = 0.0,
-) -> dict[str, Array]:
+) -> dict[str, LossTerm]:
     """Computes the losses of the proposal network.
 
     Both are sums, divided by the number of anchors that could have been sampled and not by the
@@ -66,7 +66,7 @@ def rpn_losses(
         smooth_l1_beta: 0 for L1.
 
     Returns:
-        {"rpn_objectness", "rpn_deltas"}, scalars.
+        {"rpn_objectness", "rpn_deltas"}.
     """
     is_person = targets.labels == 1
     entropy = binary_cross_entropy(logits, is_person)
@@ -78,8 +78,8 @@ def rpn_losses(
     distance = smooth_l1(deltas, wanted, smooth_l1_beta).sum(-1)
     normaliser = batch_size_per_image * logits.shape[0]
     return {
-        "rpn_objectness": jnp.where(targets.labels >= 0, entropy, 0).sum() / normaliser,
-        "rpn_deltas": jnp.where(is_person, distance, 0).sum() / normaliser,
+        "rpn_objectness": quotient(jnp.where(targets.labels >= 0, entropy, 0).sum(), normaliser),
+        "rpn_deltas": quotient(jnp.where(is_person, distance, 0).sum(), normaliser),
     }
 
 
@@ -90,7 +90,7 @@ def box_losses(
     *,
     delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
     smooth_l1_beta: float = 0.0,
-) -> dict[str, Array]:
+) -> dict[str, LossTerm]:
     """Computes the losses of the box head.
 
     Args:
@@ -102,7 +102,7 @@ def box_losses(
 
     Returns:
         {"box_class": mean over all ROIs, "box_deltas": sum over the foreground divided by the
-        number of all ROIs}, scalars; 0 without ROIs.
+        number of all ROIs}; 0 without ROIs.
     """
     is_foreground = targets.is_foreground
     num_classes = logits.shape[-1] - 1

@@ -1,4 +1,4 @@
-"""Elementwise losses, and sums and means that leave padding out."""
+"""Elementwise losses, and sums that leave padding out."""
 
 import math
 
@@ -120,9 +120,3 @@ def anisotropic_gaussian_nll(
 def weighted_sum(values: Array, weights: Array) -> Array:
     """Sums values [...] times weights of the same shape; values of weight 0 may be NaN."""
     return jnp.where(weights != 0, values * weights, 0).sum()
-
-
-def weighted_mean(values: Array, weights: Array) -> Array:
-    """Averages values [...] under weights of the same shape; 0 where all weights are 0."""
-    total = weights.sum()
-    return weighted_sum(values, weights) / jnp.where(total > 0, total, 1)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from ktn_jax.losses.densepose import DensePoseTargets, people_with_points, point_weights
-from ktn_jax.losses.elementwise import softmax_cross_entropy, weighted_mean
+from ktn_jax.losses.elementwise import softmax_cross_entropy
+from ktn_jax.losses.terms import LossTerm, quotient, weighted_mean
 from ktn_jax.ops.embeddings import normalise, products
 from ktn_jax.ops.interpolate import read_points
 
@@ -53,8 +54,8 @@ def vertex_losses(
     geodesics: Sequence[Array] | None = None,
     geodesic_sigma: float = 0.01,
     dtype: str = "float32",
-) -> list[Array]:
-    """Computes the cross-entropy of the vertices at annotated points, a scalar for each mesh.
+) -> list[LossTerm]:
+    """Computes the cross-entropy of the vertices at annotated points, of each mesh.
 
     Args:
         embedding: [N, S, S, D] maps of the ROIs.
@@ -170,7 +171,7 @@ def pixel_cycle_loss(
     samples: CycleSamples,
     options: PixelCycle,
     dtype: str = "float32",
-) -> Array:
+) -> LossTerm:
     """Computes how far pixels get on the way to the vertices of a mesh and back.
 
     Of M pixels of a person, each goes to vertices with the softmax of its similarities, and each
@@ -237,7 +238,7 @@ def shape_cycle_loss(
     *,
     temperature: float,
     norm: int = 2,
-) -> Array:
+) -> LossTerm:
     """Computes how far vertices get on the way to the vertices of another mesh and back.
 
     Args:
@@ -248,7 +249,7 @@ def shape_cycle_loss(
         norm: of the probabilities times the geodesic distances, a sum of powers.
 
     Returns:
-        The sum of the norms of both meshes' cycles, a scalar.
+        The sum of the norms of both meshes' cycles; parts of a batch have the same.
     """
 
     def of_pair(a: int, b: int) -> Array:
@@ -264,8 +265,7 @@ def shape_cycle_loss(
         jax.checkpoint(lambda a=a, b=b: of_pair(a, b))
         for a, b in mesh_pairs(len(vertex_embeddings))
     ]
-    loss: Array = lax.switch(samples.pair, branches)
-    return loss
+    return quotient(lax.switch(samples.pair, branches), 1)
 
 
 def _sampled(embeddings: Array, geodesics: Array, vertices: Array) -> tuple[Array, Array]:

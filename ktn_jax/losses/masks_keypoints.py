@@ -11,9 +11,9 @@ from ktn_jax.body.parts import PART_GRID
 from ktn_jax.losses.elementwise import (
     binary_cross_entropy,
     softmax_cross_entropy,
-    weighted_mean,
     weighted_sum,
 )
+from ktn_jax.losses.terms import LossTerm, quotient, weighted_mean
 from ktn_jax.ops.keypoints import keypoints_to_heatmap_index
 
 Array = jax.Array
@@ -36,7 +36,7 @@ class MaskTargets:
     weight: Array  # [N] as in `KeypointTargets`
 
 
-def keypoint_loss(heatmaps: Array, targets: KeypointTargets, normaliser: float | None) -> Array:
+def keypoint_loss(heatmaps: Array, targets: KeypointTargets, normaliser: float | None) -> LossTerm:
     """Computes the cross-entropy of keypoints over the cells of their heatmaps.
 
     Args:
@@ -45,7 +45,7 @@ def keypoint_loss(heatmaps: Array, targets: KeypointTargets, normaliser: float |
         normaliser: divides the sum; None for the weighted number of keypoints that count.
 
     Returns:
-        A scalar; 0 where no keypoint counts.
+        A term; 0 where no keypoint counts.
     """
     size = heatmaps.shape[1]
     cells, is_valid = keypoints_to_heatmap_index(targets.keypoints, targets.boxes, size)
@@ -54,10 +54,10 @@ def keypoint_loss(heatmaps: Array, targets: KeypointTargets, normaliser: float |
     weight = jnp.where(is_valid, targets.weight[:, None], 0)
     if normaliser is None:
         return weighted_mean(entropy, weight)
-    return weighted_sum(entropy, weight) / normaliser
+    return quotient(weighted_sum(entropy, weight), normaliser)
 
 
-def mask_loss(logits: Array, targets: MaskTargets) -> Array:
+def mask_loss(logits: Array, targets: MaskTargets) -> LossTerm:
     """Computes the mean binary cross-entropy of masks over ROIs and cells.
 
     Args:
@@ -65,7 +65,7 @@ def mask_loss(logits: Array, targets: MaskTargets) -> Array:
         targets: of the same side.
 
     Returns:
-        A scalar; 0 where all ROIs are padding.
+        A term; 0 where all ROIs are padding.
     """
     entropy = binary_cross_entropy(logits, targets.labels).mean((1, 2))
     return weighted_mean(entropy, targets.weight)

@@ -10,6 +10,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
 
@@ -28,6 +29,9 @@ class Compute:
             other.
         matmul_dtype: type to which the float32 factors of matrix products are rounded; sums stay
             float32.
+        batch_axis: mesh axis over which a batch is split, where each device runs the model on its
+            own images: batch norms take their moments over all of them. Empty for one device, or
+            where the compiler splits the program.
     """
 
     dtype: str = "float32"
@@ -36,6 +40,7 @@ class Compute:
     chunks: bool = False
     split_groups: bool = False
     matmul_dtype: str = "float32"
+    batch_axis: str = ""
 
     @classmethod
     def choose(
@@ -73,6 +78,13 @@ class Compute:
 
 
 PLAIN = Compute()
+REMEMBERED = "remembered"
+
+
+def remember(x: Array) -> Array:
+    """Marks a map that the backward pass keeps where it computes other maps again; the map."""
+    marked: Array = checkpoint_name(x, REMEMBERED)
+    return marked
 
 
 def dot_general(

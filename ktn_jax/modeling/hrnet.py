@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import flax.linen as nn
 import jax
 
-from ktn_jax.modeling.compute import PLAIN, Compute
+from ktn_jax.modeling.compute import PLAIN, Compute, remember
 from ktn_jax.modeling.layers import ConvNorm, strided_size
 from ktn_jax.modeling.resnet import Bottleneck
 from ktn_jax.ops import interpolate
@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
         conv1 = ConvNorm(channels, 3, norm=self.norm, compute=self.compute, name="conv1")
         conv2 = ConvNorm(channels, 3, norm=self.norm, compute=self.compute, name="conv2")
         y = nn.relu(conv1(x, valid_hw, train))
-        return nn.relu(x + conv2(y, valid_hw, train))
+        return remember(nn.relu(x + conv2(y, valid_hw, train)))
 
 
 class Fuse(nn.Module):

@@ -227,12 +227,14 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1  # share of the new batch, PyTorch's convention
     epsilon: float = 1e-5
     scale_init: Initializer = nn.initializers.ones_init()
+    batch_axis: str = ""  # see `Compute`
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, valid_hw: Array | None = None) -> Array:
         """Normalises x [B, H, W, C] by the batch if `train`, else by the running statistics.
 
-        The statistics of a batch are those of the cells within `valid_hw` [B, 2], or of all.
+        The statistics of a batch are those of the cells within `valid_hw` [B, 2], or of all, of the
+        images of all devices.
         """
         shape = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape)
@@ -241,7 +243,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         batches = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
         if train:
-            mean, var, count = _batch_moments(x.astype(jnp.float32), valid_hw)
+            mean, var, count = _batch_moments(x.astype(jnp.float32), valid_hw, self.batch_axis)
             if not self.is_initializing():
                 unbiased = lax.stop_gradient(var) * (count / jnp.maximum(count - 1, 1))
                 keep = 1 - self.momentum
@@ -256,17 +258,24 @@ class BatchNorm(nn.Module):
         return x * per_channel(scale, x) + per_channel(bias - mean * scale, x)
 
 
-def _batch_moments(x: Array, valid_hw: Array | None) -> tuple[Array, Array, Array | float]:
+def _batch_moments(
+    x: Array, valid_hw: Array | None, batch_axis: str
+) -> tuple[Array, Array, Array | float]:
     """Mean and biased variance [C] of the valid cells of x [B, H, W, C], and their number."""
-    if valid_hw is None:
-        mean = x.mean((0, 1, 2))
-        var = jnp.square(x - per_channel(mean, x)).mean((0, 1, 2))
-        return mean, var, float(x.size // x.shape[-1])
-    mask = valid_mask(valid_hw, x.shape[1], x.shape[2])
-    count = mask.sum().astype(jnp.float32)
-    share = 1 / jnp.maximum(count, 1)
-    mean = jnp.where(mask, x, 0).sum((0, 1, 2)) * share
-    var = jnp.where(mask, jnp.square(x - per_channel(mean, x)), 0).sum((0, 1, 2)) * share
+
+    def over_devices(value: Array | float) -> Array | float:
+        summed: Array | float = lax.psum(value, batch_axis) if batch_axis else value
+        return summed
+
+    mask: Array | bool = True
+    count = over_devices(float(x.size // x.shape[-1]))
+    if valid_hw is not None:
+        mask = valid_mask(valid_hw, x.shape[1], x.shape[2])
+        count = over_devices(mask.sum().astype(jnp.float32))
+    divisor = jnp.maximum(count, 1)
+    mean = over_devices(jnp.where(mask, x, 0).sum((0, 1, 2))) / divisor
+    distance = jnp.square(x - per_channel(mean, x))
+    var = over_devices(jnp.where(mask, distance, 0).sum((0, 1, 2))) / divisor
     return mean, var, count
 
 
@@ -356,7 +365,9 @@ class ConvNorm(nn.Module):
         if self.norm == "FrozenBN":
             return FrozenBatchNorm(scale_init=self.scale_init, name="norm")(x)
         if self.norm == "BN":
-            batch_norm = BatchNorm(scale_init=self.scale_init, name="norm")
+            batch_norm = BatchNorm(
+                scale_init=self.scale_init, batch_axis=self.compute.batch_axis, name="norm"
+            )
             return batch_norm(x, train, strided_size(valid_hw, self.stride))
         if self.norm == "GN":
             group_norm = GroupNorm(scale_init=self.scale_init, name="norm")

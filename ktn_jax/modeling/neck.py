@@ -78,6 +78,10 @@ class HRFPN(nn.Module):
         self, branches: Pyramid, sizes: Sizes, train: bool = False
     ) -> tuple[Pyramid, Sizes]:
         """Maps {"branch0": [B, H/4, W/4, C_0], ...} to {"p1": [B, ~H/4, ~W/4, features], ...}."""
+
+        def norm(name: str) -> BatchNorm:
+            return BatchNorm(batch_axis=self.compute.batch_axis, name=name)
+
         maps, map_sizes = [], []
         for index in range(len(branches)):
             x, valid_hw = branches[f"branch{index}"], sizes[f"branch{index}"]
@@ -90,7 +94,7 @@ class HRFPN(nn.Module):
                 padding=0,
             )
             valid_hw = None if valid_hw is None else (valid_hw - 1) * 2**index + 4
-            maps.append(nn.relu(BatchNorm(name=f"interp{index}_norm")(x, train, valid_hw)))
+            maps.append(nn.relu(norm(f"interp{index}_norm")(x, train, valid_hw)))
             if valid_hw is not None:
                 map_sizes.append(valid_hw)
         height = min(x.shape[1] for x in maps)
@@ -109,7 +113,7 @@ class HRFPN(nn.Module):
                 name=f"reduction{index}_conv",
             )(fused, fused_hw)
             valid_hw = None if fused_hw is None else fused_hw // size
-            levels.append(nn.relu(BatchNorm(name=f"reduction{index}_norm")(x, train, valid_hw)))
+            levels.append(nn.relu(norm(f"reduction{index}_norm")(x, train, valid_hw)))
         last = self.num_levels - 1
         last_hw = None if fused_hw is None else fused_hw // 2**last
         outputs, output_sizes = {}, {}

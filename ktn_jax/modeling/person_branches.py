@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from ktn_jax.modeling import decoder as decoders
 from ktn_jax.modeling import densepose_head as heads
 from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES, ChartPredictor
-from ktn_jax.modeling.compute import Compute
+from ktn_jax.modeling.compute import Compute, remember
 from ktn_jax.modeling.embedding_predictor import EmbeddingPredictor
 from ktn_jax.modeling.knowledge_transfer import Graph
 from ktn_jax.modeling.person_heads import KeypointHead, MaskHead, masks_of_classes
@@ -342,11 +342,11 @@ def pool_rois(
         )
 
     if batch_index is not None:
-        return pool(maps, sizes, boxes, batch_index)
+        return remember(pool(maps, sizes, boxes, batch_index))
 
     def pool_image(maps: list[Array], sizes: list[Array] | None, boxes: Array) -> Array:
         maps, sizes = jax.tree.map(lambda x: x[None], (maps, sizes))
         return pool(maps, sizes, boxes, jnp.zeros(boxes.shape[0], jnp.int32))
 
     pooled = jax.vmap(pool_image)(maps, sizes, boxes)
-    return pooled.reshape(-1, *pooled.shape[2:])
+    return remember(pooled.reshape(-1, *pooled.shape[2:]))

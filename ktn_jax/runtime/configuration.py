@@ -27,6 +27,7 @@ _POSITIVE = (
     "checkpoint_every",
     "training.log_every",
     "training.keep_last",
+    "training.accumulate",
     "optimizer.learning_rate",
     "test.batch_size",
     "test.short_side",
@@ -45,6 +46,8 @@ _NOT_NEGATIVE = (
     "training.evaluate_every",
     "data.evaluation.num_images",
     "training.num_devices",
+    "test.num_devices",
+    "optimizer.reference_batch",
 )
 
 

@@ -13,6 +13,7 @@ from ktn_jax.losses.masks_keypoints import (
     keypoint_loss,
     mask_loss,
 )
+from ktn_jax.losses.terms import LossTerm
 from ktn_jax.modeling.person_heads import upsample_scores
 from ktn_jax.structures import BranchOutputs
 from ktn_jax.training import targets
@@ -20,7 +21,7 @@ from ktn_jax.training.distributed import Batch
 from ktn_jax.training.targets import People
 
 Array = jax.Array
-Losses = dict[str, Array]
+Terms = dict[str, LossTerm]
 
 
 def branch_losses(
@@ -33,7 +34,7 @@ def branch_losses(
     keypoint_normaliser: float | None = None,
     mask_targets: MaskTargets | None = None,
     coarse_labels: Array | None = None,
-) -> Losses:
+) -> Terms:
     """Computes the weighted losses of all stages; every stage has the same targets.
 
     Args:
@@ -43,11 +44,11 @@ def branch_losses(
         batch: the batch that they are of.
         loss: the `loss` part of a configuration.
         keypoint_normaliser: see `keypoint_loss`.
-        mask_targets: see `forward.compute_losses`.
-        coarse_labels: see `forward.compute_losses`.
+        mask_targets: see `forward.loss_terms`.
+        coarse_labels: see `forward.loss_terms`.
 
     Returns:
-        Scalars by name: those of `densepose_losses`, "keypoint_head" and "mask_head" of the first
+        Terms by name: those of `densepose_losses`, "keypoint_head" and "mask_head" of the first
         stage, and "stage2/u" and so on of later ones.
 
     Raises:
@@ -66,9 +67,9 @@ def branch_losses(
     if first.mask_logits is not None and mask_targets is None:
         size = first.mask_logits.shape[1]
         mask_targets = targets.mask_targets(people["masks"], batch, size, loss.dense_weight)
-    losses: Losses = {}
+    losses: Terms = {}
     for number, (stage, weight) in enumerate(zip(stages, weights, strict=True), start=1):
-        found: Losses = {}
+        found: Terms = {}
         if stage.charts is not None and taught is not None:
             found |= densepose_losses(
                 stage.charts,
@@ -79,12 +80,13 @@ def branch_losses(
             )
         if stage.keypoint_scores is not None and shown is not None:
             heatmaps = upsample_scores(stage.keypoint_scores)
-            value = keypoint_loss(heatmaps, shown, keypoint_normaliser)
-            found["keypoint_head"] = loss.keypoint_weight * value
+            term = keypoint_loss(heatmaps, shown, keypoint_normaliser)
+            found["keypoint_head"] = term.scaled(loss.keypoint_weight)
         if stage.mask_logits is not None and mask_targets is not None:
-            found["mask_head"] = loss.mask_weight * mask_loss(stage.mask_logits, mask_targets)
+            term = mask_loss(stage.mask_logits, mask_targets)
+            found["mask_head"] = term.scaled(loss.mask_weight)
         prefix = "" if number == 1 else f"stage{number}/"
-        losses |= {prefix + name: weight * value for name, value in found.items()}
+        losses |= {prefix + name: term.scaled(weight) for name, term in found.items()}
     return losses
 
 

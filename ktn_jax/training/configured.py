@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from ktn_jax.checkpoints import weights
 from ktn_jax.modeling.teacher import Teacher
 from ktn_jax.runtime import progress
-from ktn_jax.training import forward, initialisation, teacher
+from ktn_jax.training import distributed, initialisation, objective, teacher
 from ktn_jax.training.trainer import Trainer, Variables
 
 
@@ -23,7 +23,8 @@ def make_trainer(
 
     `training.weights` initialises it; see `Trainer` for the arguments.
     """
-    model = initialisation.build_trained_model(config)
+    mesh = distributed.make_mesh(config.training.num_devices)
+    model = initialisation.build_trained_model(config, distributed.platform_of(mesh))
 
     def initialise() -> Variables:
         initial = initialisation.make_initial(config, config.training.weights, verify=verify)
@@ -32,9 +33,9 @@ def make_trainer(
         return initial.variables
 
     loss_fn = (
-        teacher.make_loss_fn(model, config.loss)
+        teacher.make_loss_fn(model, config.loss, mesh, config.training)
         if isinstance(model, Teacher)
-        else forward.make_loss_fn(model, config.loss)
+        else objective.make_loss_fn(model, config.loss, mesh, config.training)
     )
     abstract = weights.abstract_variables(model)
     return Trainer(

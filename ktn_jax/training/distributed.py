@@ -1,8 +1,9 @@
 """Devices and processes: the mesh, how arrays are placed on it, and how batches reach it.
 
-One axis, `data`: batches are split over it and parameters are replicated. KTN's transfer network,
-three quarters of the model, can be split over the same axis instead, with its optimizer state: each
-device then keeps some columns of its kernels.
+One axis, `data`: batches are split over it and parameters are replicated, or split over the same
+axis with their optimizer state. KTN's transfer network, three quarters of the model, is split by
+columns of its kernels, so that each device computes some of its outputs and nothing of its weights
+travels; other parameters are gathered for a step, and their gradients added up where they are kept.
 """
 
 import collections
@@ -23,8 +24,10 @@ Batch = Mapping[str, jax.Array]  # of all processes, on the mesh
 AXIS = "data"
 _MAX_TEXT_BYTES = 2000
 
+SHARDINGS = ("none", "transfer", "all")  # values of `training.shard`
 # Kernels [in, out] of the transfer's two dense layers, anywhere in a state.
-_SPLIT = re.compile(r".*predictor/transfer/fc\d/kernel")
+_TRANSFER = re.compile(r".*predictor/transfer/fc\d/kernel")
+_SMALLEST_SPLIT = 2**14  # numbers; of less, gathering costs more than it saves
 
 
 def join_processes(
@@ -95,8 +98,19 @@ def make_mesh(num_devices: int = 0) -> Mesh:
     return jax.make_mesh((number,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices[:number])
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+def platform_of(mesh: Mesh) -> str:
+    """What programs for the mesh are compiled for: "cpu", "gpu" or "tpu"."""
+    platform: str = mesh.devices.flat[0].platform
+    return platform
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     """Checks that a global batch can be split evenly.
+
+    Args:
+        batch_size: images of a step.
+        mesh: the devices.
+        accumulate: `training.accumulate`.
 
     Raises:
         ValueError: it cannot; the message says which sizes can.
@@ -105,6 +119,11 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         raise ValueError(
             f"batch_size {batch_size} cannot be split evenly over {mesh.size} devices: make it a "
             f"multiple of {mesh.size}, or use fewer with training.num_devices"
+        )
+    if accumulate < 1 or batch_size // mesh.size % accumulate:
+        raise ValueError(
+            f"training.accumulate {accumulate} must divide the {batch_size // mesh.size} images of "
+            f"each device, batch_size {batch_size} over {mesh.size}"
         )
 
 
@@ -118,40 +137,56 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def state_shardings(abstract_state: Any, mesh: Mesh, shard_transfer: bool) -> Any:
+def state_shardings(abstract_state: Any, mesh: Mesh, shard: str) -> Any:
     """Decides how each array of a state is placed on the mesh.
 
     Args:
         abstract_state: shapes of a state, any tree.
         mesh: the devices.
-        shard_transfer: split the transfer network's kernels, and what the optimizer keeps of them,
-            by columns.
+        shard: "none"; "transfer" to split the transfer network's kernels, and what the optimizer
+            keeps of them, by columns; "all" to split the other arrays that are not small too, each
+            along its longest axis that divides.
 
     Returns:
         A tree of shardings.
 
     Raises:
-        ValueError: `shard_transfer` and no kernel to split, or one whose columns do not divide.
+        ValueError: none of these; or "transfer" and no kernel to split, or one whose columns do not
+            divide.
     """
+    if shard not in SHARDINGS:
+        raise ValueError(f"training.shard {shard!r}: one of {list(SHARDINGS)}")
     found = 0
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         nonlocal found
         name = "/".join(str(_key(entry)) for entry in path)
-        if not shard_transfer or not _SPLIT.fullmatch(name) or len(leaf.shape) != 2:
-            return replicated(mesh)
-        if leaf.shape[1] % mesh.size:
-            raise ValueError(
-                f"training.shard_transfer: the {leaf.shape[1]} columns of {name} do not divide "
-                f"into {mesh.size} devices"
-            )
-        found += 1
-        return NamedSharding(mesh, PartitionSpec(None, AXIS))
+        if shard != "none" and _TRANSFER.fullmatch(name) and len(leaf.shape) == 2:
+            found += 1
+            if leaf.shape[1] % mesh.size == 0:
+                return NamedSharding(mesh, PartitionSpec(None, AXIS))
+            if shard == "transfer":
+                raise ValueError(
+                    f"training.shard: the {leaf.shape[1]} columns of {name} do not divide into "
+                    f"{mesh.size} devices"
+                )
+        if shard == "all" and leaf.size >= _SMALLEST_SPLIT:
+            return _along_longest_axis(leaf.shape, mesh)
+        return replicated(mesh)
 
     shardings = jax.tree_util.tree_map_with_path(sharding, abstract_state)
-    if shard_transfer and not found:
-        raise ValueError("training.shard_transfer: this model has no transfer network to split")
+    if shard == "transfer" and not found:
+        raise ValueError("training.shard: this model has no transfer network to split")
     return shardings
+
+
+def _along_longest_axis(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Splits the longest axis that the devices divide; replicates an array without any."""
+    axes = [axis for axis, side in enumerate(shape) if side % mesh.size == 0]
+    if not axes:
+        return replicated(mesh)
+    longest = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * longest, AXIS))
 
 
 def _key(entry: Any) -> Any:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ktn_jax.losses import embeddings as losses
 from ktn_jax.losses.densepose import coarse_segm_loss, people_with_points
 from ktn_jax.losses.embeddings import CycleSamples, PixelCycle
+from ktn_jax.losses.terms import LossTerm
 from ktn_jax.structures import EmbeddingOutputs
 from ktn_jax.training import targets
 from ktn_jax.training.distributed import Batch
@@ -22,7 +23,12 @@ Array = jax.Array
 
 
 def draw_cycles(
-    key: Array, people: People, batch: Batch, config: ConfigDict, loss: ConfigDict
+    key: Array,
+    image_keys: Array,
+    people: People,
+    batch: Batch,
+    config: ConfigDict,
+    loss: ConfigDict,
 ) -> CycleSamples | None:
     """Draws the pixels, the pair of meshes and the vertices that the cycle losses compare.
 
@@ -30,7 +36,8 @@ def draw_cycles(
     its pair by itself.
 
     Args:
-        key: PRNG key.
+        key: PRNG key of the pair and the vertices, which all images of a step share.
+        image_keys: [B] PRNG keys of the images' pixels.
         people: ROIs that train the DensePose branch.
         batch: a training batch.
         config: the `model` part of a configuration.
@@ -46,7 +53,7 @@ def draw_cycles(
     if not has_pixels and not has_shapes:
         return None
     meshes = config.meshes
-    pixel_key, pair_key, vertex_key = jax.random.split(key, 3)
+    pair_key, vertex_key = jax.random.split(key)
     rois = people.weight.size
     pixels = jnp.zeros((rois, len(meshes.names), 1), jnp.int32)
     is_pixel = jnp.zeros(pixels.shape, bool)
@@ -55,7 +62,7 @@ def draw_cycles(
         size = 2 * config.densepose_head.pooled_size * config.predictor.up_scale
         on_person = targets.mask_targets(people, batch, size).labels.reshape(rois, -1)
         pixels, is_pixel = _draw_pixels(
-            pixel_key, on_person, people, len(meshes.names), loss.pixel_cycle.num_pixels
+            image_keys, on_person, people, len(meshes.names), loss.pixel_cycle.num_pixels
         )
     pairs = losses.mesh_pairs(len(meshes.names))
     if has_shapes and not pairs:
@@ -71,12 +78,10 @@ def draw_cycles(
 
 
 def _draw_pixels(
-    key: Array, on_person: Array, people: People, num_meshes: int, number: int
+    keys: Array, on_person: Array, people: People, num_meshes: int, number: int
 ) -> tuple[Array, Array]:
     """Draws `number` cells of each ROI [N, cells] for each mesh, or all where there are fewer."""
-    images, rois = people.weight.shape
-    shape = (rois, num_meshes, on_person.shape[-1])
-    keys = jax.random.split(key, images)  # of each image, whatever the others are
+    shape = (people.weight.shape[1], num_meshes, on_person.shape[-1])
     scores = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
     scores = jnp.where(on_person[:, None], scores.reshape(-1, *shape[1:]), -1)
     best, pixels = jax.lax.top_k(scores, min(number, shape[-1]))
@@ -93,7 +98,8 @@ def embedding_losses(
     *,
     coarse_labels: Array | None = None,
     geodesics: Mapping[str, Array] | None = None,
-) -> dict[str, Array]:
+    batch_axis: str = "",
+) -> dict[str, LossTerm]:
     """Computes the weighted losses of an embedding model.
 
     Args:
@@ -103,11 +109,12 @@ def embedding_losses(
         vertex_embeddings: [V, D] of each mesh.
         samples: those ROIs, and what the cycles compare.
         batch: the batch that they are of.
-        coarse_labels: see `forward.compute_losses`.
+        coarse_labels: see `forward.loss_terms`.
         geodesics: distances [V, V] along each mesh, where a loss needs them.
+        batch_axis: see `Compute`.
 
     Returns:
-        Scalars: "coarse_segm", "embedding_MESH" of every mesh, and of cycle losses that are on
+        "coarse_segm", "embedding_MESH" of every mesh, and of cycle losses that are on
         "shape_cycle" and "pixel_cycle". As in detectron2 all are 0 where no ROI of the batch has an
         annotated point.
 
@@ -136,19 +143,21 @@ def embedding_losses(
         dtype=options.matmul_dtype,
     )
     coarse = coarse_segm_loss(outputs.coarse_segm, taught, loss.coarse_segm_from_masks)
-    weighted = {"coarse_segm": loss.coarse_segm_weight * coarse}
-    for name, value in zip(names, of_meshes, strict=True):
-        weighted[f"embedding_{name}"] = options.weight * value
+    weighted = {"coarse_segm": coarse.scaled(loss.coarse_segm_weight)}
+    for name, term in zip(names, of_meshes, strict=True):
+        weighted[f"embedding_{name}"] = term.scaled(options.weight)
     if loss.shape_cycle.weight > 0 and cycles is not None and lengths is not None:
         cycle = loss.shape_cycle
-        value = losses.shape_cycle_loss(
+        term = losses.shape_cycle_loss(
             tables, lengths, cycles, temperature=cycle.temperature, norm=cycle.norm
         )
-        weighted["shape_cycle"] = cycle.weight * value
+        weighted["shape_cycle"] = term.scaled(cycle.weight)
     if loss.pixel_cycle.weight > 0 and cycles is not None:
         cycle = loss.pixel_cycle
         is_in_batch = losses.has_meshes(taught, len(names))
-        value = losses.pixel_cycle_loss(
+        if batch_axis:
+            is_in_batch = jax.lax.psum(is_in_batch.astype(jnp.float32), batch_axis) > 0
+        term = losses.pixel_cycle_loss(
             outputs.embedding,
             taught.weight,
             jnp.ones_like(is_in_batch) if cycle.has_all_meshes else is_in_batch,
@@ -157,9 +166,9 @@ def embedding_losses(
             PixelCycle(cycle.norm, cycle.vertex_temperature, cycle.pixel_temperature),
             dtype=options.matmul_dtype,
         )
-        weighted["pixel_cycle"] = cycle.weight * value
-    has_points = jnp.any(people_with_points(taught) > 0)
-    return {name: jnp.where(has_points, value, 0) for name, value in weighted.items()}
+        weighted["pixel_cycle"] = term.scaled(cycle.weight)
+    points = people_with_points(taught).sum()
+    return {name: term.learnt_from(points) for name, term in weighted.items()}
 
 
 def _lengths(names: tuple[str, ...], geodesics: Mapping[str, Array] | None) -> list[Array]:

@@ -1,4 +1,4 @@
-"""The training forward pass: from a batch to its losses, one pure function.
+"""The training forward pass: from images to the terms of their losses.
 
     normalise ─ pyramid ─ proposals ─ sampled ROIs ─ box head
                    ├──── ROIs with keypoints, ROIs with masks ─ heads
@@ -9,32 +9,36 @@ Crowds are not in a batch and padding is masked, so every image keeps its row, w
 people have annotations.
 """
 
-import functools
-import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from ml_collections import ConfigDict
 
 from ktn_jax.body.parts import NUM_KEYPOINTS
 from ktn_jax.losses.detection import RoiTargets, box_losses, rpn_losses
 from ktn_jax.losses.masks_keypoints import MaskTargets
+from ktn_jax.losses.terms import values_of
 from ktn_jax.modeling.detector import Detector
 from ktn_jax.modeling.layers import valid_mask
 from ktn_jax.modeling.person_branches import TASKS, has_embeddings
 from ktn_jax.structures import BranchOutputs, Features, Proposals
 from ktn_jax.training import targets
-from ktn_jax.training.branch_losses import Losses, branch_losses
+from ktn_jax.training.branch_losses import Terms, branch_losses
 from ktn_jax.training.distributed import Batch
 from ktn_jax.training.embeddings import draw_cycles, embedding_losses
-from ktn_jax.training.step import LossFn
 from ktn_jax.training.targets import People, Samples
 
 Array = jax.Array
+Losses = dict[str, Array]
+Variables = Mapping[str, Any]
+SurfaceKernels = Sequence[Array | None]  # of each stage
+
+DRAWN = "drawn"  # the name of samples, for what computes the forward pass again
 
 
 @flax.struct.dataclass
@@ -53,60 +57,17 @@ class TrainingOutputs:
     vertex_embeddings: Mapping[str, Array]  # [V, D] by mesh
 
 
-def make_loss_fn(
-    model: Detector, loss: ConfigDict, geodesics: Mapping[str, Array] | None = None
-) -> LossFn:
-    """Makes the function that a training step differentiates.
-
-    Args:
-        model: from `build_model`.
-        loss: the `loss` part of a configuration.
-        geodesics: as `compute_losses` takes them.
-
-    Returns:
-        loss_fn(params, batch_stats, batch, key, samples=None) ->
-        (total, (losses by name, new batch_stats)): pure, static in shape, the same on any number
-        of devices. `batch` is described by the data pipeline; with `samples` nothing is drawn and
-        `key` is not read. Images without people train the detector only.
-
-    Raises:
-        ValueError: `loss.stage_weights` are not one for each stage.
-    """
-
-    stage_weights(model.config, loss)  # an error before anything is compiled
-
-    def loss_fn(
-        params: Mapping[str, Any],
-        batch_stats: Mapping[str, Any],
-        batch: Batch,
-        key: Array,
-        samples: Samples | None = None,
-    ) -> tuple[Array, tuple[Losses, Mapping[str, Any]]]:
-        outputs, stats = apply(
-            model,
-            loss,
-            params=params,
-            batch_stats=batch_stats,
-            batch=batch,
-            key=key,
-            samples=samples,
-        )
-        losses = compute_losses(model.config, loss, outputs, batch, geodesics=geodesics)
-        return functools.reduce(operator.add, losses.values()), (losses, stats)
-
-    return loss_fn
-
-
 def apply(
     model: Detector,
     loss: ConfigDict,
     *,
-    params: Mapping[str, Any],
-    batch_stats: Mapping[str, Any],
+    params: Variables,
+    batch_stats: Variables,
     batch: Batch,
     key: Array,
     samples: Samples | None = None,
-) -> tuple[TrainingOutputs, Mapping[str, Any]]:
+    surface_kernels: SurfaceKernels | None = None,
+) -> tuple[TrainingOutputs, Variables]:
     """Runs the model on a batch.
 
     Args:
@@ -116,14 +77,16 @@ def apply(
         batch_stats: of the model; empty where no norm has any.
         batch: a training batch.
         key: PRNG key of the sampling.
-        samples: given samples to train on; None draws them.
+        samples: given samples to train on; None draws them, and else `key` is not read.
+        surface_kernels: of `Detector.surface_kernels`, which must then be of these `params`; None
+            computes them.
 
     Returns:
         Everything computed, and the statistics after the batch.
     """
 
     def run(detector: Detector) -> TrainingOutputs:
-        return _forward(detector, loss, batch, key, samples)
+        return _forward(detector, loss, batch, key, samples, surface_kernels)
 
     variables = {"params": params, "batch_stats": batch_stats}
     outputs, updated = model.apply(variables, method=run, mutable=["batch_stats"])
@@ -131,7 +94,12 @@ def apply(
 
 
 def _forward(
-    detector: Detector, loss: ConfigDict, batch: Batch, key: Array, samples: Samples | None
+    detector: Detector,
+    loss: ConfigDict,
+    batch: Batch,
+    key: Array,
+    samples: Samples | None,
+    surface_kernels: SurfaceKernels | None,
 ) -> TrainingOutputs:
     image_size_hw = batch["image_size_hw"]
     inputs = detector.normalise(batch["image"], image_size_hw)
@@ -153,6 +121,7 @@ def _forward(
             batch=batch,
             is_usable=is_usable,
         )
+        samples = jax.tree.map(lambda x: checkpoint_name(x, DRAWN), samples)
     batch_size = image_size_hw.shape[0]
     pooled = detector.pool_boxes(pyramid, samples.rois.boxes)
     _, class_logits, box_deltas = detector.classify(pooled)
@@ -165,13 +134,17 @@ def _forward(
         samples=samples,
         pyramid=pyramid,
         proposals=proposals,
-        stages=_run_branches(detector, pyramid, samples.people, batch),
+        stages=_run_branches(detector, pyramid, samples.people, batch, surface_kernels),
         vertex_embeddings=detector.vertex_embeddings(),
     )
 
 
 def _run_branches(
-    detector: Detector, pyramid: Features, people: Mapping[str, People], batch: Batch
+    detector: Detector,
+    pyramid: Features,
+    people: Mapping[str, People],
+    batch: Batch,
+    surface_kernels: SurfaceKernels | None,
 ) -> tuple[BranchOutputs, ...]:
     """Runs the branches on the ROIs that train them."""
     boxes = {task: chosen.boxes for task, chosen in people.items()}
@@ -179,7 +152,7 @@ def _run_branches(
     classes = jnp.zeros(0, jnp.int32)  # only masks read them
     if "masks" in people:
         classes = targets.classes_of(people["masks"].gt_index, batch).reshape(-1)
-    return detector.run_stages(pooled, classes)
+    return detector.run_stages(pooled, classes, surface_kernels)
 
 
 def _flatten_levels(maps: Mapping[str, Array], channels: int) -> Array:
@@ -211,7 +184,8 @@ def draw_samples(
     """Draws what a batch is trained on.
 
     Args:
-        key: PRNG key.
+        key: PRNG key; each image's own follows from it and from the image's id, so that samples do
+            not depend on the image's place in the batch.
         config: the `model` part of a configuration.
         loss: its `loss` part.
         anchors: [A, 4].
@@ -222,10 +196,11 @@ def draw_samples(
     Returns:
         Samples.
     """
-    anchor_key, roi_key, people_key = jax.random.split(key, 3)
+    keys = jax.vmap(lambda image_id: jax.random.fold_in(key, image_id))(batch["image_id"])
+    anchor_keys, roi_keys, people_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
     rpn, box = config.rpn, config.box_head
     labelled = targets.label_anchors(
-        anchor_key,
+        anchor_keys,
         anchors,
         batch,
         iou_thresholds=rpn.iou_thresholds,
@@ -234,7 +209,7 @@ def draw_samples(
         is_usable=is_usable,
     )
     rois = targets.sample_rois(
-        roi_key,
+        roi_keys,
         proposals,
         batch,
         iou_threshold=box.iou_threshold,
@@ -247,22 +222,23 @@ def draw_samples(
     if config.cascade.num_stages > 1:
         qualifies = {task: marks for task, (marks, _) in choices.items()}
         most = max(number for _, number in choices.values())
-        people = targets.choose_shared_people(people_key, rois, qualifies, most)
+        people = targets.choose_shared_people(people_keys, rois, qualifies, most)
     else:
         people = {
-            task: targets.choose_people(_task_key(people_key, task), rois, *choice)
+            task: targets.choose_people(_of_each(people_keys, TASKS.index(task)), rois, *choice)
             for task, choice in choices.items()
         }
     cycles = None
     if has_embeddings(config):
-        cycle_key = jax.random.fold_in(people_key, len(TASKS))
-        cycles = draw_cycles(cycle_key, people["densepose"], batch, config, loss)
+        pixel_keys = _of_each(people_keys, len(TASKS))
+        cycles = draw_cycles(key, pixel_keys, people["densepose"], batch, config, loss)
     return Samples(anchors=labelled, rois=rois, people=people, cycles=cycles)
 
 
-def _task_key(key: Array, task: str) -> Array:
-    number = TASKS.index(task)
-    return jax.random.fold_in(key, number) if number else key
+def _of_each(keys: Array, number: int) -> Array:
+    """Makes another key [B] of each."""
+    own: Array = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+    return own
 
 
 def training_rois(task: str, loss: ConfigDict, rois: RoiTargets, batch: Batch) -> tuple[Array, int]:
@@ -302,7 +278,23 @@ def compute_losses(
     coarse_labels: Array | None = None,
     geodesics: Mapping[str, Array] | None = None,
 ) -> Losses:
-    """Computes the weighted losses of a forward pass; their sum is what is minimised.
+    """The values of `loss_terms`, of a batch that is whole; their sum is what is minimised."""
+    return values_of(
+        loss_terms(config, loss, outputs, batch, mask_targets, coarse_labels, geodesics)
+    )
+
+
+def loss_terms(
+    config: ConfigDict,
+    loss: ConfigDict,
+    outputs: TrainingOutputs,
+    batch: Batch,
+    mask_targets: MaskTargets | None = None,
+    coarse_labels: Array | None = None,
+    geodesics: Mapping[str, Array] | None = None,
+    batch_axis: str = "",
+) -> Terms:
+    """Computes the terms of the weighted losses of a forward pass.
 
     Args:
         config: the `model` part of a configuration.
@@ -314,11 +306,12 @@ def compute_losses(
             None for the same.
         geodesics: distances [V, V] along each mesh by its name; of embedding models with losses
             that need them.
+        batch_axis: see `Compute`; the axis of which the batch is a part.
 
     Returns:
-        Scalars by name: those of `rpn_losses` and `box_losses`, and of the tasks of the model those
+        Terms by name: those of `rpn_losses` and `box_losses`, and of the tasks of the model those
         of `densepose_losses` or `embedding_losses`, "keypoint_head" and "mask_head"; of later
-        stages "stage2/u" and so on.
+        stages "stage2/u" and so on. Of parts of a batch they add up.
 
     Raises:
         ValueError: `loss.stage_weights` are not one for each stage.
@@ -340,9 +333,13 @@ def compute_losses(
         delta_weights=config.box_head.delta_weights,
         smooth_l1_beta=loss.box_smooth_l1_beta,
     )
-    losses["rpn_objectness"] *= loss.rpn_weight
-    losses["rpn_deltas"] *= loss.rpn_weight * loss.rpn_delta_weight
-    losses["box_deltas"] *= loss.box_delta_weight
+    factors = {
+        "rpn_objectness": loss.rpn_weight,
+        "rpn_deltas": loss.rpn_weight * loss.rpn_delta_weight,
+        "box_class": 1.0,
+        "box_deltas": loss.box_delta_weight,
+    }
+    losses = {name: term.scaled(factors[name]) for name, term in losses.items()}
     box = config.box_head
     most_keypoints = int(box.batch_size_per_image * box.positive_fraction) * NUM_KEYPOINTS
     by_visible = loss.normalise_keypoints_by_visible
@@ -357,6 +354,7 @@ def compute_losses(
             batch,
             coarse_labels=coarse_labels,
             geodesics=geodesics,
+            batch_axis=batch_axis,
         )
     return losses | branch_losses(
         outputs.stages,

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -72,10 +71,15 @@ def _centred(edges: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def build_trained_model(config: ConfigDict) -> Network:
-    """Builds the model of a whole configuration for training, its body graph included."""
+def build_trained_model(config: ConfigDict, platform: str) -> Network:
+    """Builds the model of a whole configuration for training, its body graph included.
+
+    Args:
+        config: a whole configuration.
+        platform: what the model is compiled for: "cpu", "gpu" or "tpu".
+    """
     compute = Compute.choose(
-        config.model.dtype, platform=jax.default_backend(), winograd=config.training.winograd
+        config.model.dtype, platform=platform, winograd=config.training.winograd
     )
     return build_network(config.model, compute=compute, graph=initial_edges(config))
 

@@ -26,7 +26,18 @@ CLIPS = ("none", "value", "norm", "global_norm")
 TRAINED, FROZEN = "trained", "frozen"
 
 
-def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
+def learning_rate(config: ConfigDict) -> float:
+    """The highest learning rate of a whole configuration, before any schedule.
+
+    With `optimizer.reference_batch` it grows in proportion to the batch (Goyal et al., 2017): an
+    epoch of fewer, larger steps then moves the weights about as far.
+    """
+    settings = config.optimizer
+    factor = config.batch_size / settings.reference_batch if settings.reference_batch else 1
+    return float(settings.learning_rate * factor)
+
+
+def make_schedule(config: ConfigDict) -> optax.Schedule:
     """Makes the learning rate of each step: a linear warm-up, then steps down or a cosine.
 
     The warm-up is detectron2's: a ramp from `warmup_factor` of the schedule's first value to the
@@ -34,8 +45,7 @@ def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     beyond a decay step. A warm-up that is longer than the training is cut to it.
 
     Args:
-        config: the `optimizer` part of a configuration.
-        total_steps: of the training, where the cosine reaches 0.
+        config: a whole configuration; the cosine reaches 0 at its `total_steps`.
 
     Returns:
         A function of the step, counted from 0.
@@ -43,26 +53,25 @@ def make_schedule(config: ConfigDict, total_steps: int) -> optax.Schedule:
     Raises:
         ValueError: an unknown schedule, or decay steps out of order.
     """
-    if config.schedule not in SCHEDULES:
-        raise ValueError(f"optimizer.schedule {config.schedule!r}: one of {list(SCHEDULES)}")
-    boundaries = tuple(config.decay_steps)
+    settings, total_steps, highest = config.optimizer, config.total_steps, learning_rate(config)
+    if settings.schedule not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule {settings.schedule!r}: one of {list(SCHEDULES)}")
+    boundaries = tuple(settings.decay_steps)
     if list(boundaries) != sorted(set(boundaries)) or any(step < 0 for step in boundaries):
         raise ValueError(f"optimizer.decay_steps must ascend, got {boundaries}")
 
-    if config.schedule == "cosine":
+    if settings.schedule == "cosine":
         decay = optax.cosine_decay_schedule(1.0, max(total_steps, 1))
     else:
         decay = optax.piecewise_constant_schedule(
-            1.0, dict.fromkeys(boundaries, config.decay_factor)
+            1.0, dict.fromkeys(boundaries, settings.decay_factor)
         )
-    warmup_steps = min(config.warmup_steps, total_steps)
+    warmup_steps = min(settings.warmup_steps, total_steps)
     if warmup_steps > 0:
-        start, end = config.warmup_factor * float(decay(0)), float(decay(warmup_steps))
+        start, end = settings.warmup_factor * float(decay(0)), float(decay(warmup_steps))
         ramp = optax.linear_schedule(start, end, warmup_steps)
-        return lambda step: (
-            config.learning_rate * jnp.where(step < warmup_steps, ramp(step), decay(step))
-        )
-    return lambda step: config.learning_rate * decay(step)
+        return lambda step: highest * jnp.where(step < warmup_steps, ramp(step), decay(step))
+    return lambda step: highest * decay(step)
 
 
 def frozen_patterns(config: ConfigDict) -> tuple[str, ...]:
@@ -201,7 +210,7 @@ def make_optimizer(
         _clipping(settings),
         *rule,
         _rate_factors(settings, params),
-        optax.scale_by_learning_rate(make_schedule(settings, config.total_steps)),
+        optax.scale_by_learning_rate(make_schedule(config)),
     ]
     labels = label_parameters(params, batch_stats, frozen_patterns(config))
     return optax.partition({TRAINED: optax.chain(*steps), FROZEN: optax.set_to_zero()}, labels)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ktn_jax.runtime import progress
+from ktn_jax.training.profiling import PEAK_FLOPS
 from ktn_jax.training.step import StepMetrics
 from ktn_jax.training.tracking import Averages, MetricsWriter, Speed
 
@@ -27,6 +28,7 @@ class RunLog:
         batch_size: int,
         log_every: int,
         is_first_process: bool,
+        device_kind: str = "",
     ):
         """Opens the files and starts the clock.
 
@@ -38,6 +40,7 @@ class RunLog:
             batch_size: images of a step.
             log_every: steps between two reports.
             is_first_process: the only one that writes and shows anything.
+            device_kind: JAX's name of the devices, whose peak is looked up.
         """
         self.steps = first_step  # whose metrics were added
         self._batch_size, self._log_every = batch_size, log_every
@@ -48,6 +51,7 @@ class RunLog:
             "train", "steps", total_steps, done=first_step, is_shown=is_first_process
         )
         self._speed = Speed()
+        self._peak_flops = PEAK_FLOPS.get(device_kind)
         self._seen_shapes: set[tuple[int, ...]] = set()
         self._started = time.perf_counter()
         self._has_started = False
@@ -76,15 +80,20 @@ class RunLog:
             self.say(f"compiling the step for images of {image_shape[1]} x {image_shape[2]}")
         self._seen_shapes.add(image_shape)
 
-    def end_step(self, metrics: StepMetrics) -> None:
-        """Counts a step that has ended, whose metrics are on the host; reports if it is time."""
+    def end_step(self, metrics: StepMetrics, flops: float = 0.0) -> None:
+        """Counts a step that has ended; reports if it is time.
+
+        Args:
+            metrics: on the host.
+            flops: operations of the step on one device; 0 where they are not known.
+        """
         self.steps += 1
         if not self._has_started:
             self.say(f"the first step ended after {time.perf_counter() - self._started:.1f} s")
             self._has_started = True
         self._since_report.add(metrics)
         self._since_save.add(metrics)
-        self._speed.add(self._batch_size)
+        self._speed.add(self._batch_size, flops)
         self._progress.advance()
         if self.steps % self._log_every == 0:
             self.report()
@@ -94,7 +103,11 @@ class RunLog:
         values = self._since_report.take()
         if not values:
             return
-        values["images_per_second"] = self._speed.take()
+        values["images_per_second"], flops = self._speed.take()
+        if flops:
+            values["flops_per_second"] = flops  # of a device
+            if self._peak_flops:
+                values["share_of_peak"] = flops / self._peak_flops
         self._progress.show(
             {
                 name.removeprefix("loss/"): f"{value:.3g}"

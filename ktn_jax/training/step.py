@@ -9,26 +9,79 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from ktn_jax.training.distributed import Batch, over_batch, replicated
-from ktn_jax.training.optimizer import TRAINED
-from ktn_jax.training.state import TrainState
+from ktn_jax.training.distributed import Batch, over_batch, replicated, state_shardings
+from ktn_jax.training.optimizer import (
+    TRAINED,
+    frozen_patterns,
+    label_parameters,
+    make_optimizer,
+    make_schedule,
+)
+from ktn_jax.training.state import TrainState, create_state
 
 Array = jax.Array
+Variables = Mapping[str, Any]
 # loss_fn(params, batch_stats, batch, key) -> (total, (losses by name, new batch_stats))
 LossFn = Callable[..., tuple[Array, tuple[Mapping[str, Array], Mapping[str, Any]]]]
 
 
 @flax.struct.dataclass
 class StepMetrics:
-    """The metrics of a step, replicated; scalars except for the image ids."""
+    """The metrics of a step: scalars, replicated."""
 
     total: Array
     losses: Mapping[str, Array]
     gradient_norm: Array  # of all parameters that train, before clipping
     learning_rate: Array
     is_finite: Array  # bool: loss, gradients and statistics; if not, nothing was changed
-    image_id: Array  # int32 [B], of the global batch
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedStep:
+    """The step of a run, before anything is computed."""
+
+    create: Callable[[Variables], TrainState]  # the state that variables begin with
+    shapes: TrainState  # of a state
+    shardings: TrainState  # of a state
+    take: jax.stages.Wrapped  # see `make_train_step`
+
+
+def prepare_step(
+    config: ConfigDict, loss_fn: LossFn, abstract: Variables, mesh: Mesh
+) -> PreparedStep:
+    """Prepares the step of a configuration; nothing is compiled.
+
+    Args:
+        config: a whole configuration, of which `total_steps`, `batch_size`, `seed`, `optimizer` and
+            `training` are read here.
+        loss_fn: what is minimised, over the global batch.
+        abstract: shapes of the {"params", "batch_stats"} that train.
+        mesh: the devices.
+
+    Raises:
+        ValueError: a value of the configuration that does not fit.
+    """
+    params, batch_stats = (abstract.get(name, {}) for name in ("params", "batch_stats"))
+    optimizer = make_optimizer(config, params, batch_stats)
+    ema_decay = config.optimizer.ema_decay
+
+    def create(variables: Variables) -> TrainState:
+        return create_state(variables, optimizer, config.seed, bool(ema_decay))
+
+    shapes = jax.eval_shape(create, {"params": params, "batch_stats": batch_stats})
+    shardings = state_shardings(shapes, mesh, config.training.shard)
+    take = make_train_step(
+        loss_fn,
+        optimizer=optimizer,
+        schedule=make_schedule(config),
+        labels=label_parameters(params, batch_stats, frozen_patterns(config)),
+        mesh=mesh,
+        shardings=shardings,
+        ema_decay=ema_decay,
+    )
+    return PreparedStep(create, shapes, shardings, take)
 
 
 def make_train_step(
@@ -39,7 +92,7 @@ def make_train_step(
     mesh: Mesh,
     shardings: Any,
     ema_decay: float = 0.0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+) -> jax.stages.Wrapped:
     """Makes the jitted step of a run, compiled for each shape of batches.
 
     Args:
@@ -61,6 +114,8 @@ def make_train_step(
         (total, (losses, batch_stats)), gradients = differentiate(
             state.params, state.batch_stats, batch, key
         )
+        # Where parameters are split, each device updates its own part.
+        gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
         gradients = _only_trained(gradients, labels)
         is_finite = all_finite((total, losses, gradients, batch_stats))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -83,7 +138,6 @@ def make_train_step(
             gradient_norm=optax.tree.norm(gradients),
             learning_rate=schedule(state.step),
             is_finite=is_finite,
-            image_id=batch["image_id"],
         )
         return dataclasses.replace(chosen, is_finite=is_kept), metrics
 

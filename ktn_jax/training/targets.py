@@ -1,8 +1,8 @@
 """Training targets: anchors, proposals and people, labelled and sampled.
 
 B images, G people an image (padded), A anchors, S sampled ROIs, K ROIs of a branch.
-Boxes are xyxy float32 in pixels of the padded network input. Everything random takes a key, and
-every image its own, so that what an image is trained on does not depend on its neighbours.
+Boxes are xyxy float32 in pixels of the padded network input. Everything random takes a key for each
+image, so that what an image is trained on does not depend on its neighbours.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def usable_people(batch: Batch) -> Array:
 
 
 def label_anchors(
-    key: Array,
+    keys: Array,
     anchors: Array,
     batch: Batch,
     *,
@@ -63,7 +63,7 @@ def label_anchors(
     """Matches anchors with people and samples those that train.
 
     Args:
-        key: PRNG key.
+        keys: [B] PRNG keys.
         anchors: [A, 4] of all levels.
         batch: a training batch.
         iou_thresholds: background below the first, person from the second.
@@ -90,7 +90,6 @@ def label_anchors(
         )
         return AnchorTargets(labels=labels, boxes=boxes[matches])
 
-    keys = jax.random.split(key, batch["boxes"].shape[0])
     regions = batch.get("ignored_boxes")
     return jax.vmap(one_image)(keys, batch["boxes"], usable_people(batch), is_usable, regions)
 
@@ -121,7 +120,7 @@ def match_anchors(
 
 
 def sample_rois(
-    key: Array,
+    keys: Array,
     proposals: Proposals,
     batch: Batch,
     *,
@@ -132,7 +131,7 @@ def sample_rois(
     """Samples proposals for the box head; the people themselves are proposals too.
 
     Args:
-        key: PRNG key.
+        keys: [B] PRNG keys.
         proposals: of the network in training.
         batch: a training batch.
         iou_threshold: IoU from which a proposal is foreground.
@@ -180,7 +179,6 @@ def sample_rois(
             gt_index=gt_index,
         )
 
-    keys = jax.random.split(key, batch["boxes"].shape[0])
     rois: RoiTargets = jax.vmap(one_image)(
         keys,
         proposals.boxes,
@@ -249,14 +247,14 @@ def classes_of(gt_index: Array, batch: Batch) -> Array:
     return _of_people(batch["classes"], gt_index)
 
 
-def choose_people(key: Array, rois: RoiTargets, qualifies: Array, number: int) -> People:
+def choose_people(keys: Array, rois: RoiTargets, qualifies: Array, number: int) -> People:
     """Chooses the ROIs of a branch.
 
     Where more qualify than fit, a random subset represents all, with weights that keep the
     expectation of sums.
 
     Args:
-        key: PRNG key.
+        keys: [B] PRNG keys.
         rois: sampled for the box head.
         qualifies: bool [B, S], ROIs that may train the branch.
         number: K; cut to the number of ROIs.
@@ -264,16 +262,16 @@ def choose_people(key: Array, rois: RoiTargets, qualifies: Array, number: int) -
     Returns:
         K ROIs an image, in the order of the sampled ones, padding last.
     """
-    return choose_shared_people(key, rois, {"": qualifies}, number)[""]
+    return choose_shared_people(keys, rois, {"": qualifies}, number)[""]
 
 
 def choose_shared_people(
-    key: Array, rois: RoiTargets, qualifies: Mapping[str, Array], number: int
+    keys: Array, rois: RoiTargets, qualifies: Mapping[str, Array], number: int
 ) -> dict[str, People]:
     """Chooses the ROIs that several branches share: those that any of them may train on.
 
     Args:
-        key: PRNG key.
+        keys: [B] PRNG keys.
         rois: sampled for the box head.
         qualifies: bool [B, S] by task, ROIs that may train its branch.
         number: K; cut to the number of ROIs.
@@ -300,7 +298,6 @@ def choose_shared_people(
             for task, trains in qualifies.items()
         }
 
-    keys = jax.random.split(key, rois.boxes.shape[0])
     return jax.vmap(one_image)(keys, rois, qualifies)
 
 

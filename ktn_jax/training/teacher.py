@@ -2,29 +2,33 @@
 
 import functools
 import operator
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ktn_jax.losses.densepose import densepose_losses
+from ktn_jax.losses.terms import values_of
 from ktn_jax.modeling.teacher import Teacher, crop_boxes
 from ktn_jax.training import targets
-from ktn_jax.training.branch_losses import Losses, densepose_weights
+from ktn_jax.training.branch_losses import Terms, densepose_weights
 from ktn_jax.training.distributed import Batch
+from ktn_jax.training.forward import Losses, SurfaceKernels, Variables
+from ktn_jax.training.objective import of_part, over_devices
 from ktn_jax.training.step import LossFn
 
 Array = jax.Array
 
 
-def make_loss_fn(model: Teacher, loss: ConfigDict) -> LossFn:
+def make_loss_fn(model: Teacher, loss: ConfigDict, mesh: Mesh, training: ConfigDict) -> LossFn:
     """Makes the function that a training step differentiates.
 
     Args:
         model: the teacher.
         loss: the `loss` part of a configuration.
+        mesh: the devices that share a batch.
+        training: see `objective.make_loss_fn`.
 
     Returns:
         loss_fn(params, batch_stats, batch, key) -> (total, (losses by name, new batch_stats)), the
@@ -32,10 +36,12 @@ def make_loss_fn(model: Teacher, loss: ConfigDict) -> LossFn:
         is not read.
     """
 
-    def loss_fn(
-        params: Mapping[str, Any], batch_stats: Mapping[str, Any], batch: Batch, key: Array
-    ) -> tuple[Array, tuple[Losses, Mapping[str, Any]]]:
-        del key
+    on_mesh = model.clone(compute=of_part(model.compute))
+
+    def part_of_crops(
+        params: Variables, batch_stats: Variables, kernels: SurfaceKernels, batch: Batch, key: Array
+    ) -> tuple[Terms, Variables]:
+        del kernels, key
         crops = batch["image"]
         # The crop is the ROI, and its first person the one that it was matched to.
         has_labels = targets.usable_people(batch)[:, :1] & batch["has_densepose"][:, :1]
@@ -45,7 +51,7 @@ def make_loss_fn(model: Teacher, loss: ConfigDict) -> LossFn:
             weight=has_labels.astype(jnp.float32),
         )
         taught = targets.densepose_targets(people, batch, dense_weight=loss.dense_weight)
-        outputs, updated = model.apply(
+        outputs, updated = on_mesh.apply(
             {"params": params, "batch_stats": batch_stats},
             crops,
             taught.part_mask,
@@ -54,10 +60,18 @@ def make_loss_fn(model: Teacher, loss: ConfigDict) -> LossFn:
             method=Teacher.charts,
             mutable=["batch_stats"],
         )
-        losses = densepose_losses(
+        terms = densepose_losses(
             outputs, taught, densepose_weights(loss), num_images=crops.shape[0]
         )
-        total = functools.reduce(operator.add, losses.values())
-        return total, (losses, updated.get("batch_stats", batch_stats))
+        return terms, updated.get("batch_stats", batch_stats)
+
+    on_all_devices = over_devices(part_of_crops, mesh, training)
+
+    def loss_fn(
+        params: Variables, batch_stats: Variables, batch: Batch, key: Array
+    ) -> tuple[Array, tuple[Losses, Variables]]:
+        terms, stats = on_all_devices(params, batch_stats, (), batch, key)
+        losses = values_of(terms)
+        return functools.reduce(operator.add, losses.values()), (losses, stats)
 
     return loss_fn

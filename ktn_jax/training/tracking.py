@@ -206,16 +206,17 @@ def scalars(metrics: StepMetrics) -> dict[str, float]:
 
 
 class Speed:
-    """Images per second since the last call."""
+    """Images, and operations of a device, per second since the last call."""
 
     def __init__(self) -> None:
         """Starts the clock."""
         self._start = time.perf_counter()
-        self._images = 0
+        self._images, self._flops = 0, 0.0
 
-    def add(self, images: int) -> None:
-        """Counts images whose step has ended."""
+    def add(self, images: int, flops: float = 0.0) -> None:
+        """Counts images and operations whose step has ended."""
         self._images += images
+        self._flops += flops
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -224,9 +225,10 @@ class Speed:
         yield
         self._start += time.perf_counter() - start
 
-    def take(self) -> float:
-        """Returns images per second and restarts the clock."""
+    def take(self) -> tuple[float, float]:
+        """Returns images and operations per second and restarts the clock."""
         now = time.perf_counter()
-        rate = self._images / max(now - self._start, 1e-9)
-        self._start, self._images = now, 0
-        return rate
+        seconds = max(now - self._start, 1e-9)
+        rates = self._images / seconds, self._flops / seconds
+        self._start, self._images, self._flops = now, 0, 0.0
+        return rates

@@ -21,17 +21,11 @@ from ml_collections import ConfigDict
 from ktn_jax.checkpoints import run_folders
 from ktn_jax.checkpoints.runs import Checkpoints, RunRecord
 from ktn_jax.runtime import configuration
-from ktn_jax.training import distributed
+from ktn_jax.training import distributed, profiling
 from ktn_jax.training.distributed import Batch, HostBatch
-from ktn_jax.training.optimizer import (
-    frozen_patterns,
-    label_parameters,
-    make_optimizer,
-    make_schedule,
-)
 from ktn_jax.training.run_log import RunLog
-from ktn_jax.training.state import TrainState, create_state
-from ktn_jax.training.step import LossFn, StepMetrics, make_train_step
+from ktn_jax.training.state import TrainState
+from ktn_jax.training.step import LossFn, StepMetrics, prepare_step
 from ktn_jax.training.stopping import StopSignal, StopVote
 
 Variables = Mapping[str, Any]
@@ -39,6 +33,7 @@ Variables = Mapping[str, Any]
 # same step, with the same values, and must get the same scores.
 Evaluate = Callable[[Variables], Mapping[str, float]]
 
+PROFILE_FOLDER = "profile"  # in the work folder
 _STEPS_BEHIND = 2  # steps that are begun before the metrics of one are read
 _COLLECTIONS = ("params", "batch_stats")
 
@@ -46,17 +41,20 @@ _COLLECTIONS = ("params", "batch_stats")
 class NonFiniteError(ArithmeticError):
     """A loss or a gradient was NaN or infinite; nothing of that step is in the weights."""
 
-    def __init__(self, step: int, metrics: StepMetrics, checkpoint: int | None):
+    def __init__(
+        self, step: int, metrics: StepMetrics, image_ids: np.ndarray, checkpoint: int | None
+    ):
         """Makes the message.
 
         Args:
             step: the number of steps taken before.
             metrics: of the step, on the host.
+            image_ids: int [B] of the whole batch.
             checkpoint: step of the last checkpoint, None without any.
         """
         self.step = step
         self.losses = {name: float(value) for name, value in sorted(metrics.losses.items())}
-        self.image_ids = [int(image_id) for image_id in np.ravel(metrics.image_id)]
+        self.image_ids = [int(image_id) for image_id in image_ids]
         terms = ", ".join(f"{name} {value:.6g}" for name, value in self.losses.items())
         last = "there is no checkpoint yet" if checkpoint is None else f"at step {checkpoint}"
         super().__init__(
@@ -75,6 +73,15 @@ class TrainingEnd:
     state: TrainState
 
 
+@dataclasses.dataclass(frozen=True)
+class _BegunStep:
+    """A step whose metrics are not read yet."""
+
+    metrics: StepMetrics
+    image_id: jax.Array  # [B], each on its image's device
+    flops: float  # on one device
+
+
 class Trainer:
     """A training run: its state, its compiled step and its checkpoints.
 
@@ -86,7 +93,8 @@ class Trainer:
         mesh: the devices.
         checkpoints: of the work folder.
         state: after the last step begun; the next step reuses its memory.
-        train_step: the jitted step, (state, batch on the mesh) -> (state, metrics).
+        train_step: the jitted step, (state, batch on the mesh) -> (state, metrics); `compiled` has
+            its programs.
         steps_taken: steps begun, those of earlier runs in the work folder included.
     """
 
@@ -122,17 +130,12 @@ class Trainer:
             ValueError: a value of the configuration that does not fit.
         """
         self.config = config
+        self._profiled = profiling.parse_steps(config.training.profile_steps)
         self.mesh = distributed.make_mesh(config.training.num_devices)
-        distributed.check_batch_size(config.batch_size, self.mesh)
-        params, batch_stats = (abstract.get(name, {}) for name in _COLLECTIONS)
-        optimizer = make_optimizer(config, params, batch_stats)
-        ema_decay = config.optimizer.ema_decay
-
-        def create(variables: Variables) -> TrainState:
-            return create_state(variables, optimizer, config.seed, bool(ema_decay))
-
-        shapes = jax.eval_shape(create, {"params": params, "batch_stats": batch_stats})
-        shardings = distributed.state_shardings(shapes, self.mesh, config.training.shard_transfer)
+        accumulate = config.training.accumulate
+        distributed.check_batch_size(config.batch_size, self.mesh, accumulate)
+        prepared = prepare_step(config, loss_fn, abstract, self.mesh)
+        shardings = prepared.shardings
         self._workdir = pathlib.Path(workdir)
         self._replicate = jax.jit(
             lambda tree: tree, out_shardings=distributed.replicated(self.mesh)
@@ -154,20 +157,13 @@ class Trainer:
                 variables = initialise()
                 variables = {name: variables.get(name, {}) for name in _COLLECTIONS}
                 placed = distributed.to_mesh(variables, placements)
-                self.state = jax.jit(create, out_shardings=shardings)(placed)
+                self.state = jax.jit(prepared.create, out_shardings=shardings)(placed)
             else:
                 self._resumed = self.checkpoints.read_run(latest)
-                self.state = self.checkpoints.restore(latest, shapes, shardings)
+                self.state = self.checkpoints.restore(latest, prepared.shapes, shardings)
             self.steps_taken = int(self.state.step)
-            self.train_step = make_train_step(
-                loss_fn,
-                optimizer=optimizer,
-                schedule=make_schedule(config.optimizer, config.total_steps),
-                labels=label_parameters(params, batch_stats, frozen_patterns(config)),
-                mesh=self.mesh,
-                shardings=shardings,
-                ema_decay=ema_decay,
-            )
+            self.train_step = prepared.take
+            self._programs: dict[Any, profiling.Program] = {}
             self._opened = opened.pop_all()
 
     def _return_to(self, step: int, verify: bool) -> list[int]:
@@ -205,11 +201,21 @@ class Trainer:
         """
         if not _is_on_devices(batch):
             batch = distributed.to_devices(batch, distributed.over_batch(self.mesh))
+        program = self.compiled(batch).take
+        metrics: StepMetrics
         # No implicit transfers: they would wait for the devices.
         with jax.transfer_guard("disallow"):
-            self.state, metrics = self.train_step(self.state, batch)
+            self.state, metrics = program(self.state, batch)
         self.steps_taken += 1
         return metrics
+
+    def compiled(self, batch: Batch) -> profiling.Program:
+        """The program of a step for a batch of some shapes, compiled when it is first asked for."""
+        shapes = tuple(sorted((name, rows.shape, rows.dtype.name) for name, rows in batch.items()))
+        if shapes not in self._programs:
+            take = self.train_step.lower(self.state, batch).compile()
+            self._programs[shapes] = profiling.Program(take, profiling.count_flops(take))
+        return self._programs[shapes]
 
     def save(self, metrics: Mapping[str, float] | None = None) -> None:
         """Saves the state in the background, unless that of this step is saved already.
@@ -259,12 +265,15 @@ class Trainer:
         """
         config, total = self.config, self.config.total_steps
         evaluate_every = config.training.evaluate_every if evaluate is not None else 0
-        pending: collections.deque[StepMetrics] = collections.deque()
+        pending: collections.deque[_BegunStep] = collections.deque()
         with contextlib.ExitStack() as stack:
             stop = StopVote(stack.enter_context(StopSignal()), self.mesh)
             log = stack.enter_context(self._open_log())
             self._say_where_it_begins(log)
             batches = stack.enter_context(contextlib.closing(self._batches(batches_from)))
+            folder = self._workdir / PROFILE_FOLDER
+            profile = profiling.StepProfile(self._profiled, folder)
+            stack.enter_context(contextlib.closing(profile))
             while self.steps_taken < total and not stop.is_agreed:
                 batch = next(batches, None)
                 if batch is None:
@@ -272,7 +281,11 @@ class Trainer:
                         f"the training batches ended at step {self.steps_taken}: they must not"
                     )
                 log.begin_step(batch["image"].shape if "image" in batch else ())
-                pending.append(self.step(batch))
+                profile.before(self.steps_taken)
+                metrics = self.step(batch)
+                profile.after(self.steps_taken - 1, metrics)
+                flops = self.compiled(batch).flops
+                pending.append(_BegunStep(metrics, batch["image_id"], flops))
                 stop.vote()
                 is_last = self.steps_taken == total
                 is_scored = _is_due(self.steps_taken, evaluate_every, is_last)
@@ -299,6 +312,7 @@ class Trainer:
             batch_size=self.config.batch_size,
             log_every=self.config.training.log_every,
             is_first_process=jax.process_index() == 0,
+            device_kind=self.mesh.devices.flat[0].device_kind,
         )
 
     def _batches(
@@ -309,17 +323,21 @@ class Trainer:
             sharding = distributed.over_batch(self.mesh)
             yield from distributed.prefetch(batches_from(self.steps_taken), sharding)
 
-    def _settle(self, log: RunLog, pending: collections.deque[StepMetrics], *, behind: int) -> None:
+    def _settle(self, log: RunLog, pending: collections.deque[_BegunStep], *, behind: int) -> None:
         """Reads the metrics of the steps begun, except the last `behind` ones.
 
         Raises:
             NonFiniteError: one of them is not finite.
         """
         while len(pending) > behind:
-            metrics = jax.device_get(pending.popleft())
+            begun = pending.popleft()
+            metrics = jax.device_get(begun.metrics)
             if not metrics.is_finite:
-                raise NonFiniteError(log.steps, metrics, self.checkpoints.latest_step())
-            log.end_step(metrics)
+                # Every process reads the same and comes here, so that they can exchange the ids.
+                image_ids = np.asarray(self._replicate(begun.image_id))
+                last = self.checkpoints.latest_step()
+                raise NonFiniteError(log.steps, metrics, image_ids, last)
+            log.end_step(metrics, begun.flops)
 
     def _evaluate(self, evaluate: Evaluate, log: RunLog) -> dict[str, float]:
         best_metric = self.config.training.best_metric

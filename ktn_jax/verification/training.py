@@ -256,12 +256,13 @@ def _chosen(dump: Dump, batch: Batch, step: Step) -> Iterator[Row]:
     rois = jax.tree.map(jnp.asarray, step.outputs.samples.rois)
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
     images = dump.under("train/roi")
+    keys = jax.random.split(jax.random.key(0), len(images))  # not read: all ROIs fit
     for task, folder in (("densepose", "train/densepose"), ("keypoints", "train/keypoint")):
         if task not in dump.config.model.tasks:
             continue
         qualifies, _ = forward.training_rois(task, dump.config.loss, rois, arrays)
         number = rois.boxes.shape[1]
-        people = targets.choose_people(jax.random.key(0), rois, qualifies, number)
+        people = targets.choose_people(keys, rois, qualifies, number)
         for stored in dump.under(folder):
             key = f"{folder}/{stored}/proposal_boxes"
             if key in dump.keys:

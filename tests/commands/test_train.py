@@ -17,13 +17,13 @@ CONFIG = "--config=configs/ktn.py:tiny"
 
 @pytest.fixture(autouse=True)
 def _nothing_is_compiled(monkeypatch):
-    """Building the step is where compilation would begin."""
+    """The first step is where compilation would begin."""
     monkeypatch.setattr(jax_setup, "prepare", lambda: None)
 
-    def refuse(*arguments):
-        raise AssertionError("the step was built")
+    def refuse(*arguments, **options):
+        raise AssertionError("the training began")
 
-    monkeypatch.setattr(trainer, "make_train_step", refuse)
+    monkeypatch.setattr(trainer.Trainer, "fit", refuse)
 
 
 def run(tmp_path, *arguments):
@@ -105,12 +105,10 @@ def test_a_run_that_is_aborted_ends_without_a_traceback(tmp_path, pretend, capsy
 
 
 def test_a_loss_that_is_not_finite_has_its_own_exit_code(tmp_path, pretend, capsys):
-    metrics = types.SimpleNamespace(
-        losses={"u": np.float32(np.nan)}, gradient_norm=1.0, image_id=np.array([785, 12])
-    )
+    metrics = types.SimpleNamespace(losses={"u": np.float32(np.nan)}, gradient_norm=1.0)
 
     def diverge(*arguments):
-        raise trainer.NonFiniteError(41, metrics, 30)
+        raise trainer.NonFiniteError(41, metrics, np.array([785, 12]), 30)
 
     pretend(diverge)
     assert run(tmp_path) == train.EXIT_NOT_FINITE

@@ -127,8 +127,8 @@ def assert_same_training(workdir, straight):
 
 
 @pytest.mark.extended
-def test_eight_devices_with_a_split_transfer_are_one(folder, start, straight):
-    finish(folder, start("eight", 8, **{"training.shard_transfer": True}))
+def test_eight_devices_with_everything_split_are_one(folder, start, straight):
+    finish(folder, start("eight", 8, **{"training.shard": "all"}))
     assert_same_training(folder / "eight", straight)
 
 
@@ -198,7 +198,7 @@ def test_four_images_are_learnt_by_heart(tmp_path):
     for name in (name for name in lines[0] if name.startswith("loss")):
         assert lines[-1][name] < 0.9 * lines[0][name], name
     config = load_config("configs/ktn.py:tiny", changes)
-    model = initialisation.build_trained_model(config)
+    model = initialisation.build_trained_model(config, "cpu")
     batch = next(make_training_data(config).batches_from(0))
     variables, _ = runs.read_checkpoint(run_folders.find_checkpoint(tmp_path))
     assert patch_accuracy(model, variables, batch) > 0.95

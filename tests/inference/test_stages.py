@@ -122,3 +122,30 @@ def test_a_cascade_gives_its_last_stage_and_frees_every_transfer(draw_variables)
     for one, all_of_them in zip(jax.tree.leaves(alone), jax.tree.leaves(found), strict=True):
         scale = np.abs(all_of_them).max()
         np.testing.assert_allclose(one[0], all_of_them[1], atol=1e-5 * scale)
+
+
+@pytest.mark.extended
+def test_devices_share_a_batch(stages, variables):
+    """Three images on two devices, whose people are mixed; more than fit into one call of one."""
+    shared = Stages(_config("test.num_devices=2"), variables)
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (3, 64, 96, 3), np.uint8)
+    sizes = np.int32([[60, 90], [64, 70], [50, 96]])
+    owner = rng.permutation(np.int32([2] * 103 + [0, 1, 1]))
+    boxes = np.concatenate([corner := rng.uniform(0, 30, (106, 2)), corner + 25], axis=1)
+    boxes = boxes.astype(np.float32)
+    pyramid, found = shared.detect(images, sizes)
+    maps = shared.describe(pyramid, boxes, owner)
+    for index in range(3):
+        own, people = slice(index, index + 1), owner == index
+        pyramid, alone = stages.detect(images[own], sizes[own])
+        expected = stages.describe(pyramid, boxes[people], np.zeros(people.sum(), np.int32))
+        for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(ours[own], theirs, rtol=1e-5, atol=1e-4)
+        for ours, theirs in zip(jax.tree.leaves(maps), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours[people], theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_there_must_be_as_many_devices(variables):
+    with pytest.raises(ValueError, match="test.num_devices is 9, but there are 4"):
+        Stages(_config("test.num_devices=9"), variables)

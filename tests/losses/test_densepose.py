@@ -11,6 +11,7 @@ import pytest
 from ktn_jax.losses import densepose
 from ktn_jax.losses.densepose import DensePoseTargets, DensePoseWeights
 from ktn_jax.losses.masks_keypoints import KeypointTargets, keypoint_loss
+from ktn_jax.losses.terms import values_of
 from ktn_jax.structures import DensePoseOutputs
 
 SIDE, PATCHES, KEYPOINTS = 6, 25, 17
@@ -70,6 +71,18 @@ def _targets(number, points=9, seed=1, masks=False):
     return jax.tree.map(jnp.asarray, values)
 
 
+def _densepose_losses(*arguments, **options):
+    return values_of(densepose.densepose_losses(*arguments, **options))
+
+
+def _point_losses(outputs, targets):
+    return values_of(densepose.point_losses(outputs, targets, num_images=1))
+
+
+def _area_losses(*arguments, **options):
+    return values_of(densepose.area_losses(*arguments, **options))
+
+
 def _read(chart, x, y):
     """Bilinear read of [S, S, C] at grid coordinates, clamped to the last cell."""
     x0, y0 = int(x), int(y)
@@ -109,7 +122,7 @@ def _smooth(difference):
 
 def test_point_losses_equal_a_loop_over_the_points():
     outputs, targets = _outputs(4), _targets(4)
-    losses = densepose.point_losses(outputs, targets)
+    losses = _point_losses(outputs, targets)
     entropy, distance = [], np.zeros(2)
     for _, patch, truth, logits, read in _points_by_loop(outputs, targets):
         entropy.append(-_log_softmax(logits)[patch])
@@ -123,7 +136,7 @@ def test_point_losses_equal_a_loop_over_the_points():
 def test_weights_let_rois_stand_for_others():
     outputs, targets = _outputs(3), _targets(3)
     weight = jnp.array([2.5, 0.0, 1.0])
-    losses = densepose.point_losses(outputs, dataclasses.replace(targets, weight=weight))
+    losses = _point_losses(outputs, dataclasses.replace(targets, weight=weight))
     entropy, total, distance = 0, 0, 0
     for roi, patch, truth, logits, read in _points_by_loop(outputs, targets):
         entropy -= weight[roi] * _log_softmax(logits)[patch]
@@ -152,28 +165,28 @@ def test_points_and_parts_of_a_model_weigh_less():
         entropy -= own * _log_softmax(logits)[patch]
         total += own
         distance += own * (patch > 0) * _smooth(np.subtract(read, truth))
-    losses = densepose.point_losses(outputs, weighted)
+    losses = _point_losses(outputs, weighted)
     np.testing.assert_allclose(losses["fine_segm"], entropy / total, rtol=1e-5)
     np.testing.assert_allclose([losses["u"], losses["v"]], distance, rtol=1e-5)
     labels = _labels(targets.part_mask, targets)
     of_rois = [_mean_entropy(outputs.part_segm[i : i + 1], labels[i : i + 1]) for i in range(3)]
-    areas = densepose.area_losses(outputs, weighted, from_masks=True)
+    areas = _area_losses(outputs, weighted, from_masks=True)
     np.testing.assert_allclose(areas["coarse_segm"], np.dot([1, 0.5, 0.5], of_rois) / 2, rtol=1e-5)
     masks = np.asarray(targets.mask_labels).astype(int)
     of_rois = [_mean_entropy(outputs.coarse_segm[i : i + 1], masks[i : i + 1]) for i in range(3)]
     np.testing.assert_allclose(areas["body_mask"], np.dot([1, 0.5, 0.5], of_rois) / 2, rtol=1e-5)
     ones = dataclasses.replace(targets, point_weight=jnp.ones((3, 9)), label_weight=jnp.ones(3))
-    for function in (densepose.point_losses, densepose.area_losses):
+    for function in (_point_losses, _area_losses):
         assert function(outputs, ones) == function(outputs, targets)
     nothing = dataclasses.replace(targets, point_weight=jnp.zeros((3, 9)))
-    losses = densepose.densepose_losses(outputs, nothing, DensePoseWeights(), num_images=1)
+    losses = _densepose_losses(outputs, nothing, DensePoseWeights(), num_images=1)
     assert not any(losses.values())
 
 
 @pytest.mark.parametrize("kappa", [False, True])
 def test_a_confidence_model_replaces_u_and_v_by_their_likelihood(kappa):
     outputs, targets = _outputs(2, sigma=True, kappa=kappa), _targets(2)
-    losses = densepose.densepose_losses(outputs, targets, DensePoseWeights(), num_images=4)
+    losses = _densepose_losses(outputs, targets, DensePoseWeights(), num_images=4)
     assert set(losses) == {"uv", "fine_segm", "coarse_segm"}
     plain = dataclasses.replace(outputs, sigma=None, kappa_u=None, kappa_v=None)
     reads = {}
@@ -231,7 +244,7 @@ def test_coarse_loss_of_the_chart_predictor(coarse):
     labels = _labels(targets.part_mask, targets)
     assert len(np.unique(labels)) > 5 and (labels == 0).any()
     expected = _mean_entropy(outputs.coarse_segm, np.minimum(labels, 1) if coarse == 2 else labels)
-    losses = densepose.area_losses(outputs, targets)
+    losses = _area_losses(outputs, targets)
     assert set(losses) == {"coarse_segm"}
     np.testing.assert_allclose(losses["coarse_segm"], expected, rtol=1e-5)
 
@@ -239,7 +252,7 @@ def test_coarse_loss_of_the_chart_predictor(coarse):
 def test_transfer_predictors_learn_parts_and_a_mask():
     outputs, targets = _outputs(3, parts=15), _targets(3)
     labels = _labels(targets.part_mask, targets)
-    losses = densepose.area_losses(outputs, targets)
+    losses = _area_losses(outputs, targets)
     expected = _mean_entropy(outputs.part_segm, labels)
     np.testing.assert_allclose(losses["coarse_segm"], expected, rtol=1e-5)
     expected = _mean_entropy(outputs.coarse_segm, np.minimum(labels, 1))
@@ -253,11 +266,11 @@ def test_person_masks_teach_people_without_densepose():
         has_densepose=jnp.array([True, False, True]),
         has_person_mask=jnp.array([False, True, True]),
     )
-    losses = densepose.area_losses(outputs, targets, from_masks=True)
+    losses = _area_losses(outputs, targets, from_masks=True)
     labels = np.asarray(targets.mask_labels).astype(int)
     expected = _mean_entropy(outputs.coarse_segm[1:], labels[1:])
     np.testing.assert_allclose(losses["body_mask"], expected, rtol=1e-5)
-    of_parts = densepose.area_losses(outputs, targets)["coarse_segm"]
+    of_parts = _area_losses(outputs, targets)["coarse_segm"]
     np.testing.assert_allclose(losses["coarse_segm"], of_parts, rtol=1e-6)
 
 
@@ -271,9 +284,9 @@ def test_people_without_points_do_not_teach_their_parts():
     """As in detectron2, where only people with points are gathered."""
     outputs, targets = _outputs(3, parts=15), _targets(3)
     pointless = targets.point_is_valid.at[1].set(False)
-    losses = densepose.area_losses(outputs, dataclasses.replace(targets, point_is_valid=pointless))
+    losses = _area_losses(outputs, dataclasses.replace(targets, point_is_valid=pointless))
     kept = jnp.array([0, 2])
-    alone = densepose.area_losses(*jax.tree.map(lambda x: x[kept], (outputs, targets)))
+    alone = _area_losses(*jax.tree.map(lambda x: x[kept], (outputs, targets)))
     for name, loss in losses.items():
         np.testing.assert_allclose(loss, alone[name], rtol=1e-6)
 
@@ -285,11 +298,11 @@ def test_one_point_on_the_body_lets_background_points_and_parts_train():
     on_body = jnp.where(targets.point_i > 0, densepose.point_weights(targets), 0)
     roi, point = np.argwhere(np.asarray(on_body))[0]
     one = dataclasses.replace(targets, point_i=background.point_i.at[roi, point].set(3))
-    losses = densepose.densepose_losses(outputs, one, DensePoseWeights(), num_images=2)
+    losses = _densepose_losses(outputs, one, DensePoseWeights(), num_images=2)
     np.testing.assert_allclose(
-        losses["fine_segm"], densepose.point_losses(outputs, one)["fine_segm"], rtol=1e-6
+        losses["fine_segm"], _point_losses(outputs, one)["fine_segm"], rtol=1e-6
     )
-    areas = densepose.area_losses(outputs, background)
+    areas = _area_losses(outputs, background)
     np.testing.assert_allclose(losses["coarse_segm"], 5 * areas["coarse_segm"], rtol=1e-6)
 
 
@@ -306,23 +319,23 @@ def test_keypoint_loss_counts_visible_keypoints_inside_their_roi():
     assert 10 < len(entropy) < (np.asarray(targets.keypoints)[..., 2] > 0).sum()
     shown = KeypointTargets(targets.boxes, targets.weight, targets.keypoints)
     loss = functools.partial(keypoint_loss, outputs.keypoints, shown)
-    np.testing.assert_allclose(loss(None), np.mean(entropy), rtol=1e-5)
-    np.testing.assert_allclose(loss(100.0), np.sum(entropy) / 100, rtol=1e-5)
+    np.testing.assert_allclose(loss(None).value, np.mean(entropy), rtol=1e-5)
+    np.testing.assert_allclose(loss(100.0).value, np.sum(entropy) / 100, rtol=1e-5)
 
 
 def test_sums_over_points_follow_the_images_and_not_the_devices():
     outputs, targets = _outputs(2, keypoints=True, parts=15), _targets(2)
-    sums = densepose.point_losses(outputs, targets)
-    areas = densepose.area_losses(outputs, targets)
+    sums = _point_losses(outputs, targets)
+    areas = _area_losses(outputs, targets)
     weights = DensePoseWeights(0.5, 2.0, 3.0, 4.0, 0.25, images_per_device=4)
-    losses = densepose.densepose_losses(outputs, targets, weights, num_images=16)
+    losses = _densepose_losses(outputs, targets, weights, num_images=16)
     np.testing.assert_allclose(losses["u"], 0.5 * sums["u"] / (16 / 4), rtol=1e-6)
     np.testing.assert_allclose(losses["v"], 0.5 * sums["v"] / (16 / 4), rtol=1e-6)
     np.testing.assert_allclose(losses["fine_segm"], 2 * sums["fine_segm"], rtol=1e-6)
     np.testing.assert_allclose(losses["coarse_segm"], 3 * areas["coarse_segm"], rtol=1e-6)
     np.testing.assert_allclose(losses["body_mask"], 4 * areas["body_mask"], rtol=1e-6)
     shown = KeypointTargets(targets.boxes, targets.weight, targets.keypoints)
-    keypoints = keypoint_loss(outputs.keypoints, shown, None)
+    keypoints = keypoint_loss(outputs.keypoints, shown, None).value
     np.testing.assert_allclose(losses["keypoints"], 0.25 * keypoints, rtol=1e-6)
 
 
@@ -338,7 +351,7 @@ def _pad(tree, extra, axis, value=0):
 @jax.jit
 def _total(outputs, targets):
     weights = DensePoseWeights()
-    return sum(densepose.densepose_losses(outputs, targets, weights, num_images=4).values())
+    return sum(_densepose_losses(outputs, targets, weights, num_images=4).values())
 
 
 def test_padding_of_rois_and_points_changes_nothing():
@@ -382,7 +395,7 @@ NOTHING = {
 def test_nothing_to_learn_from_is_zero_with_zero_gradients(change, sigma):
     outputs = _outputs(2, parts=15, keypoints=True, sigma=sigma, kappa=sigma)
     targets = dataclasses.replace(_targets(2), **NOTHING[change])
-    losses = densepose.densepose_losses(outputs, targets, DensePoseWeights(), num_images=2)
+    losses = _densepose_losses(outputs, targets, DensePoseWeights(), num_images=2)
     everything = {"no ROIs", "empty ROIs", "all outside"}
     of_people = {"u", "v", "uv", "fine_segm", "coarse_segm", "body_mask"}
     zero = {

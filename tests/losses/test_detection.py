@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ktn_jax.losses.detection import AnchorTargets, RoiTargets, box_losses, rpn_losses
+from ktn_jax.losses import detection
+from ktn_jax.losses.detection import AnchorTargets, RoiTargets
+from ktn_jax.losses.terms import values_of
 
 CASES = (
     "ktnv2_r50_tiny",
@@ -18,6 +20,14 @@ CASES = (
     "densepose_r50_dl_nonlocal_tiny",
     "densepose_r50_legacy_tiny",
 )
+
+
+def rpn_losses(*arguments, **options):
+    return values_of(detection.rpn_losses(*arguments, **options))
+
+
+def box_losses(*arguments, **options):
+    return values_of(detection.box_losses(*arguments, **options))
 
 
 def _anchors():

@@ -101,17 +101,3 @@ def test_gaussian_likelihoods_are_those_of_the_covariance():
         # The paper counts log 2 pi once, and so does the original.
         expected = 0.5 * (np.log(2 * np.pi) + np.log(np.linalg.det(covariance)) + mahalanobis)
         np.testing.assert_allclose(actual, expected, rtol=1e-5)
-
-
-def test_weighted_mean_does_not_read_what_has_no_weight():
-    values = jnp.array([1.0, 4.0, jnp.nan])
-    weights = jnp.array([1.0, 3.0, 0.0])
-    assert elementwise.weighted_mean(values, weights) == 13 / 4
-    gradient = jax.grad(lambda x: elementwise.weighted_mean(x, weights))(values)
-    np.testing.assert_allclose(gradient, [0.25, 0.75, 0])
-
-
-def test_weighted_mean_of_nothing_is_zero_with_zero_gradient():
-    mean, gradient = jax.value_and_grad(elementwise.weighted_mean)(jnp.ones(3), jnp.zeros(3))
-    assert mean == 0
-    np.testing.assert_array_equal(gradient, 0)

@@ -19,7 +19,7 @@ def test_mask_loss_is_the_mean_over_rois_and_cells():
     weight = np.array([1, 3, 0], np.float32)
 
     def loss(logits):
-        return masks_keypoints.mask_loss(logits, MaskTargets(jnp.asarray(labels), weight))
+        return masks_keypoints.mask_loss(logits, MaskTargets(jnp.asarray(labels), weight)).value
 
     expected = (entropy[0].mean() + 3 * entropy[1].mean()) / 4
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
@@ -28,7 +28,7 @@ def test_mask_loss_is_the_mean_over_rois_and_cells():
     closed = (probability - labels) * weight[:, None, None] / 4 / 16
     np.testing.assert_allclose(gradient, closed, atol=1e-7)
     nobody = MaskTargets(jnp.asarray(labels), jnp.zeros(3))
-    assert masks_keypoints.mask_loss(jnp.asarray(logits), nobody) == 0
+    assert masks_keypoints.mask_loss(jnp.asarray(logits), nobody).value == 0
 
 
 def test_cells_that_are_half_covered_are_the_persons():

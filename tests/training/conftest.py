@@ -2,12 +2,14 @@
 
 import importlib.util
 import pathlib
+import sys
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 _PATH = pathlib.Path(__file__).parent / "stand_in.py"
+_BENCH = pathlib.Path(__file__).parents[2] / "experiments" / "bench"
 
 
 @pytest.fixture(scope="package")
@@ -28,10 +30,21 @@ def compiled_programs(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+def _load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="package")
 def stand_in(compiled_programs):
     """The module `stand_in`; its `__file__` runs as a script."""
-    spec = importlib.util.spec_from_file_location("stand_in", _PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return _load(_PATH)
+
+
+@pytest.fixture(scope="package")
+def hlo():
+    """The module of `experiments/bench` that reads compiled programs."""
+    return _load(_BENCH / "hlo.py")

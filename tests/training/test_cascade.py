@@ -14,7 +14,7 @@ from ktn_jax.configs import densepose_rcnn
 from ktn_jax.losses.detection import RoiTargets
 from ktn_jax.modeling.detector import Detector, build_model
 from ktn_jax.runtime.configuration import load_config
-from ktn_jax.training import forward, targets
+from ktn_jax.training import distributed, forward, objective, targets
 
 SIZE, PEOPLE, POINTS = 64, 3, 6
 TASKS = ("densepose", "keypoints", "masks")
@@ -59,6 +59,7 @@ def _batch(seed=0):
     batch = {
         "image": rng.integers(0, 255, (2, SIZE, SIZE, 3)).astype(np.uint8),
         "image_size_hw": np.full((2, 2), SIZE, np.int32),
+        "image_id": np.arange(2, dtype=np.int32),
         "is_valid": is_valid,
         "boxes": boxes.astype(np.float32),
         "keypoints": np.concatenate([xy, visible], -1).astype(np.float32),
@@ -171,7 +172,7 @@ def test_one_stage_is_the_first_of_two_and_padding_changes_nothing(variables, dr
     _, expected, samples, _ = drawn
     batch = _batch()
     more = {
-        name: x if name in ("image", "image_size_hw") else _lengthen(x, 2)
+        name: x if name in ("image", "image_size_hw", "image_id") else _lengthen(x, 2)
         for name, x in batch.items()
     }
     people = {task: _lengthen(people, 2) for task, people in samples.people.items()}
@@ -239,7 +240,8 @@ def test_weights_of_stages_are_one_for_each():
     config = _config()
     config.loss.stage_weights = (1.0,)
     with pytest.raises(ValueError, match=r"stage_weights \(1\.0,\): one for each .*num_stages 2"):
-        forward.make_loss_fn(build_model(config.model), config.loss)
+        mesh = distributed.make_mesh(1)
+        objective.make_loss_fn(build_model(config.model), config.loss, mesh, config.training)
     config.loss.stage_weights = ()
     assert forward.stage_weights(config.model, config.loss) == (1.0, 1.0)
 
@@ -282,10 +284,11 @@ def test_shared_rois_stand_for_all_that_qualify():
 
     @jax.jit
     def choose(key):
+        keys = jax.random.split(key, place[0])
         masks = qualifies["masks"]
-        one = targets.choose_people(key, rois, masks, 4)
-        same = targets.choose_shared_people(key, rois, {"masks": masks}, 4)["masks"]
-        return targets.choose_shared_people(key, rois, qualifies, 4), one, same
+        one = targets.choose_people(keys, rois, masks, 4)
+        same = targets.choose_shared_people(keys, rois, {"masks": masks}, 4)["masks"]
+        return targets.choose_shared_people(keys, rois, qualifies, 4), one, same
 
     people, one, same = choose(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, one, same)

@@ -16,7 +16,7 @@ from ktn_jax.training.state import create_state
 def make(stand_in):
     """Makes a state on some devices, its shapes and its shardings."""
 
-    def make_state(num_devices=1, is_split=False, features=None):
+    def make_state(num_devices=1, shard="none", features=None):
         config = stand_in.make_config()
         variables = stand_in.initialise()
         if features:
@@ -31,7 +31,7 @@ def make(stand_in):
 
         shapes = jax.eval_shape(create)
         mesh = distributed.make_mesh(num_devices)
-        shardings = distributed.state_shardings(shapes, mesh, is_split)
+        shardings = distributed.state_shardings(shapes, mesh, shard)
         return jax.jit(create, out_shardings=shardings)(), shapes, shardings
 
     return make_state
@@ -82,7 +82,9 @@ def test_the_best_is_that_of_the_highest_score_whatever_the_loss(make, tmp_path)
         assert checkpoints.best_step() == 1
 
 
-@pytest.mark.parametrize(("before", "after"), [((4, True), (1, False)), ((1, False), (2, True))])
+@pytest.mark.parametrize(
+    ("before", "after"), [((4, "transfer"), (1, "none")), ((1, "none"), (2, "transfer"))]
+)
 def test_a_state_is_restored_on_other_devices_bit_for_bit(make, tmp_path, before, after):
     state, _, _ = make(*before)
     with runs.Checkpoints(tmp_path) as checkpoints:

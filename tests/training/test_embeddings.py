@@ -9,7 +9,7 @@ from ktn_jax.checkpoints import weights
 from ktn_jax.configs import cse
 from ktn_jax.losses.embeddings import CycleSamples
 from ktn_jax.modeling.detector import build_model
-from ktn_jax.training import embeddings, forward, optimizer
+from ktn_jax.training import distributed, embeddings, objective, optimizer
 from ktn_jax.training.targets import People
 
 SIZE, PEOPLE, POINTS = 64, 3, 6
@@ -50,6 +50,7 @@ def _batch(images=2):
     return {
         "image": rng.integers(0, 255, (images, SIZE, SIZE, 3)).astype(np.uint8),
         "image_size_hw": np.full((images, 2), SIZE, np.int32),
+        "image_id": np.arange(images, dtype=np.int32),
         "is_valid": np.broadcast_to(np.arange(PEOPLE) < 2, people),
         "boxes": boxes.astype(np.float32),
         "classes": np.broadcast_to(np.arange(PEOPLE) % 2, people).astype(np.int32),
@@ -81,7 +82,8 @@ def test_what_trains_of_an_embedding_model_learns():
         lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), weights.abstract_variables(model)
     )
     variables["batch_stats"] = jax.tree.map(np.ones_like, variables["batch_stats"])
-    loss_fn = forward.make_loss_fn(model, config.loss, _geodesics())
+    mesh = distributed.make_mesh(1)
+    loss_fn = objective.make_loss_fn(model, config.loss, mesh, config.training, _geodesics())
     run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
 
     def step(batch):
@@ -113,12 +115,12 @@ def test_losses_say_what_they_lack():
         embeddings._lengths(("cat", "dog"), {"cat": jnp.zeros((12, 12))})
     people = People(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2)))
     cse.use_meshes(config, {"cat": 12})
-    batch = {name: x[:1] for name, x in _batch().items()}
+    batch, key = {name: x[:1] for name, x in _batch().items()}, jax.random.key(0)
     with pytest.raises(ValueError, match="shape_cycle compares two meshes"):
-        embeddings.draw_cycles(jax.random.key(0), people, batch, config.model, config.loss)
+        embeddings.draw_cycles(key, key[None], people, batch, config.model, config.loss)
     del batch["person_mask"]
     with pytest.raises(ValueError, match="person_mask"):
-        embeddings.draw_cycles(jax.random.key(0), people, batch, config.model, config.loss)
+        embeddings.draw_cycles(key, key[None], people, batch, config.model, config.loss)
 
 
 def test_drawn_pixels_are_on_the_person_and_vertices_on_the_mesh():
@@ -131,7 +133,8 @@ def test_drawn_pixels_are_on_the_person_and_vertices_on_the_mesh():
     people = People(jnp.asarray(boxes), index, jnp.ones((2, 2)))
 
     def draw(key, batch, people):
-        return embeddings.draw_cycles(key, people, batch, config.model, config.loss)
+        keys = jax.random.split(key)
+        return embeddings.draw_cycles(key, keys, people, batch, config.model, config.loss)
 
     drawn: CycleSamples = jax.jit(draw)(jax.random.key(0), batch, people)
     size = 2 * config.model.densepose_head.pooled_size * config.model.predictor.up_scale

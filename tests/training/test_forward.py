@@ -9,9 +9,10 @@ import pytest
 
 from ktn_jax.configs import ktn
 from ktn_jax.modeling.detector import Detector, build_model
-from ktn_jax.training import forward
+from ktn_jax.training import distributed, forward, objective
 
 SIZE, PEOPLE, POINTS = 64, 3, 6
+OF_IMAGES = ("image", "image_size_hw", "image_id")
 DENSE = ("u", "v", "fine_segm", "coarse_segm", "body_mask", "keypoints")
 
 
@@ -42,6 +43,7 @@ def _batch(images=2, seed=0):
     is_valid = np.broadcast_to(np.arange(PEOPLE) < 2, people)
     batch = {
         "image": rng.integers(0, 255, (images, SIZE, SIZE, 3)).astype(np.uint8),
+        "image_id": np.arange(images, dtype=np.int32),
         "image_size_hw": np.full((images, 2), SIZE, np.int32),
         "is_valid": is_valid,
         "boxes": boxes.astype(np.float32),
@@ -63,13 +65,13 @@ def variables(draw_variables):
     return draw_variables(_config())
 
 
-@pytest.fixture(scope="module")
-def step(variables):
-    """(total, losses, gradients) of a batch and a key, compiled once."""
+def _compile(variables, num_devices, **settings):
+    """A function of a batch and a key: (total, losses, gradients), compiled."""
     config = _config()
-    loss_fn = forward.make_loss_fn(build_model(config.model), config.loss)
+    config.training.update(settings)
+    mesh = distributed.make_mesh(num_devices)
+    loss_fn = objective.make_loss_fn(build_model(config.model), config.loss, mesh, config.training)
 
-    @jax.jit
     def run(batch, key):
         differentiate = jax.value_and_grad(loss_fn, has_aux=True)
         (total, (losses, _)), gradients = differentiate(
@@ -77,7 +79,14 @@ def step(variables):
         )
         return total, losses, gradients
 
-    return run
+    placed = (distributed.over_batch(mesh), distributed.replicated(mesh))
+    return jax.jit(run, in_shardings=placed).lower(_batch(), jax.random.key(0)).compile()
+
+
+@pytest.fixture(scope="module")
+def step(variables):
+    """On two devices."""
+    return _compile(variables, 2)
 
 
 def _norms(gradients):
@@ -132,6 +141,14 @@ def test_labels_of_a_model_teach_by_their_weight(step):
 
 
 @pytest.mark.slow
+def test_devices_exchange_sums_only(step, hlo):
+    """test_collectives.py has other models, on more devices."""
+    found = list(hlo.collectives(step.as_text()))
+    assert {collective.kind for collective in found} == {"all-reduce"}
+    assert {kind for collective in found for kind, _ in collective.arrays} == {"f32"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["nobody", "nobody with DensePose", "one pixel", "empty boxes"])
 def test_batches_at_the_edge_are_finite(step, case):
     batch = _batch()
@@ -162,6 +179,39 @@ def test_a_step_follows_its_key(step):
     one, again, other = (step(_batch(), jax.random.key(key))[0] for key in (1, 1, 2))
     assert one == again
     assert one != other
+
+
+@pytest.mark.extended
+def test_one_device_that_takes_one_image_at_a_time_is_two_devices(variables, step):
+    """Though the images have other numbers of people, points and ROIs; maps are computed twice."""
+    in_parts = _compile(variables, 1, accumulate=2, remat=True)
+    batch = _batch()
+    batch["is_valid"] = batch["is_valid"] & (np.arange(2)[:, None] < [[2, 1, 2]])
+    batch["point_is_valid"][0, :, 2:] = False
+    key = jax.random.key(1)
+    (total, losses, gradients), (theirs, others, expected) = (
+        run(batch, key) for run in (in_parts, step)
+    )
+    np.testing.assert_allclose(total, theirs, rtol=1e-5)
+    _assert_equal(losses, others)
+    norms = _norms(expected)
+    for name, difference in _norms(
+        jax.tree.map(jnp.subtract, *jax.device_get((gradients, expected)))
+    ).items():
+        assert difference <= 1e-4 * norms[name] + 1e-6, name
+
+
+@pytest.mark.slow
+def test_a_step_does_not_depend_on_the_order_of_the_images(step):
+    """Which on a pod is that of its chips; samples drawn by the row would change a loss by 1e-2."""
+    batch = _batch()
+    swapped = {name: rows[::-1] for name, rows in batch.items()}
+    (_, losses, gradients), (_, others, theirs) = (
+        step(one, jax.random.key(1)) for one in (batch, swapped)
+    )
+    _assert_equal(others, losses)
+    for name, norm in _norms(gradients).items():
+        np.testing.assert_allclose(_norms(theirs)[name], norm, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "ignore_padding"))
@@ -200,7 +250,7 @@ def test_more_slots_for_people_and_points_change_nothing(variables):
     expected, _, samples, _ = _evaluate(variables, batch, None)
     more = dict(batch)
     for name, x in batch.items():
-        if name not in ("image", "image_size_hw"):
+        if name not in OF_IMAGES:
             more[name] = _lengthen(x, 2)
         if name.startswith("point_"):
             more[name] = jnp.pad(more[name], [(0, 0), (0, 0), (0, 3)])
@@ -293,10 +343,7 @@ def test_branches_beside_densepose_learn_and_padding_changes_nothing():
     assert all(loss > 0 for loss in expected.values())
     norms = _norms(gradients)
     assert all(norms[name] > 0 for name in norms if name.startswith(("mask_head", "keypoint_head")))
-    more = {
-        name: x if name in ("image", "image_size_hw") else _lengthen(x, 2)
-        for name, x in batch.items()
-    }
+    more = {name: x if name in OF_IMAGES else _lengthen(x, 2) for name, x in batch.items()}
     people = {task: _lengthen(people, 2) for task, people in samples.people.items()}
     fixed = samples.replace(people=people, rois=_lengthen(samples.rois, 3))
     (_, (actual, _)), _ = run(variables["params"], more, fixed)

@@ -45,24 +45,38 @@ def _proposals(boxes, is_valid):
     return Proposals(boxes, jnp.zeros(boxes.shape[:2]), jnp.asarray(is_valid))
 
 
+def _keys(key, batch):
+    return jax.random.split(key, len(batch["boxes"]))
+
+
 @functools.partial(jax.jit, static_argnames=("number",))
 def _label(key, batch, number=16):
     return targets.label_anchors(
-        key, ANCHORS, batch, iou_thresholds=(0.3, 0.7), num_samples=number, positive_fraction=0.5
+        _keys(key, batch),
+        ANCHORS,
+        batch,
+        iou_thresholds=(0.3, 0.7),
+        num_samples=number,
+        positive_fraction=0.5,
     )
 
 
 @jax.jit
 def _sample(key, proposals, batch):
     return targets.sample_rois(
-        key, proposals, batch, iou_threshold=0.5, num_samples=12, positive_fraction=0.25
+        _keys(key, batch),
+        proposals,
+        batch,
+        iou_threshold=0.5,
+        num_samples=12,
+        positive_fraction=0.25,
     )
 
 
 @functools.partial(jax.jit, static_argnames=("number", "threshold"))
 def _choose(key, rois, has_annotation, number, threshold=0.6):
     qualifies = targets.densepose_rois(rois, has_annotation, threshold)
-    return targets.choose_people(key, rois, qualifies, number)
+    return targets.choose_people(jax.random.split(key, len(qualifies)), rois, qualifies, number)
 
 
 @st.composite
@@ -145,7 +159,7 @@ def test_unusable_anchors_never_train():
     batch = _batch([[[0, 0, 48, 48.0]]], [[True]])
     is_usable = jnp.arange(len(ANCHORS))[None] % 3 == 0
     labelled = targets.label_anchors(
-        jax.random.key(0),
+        jax.random.split(jax.random.key(0), 1),
         ANCHORS,
         batch,
         iou_thresholds=(0.3, 0.7),

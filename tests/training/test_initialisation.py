@@ -229,7 +229,9 @@ def test_the_keypoint_model_is_of_the_same_parameters():
     """So that a keypoint training starts KTN with nothing new and nothing left over."""
     for variant in ("hrnet_w32", "tiny"):
         shapes = [
-            weights.flatten(weights.abstract_variables(initialisation.build_trained_model(config)))
+            weights.flatten(
+                weights.abstract_variables(initialisation.build_trained_model(config, "cpu"))
+            )
             for config in (keypoint_mid.get_config(variant), ktn.get_config(variant))
         ]
         assert {k: v.shape for k, v in shapes[0].items()} == {

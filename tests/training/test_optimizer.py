@@ -54,14 +54,23 @@ STATS = {
 )
 def test_the_default_schedule_is_the_papers(step, rate):
     config = base.get_config()
-    schedule = optimizer.make_schedule(config.optimizer, config.total_steps)
+    schedule = optimizer.make_schedule(config)
     assert float(schedule(step)) == pytest.approx(rate, rel=1e-5)
+
+
+def test_the_rate_follows_the_batch_where_a_reference_is_given():
+    config = make_config(reference_batch=16, warmup_steps=0, learning_rate=0.01)
+    config.batch_size = 512
+    assert float(optimizer.make_schedule(config)(0)) == pytest.approx(0.32)
+    config.optimizer.reference_batch = 0
+    assert float(optimizer.make_schedule(config)(0)) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(("step", "factor"), [(100, 0.975528), (500, 0.5), (1000, 0), (2000, 0)])
 def test_cosine_goes_to_zero(step, factor):
     config = make_config(schedule="cosine", warmup_steps=100, learning_rate=2.0)
-    schedule = optimizer.make_schedule(config.optimizer, 1000)
+    config.total_steps = 1000
+    schedule = optimizer.make_schedule(config)
     assert float(schedule(step)) == pytest.approx(2 * factor, abs=1e-5)
 
 
@@ -81,7 +90,8 @@ def test_the_warm_up_ends_on_the_schedule(kind, warmup, total):
     """Not below a product of both; over decay steps at 300 and 500, and longer than the run."""
     settings = {"schedule": kind, "warmup_steps": warmup, "learning_rate": 1.0}
     config = make_config(decay_steps=(300, 500), **settings)
-    schedule = jax.jit(optimizer.make_schedule(config.optimizer, total))
+    config.total_steps = total
+    schedule = jax.jit(optimizer.make_schedule(config))
 
     def decay(where):
         if kind == "cosine":

@@ -133,7 +133,7 @@ def test_two_processes_of_four_devices_are_one_device(stand_in, start, tmp_path)
         "total_steps": 24,
         "checkpoint_every": 1000,
         "training.num_devices": 0,
-        "training.shard_transfer": True,
+        "training.shard": "transfer",
     }
 
     def start_both(**more):

@@ -19,11 +19,11 @@ def ready(stand_in):
     def create():
         return state.create_state(stand_in.initialise(), rule, 0, has_ema=True)
 
-    shardings = distributed.state_shardings(jax.eval_shape(create), mesh, False)
+    shardings = distributed.state_shardings(jax.eval_shape(create), mesh, "none")
     train_step = step.make_train_step(
         stand_in.loss_fn,
         rule,
-        optimizer.make_schedule(config.optimizer, config.total_steps),
+        optimizer.make_schedule(config),
         optimizer.label_parameters(*parts, ()),
         mesh,
         shardings,
@@ -52,7 +52,6 @@ def test_after_a_bad_batch_nothing_changes_any_more(stand_in, ready, bad):
     spoilt["target"][5, 0] = bad
     current, metrics = take(current, spoilt)
     assert not metrics.is_finite
-    np.testing.assert_array_equal(metrics.image_id, np.arange(8, 16))
     assert same(jax.device_get(current), before.replace(is_finite=np.bool_(False)))
     current, metrics = take(current, stand_in.make_batch(2))
     assert metrics.is_finite  # of its own; the state stays as it was

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from ktn_jax.checkpoints import weights
-from ktn_jax.configs import teacher
+from ktn_jax.configs import base, teacher
+from ktn_jax.modeling.compute import PLAIN
 from ktn_jax.modeling.networks import build_network
 from ktn_jax.modeling.teacher import Teacher
 from ktn_jax.structures import DensePoseOutputs
+from ktn_jax.training import distributed
 from ktn_jax.training.teacher import make_loss_fn
 
 
@@ -41,8 +43,13 @@ def _batch():
 
 def _loss(batch, loss):
     maps = [jnp.zeros((2, 16, 16, channels)) for channels in (15, 25, 25, 25)]
-    model = types.SimpleNamespace(apply=lambda *_, **__: (DensePoseOutputs(*maps), {}))
-    compute = jax.jit(make_loss_fn(model, loss))
+    model = types.SimpleNamespace(
+        compute=PLAIN,
+        clone=lambda compute: model,
+        apply=lambda *_, **__: (DensePoseOutputs(*maps), {}),
+    )
+    training = base.get_config().training
+    compute = jax.jit(make_loss_fn(model, loss, distributed.make_mesh(1), training))
     total, (losses, stats) = compute({}, {"kept": 1}, batch, jax.random.key(0))
     assert stats == {"kept": 1}
     return float(total), {name: float(value) for name, value in losses.items()}

@@ -91,7 +91,6 @@ def test_averages_are_means_since_they_were_taken():
             gradient_norm=jnp.float32(2),
             learning_rate=jnp.float32(0.5),
             is_finite=jnp.bool_(True),
-            image_id=jnp.zeros(2, jnp.int32),
         )
 
     averages = tracking.Averages()

@@ -10,6 +10,7 @@ import pytest
 
 from ktn_jax.checkpoints import run_folders, runs
 from ktn_jax.runtime import locks
+from ktn_jax.training import distributed
 from ktn_jax.training.trainer import NonFiniteError
 
 
@@ -72,18 +73,26 @@ def test_metrics_are_those_of_single_steps(stand_in, tmp_path):
     assert line["loss/noise"] == pytest.approx(float(losses["noise"]), rel=1e-4)
 
 
-@pytest.mark.parametrize("is_split", [False, True], ids=["replicated", "split"])
-def test_four_devices_are_one(stand_in, straight, tmp_path, is_split):
+@pytest.mark.parametrize("shard", distributed.SHARDINGS)
+def test_four_devices_are_one(stand_in, straight, tmp_path, monkeypatch, shard):
     """The sums run in another order: 1e-5 is rounding, a loss per device would be off by 1e-1."""
-    changes = {"training.num_devices": 4, "training.shard_transfer": is_split}
+    monkeypatch.setattr(distributed, "_SMALLEST_SPLIT", 1)
+    changes = {"training.num_devices": 4, "training.shard": shard}
     outcome = stand_in.train(stand_in.make_config(**changes), tmp_path)
     assert_states_equal(outcome.state, straight[0].state, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(read_metrics(tmp_path), read_metrics(straight[1]), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-    kernel = outcome.state.params["predictor"]["transfer"]["fc1"]["kernel"]
-    assert kernel.addressable_shards[0].data.shape == ((8, 4) if is_split else (8, 16))
+    params = outcome.state.params
     trace = [x for x in jax.tree.leaves(outcome.state.opt_state) if x.shape == (8, 16)]
-    assert trace[0].addressable_shards[0].data.shape == ((8, 4) if is_split else (8, 16))
+    for array in (params["predictor"]["transfer"]["fc1"]["kernel"], trace[0]):
+        assert _own_shape(array) == ((8, 16) if shard == "none" else (8, 4))
+    kernel = params["backbone"]["conv"]["kernel"]  # 12 by 8
+    assert _own_shape(kernel) == ((3, 8) if shard == "all" else (12, 8))
+    assert _own_shape(outcome.state.rng) == (2,)  # no axis that four devices divide
+
+
+def _own_shape(array):
+    return array.addressable_shards[0].data.shape
 
 
 def test_resuming_changes_no_bit(stand_in, straight, tmp_path):
@@ -108,7 +117,7 @@ def test_a_line_of_metrics_has_the_steps_before_the_kill(stand_in, straight, tmp
     stand_in.train(stand_in.make_config(), tmp_path)
     ours, theirs = read_metrics(tmp_path), read_metrics(straight[1])
     for line in (*ours, *theirs):
-        del line["images_per_second"]
+        assert line.pop("images_per_second") > 0 and line.pop("flops_per_second") > 0
     assert ours == theirs
 
 
@@ -144,11 +153,21 @@ def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
 
 
 def test_resuming_on_other_devices(stand_in, straight, tmp_path):
-    split = {"training.num_devices": 4, "training.shard_transfer": True}
+    split = {"training.num_devices": 4, "training.shard": "transfer"}
     stand_in.train(stand_in.make_config(total_steps=5, **split), tmp_path)
     two = {"training.num_devices": 2}
     resumed = stand_in.train(stand_in.make_config(**two), tmp_path)
     assert_states_equal(resumed.state, straight[0].state, rtol=1e-5, atol=1e-5)
+
+
+def test_steps_are_traced_on_request(stand_in, tmp_path):
+    changes = {"training.profile_steps": "1:3", "total_steps": 4}
+    stand_in.train(stand_in.make_config(**changes), tmp_path)
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
+    for wrong in ("3", "3:3", "a:b", "-1:2"):
+        with pytest.raises(ValueError, match="profile_steps .* must be FIRST:LAST"):
+            stand_in.train(stand_in.make_config(**{"training.profile_steps": wrong}), tmp_path)
 
 
 def test_a_finished_run_does_nothing(stand_in, straight, capsys):
@@ -243,9 +262,14 @@ def test_the_average_follows_the_parameters(stand_in, tmp_path):
 def test_values_that_do_not_fit_are_refused_before_anything_is_built(stand_in, tmp_path):
     with pytest.raises(ValueError, match="batch_size 8 cannot be split evenly over 3 devices"):
         stand_in.train(stand_in.make_config(**{"training.num_devices": 3}), tmp_path)
+    with pytest.raises(ValueError, match="accumulate 4 must divide the 2 images of each device"):
+        changes = {"training.num_devices": 4, "training.accumulate": 4}
+        stand_in.train(stand_in.make_config(**changes), tmp_path)
+    with pytest.raises(ValueError, match="training.shard 'some': one of .*'transfer', 'all'"):
+        stand_in.train(stand_in.make_config(**{"training.shard": "some"}), tmp_path)
     with pytest.raises(ValueError, match="there are 4"):
         stand_in.train(stand_in.make_config(**{"training.num_devices": 5}), tmp_path)
-    changes = {"training.num_devices": 4, "training.shard_transfer": True}
+    changes = {"training.num_devices": 4, "training.shard": "transfer"}
     config = stand_in.make_config(**changes)
 
     def without_transfer():
@@ -319,7 +343,7 @@ def test_the_average_is_what_is_scored(stand_in, tmp_path):
         "optimizer.ema_decay": 0.9,
         "training.evaluate_every": 3,
         "training.num_devices": 4,
-        "training.shard_transfer": True,
+        "training.shard": "transfer",
         "total_steps": 3,
     }
     scorer = Scorer(1.0)

@@ -1,0 +1,54 @@
+"""The step of a configuration for devices that need not be there: nothing has values."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractStep:
+    """A jitted step and what it takes."""
+
+    take: Any  # the jitted step
+    arguments: tuple[Any, Any]  # shapes and placements of a state and a batch
+    trained_bytes: int  # of the parameters that train
+
+
+def abstract_step(config: Any, mesh: Any, size_hw: tuple[int, int]) -> AbstractStep:
+    """Prepares the step that `ktn train` takes.
+
+    Args:
+        config: a whole configuration; `training.num_devices` is not read.
+        mesh: the devices, present or not.
+        size_hw: of the images.
+
+    Returns:
+        The step: `take.lower(*arguments).compile()` compiles it.
+    """
+    import jax
+
+    from ktn_jax.checkpoints import weights
+    from ktn_jax.data_pipelines.loading.examples import batch_spec
+    from ktn_jax.training import distributed, initialisation, objective, optimizer, step
+
+    model = initialisation.build_trained_model(config, distributed.platform_of(mesh))
+    abstract = weights.abstract_variables(model)
+    loss_fn = objective.make_loss_fn(model, config.loss, mesh, config.training)
+    prepared = step.prepare_step(config, loss_fn, abstract, mesh)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        prepared.shapes,
+        prepared.shardings,
+    )
+    has_masks = config.data.with_person_masks or "masks" in config.model.tasks
+    data = config.data
+    spec = batch_spec(config.batch_size, size_hw, data.max_people, data.max_points, has_masks)
+    over = distributed.over_batch(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=over)
+        for name, rows in spec.items()
+    }
+    params, batch_stats = abstract["params"], abstract.get("batch_stats", {})
+    labels = optimizer.label_parameters(params, batch_stats, optimizer.frozen_patterns(config))
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
+    trained = [leaf.size * leaf.dtype.itemsize for leaf, label in pairs if label == "trained"]
+    return AbstractStep(prepared.take, (state, batch), sum(trained))

@@ -1,0 +1,38 @@
+"""Collectives are found in the text of programs, with the bytes of their results."""
+
+import importlib.util
+import pathlib
+import sys
+
+import pytest
+
+_FILE = pathlib.Path(__file__).parents[2] / "experiments" / "bench" / "hlo.py"
+PROGRAM = """
+ENTRY %main (x: f32[8,4]) -> f32[4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %all-reduce.1 = (f32[16]{0}, bf16[2,3]{1,0}) all-reduce(%a, %b), metadata={op_name="jit(f)/psum"}
+  %ag = (f32[2]{0}, f32[16]{0}) all-gather-start(%c), dimensions={0}
+  %ag-done = f32[16]{0} all-gather-done(%ag)
+  %pair = ((f32[4]{0}, s32[4]{0}), (f32[32]{0}, s32[32]{0})) all-gather-start(%d, %e)
+  ROOT %all-to-all.2 = pred[5]{0} all-to-all(%f)
+  %fusion = f32[4]{0} fusion(%all-reduce.1), kind=kLoop
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def hlo():
+    spec = importlib.util.spec_from_file_location("hlo", _FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hlo"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_collective_is_found_once(hlo):
+    found = list(hlo.collectives(PROGRAM))
+    assert [each.kind for each in found] == ["all-reduce", "all-gather", "all-gather", "all-to-all"]
+    # Results only: an asynchronous operation also names its operands, in front.
+    assert [each.num_bytes for each in found] == [64 + 12, 64, 256, 5]
+    assert found[0].arrays == (("f32", 64), ("bf16", 12))
+    assert found[0].source == "jit(f)/psum"
