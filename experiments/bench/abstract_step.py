@@ -28,20 +28,27 @@ def abstract_step(config: Any, mesh: Any, size_hw: tuple[int, int]) -> AbstractS
 
     from ktn_jax.checkpoints import weights
     from ktn_jax.data_pipelines.loading.examples import batch_spec
-    from ktn_jax.training import distributed, initialisation, objective, optimizer, step
+    from ktn_jax.modeling.person_branches import has_embeddings
+    from ktn_jax.training import configured, distributed, initialisation, optimizer, step
 
     model = initialisation.build_trained_model(config, distributed.platform_of(mesh))
     abstract = weights.abstract_variables(model)
-    loss_fn = objective.make_loss_fn(model, config.loss, mesh, config.training)
+    loss_fn = configured.make_loss_fn(model, config, mesh, _geodesics(config))
     prepared = step.prepare_step(config, loss_fn, abstract, mesh)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         prepared.shapes,
         prepared.shardings,
     )
-    has_masks = config.data.with_person_masks or "masks" in config.model.tasks
     data = config.data
-    spec = batch_spec(config.batch_size, size_hw, data.max_people, data.max_points, has_masks)
+    spec = batch_spec(
+        config.batch_size,
+        size_hw,
+        data.max_people,
+        data.max_points,
+        with_person_masks=data.with_person_masks,
+        with_vertices=has_embeddings(config.model),
+    )
     over = distributed.over_batch(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=over)
@@ -52,3 +59,14 @@ def abstract_step(config: Any, mesh: Any, size_hw: tuple[int, int]) -> AbstractS
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
     trained = [leaf.size * leaf.dtype.itemsize for leaf, label in pairs if label == "trained"]
     return AbstractStep(prepared.take, (state, batch), sum(trained))
+
+
+def _geodesics(config: Any) -> dict[str, Any]:
+    """Distances along the meshes of an embedding model, all zero; none where no loss reads them."""
+    import jax.numpy as jnp
+
+    loss, meshes = config.loss, config.model.meshes
+    if not loss.embedding.has_soft_targets and not loss.shape_cycle.weight:
+        return {}
+    sizes = zip(meshes.names, meshes.num_vertices, strict=True)
+    return {name: jnp.zeros((number, number)) for name, number in sizes}

@@ -144,7 +144,7 @@ def test_half_written_checkpoints_are_not_seen(make, tmp_path):
 
 
 def test_the_model_in_a_checkpoint_is_read_from_any_of_its_folders(make, tmp_path):
-    state, _, _ = make(4, True)
+    state, _, _ = make(4, "transfer")
     with runs.Checkpoints(tmp_path) as checkpoints:
         for step in (5, 10):
             checkpoints.save(state.replace(step=state.step + step), step, RECORD, {"loss": 1.0})

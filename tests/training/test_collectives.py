@@ -47,6 +47,25 @@ CASES = {
     "ktn, first version": ("ktn:v1_r50", {}),
     "ktn, batch norm": ("ktn:tiny", {"optimizer.ema_decay": 0.9}),
     "cascade": ("densepose_rcnn:cascade_tiny", {}),
+    "teacher": ("teacher:tiny", {}),
+    "embeddings": (
+        "cse:tiny",
+        {
+            "model.meshes.names": ("cat", "dog"),
+            "model.meshes.num_vertices": (12, 9),
+            "model.meshes.num_features": (5, 0),
+            "model.meshes.trains_features": (False, True),
+            "model.meshes.trains": (True, True),
+            "model.meshes.of_classes": ("cat", "dog"),
+            "model.box_head.num_classes": 2,
+            "data.with_person_masks": True,
+            "loss.coarse_segm_from_masks": True,
+            "loss.embedding.has_soft_targets": True,
+            "loss.pixel_cycle.weight": 0.01,
+            "loss.shape_cycle.weight": 0.01,
+        },
+    ),
+    "accumulated": ("densepose_rcnn:r50", {"batch_size": 16, "training.accumulate": 2}),
     "all tasks": (
         "densepose_rcnn:r50",
         {
