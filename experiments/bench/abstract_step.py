@@ -46,7 +46,7 @@ def abstract_step(config: Any, mesh: Any, size_hw: tuple[int, int]) -> AbstractS
         size_hw,
         data.max_people,
         data.max_points,
-        with_person_masks=data.with_person_masks,
+        with_person_masks=data.with_person_masks or "masks" in config.model.tasks,
         with_vertices=has_embeddings(config.model),
     )
     over = distributed.over_batch(mesh)
