@@ -191,6 +191,11 @@ def time_warm(call: Callable[[], Any]) -> dict[str, Any]:
         {"seconds", "processor", "peak_bytes", "result"}.
     """
     call()
+    return time_once(call)
+
+
+def time_once(call: Callable[[], Any]) -> dict[str, Any]:
+    """Times a call, see `time_warm`."""
     start, processor = time.perf_counter(), time.process_time()
     result = call()
     return {

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from ktn_jax.inference.charts import person_mask, resize_maps
+from ktn_jax.inference.vertex_search import nearest_by_runs, neighbours_together
 from ktn_jax.ops.embeddings import nearest_vertices
 from ktn_jax.results.records import BACKGROUND
 from ktn_jax.structures import EmbeddingOutputs
@@ -41,16 +42,32 @@ def vertices_in_box(
     coarse = resize_maps(maps.coarse_segm, size_hw, cv2.INTER_LINEAR)
     is_person = person_mask(coarse, mask_threshold)
     pixels = resize_maps(maps.embedding, size_hw, cv2.INTER_LINEAR)[is_person]
+    order = neighbours_together(is_person)
+    nearest = np.empty(len(pixels), np.int32)
+    nearest[order] = search(pixels[order], vertex_embeddings)
     found = np.full(size_hw, BACKGROUND, np.int32)
-    found[is_person] = search(pixels, vertex_embeddings)
+    found[is_person] = nearest
     return found
 
 
 def search(pixels: np.ndarray, vertex_embeddings: Array) -> np.ndarray:
-    """Finds the vertex [N] whose embedding is nearest to each pixel's, [N, D].
+    """Finds the vertex whose embedding is nearest to each pixel's.
 
-    A number of pixels that differs from call to call compiles nothing.
+    All vertices are compared, or on a CPU, where pixels that follow each other are alike, those
+    that can be nearest; either way the result is exact but for ties in rounding. A number of pixels
+    that differs from call to call compiles nothing.
+
+    Args:
+        pixels: float32 [N, D], best with neighbours together.
+        vertex_embeddings: [V, D], on the device.
+
+    Returns:
+        int32 [N], in [0, V). Of pixels that are not finite it is any.
     """
+    if jax.default_backend() == "cpu":
+        by_runs = nearest_by_runs(pixels, np.asarray(vertex_embeddings))
+        if by_runs is not None:
+            return by_runs
     found = [np.zeros(0, np.int32)]
     for start in range(0, len(pixels), _PIXELS):
         part = pixels[start : start + _PIXELS]
