@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, overload
 
+import cv2
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -233,15 +234,20 @@ def to_result(
         found["confidences"] = charts.confidences_in_box(maps, labels)
     if person.maps.embeddings is not None:
         mesh = config.meshes.of_classes[person.class_index]
+        size_hw = charts.box_size_hw(boxes[0])
         found["mesh"], found["vertices"] = (
             mesh,
             vertices_in_box(
                 person.maps.embeddings,
                 vertex_embeddings[mesh],
-                charts.box_size_hw(boxes[0]),
+                size_hw,
                 config.predictor.mask_threshold,
             ),
         )
+        confidence = person.maps.embeddings.coarse_segm_confidence
+        if confidence is not None:
+            read = charts.resize_maps(confidence, size_hw, cv2.INTER_LINEAR)[..., 0]
+            found["confidences"] = {"coarse_segm_confidence": read}
     if heatmaps is not None:
         decoded = charts.decode_keypoints(heatmaps[None], person.box_xyxy[None])[0]
         scale = np.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0], 1], np.float32)

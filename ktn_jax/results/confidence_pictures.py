@@ -57,9 +57,9 @@ def draw_confidences(
     panels, titles = [], []
     for title, needed, value_of, is_on_body in _PANELS:
         shown = [
-            (person, value_of(person.confidences), person.iuv[0] > 0 if is_on_body else None)
+            (person, value_of(person.confidences), person.is_body if is_on_body else None)
             for person in ranked
-            if needed in person.confidences and person.iuv is not None
+            if needed in person.confidences
         ]
         if shown:
             panel, low, high = _draw_values(image, shown, opacity)

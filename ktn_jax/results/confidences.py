@@ -22,30 +22,30 @@ _LEVELS = 65_535  # of 16 bits
 
 
 def encode_confidences(
-    confidences: Mapping[str, np.ndarray], patches: np.ndarray
+    confidences: Mapping[str, np.ndarray], is_body: np.ndarray
 ) -> dict[str, dict[str, Any]]:
     """Encodes a person's confidences for a results file.
 
     Args:
         confidences: {name: float [h, w]}.
-        patches: uint8 [h, w], 0 for background.
+        is_body: bool [h, w], False for background.
 
     Returns:
         {name: {"range": [low, high], "data": base64 of a grey PNG of 16 bits}}; 0 is low and 65,535
         is high. Values are rounded to that; the zeros of `ON_BODY` on background stay zeros.
 
     Raises:
-        ResultsError: a map has another shape than `patches`, or a value is not finite.
+        ResultsError: a map has another shape than `is_body`, or a value is not finite.
     """
     encoded = {}
     for name, values in confidences.items():
         values = np.asarray(values, np.float32)
-        if values.shape != patches.shape or not np.isfinite(values).all():
+        if values.shape != is_body.shape or not np.isfinite(values).all():
             raise ResultsError(
-                f"{name} must be finite, [h, w] as the person's picture, {patches.shape}; got "
+                f"{name} must be finite, [h, w] as the person's picture, {is_body.shape}; got "
                 f"{values.shape}"
             )
-        counted = values[patches > 0] if name in ON_BODY else values
+        counted = values[is_body] if name in ON_BODY else values
         low, high = (float(f(counted)) if counted.size else 0.0 for f in (np.min, np.max))
         levels = (np.clip(values.astype(np.float64), low, high) - low) * _scale(low, high)
         data = encode_png(np.rint(levels).astype(np.uint16))
@@ -58,20 +58,20 @@ def _scale(low: float, high: float) -> float:
 
 
 def decode_confidences(
-    where: str, encoded: Mapping[str, Mapping[str, Any]], patches: np.ndarray
+    where: str, encoded: Mapping[str, Mapping[str, Any]], is_body: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Decodes the confidences of a record that `check_record` gave.
 
     Args:
         where: names the record in messages.
         encoded: see `encode_confidences`.
-        patches: uint8 [h, w] of the same record.
+        is_body: bool [h, w] of the same record.
 
     Returns:
         {name: float32 [h, w]}.
 
     Raises:
-        ResultsError: a picture is damaged, or not grey with 16 bits and of the shape of `patches`.
+        ResultsError: a picture is damaged, or not grey with 16 bits and of the shape of `is_body`.
     """
     decoded = {}
     for name, entry in encoded.items():
@@ -79,14 +79,14 @@ def decode_confidences(
             mode, levels = decode_png(entry["data"])
         except ResultsError as error:
             raise ResultsError(f"{where}: {name}: {error}") from error
-        if not mode.startswith("I") or levels.shape != patches.shape:
+        if not mode.startswith("I") or levels.shape != is_body.shape:
             raise ResultsError(
-                f"{where}: {name}: wanted a grey PNG of 16 bits and {patches.shape} pixels, got "
+                f"{where}: {name}: wanted a grey PNG of 16 bits and {is_body.shape} pixels, got "
                 f"{mode} {levels.shape}"
             )
         low, high = entry["range"]
         values = low + levels.astype(np.float64) * ((high - low) / _LEVELS)
         if name in ON_BODY:
-            values = np.where(patches > 0, values, 0)
+            values = np.where(is_body, values, 0)
         decoded[name] = values.astype(np.float32)
     return decoded

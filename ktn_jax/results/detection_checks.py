@@ -59,8 +59,10 @@ def check_record(where: str, record: Any) -> dict[str, Any]:
                 f"{where}: densepose must be [[shape, base64 PNG], box], got {picture!r:.50}"
             ) from None
     wanted = ["image_id", "score", "bbox"]
-    # Confidences are those of the pixels of a picture.
-    has_picture = any(name in checked for name in ("uv_shape", "uv_data", "confidences"))
+    has_vertices = checked.get("vertices") is not None
+    has_picture = "uv_shape" in checked or "uv_data" in checked
+    # Confidences are those of the pixels of a picture, or of the vertices'.
+    has_picture = has_picture or ("confidences" in checked and not has_vertices)
     if has_picture:
         wanted += ["uv_shape", "uv_data"]
     missing = [name for name in wanted if name not in checked]
@@ -85,27 +87,54 @@ def check_record(where: str, record: Any) -> dict[str, Any]:
         raise ResultsError(f"{where}: keypoints must be 51 finite numbers, got {keypoints!r:.50}")
     if has_picture:
         _check_picture(where, checked)
+    if has_vertices:
+        _check_vertices(where, checked)
     if "confidences" in checked:
-        _check_confidences(where, checked)
+        size = checked["uv_shape"][1:] if has_picture else checked["vertices"]["shape"]
+        _check_confidences(where, checked["confidences"], list(size))
     return checked
 
 
 def _check_picture(where: str, record: Mapping[str, Any]) -> None:
     shape, text = record["uv_shape"], record["uv_data"]
-    if not _are_numbers(shape, 3) or any(n != int(n) or n < 1 for n in shape) or shape[0] != 3:
+    if not _are_sizes(shape, 3) or shape[0] != 3:
         raise ResultsError(f"{where}: uv_shape must be [3, h, w], got {shape!r:.50}")
-    for pixels, length in zip(shape[1:], record["bbox"][:1:-1], strict=True):
-        # Some systems round boxes: a pixel more or less than int(length) is no mistake.
-        if not pixels - 1 <= max(length, 1) < pixels + 2:
-            raise ResultsError(
-                f"{where}: uv_shape {list(shape)} does not fit bbox {record['bbox']}: wanted "
-                "[3, int(h), int(w)]"
-            )
+    if not _fits_box(shape[1:], record["bbox"]):
+        raise ResultsError(
+            f"{where}: uv_shape {list(shape)} does not fit bbox {record['bbox']}: wanted "
+            "[3, int(h), int(w)]"
+        )
     height, width = _png_size_hw(f"{where}: uv_data", text)
     if [height, width] != list(shape[1:]):
         raise ResultsError(
             f"{where}: uv_shape {list(shape)} is not that of uv_data, [3, {height}, {width}]"
         )
+
+
+def _check_vertices(where: str, record: Mapping[str, Any]) -> None:
+    found, place = record["vertices"], f"{where}: vertices"
+    if not isinstance(found, Mapping) or not {"mesh", "shape", "data"} <= found.keys():
+        raise ResultsError(f"{place} must have mesh, shape and data, got {found!r:.80}")
+    mesh, shape = found["mesh"], found["shape"]
+    if not isinstance(mesh, str) or not mesh:
+        raise ResultsError(f"{place}: mesh must be the name of a mesh, got {mesh!r:.50}")
+    if not _are_sizes(shape, 2) or not _fits_box(shape, record["bbox"]):
+        raise ResultsError(
+            f"{place}: shape must be [int(h), int(w)] of bbox {record['bbox']}, got {shape!r:.50}"
+        )
+    size = _png_size_hw(f"{place}: data", found["data"])
+    if list(size) != list(shape):
+        raise ResultsError(f"{place}: shape {shape} is not that of data, {list(size)}")
+
+
+def _are_sizes(values: Any, count: int) -> bool:
+    return _are_numbers(values, count) and all(n == int(n) and n >= 1 for n in values)
+
+
+def _fits_box(size_hw: Sequence[float], bbox: Sequence[float]) -> bool:
+    """Whether pixels are as many as the box has; some systems round boxes, so one more or less."""
+    pairs = zip(size_hw, bbox[:1:-1], strict=True)
+    return all(pixels - 1 <= max(length, 1) < pixels + 2 for pixels, length in pairs)
 
 
 def _png_size_hw(where: str, text: Any) -> tuple[int, int]:
@@ -121,8 +150,7 @@ def _png_size_hw(where: str, text: Any) -> tuple[int, int]:
     return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
 
 
-def _check_confidences(where: str, record: Mapping[str, Any]) -> None:
-    found, size = record["confidences"], list(record["uv_shape"][1:])
+def _check_confidences(where: str, found: Any, size: list[int]) -> None:
     if not isinstance(found, Mapping) or not set(found) <= set(CONFIDENCES):
         raise ResultsError(
             f"{where}: confidences must be an object with fields of {', '.join(CONFIDENCES)}, got "
@@ -137,7 +165,7 @@ def _check_confidences(where: str, record: Mapping[str, Any]) -> None:
             raise ResultsError(f"{place}: range must be [lowest, highest], got {limits!r:.50}")
         own = list(_png_size_hw(f"{place}: data", entry["data"]))
         if own != size:
-            raise ResultsError(f"{place}: {own} pixels, wanted those of uv_shape, {size}")
+            raise ResultsError(f"{place}: {own} pixels, wanted those of the person, {size}")
 
 
 def _are_numbers(values: Any, count: int) -> bool:

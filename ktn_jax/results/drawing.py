@@ -45,7 +45,8 @@ def draw_people(
         image: [H, W, 3] uint8 RGB.
         people: In the image's pixels. The one with the higher score is in front.
         opacity: Of the part colours, 0 to 1; lines and text are opaque.
-        show_parts: Colours every body pixel by `PATCH_COLOURS`.
+        show_parts: Colours every body pixel by `PATCH_COLOURS`; those of people with vertices in
+            place of patches with half the opacity in the colour of the box.
         show_masks: Outlines the masks of people who have one, in the colour of the box, and fills
             them (with half the opacity) where no parts are drawn.
         show_boxes: Outlines the boxes, from inside.
@@ -81,8 +82,11 @@ def draw_people(
         if not window.size:
             continue
         colour = person_colour(number)
+        if show_parts and person.iuv is None and person.vertices is not None:
+            is_own = instances[rows, columns] == number
+            mix_colours(window, is_own, np.array(colour), opacity / 2)
         if show_masks and person.mask is not None:
-            has_parts = show_parts and person.iuv is not None
+            has_parts = show_parts and person.is_body is not None
             _draw_mask(canvas, person.mask, colour, stroke, 0 if has_parts else opacity / 2)
         if show_boxes:
             _draw_frame(window, colour, stroke)

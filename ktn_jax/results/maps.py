@@ -20,7 +20,7 @@ def paste_iuv(
 
     Args:
         people: In any order. Where they overlap, the one with the higher score is in front. Who has
-            no IUV picture is only among the instances, if there is a mask.
+            no IUV picture is only among the instances, by vertices or a mask.
         image_size_hw: (height, width); what is outside is cut off.
 
     Returns:
@@ -36,16 +36,18 @@ def paste_iuv(
     instances = np.zeros(image_size_hw, kind)
     ranked = sorted(zip(people, numbers, strict=True), key=lambda pair: -pair[0].score)
     for person, number in reversed(ranked):
-        if person.iuv is None:
+        is_body = person.is_body
+        if is_body is None:
             if person.mask is not None:
                 person.mask.check_image_size(image_size_hw)
                 instances[person.mask.slices][person.mask.mask] = number
             continue
         image_part, person_part = overlap(person, image_size_hw)
-        picture = person.iuv[:, *person_part]
-        is_body = picture[0] > 0
+        is_body = is_body[person_part]
+        # Of vertices there is no patch: what is behind them is hidden.
+        picture = (0, 0, 0) if person.iuv is None else person.iuv[:, *person_part]
         for channel, values in enumerate(picture):
-            np.copyto(iuv[image_part][..., channel], values, where=is_body)
+            np.copyto(iuv[image_part][..., channel], np.uint8(values), where=is_body)
         np.copyto(instances[image_part], kind.type(number), where=is_body)
     return iuv, instances
 

@@ -127,19 +127,19 @@ class People(list[PersonResult]):
     def masks(self) -> np.ndarray | None:
         """bool [N, H, W], each person's pixels, also those that someone else hides.
 
-        They are those of the mask head, else those on which the IUV picture shows body; None if
-        somebody has neither.
+        They are those of the mask head, else those on which the IUV picture or the vertices show
+        body; None if somebody has none of them.
         """
-        if any(person.mask is None and person.iuv is None for person in self):
+        if any(person.mask is None and person.is_body is None for person in self):
             return None
         masks = np.zeros((len(self), *self.image_size_hw), bool)
         for mask, person in zip(masks, self, strict=True):
             if person.mask is not None:
                 person.mask.check_image_size(mask.shape)
                 mask[person.mask.slices] = person.mask.mask
-            elif person.iuv is not None:
+            elif person.is_body is not None:
                 place, own = maps.overlap(person, self.image_size_hw)
-                mask[place] = person.iuv[0][own] > 0
+                mask[place] = person.is_body[own]
         return masks
 
     def draw(self, photo: Any = None, style: str = pictures.OVERLAY, **options: Any) -> np.ndarray:

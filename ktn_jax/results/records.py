@@ -26,6 +26,7 @@ from ktn_jax.results.detection_checks import (
 )
 from ktn_jax.results.iuv_pictures import decode_record, encode_iuv
 from ktn_jax.results.placed_masks import PlacedMask
+from ktn_jax.results.vertex_pictures import decode_vertices, encode_vertices
 from ktn_jax.runtime import atomic_files
 from ktn_jax.runtime.rle import RleError
 
@@ -53,8 +54,8 @@ class PersonResult:
             model without DensePose.
         keypoints: [17, 3] float32 of x, y and score in COCO's order, or None. Continuous
             coordinates: the centre of the first pixel is (0.5, 0.5).
-        confidences: {name: float32 [h, w]} of a model that predicts them, see
-            `results.confidences`; empty for others.
+        confidences: {name: float32 [h, w]} of a model that predicts them, over the pixels of `iuv`
+            or `vertices`, see `results.confidences`; empty for others.
         mask: of a model with a mask head, or None.
         category_id: COCO's, see `results.categories`.
         uv: float32 [2, h, w], U and V of `iuv`'s pixels as the network gives them, neither clipped
@@ -95,13 +96,6 @@ class PersonResult:
             keypoints = np.asarray(keypoints, np.float32)
             if keypoints.shape != (parts.NUM_KEYPOINTS, 3):
                 raise ResultsError(f"keypoints must be [17, 3], got {keypoints.shape}")
-        for name, values in self.confidences.items():
-            size = None if iuv is None else iuv.shape[1:]
-            if name not in CONFIDENCES or np.shape(values) != size:
-                raise ResultsError(
-                    f"confidences must be [h, w] as iuv, {size}, and of "
-                    f"{', '.join(CONFIDENCES)}; got {name!r} {np.shape(values)}"
-                )
         uv = self.uv
         if uv is not None:
             uv = np.asarray(uv, np.float32)
@@ -110,6 +104,8 @@ class PersonResult:
         vertices = self.vertices
         if vertices is not None:
             vertices = _checked_vertices(np.asarray(vertices), box, self.mesh)
+            if iuv is not None and iuv.shape[1:] != vertices.shape:
+                raise ResultsError(f"vertices {vertices.shape} and iuv {iuv.shape} differ in size")
         checked = {
             "box_xyxy": box,
             "iuv": iuv,
@@ -120,13 +116,30 @@ class PersonResult:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "score", float(self.score))
+        is_body = self.is_body
+        size = None if is_body is None else is_body.shape
+        for name, values in self.confidences.items():
+            if name not in CONFIDENCES or np.shape(values) != size:
+                raise ResultsError(
+                    f"confidences must be [h, w] as iuv or vertices, {size}, and of "
+                    f"{', '.join(CONFIDENCES)}; got {name!r} {np.shape(values)}"
+                )
+
+    @property
+    def is_body(self) -> np.ndarray | None:
+        """bool [h, w], the pixels of the box that show the surface; None of models without it."""
+        if self.iuv is not None:
+            return np.asarray(self.iuv[0] > 0)
+        return None if self.vertices is None else np.asarray(self.vertices != BACKGROUND)
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """Height and width in pixels of the IUV picture, or of the one that there would be."""
+        """Height and width in pixels of the maps of the box, or of those that there would be."""
         width, height = self.box_xyxy[2:] - self.box_xyxy[:2]
         if self.iuv is not None:
             return self.iuv.shape[1], self.iuv.shape[2]
+        if self.vertices is not None:
+            return self.vertices.shape[0], self.vertices.shape[1]
         return max(int(height), 1), max(int(width), 1)
 
     def to_vertices(self, template: "Template") -> "SeenVertices":
@@ -215,12 +228,13 @@ def people_to_records(
 
     Returns:
         Records with image_id, category_id, score, bbox (xywh) and, where known, track_id, uv_shape,
-        uv_data, segmentation (run lengths) and keypoints (51 numbers, COCO's order: x, y, score;
-        pixel indices, so half a pixel less than here). int(w), int(h) of `bbox` are the size of the
-        picture (evaluators insist), which rounding to float32 can otherwise undo.
+        uv_data, vertices (see `encode_vertices`), segmentation (run lengths) and keypoints (51
+        numbers, COCO's order: x, y, score; pixel indices, so half a pixel less than here). int(w),
+        int(h) of `bbox` are the size of the picture (evaluators insist), which rounding to float32
+        can otherwise undo.
 
     Raises:
-        ResultsError: a confidence that is wanted is not finite.
+        ResultsError: a confidence that is wanted is not finite, or a mesh has too many vertices.
     """
     records = []
     for person in people:
@@ -242,13 +256,15 @@ def people_to_records(
             record["track_id"] = person.track_id
         if person.iuv is not None:
             record |= {"uv_shape": list(person.iuv.shape), "uv_data": encode_iuv(person.iuv)}
+        if person.vertices is not None:
+            record["vertices"] = encode_vertices(person.vertices, person.mesh)
         if person.mask is not None:
             record["segmentation"] = person.mask.to_rle()
         if person.keypoints is not None:
             shift = np.array([_PIXEL_CENTRE, _PIXEL_CENTRE, 0])
             record["keypoints"] = [float(value) for value in (person.keypoints - shift).ravel()]
-        if with_confidences and person.iuv is not None:
-            record["confidences"] = encode_confidences(person.confidences, person.iuv[0])
+        if with_confidences and person.is_body is not None:
+            record["confidences"] = encode_confidences(person.confidences, person.is_body)
         records.append(record | extra_fields)
     return records
 
@@ -285,13 +301,19 @@ def record_to_person(where: str, record: Mapping[str, Any]) -> PersonResult:
         ResultsError: a picture or mask of it is damaged; the message names the field.
     """
     x, y, width, height = record["bbox"]
-    right, bottom, iuv = np.float32(x + width), np.float32(y + height), None
-    confidences: Mapping[str, np.ndarray] = {}
+    right, bottom = np.float32(x + width), np.float32(y + height)
+    iuv = vertices = is_body = None
+    if record.get("vertices") is not None:
+        vertices = decode_vertices(where, record["vertices"])
+        is_body = vertices != BACKGROUND
     if "uv_data" in record:
         iuv = decode_record(where, record)
-        right = _end_of_box(x, width, iuv.shape[2])
-        bottom = _end_of_box(y, height, iuv.shape[1])
-        confidences = decode_confidences(where, record.get("confidences", {}), iuv[0])
+        is_body = iuv[0] > 0
+    confidences: Mapping[str, np.ndarray] = {}
+    if is_body is not None:
+        right = _end_of_box(x, width, is_body.shape[1])
+        bottom = _end_of_box(y, height, is_body.shape[0])
+        confidences = decode_confidences(where, record.get("confidences", {}), is_body)
     keypoints = record.get("keypoints")
     if keypoints is not None:
         keypoints = np.reshape(keypoints, (-1, 3)) + [_PIXEL_CENTRE, _PIXEL_CENTRE, 0]
@@ -304,6 +326,8 @@ def record_to_person(where: str, record: Mapping[str, Any]) -> PersonResult:
         mask=_decode_mask(where, record.get("segmentation")),
         category_id=record.get("category_id", PERSON_CATEGORY),
         track_id=record.get("track_id"),
+        vertices=vertices,
+        mesh="" if vertices is None else record["vertices"]["mesh"],
     )
 
 

@@ -46,18 +46,18 @@ def test_confidences_come_back_to_within_a_level_of_16_bits(tmp_path):
 
 
 def test_the_range_of_a_patch_map_is_that_of_the_body():
-    patches = np.array([[0, 3], [3, 0]], np.uint8)
+    is_body = np.array([[False, True], [True, False]])
     maps = {
         "sigma": np.float32([[0, 5], [6, 0]]),
         "coarse_segm_confidence": np.float32([[1, 5], [6, 2]]),
     }
-    encoded = confidences.encode_confidences(maps, patches)
+    encoded = confidences.encode_confidences(maps, is_body)
     assert encoded["sigma"]["range"] == [5, 6]
     assert encoded["coarse_segm_confidence"]["range"] == [1, 6]
     with Image.open(io.BytesIO(base64.b64decode(encoded["sigma"]["data"]))) as png:
         np.testing.assert_array_equal(np.array(png)[[0, 1], [1, 0]], [0, 65_535])
-    nobody = confidences.encode_confidences({"sigma": maps["sigma"]}, np.zeros_like(patches))
-    back = confidences.decode_confidences("record", nobody, np.zeros_like(patches))
+    nobody = confidences.encode_confidences({"sigma": maps["sigma"]}, np.zeros_like(is_body))
+    back = confidences.decode_confidences("record", nobody, np.zeros_like(is_body))
     np.testing.assert_array_equal(back["sigma"], 0)
 
 
@@ -101,7 +101,9 @@ def test_pictures_that_are_damaged_or_of_another_kind_are_named():
     with pytest.raises(ResultsError, match="sigma must be finite"):
         records.people_to_records(3, [wrong], with_confidences=True)
     for maps in ({"sigma": np.zeros((2, 2))}, {"certainty": np.zeros((20, 30))}):
-        with pytest.raises(ResultsError, match=r"confidences must be \[h, w\] as iuv, \(20, 30\)"):
+        with pytest.raises(
+            ResultsError, match=r"confidences must be \[h, w\] as iuv or vertices, \(20, 30"
+        ):
             PersonResult(person.box_xyxy, 0.5, person.iuv, confidences=maps)
 
 

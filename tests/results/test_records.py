@@ -285,3 +285,45 @@ def test_records_are_not_changed(tmp_path):
     records.write_results(tmp_path / "results.json", found)
     records.records_to_people(found)
     assert found == before
+
+
+def test_vertices_survive_a_round_trip():
+    vertices = np.array([[-1], [65_534 - 1], [0]], np.int32)
+    confidence = np.array([[0.5], [2], [1]], np.float32)
+    person = _person(
+        iuv=None, vertices=vertices, mesh="cat", confidences={"coarse_segm_confidence": confidence}
+    )
+    np.testing.assert_array_equal(person.is_body, [[False], [True], [True]])
+    (record,) = records.people_to_records(7, [person], with_confidences=True)
+    assert "uv_data" not in record and record["vertices"]["shape"] == [3, 1]
+    ((again,),) = records.records_to_people([json.loads(json.dumps(record))]).values()
+    np.testing.assert_array_equal(again.vertices, vertices)
+    assert again.vertices.dtype == np.int32 and again.mesh == "cat" and again.size_hw == (3, 1)
+    np.testing.assert_allclose(again.confidences["coarse_segm_confidence"], confidence, atol=3e-5)
+    # A model with both, as from a mesh with charts.
+    (both,) = records.people_to_records(7, [_person(vertices=vertices, mesh="cat")])
+    ((again,),) = records.records_to_people([both]).values()
+    np.testing.assert_array_equal(again.iuv, PICTURE)
+    np.testing.assert_array_equal(again.vertices, vertices)
+    with pytest.raises(ResultsError, match="vertex 65535 of cat: results files hold meshes of up"):
+        records.people_to_records(1, [_person(iuv=None, vertices=vertices + 2, mesh="cat")])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: "AAAA", "vertices must have mesh, shape and data"),
+        (lambda found: found | {"mesh": ""}, "mesh must be the name of a mesh"),
+        (lambda found: found | {"shape": [3, 4]}, r"shape must be \[int\(h\), int\(w\)\]"),
+        (lambda found: found | {"shape": [2, 1]}, r"shape \[2, 1\] is not that of data, \[3, 1\]"),
+        (lambda found: found | {"data": "no png"}, "vertices: data is not a PNG"),
+        (lambda found: found | {"data": found["data"][:40]}, "vertices: not a PNG in base64"),
+        (lambda found: found | {"data": _record()["uv_data"]}, "a grey PNG of 16 bits"),
+    ],
+)
+def test_vertices_that_are_wrong_are_named(change, message):
+    person = _person(iuv=None, vertices=np.zeros((3, 1), np.int32), mesh="cat")
+    (record,) = records.people_to_records(7, [person])
+    wrong = record | {"vertices": change(record["vertices"])}
+    with pytest.raises(ResultsError, match=f"record 0: .*{message}"):
+        records.records_to_people([wrong])
