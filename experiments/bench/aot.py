@@ -7,8 +7,9 @@
 
 A TPU topology needs `libtpu` (of the version that jax's extra "tpu" names), and h100xN needs
 `jax-cuda12-plugin` and `jax-cuda12-pjrt` of jax's version, installed without their dependencies; no
-TPU and no GPU. Memory, operations, bytes and collectives are read from the optimised program; XLA
-counts no operations of CUDA programs. The collectives of a loop count once.
+TPU and no GPU. Memory, operations, bytes and collectives are read from the optimised program; of
+CUDA programs XLA counts no bytes, and operations are those of the program before it is optimised.
+What is in a loop counts once.
 
 Optimising takes long: minutes for a small model, half an hour and 12 GB for a large one on a TPU.
 --quick asks XLA for its level O1, which takes a third of both; it keeps what a chip holds and
@@ -101,6 +102,8 @@ def compile_step(
     Returns:
         The figures, per device and step.
     """
+    from ktn_jax.training import profiling
+
     mesh = make_mesh(topology)
     start = time.perf_counter()
     step = abstract_step.abstract_step(config, mesh, size_hw)
@@ -132,11 +135,12 @@ def compile_step(
         "batch": config.batch_size,
         "size": f"{size_hw[0]}x{size_hw[1]}",
         "memory_bytes": own,
-        "flops": cost.get("flops"),
+        "flops": profiling.count_flops(compiled) or profiling.count_flops(lowered),
         "bytes_accessed": cost.get("bytes accessed"),
         "trained_bytes": step.trained_bytes,
         "collectives": dict(counts),
         "collective_bytes_by_type": dict(types),
+        "irregular": hlo.irregular(text),
         "lower_s": lowered_at - start,
         "compile_s": compiled_at - lowered_at,
         "processor_s": time.process_time(),
@@ -148,8 +152,9 @@ def compile_step(
 def as_markdown(figures: list[dict[str, object]]) -> str:
     """The figures as a table, one row for each program."""
     lines = [
-        "| step | machine | memory a device | TFLOP | GB moved | collectives | compiling |",
-        "|---|---|---|---|---|---|---|",
+        "| step | machine | memory a device | TFLOP | GB moved | collectives | irregular "
+        "| compiling |",
+        "|" + 8 * "---|",
     ]
     for row in figures:
         exchanged = ", ".join(
@@ -164,6 +169,7 @@ def as_markdown(figures: list[dict[str, object]]) -> str:
             _scaled(row["flops"], 1e12, 3),
             _scaled(row["bytes_accessed"], 1e9, 1),
             exchanged or "none",
+            ", ".join(f"{number:,} {kind}" for kind, number in row["irregular"].items()),
             f"{row['compile_s']:.0f} s, {row['processor_s']:.0f} s of processor, {row['level']}",
         ]
         lines.append("| " + " | ".join(cells) + " |")

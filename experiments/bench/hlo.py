@@ -1,6 +1,7 @@
-"""Reads what devices exchange out of the text of a compiled program."""
+"""Reads out of the text of a compiled program what devices exchange, and what is irregular."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
@@ -17,6 +18,9 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, 
 _BYTES |= {"f64": 8, "s32": 4, "u32": 4, "f32": 4}
 _ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?\S+ = (.*?) (" + "|".join(KINDS) + r")(-start)?\(")
+_IRREGULAR = re.compile(r"^\s*(?:ROOT )?%?\S+ = (.*?) (gather|scatter|sort|while)\(")
+_TOP_K = re.compile(r'custom_call_target="TopK"')
+_SLICES = re.compile(r"slice_sizes=\{([\d,]*)\}")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
@@ -52,8 +56,33 @@ def collectives(hlo: str) -> Iterator[Collective]:
         yield Collective(found[2], tuple(arrays), source[1] if source else "")
 
 
+def irregular(hlo: str) -> dict[str, int]:
+    """Counts operations that read, add or loop where only the running program knows.
+
+    Args:
+        hlo: an optimised module's text; operations in a loop's body count once.
+
+    Returns:
+        Numbers of "gather", "scatter", "sort", "while" and "TopK", and of "rows": the slices that
+        all gathers read.
+    """
+    counts = dict.fromkeys(("gather", "scatter", "sort", "while", "TopK", "rows"), 0)
+    for line in hlo.splitlines():
+        counts["TopK"] += bool(_TOP_K.search(line))
+        found = _IRREGULAR.match(line)
+        if found is None:
+            continue
+        counts[found[2]] += 1
+        sizes = _SLICES.search(line)
+        if sizes is not None:
+            ((_, shape),) = _ARRAY.findall(found[1])
+            counts["rows"] += _number(shape) // max(_number(sizes[1]), 1)
+    return counts
+
+
 def _size(kind: str, shape: str) -> int:
-    size = _BYTES[kind]
-    for side in filter(None, shape.split(",")):
-        size *= int(side)
-    return size
+    return _BYTES[kind] * _number(shape)
+
+
+def _number(sides: str) -> int:
+    return math.prod(int(side) for side in filter(None, sides.split(",")))

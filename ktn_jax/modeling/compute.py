@@ -25,6 +25,7 @@ class Compute:
         bands: compute 1x1 convolutions of normalised branches a few rows at a time. Without
             gradients this keeps fewer whole maps in memory.
         chunks: pool boxes in chunks that fit a CPU's caches.
+        products: pool boxes of whole images with `ops.roi_products`, without gathers.
         split_groups: compute a convolution of groups of channels as ordinary ones, one after the
             other.
         matmul_dtype: type to which the float32 factors of matrix products are rounded; sums stay
@@ -38,6 +39,7 @@ class Compute:
     winograd: bool = False
     bands: bool = False
     chunks: bool = False
+    products: bool = False
     split_groups: bool = False
     matmul_dtype: str = "float32"
     batch_axis: str = ""
@@ -62,7 +64,8 @@ class Compute:
             matmul_dtype: `test.matmul_dtype`.
 
         Returns:
-            A Compute; all forms but matmul_dtype are off unless the platform is "cpu".
+            A Compute. On "tpu" boxes are pooled by products; all other forms but matmul_dtype are
+            off unless the platform is "cpu".
         """
         # The libraries of other devices choose algorithms themselves and gain nothing from small
         # pieces.
@@ -72,6 +75,7 @@ class Compute:
             winograd=winograd and is_cpu,
             bands=bands and is_cpu,
             chunks=is_cpu,
+            products=platform == "tpu",
             split_groups=is_cpu,
             matmul_dtype=matmul_dtype,
         )

@@ -204,8 +204,11 @@ class Detector(nn.Module):
         pyramid = self.extract(inputs, None if is_full else image_size_hw)
         proposals = self.propose(pyramid, image_size_hw)
         batch, rows = proposals.logits.shape
-        batch_index = jnp.repeat(jnp.arange(batch), rows)
-        pooled = self.pool_boxes(pyramid, proposals.boxes.reshape(-1, 4), batch_index)
+        if self.compute.products:
+            pooled = self.pool_boxes(pyramid, proposals.boxes)
+        else:  # all images at once: chunks are as large as caches allow
+            batch_index = jnp.repeat(jnp.arange(batch), rows)
+            pooled = self.pool_boxes(pyramid, proposals.boxes.reshape(-1, 4), batch_index)
         _, logits, deltas = self.classify(pooled)
         detections = self.detections_from(
             logits.reshape(batch, rows, -1),

@@ -21,6 +21,7 @@ from ktn_jax.modeling.knowledge_transfer import Graph
 from ktn_jax.modeling.person_heads import KeypointHead, MaskHead, masks_of_classes
 from ktn_jax.modeling.vertex_embedders import VertexEmbedders
 from ktn_jax.ops.roi_align import cache_sized_chunk, multilevel_roi_align
+from ktn_jax.ops.roi_products import multilevel_roi_align_by_products
 from ktn_jax.structures import BranchOutputs, Features
 
 Array = jax.Array
@@ -312,7 +313,7 @@ def pool_rois(
             devices that share a batch need not exchange maps.
         batch_index: int [N].
         pooler: configuration with pooled_size P, sampling_ratio, aligned and canonical_box_size.
-        compute: whether to pool in chunks.
+        compute: whether to pool in chunks, or by products where each image has its own boxes.
 
     Returns:
         [N, P, P, C], with N = B * R without `batch_index`. What padding (zero boxes) pools means
@@ -321,6 +322,18 @@ def pool_rois(
     strides = [FIRST_STRIDE * 2**index for index in range(len(levels.maps))]
     maps = list(levels.maps.values())
     sizes = [size for size in levels.sizes.values() if size is not None] or None
+    if compute.products and batch_index is None:
+        pooled = multilevel_roi_align_by_products(
+            maps,
+            strides,
+            boxes,
+            output_size=pooler.pooled_size,
+            sampling_ratio=pooler.sampling_ratio,
+            aligned=pooler.aligned,
+            valid_hw=sizes,
+            canonical_size=pooler.canonical_box_size,
+        )
+        return remember(pooled.reshape(-1, *pooled.shape[2:]))
     chunk_size = None
     if compute.chunks:
         chunk_size = cache_sized_chunk(pooler.pooled_size, pooler.sampling_ratio, maps[0].shape[-1])

@@ -71,7 +71,7 @@ class Program:
     flops: float  # operations on one device; 0 where they are not known
 
 
-def count_flops(compiled: jax.stages.Compiled) -> float:
-    """Operations of a compiled program on one device; 0 where the compiler does not count them."""
-    costs = compiled.cost_analysis() or {}
+def count_flops(program: jax.stages.Lowered | jax.stages.Compiled) -> float:
+    """Operations of a program on one device, a loop's once; 0 where XLA does not count them."""
+    costs = program.cost_analysis() or {}
     return max(float(costs.get("flops", 0)), 0.0)

@@ -213,8 +213,11 @@ class Trainer:
         """The program of a step for a batch of some shapes, compiled when it is first asked for."""
         shapes = tuple(sorted((name, rows.shape, rows.dtype.name) for name, rows in batch.items()))
         if shapes not in self._programs:
-            take = self.train_step.lower(self.state, batch).compile()
-            self._programs[shapes] = profiling.Program(take, profiling.count_flops(take))
+            lowered = self.train_step.lower(self.state, batch)
+            take = lowered.compile()
+            # Of compiled CUDA programs XLA counts nothing.
+            flops = profiling.count_flops(take) or profiling.count_flops(lowered)
+            self._programs[shapes] = profiling.Program(take, flops)
         return self._programs[shapes]
 
     def save(self, metrics: Mapping[str, float] | None = None) -> None:
@@ -355,6 +358,12 @@ class Trainer:
             f"{parameters:,} parameters on {self.mesh.size} devices of {jax.process_count()} "
             f"processes ({jax.devices()[0].platform})"
         )
+        statistics = traverse_util.flatten_dict(dict(self.state.batch_stats))
+        if any(path[-1] == "count" for path in statistics):  # frozen norms do not count batches
+            images = self.config.batch_size // self.config.training.accumulate
+            log.say(
+                f"batch norms that train take their moments over {images} images of all devices"
+            )
         if self._set_aside:
             moved = ", ".join(map(str, self._set_aside))
             folder = self._workdir / run_folders.SET_ASIDE

@@ -95,12 +95,20 @@ def test_heads_compute_in_the_models_dtype():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_small_pieces_are_for_cpus_only(platform):
+def test_small_pieces_are_for_cpus_and_products_for_tpus(platform):
     chosen = Compute.choose(
         "bfloat16", platform=platform, winograd=True, bands=True, matmul_dtype="bfloat16"
     )
     is_cpu = platform == "cpu"
-    assert chosen == Compute("bfloat16", is_cpu, is_cpu, is_cpu, is_cpu, "bfloat16")
+    assert chosen == Compute(
+        "bfloat16",
+        winograd=is_cpu,
+        bands=is_cpu,
+        chunks=is_cpu,
+        products=platform == "tpu",
+        split_groups=is_cpu,
+        matmul_dtype="bfloat16",
+    )
     assert not Compute.choose("float32", platform=platform).winograd
 
 

@@ -60,18 +60,20 @@ def test_people_of_a_photo_match_the_original_with_all_rewrites(golden_dir, name
     assert rows and [row.key for row in rows if not row.is_ok] == []
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parity
 @pytest.mark.parametrize(
-    "name",
+    ("name", "compute"),
     [
-        pytest.param("densepose_r50_tiny", marks=pytest.mark.extended),
-        pytest.param("ktnv2_r50_tiny", marks=pytest.mark.extended),
+        ("densepose_r50_tiny", Compute(winograd=True, chunks=True)),
+        ("ktnv2_r50_tiny", Compute(winograd=True, chunks=True)),
+        ("ktnv2_r50_tiny", Compute(products=True)),
     ],
 )
-def test_a_training_step_matches_the_original_through_winograd(golden_dir, name, monkeypatch):
+def test_a_training_step_matches_the_original_in_other_forms(
+    golden_dir, name, compute, monkeypatch
+):
     monkeypatch.setattr(winograd, "is_worth_while", lambda *_: True)
-    compute = Compute(winograd=True, chunks=True)
     rows = list(training.training(Dump(golden_dir / f"{name}.npz"), compute))
     assert len(rows) > 50
     assert [row.key for row in rows if not row.is_ok] == []

@@ -163,7 +163,8 @@ def test_resuming_on_other_devices(stand_in, straight, tmp_path):
 def test_steps_are_traced_on_request(stand_in, tmp_path):
     changes = {"training.profile_steps": "1:3", "total_steps": 4}
     stand_in.train(stand_in.make_config(**changes), tmp_path)
-    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    # Where TensorBoard looks for traces, from the work folder on.
+    (trace,) = (tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb")
     assert b"train_step" in trace.read_bytes()
     for wrong in ("3", "3:3", "a:b", "-1:2"):
         with pytest.raises(ValueError, match="profile_steps .* must be FIRST:LAST"):
@@ -183,6 +184,7 @@ def test_resuming_says_what_changed(stand_in, tmp_path, capsys):
     stand_in.train(stand_in.make_config(total_steps=2), tmp_path)
     stand_in.train(stand_in.make_config(total_steps=3), tmp_path)
     said = capsys.readouterr().err
+    assert said.count("batch norms in training average over 8 images, those of all devices") == 2
     assert "resuming after step 2" in said
     changed = [line.strip() for line in said.splitlines() if "changed since" in line]
     assert changed == ["changed since: total_steps: 2 -> 3"]
