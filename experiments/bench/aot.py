@@ -141,6 +141,7 @@ def compile_step(
         "collectives": dict(counts),
         "collective_bytes_by_type": dict(types),
         "irregular": hlo.irregular(text),
+        "estimated_cycles": hlo.estimated_cycles(text),
         "lower_s": lowered_at - start,
         "compile_s": compiled_at - lowered_at,
         "processor_s": time.process_time(),

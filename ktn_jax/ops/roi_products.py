@@ -57,12 +57,16 @@ def multilevel_roi_align_by_products(
     def pool_image(image: tuple[list[Array], list[Array], Array]) -> Array:
         maps, limits, boxes = image
         level = levels_of_strides(boxes, strides, canonical_size)
+        limits = [jnp.broadcast_to(limit_hw[None], (boxes.shape[0], 2)) for limit_hw in limits]
         pooled = jnp.zeros((), jnp.float32)
         for index, (level_map, limit_hw) in enumerate(zip(maps, limits, strict=True)):
             scaled = boxes * (1 / strides[index])
             weights = [
-                axis_weights(scaled[:, axis], scaled[:, axis + 2], limit, bins, size)
-                for axis, limit, size in zip((1, 0), limit_hw, level_map.shape[:2], strict=True)
+                axis_weights(low, high, limit, bins, size)
+                for low, high, limit, size in (
+                    (scaled[:, 1], scaled[:, 3], limit_hw[:, 0], level_map.shape[0]),
+                    (scaled[:, 0], scaled[:, 2], limit_hw[:, 1], level_map.shape[1]),
+                )
             ]
             rows = jnp.where((level == index)[:, None, None], weights[0], 0)
             pooled += _weigh(level_map, rows, weights[1])

@@ -361,9 +361,7 @@ class Trainer:
         statistics = traverse_util.flatten_dict(dict(self.state.batch_stats))
         if any(path[-1] == "count" for path in statistics):  # frozen norms do not count batches
             images = self.config.batch_size // self.config.training.accumulate
-            log.say(
-                f"batch norms that train take their moments over {images} images of all devices"
-            )
+            log.say(f"batch norms in training average over {images} images, those of all devices")
         if self._set_aside:
             moved = ", ".join(map(str, self._set_aside))
             folder = self._workdir / run_folders.SET_ASIDE

@@ -19,7 +19,8 @@ ENTRY %main (x: f32[8,4]) -> f32[4] {
   %sums = f32[9,4]{1,0} scatter(%g, %h, %rows), to_apply=%add
   %loop = (s32[], f32[9,4]{1,0}) while(%tuple), condition=%c, body=%b
   %best = (f32[8]{0}, s32[8]{0}) custom-call(%x), custom_call_target="TopK"
-  %fusion = f32[4]{0} fusion(%all-reduce.1), kind=kLoop
+  %fusion = f32[4]{0} fusion(%all-reduce.1), kind=kLoop, backend_config={"estimated_cycles":"70"}
+  %copy.1 = f32[4]{0} copy(%fusion), backend_config={"x":{"estimated_cycles":"30"}}
 }
 """
 
@@ -45,3 +46,7 @@ def test_every_collective_is_found_once(hlo):
 def test_irregular_operations_are_counted(hlo):
     counts = {"gather": 1, "scatter": 1, "sort": 0, "while": 1, "TopK": 1, "rows": 10}
     assert hlo.irregular(PROGRAM) == counts
+
+
+def test_estimated_cycles_are_added_by_kind(hlo):
+    assert hlo.estimated_cycles(PROGRAM) == {"total": 100, "fusion": 70, "copy": 30}

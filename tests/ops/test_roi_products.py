@@ -75,7 +75,7 @@ def _pyramid(dtype=np.float32):
     valid_hw = [np.array([[64, 80], [40, 96]], np.int32) >> i for i in range(4)]
     low = rng.uniform(-20, 200, (2, 30, 2))
     boxes = np.concatenate([low, low + 2 ** rng.uniform(1, 9, (2, 30, 2))], -1).astype(np.float32)
-    boxes[:, :3] = [[0, 0, 0, 0], [900, 900, 990, 999], [-9, -9, 400, 300]]
+    boxes[:, :3] = [[0, 0, 0, 0], [900, 900, 990, 999], [-9, -9, 700, 500]]
     return [jnp.asarray(level, dtype) for level in maps], boxes, valid_hw
 
 
