@@ -63,6 +63,11 @@ class PersonRecord:
     segmentation: Segmentation = None  # polygons or run-length mask, as in the file
     densepose: DensePoseRecord | None = None
 
+    @property
+    def has_surface(self) -> bool:
+        """Whether `ImageFacts.with_surface` counts the person: no crowd, with surface points."""
+        return not self.is_crowd and self.densepose is not None and bool(self.densepose.i.any())
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageRecord:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from ktn_jax.data_pipelines.coco.annotations import ImageFacts, ImageRecord, PersonRecord
+from ktn_jax.data_pipelines.coco.annotations import ImageFacts, ImageRecord
 from ktn_jax.data_pipelines.loading.sources import Source
 
 
@@ -24,7 +24,7 @@ class FewLabels:
             num_people: how many keep them.
             seed: decides which.
             share: of the images of an epoch, those that show a chosen person; 0 for as many as
-                there are.
+                there are. Where an epoch has images of one kind only, they stay as they are.
 
         Raises:
             ValueError: the source cannot tell who has surface points, has fewer such people, or
@@ -63,7 +63,7 @@ class FewLabels:
         kept = self._kept.get(index, set())
         people, number = [], 0
         for person in record.people:
-            is_counted = _has_surface(person)
+            is_counted = person.has_surface
             if not is_counted or number not in kept:
                 person = dataclasses.replace(person, densepose=None)
             number += is_counted
@@ -79,10 +79,6 @@ class FewLabels:
         if self._share:
             weights = np.ones(len(counts)) if weights is None else weights.copy()
             labelled, others = weights[counts > 0].sum(), weights[counts == 0].sum()
-            weights[counts > 0] *= self._share / (1 - self._share) * others / labelled
+            if labelled and others:
+                weights[counts > 0] *= self._share / (1 - self._share) * others / labelled
         return dataclasses.replace(self._facts, with_surface=counts, weights=weights)
-
-
-def _has_surface(person: PersonRecord) -> bool:
-    """Whether `ImageFacts.with_surface` counts a person."""
-    return not person.is_crowd and person.densepose is not None and bool(person.densepose.i.any())

@@ -103,11 +103,6 @@ def _move_polygons(
     ]
 
 
-def has_surface(person: PersonRecord) -> bool:
-    """Whether a person teaches the surface: somebody with points on it, no crowd."""
-    return not person.is_crowd and person.densepose is not None and bool(person.densepose.i.any())
-
-
 class PersonCrops:
     """The people with surface points of a source, each as an image of its own.
 
@@ -131,7 +126,7 @@ class PersonCrops:
     def __getitem__(self, index: int) -> tuple[np.ndarray, ImageRecord]:
         image, record = self._source[int(self._image[index])]
         height, width = self._shape.size_hw
-        people = [person for person in record.people if has_surface(person)]
+        people = [person for person in record.people if person.has_surface]
         if not people:
             crop = np.zeros((height, width, 3), np.uint8)
             return crop, dataclasses.replace(record, height=height, width=width, people=())
@@ -142,13 +137,15 @@ class PersonCrops:
         return crop, dataclasses.replace(record, height=height, width=width, people=(moved,))
 
     def facts(self) -> ImageFacts:
-        """Those of the crops: all of one size, with one person each."""
+        """Those of the crops: all of one size, with one person each, and its image's weight."""
         count = len(self)
         ones = np.ones(count, np.int32)
+        weights = self._facts.weights
         return dataclasses.replace(
             self._facts,
             sizes_hw=np.tile(np.array(self._shape.size_hw, np.int32), (count, 1)),
             people=ones,
             with_keypoints=None,
             with_surface=ones,
+            weights=None if weights is None else weights[self._image],
         )

@@ -124,6 +124,15 @@ def test_images_of_few_people_weigh_more(folder):
     is_shown = facts.with_surface > 0
     np.testing.assert_allclose(facts.weights[is_shown].sum() * 2, facts.weights.sum())
     assert set(facts.weights[~is_shown]) == {1.0, 2.0}
+    # Where all images show somebody who is labelled there is nothing to weigh them against.
+    content = json.loads((folder / "annotations.json").read_text())
+    content["images"] = [image for image in content["images"] if image["id"] != 103]
+    content["annotations"] = [p for p in content["annotations"] if p["image_id"] != 103]
+    (folder / "all.json").write_text(json.dumps(content))
+    files = _files(folder) | {"annotations": (str(folder / "all.json"),)}
+    every = FewLabels(configured.make_source(_config(**files).data), 8, seed=0, share=0.5)
+    assert every.facts().with_surface.all()
+    np.testing.assert_array_equal(every.facts().weights, np.ones(7))
     with pytest.raises(ValueError, match="labelled_share must be in"):
         FewLabels(source, 2, seed=0, share=1.0)
     with pytest.raises(ValueError, match="labelled_people is 17, but 16 people"):

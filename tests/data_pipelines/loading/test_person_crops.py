@@ -1,18 +1,20 @@
 """Crops around people: what is in the image at a place is in the crop at the moved place."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ktn_jax.configs import teacher
 from ktn_jax.data_pipelines.coco import annotations
 from ktn_jax.data_pipelines.coco.annotations import ImageFacts, ImageRecord
-from ktn_jax.data_pipelines.loading import pipeline
+from ktn_jax.data_pipelines.loading import configured, pipeline
 from ktn_jax.data_pipelines.loading.person_crops import CropShape, PersonCrops, cut_window
 from ktn_jax.data_pipelines.loading.plan import Augmentation
-from ktn_jax.data_pipelines.loading.sources import FolderSource
+from ktn_jax.data_pipelines.loading.sources import ConcatenatedSource, FolderSource
 from ktn_jax.data_pipelines.loading.transforms import adjust_colours
 
 SHAPE = CropShape((64, 48), margin=1.2)
@@ -125,6 +127,57 @@ def test_people_with_points_are_rows_of_their_own(folder):
     batches.close()
     assert batch["image"].shape == (3, 64, 64, 3)  # rounded up to multiples of 32
     assert batch["has_densepose"].all() and batch["point_is_valid"].any(-1).all()
+
+
+def _batches(data):
+    batches = data.batches_from(1)
+    taken = list(itertools.islice(batches, 3))
+    batches.close()
+    return taken
+
+
+@pytest.mark.parametrize(
+    "loader,source",
+    [
+        ("threads", "densepose_coco"),
+        ("tf_data", "densepose_coco"),
+        pytest.param("tf_data", "synthetic", marks=pytest.mark.extended),
+        pytest.param("processes", "densepose_coco", marks=pytest.mark.slow),
+        pytest.param("processes", "synthetic", marks=[pytest.mark.slow, pytest.mark.extended]),
+    ],
+)
+def test_every_loader_makes_the_same_crops(folder, loader, source):
+    """Those of a teacher's configuration, from files and of people who are rendered."""
+    config = teacher.get_config("tiny")
+    data = config.data
+    data.source, data.annotations = source, (str(folder / "annotations.json"),)
+    data.images, data.flip_probability = (str(folder / "images"),), 0.0
+    data.synthetic.num_images = 5
+    data.workers = 0
+    data.loader = "threads"
+    expected = _batches(configured.make_training_data(config))
+    data.workers, data.loader = 2, loader
+    actual = _batches(configured.make_training_data(config))
+    assert expected[0]["image"].shape == (config.batch_size, 64, 64, 3)
+    assert len({batch["image"].tobytes() for batch in expected}) == 3
+    for one, other in zip(actual, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, values in one.items():
+            assert values.dtype == other[name].dtype, name
+            np.testing.assert_array_equal(values, other[name], err_msg=name)
+
+
+def test_crops_have_the_weights_of_their_images(folder):
+    dataset = annotations.parse_dataset(folder / "annotations.json")
+    twice = [FolderSource(dataset, folder / "images")] * 2
+    source = ConcatenatedSource(twice, weights=(1.0, 3.0))
+    crops = PersonCrops(source, SHAPE)
+    one = len(PersonCrops(twice[0], SHAPE))
+    weights = crops.facts().weights
+    np.testing.assert_array_equal(weights, [1] * one + [3] * one)
+    augmentation = Augmentation((48,), 64, 0.0, aspect_limits=(64 / 48,), canvas_levels=1)
+    settings = pipeline.DataSettings(4, 1, 24, loader="threads", augmentation=augmentation)
+    assert pipeline.make_training_data(settings, crops).steps_per_epoch == one
 
 
 def test_people_who_are_rendered_later_are_taken_in_turn(person):
