@@ -165,7 +165,8 @@ def _plan_training(
         settings.max_people,
         settings.max_points,
         settings.with_person_masks,
-        not facts.all_annotated,
+        # Of people who have points enough of their annotator, a picture's are a model's even so.
+        settings.dense_points > 0 or not facts.all_annotated,
         settings.dense_points,
         StandIns(facts.sizes_hw[kept]) if settings.on_bad == "skip" else None,
     )

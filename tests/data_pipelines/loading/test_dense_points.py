@@ -66,6 +66,19 @@ def test_points_are_cells_with_a_label_and_come_after_the_annotators(labelled):
     np.testing.assert_allclose(v, x / 256, atol=0.003)
 
 
+def test_pictures_beside_annotators_points_alone_have_their_confidence(labelled, raw):
+    """As `ktn data inpaint` writes people who have as many points as it fills up to."""
+    for person in raw["annotations"]:
+        person.pop("dp_annotated", None)
+    (labelled / "b.json").write_text(json.dumps(raw))
+    batches = _batches(labelled, max_points=60)
+    batch = next(batches)
+    batches.close()
+    is_drawn = batch["point_is_valid"] & ~batch["point_is_annotated"]
+    np.testing.assert_array_equal(is_drawn.sum(-1), 30 * batch["has_densepose"])
+    np.testing.assert_allclose(batch["point_confidence"][is_drawn], 0.6)
+
+
 def test_every_step_draws_anew_and_a_resumed_run_the_same(labelled):
     straight = _batches(labelled)
     steps = [next(straight) for _ in range(4)]
