@@ -266,7 +266,7 @@ def warp(labelled: LabelledImage, matrix: np.ndarray) -> LabelledImage:
     moved = (_warp_person(person, matrix, (height, width)) for person in labelled.people)
     people = tuple(person for person in moved if person is not None)
     limits = np.array([width, height], np.float64)
-    ignored = [_box_around(matrix, _corners(box), limits) for box in labelled.ignored_boxes]
+    ignored = [_box_of(_move(matrix, _corners(box), limits)) for box in labelled.ignored_boxes]
     return LabelledImage(image, people, np.array(ignored).reshape(-1, 4))
 
 
@@ -300,8 +300,8 @@ def _warp_person(
     person: PersonLabels, matrix: np.ndarray, size_hw: tuple[int, int]
 ) -> PersonLabels | None:
     limits = np.array([size_hw[1], size_hw[0]], np.float64)
-    outline = np.clip(_apply(matrix, person.outline), 0, limits)
-    box = _box_around(matrix, person.outline, limits)
+    outline = _move(matrix, person.outline, limits)
+    box = _box_of(outline)
     if (box[2:] - box[:2] < _MIN_BOX_SIDE).any():
         return None
     keypoints = person.keypoints.copy()
@@ -318,10 +318,15 @@ def _warp_person(
     )
 
 
-def _box_around(matrix: np.ndarray, outline: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """[4] xyxy of the smallest box around a moved outline [K, 2], cut at the image."""
-    moved = np.clip(_apply(matrix, outline), 0, limits)
-    return np.concatenate([moved.min(axis=0), moved.max(axis=0)])
+def _move(matrix: np.ndarray, outline: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Where an outline [K, 2] comes to lie, cut at the image."""
+    moved: np.ndarray = np.clip(_apply(matrix, outline), 0, limits)
+    return moved
+
+
+def _box_of(outline: np.ndarray) -> np.ndarray:
+    """[4] xyxy of the smallest box around an outline [K, 2]."""
+    return np.concatenate([outline.min(axis=0), outline.max(axis=0)])
 
 
 def _source_cells(old_box: np.ndarray, new_box: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -12,8 +12,8 @@ from ktn_jax.data_pipelines.coco.part_masks import encode_part_masks, resample_p
 from ktn_jax.data_pipelines.synthetic.render import DenseTruth
 from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.data_pipelines.synthetic.scene_picture import Picture
+from ktn_jax.results.categories import PERSON_CATEGORY
 
-PERSON_CATEGORY = 1
 _MAX_GRID_POSITION = 255.0  # the original tool's points do not reach the last grid line
 _PIXELS_PER_POINT = 4  # on a part of few pixels, points this dense tell nothing more
 # Parts of at least 52 x 52 on the grid get the most points and a hand of 22 x 22 gets six, about

@@ -16,6 +16,7 @@ from ktn_jax.body.procedural import assembly, posing
 from ktn_jax.data_pipelines.synthetic import labels, scene_picture, textures
 from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.data_pipelines.synthetic.scene_picture import Picture
+from ktn_jax.results.categories import PERSON_CATEGORY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ def dataset_header(scene: Scene, num_images: int, seed: int) -> dict[str, Any]:
         "licenses": [{"id": 1, "name": "Apache-2.0", "url": "https://www.apache.org/licenses/"}],
         "categories": [
             {
-                "id": labels.PERSON_CATEGORY,
+                "id": PERSON_CATEGORY,
                 "name": "person",
                 "supercategory": "person",
                 "keypoints": list(parts.KEYPOINT_NAMES),
