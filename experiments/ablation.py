@@ -29,18 +29,17 @@ import studies
 from ablation_runs import (
     BASE,
     BOTH,
-    FOUND,
     KTM_ONLY,
     MID_ONLY,
     REMEDIES,
     SIZES,
-    TRUE_BOXES,
     Size,
     models_at,
     pretraining,
     render,
     surface_run,
 )
+from studies import FOUND, TRUE_BOXES
 from study_results import (
     draw_curves,
     format_gain,

@@ -37,7 +37,6 @@ REMEDIES = {
     "average of weights": (*KTM, "optimizer.ema_decay=0.99"),
     "scale jitter": (*KTM, "data.zoom_range=(0.7, 1.4)"),
 }
-FOUND, TRUE_BOXES = "scores", "scores_true_boxes"  # folders of the two evaluations of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,11 @@ SIZES = {
         num_images=12,
         num_test_images=3,
         image_side=128,
-        changes=("batch_size=2", "model.box_head.max_detections=4"),
+        changes=(
+            "batch_size=2",
+            "training.num_devices=1",  # a batch so small is not for several
+            "model.box_head.max_detections=4",
+        ),
         models=(BASE, BOTH),
     ),
     "small": Size(
@@ -183,20 +186,16 @@ def surface_run(
         *changes,
     )
     model = (*test_settings(size), *(c for c in changes if c.startswith("model.")))
-    commands = {
-        "train": studies.train_words(config, trained, folder / "training", start / "training")
-    }
-    for step, options in ((FOUND, ()), (TRUE_BOXES, ("--true-boxes",))):
-        words = studies.eval_words(
-            config,
-            model,
-            weights=folder / "training",
-            people=output / "test_people",
-            template=output / "template",
-            output=folder / step,
-        )
-        commands[step] = (*words, *options)
-    return studies.Run(folder, commands)
+    train = studies.train_words(config, trained, folder / "training", start / "training")
+    scored = studies.eval_commands(
+        config,
+        model,
+        weights=folder / "training",
+        people=output / "test_people",
+        template=output / "template",
+        folder=folder,
+    )
+    return studies.Run(folder, {"train": train, **scored})
 
 
 def models_at(size: Size, labelled: int) -> tuple[str, ...]:

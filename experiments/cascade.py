@@ -18,7 +18,7 @@ from typing import Any
 
 import studies
 import study_results
-from studies import Run
+from studies import FOUND, TRUE_BOXES, Run
 
 from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
@@ -39,7 +39,6 @@ MODELS = {
     "cascade with keypoints": (),
     "cascade with keypoints, masks": ("model.tasks=('densepose','keypoints','masks')",),
 }
-FOUND, TRUE_BOXES = "scores", "scores_true_boxes"  # folders of the two evaluations of a run
 # Measure and name of what the table shows. Without a mask head, masks are the pixels of the charts.
 SURFACE = (("GPSm", "AP"), ("GPSm in true boxes", "AP"))
 COLUMNS = (
@@ -116,18 +115,15 @@ def _make_run(size: Size, output: pathlib.Path, model: str, seed: int) -> Run:
         f"seed={seed}",
     )
     workdir = folder / "training"
-    commands = {"train": studies.train_words(CONFIG, changes, workdir)}
-    for step, options in ((FOUND, ()), (TRUE_BOXES, ("--true-boxes",))):
-        words = studies.eval_words(
-            CONFIG,
-            changes,
-            weights=workdir,
-            people=test_people,
-            template=output / "template",
-            output=folder / step,
-        )
-        commands[step] = (*words, *options)
-    return Run(folder, commands)
+    scored = studies.eval_commands(
+        CONFIG,
+        changes,
+        weights=workdir,
+        people=test_people,
+        template=output / "template",
+        folder=folder,
+    )
+    return Run(folder, {"train": studies.train_words(CONFIG, changes, workdir), **scored})
 
 
 def read_scores(run: Run) -> dict[str, Any]:

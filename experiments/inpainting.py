@@ -28,6 +28,7 @@ from inpainting_truth import (
     measure,
     write_dense_truth,
 )
+from studies import FOUND, TRUE_BOXES
 
 from ktn_jax.data_pipelines.loading.configured import make_scene
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
@@ -36,7 +37,6 @@ from ktn_jax.runtime import atomic_files, configuration
 
 STUDENTS = ("sparse points", "+ in-painted", "+ dense truth")
 SCORES = (("GPSm", "AP"), ("GPSm", "AP50"), ("GPS", "AP"), ("bbox", "AP"))
-FOUND, TRUE_BOXES = "scores", "scores_true_boxes"  # folders of the two evaluations of a student
 NEAR_CM = 10
 CONFIDENCES = (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)
 ERRORS_FILE = "errors.json"
@@ -214,13 +214,11 @@ class Seed:
         changes = (*size.scene, *size.changes, *_as_changes(own))
         weights = folder / "training"
         held_out = self.people(is_held_out=True).folder
-        steps = {"train": studies.train_words(size.student, changes, weights)}
-        for step, options in ((FOUND, ()), (TRUE_BOXES, ("--true-boxes",))):
-            words = studies.eval_words(
-                size.student, changes, weights, held_out, self.output / "template", folder / step
-            )
-            steps[step] = (*words, *options)
-        return studies.Run(folder, steps)
+        train = studies.train_words(size.student, changes, weights)
+        scored = studies.eval_commands(
+            size.student, changes, weights, held_out, self.output / "template", folder
+        )
+        return studies.Run(folder, {"train": train, **scored})
 
     def scores(self, name: str) -> dict[str, Any]:
         """The scores of a student by evaluation."""

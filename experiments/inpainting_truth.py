@@ -205,11 +205,9 @@ def by_distance(errors: Errors) -> list[tuple[str, Errors]]:
 
 
 def by_confidence(errors: Errors, edges: Sequence[float]) -> list[tuple[str, Errors]]:
-    """The errors by class of the confidence."""
+    """The errors by class of the confidence; each but the last without its upper edge."""
+    number = np.searchsorted(edges[1:-1], errors.confidence, side="right")
     return [
-        (
-            f"{low:g} to {high:g}",
-            errors.where((errors.confidence >= low) & (errors.confidence <= high)),
-        )
-        for low, high in zip(edges, edges[1:], strict=False)
+        (f"{low:g} to {high:g}", errors.where(number == index))
+        for index, (low, high) in enumerate(zip(edges, edges[1:], strict=False))
     ]

@@ -7,10 +7,10 @@ folder of its own; what is done is not done again, and the same study resumes af
     people = studies.render_people(output / "people_seed0", 500, seed=0, scene=scene)
     run = studies.Run(output / "mid_seed0", {
         "train": studies.train_words(config, changes, output / "mid_seed0" / "training"),
-        "eval": studies.eval_words(config, changes, ..., people=test_people, template=template),
+        **studies.eval_commands(config, changes, ..., people=test_people, folder=run_folder),
     })
     studies.run_all([run, ...], jobs=2)
-    scores = studies.read_scores(run.folder / "scores")
+    scores = studies.read_scores(run.folder / studies.FOUND)
 """
 
 import argparse
@@ -37,6 +37,7 @@ from ktn_jax.runtime import atomic_files, locks
 
 Words = tuple[str, ...]  # arguments of `ktn`
 
+FOUND, TRUE_BOXES = "scores", "scores_true_boxes"  # the two evaluations of `eval_commands`
 _LOG_LINES = 5  # shown of a run that failed
 
 
@@ -105,18 +106,33 @@ def train_words(
     return ("train", *model_words(config, changes), "--workdir", str(workdir), *start, "--quiet")
 
 
-def eval_words(
+def eval_commands(
     config: str,
     changes: Sequence[str],
     weights: pathlib.Path,
     people: pathlib.Path,
     template: pathlib.Path,
-    output: pathlib.Path,
-) -> Words:
-    """Arguments of an evaluation of `weights`, a file or a training's folder, on `people`."""
-    paths = {"weights": weights, "data": people, "template": template, "output": output}
-    options = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-    return ("eval", *model_words(config, changes), *options, "--quiet")
+    folder: pathlib.Path,
+) -> dict[str, Words]:
+    """Arguments of the evaluations of a model: of the people that it finds, and in true boxes.
+
+    Args:
+        config: the model's configuration.
+        changes: of it.
+        weights: a file, or a training's folder.
+        people: folder with annotated people.
+        template: evaluation template.
+        folder: of the run; scores go to its folders FOUND and TRUE_BOXES.
+
+    Returns:
+        Steps of a run, by the names of these folders.
+    """
+    commands: dict[str, Words] = {}
+    for step, options in ((FOUND, ()), (TRUE_BOXES, ("--true-boxes",))):
+        paths = {"weights": weights, "data": people, "template": template, "output": folder / step}
+        words = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+        commands[step] = ("eval", *model_words(config, changes), *words, "--quiet", *options)
+    return commands
 
 
 def model_words(config: str, changes: Sequence[str]) -> list[str]:
