@@ -49,6 +49,18 @@ _NOT_NEGATIVE = (
     "test.num_devices",
     "optimizer.reference_batch",
 )
+# Files and folders, in which a `~` at the start is the home folder.
+_PATHS = (
+    "training.weights",
+    "training.graph",
+    "data.annotations",
+    "data.images",
+    "data.symmetry",
+    "data.tfds.dir",
+    "data.evaluation.annotations",
+    "data.evaluation.images",
+    "data.evaluation.template",
+)
 
 
 class ConfigurationError(ValueError):
@@ -64,7 +76,8 @@ def load_config(name: str, changes: Sequence[str] = ()) -> ConfigDict:
             `configs/ktn.py` means the package's file where there is no such file.
         changes: `key=value` with a dotted key, such as `model.box_head.max_detections=20`; the last
             value of a key wins. Values are Python literals, or else text. A tuple may be given as
-            one value or as several separated by commas.
+            one value or as several separated by commas. A `~` at the start of a file's name is the
+            home folder, in the file too.
 
     Returns:
         The configuration, its keys locked.
@@ -94,7 +107,23 @@ def change_config(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
     for change in changes:
         _apply(config, change)
     check_config(config)
+    values = dict(leaves(config))
+    for key in _PATHS:
+        _set(config, key, _expand_home(values[key]))
     return config.lock()
+
+
+def _expand_home(names: Any) -> Any:
+    """File names, one or several, whose `~` is the home folder."""
+    return os.path.expanduser(names) if isinstance(names, str) else tuple(map(_expand_home, names))
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets the value of a dotted key."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        config = config[parent]
+    config[last] = value
 
 
 def check_config(config: ConfigDict) -> None:
@@ -283,11 +312,7 @@ def _apply(config: ConfigDict, change: str) -> None:
         value = _fit(_parse(text, wanted), wanted)
     except TypeError as error:
         raise ConfigurationError(f"{key}={text}: the value must be of type {error}") from error
-    *parents, last = key.split(".")
-    node = config
-    for parent in parents:
-        node = node[parent]
-    node[last] = value
+    _set(config, key, value)
 
 
 def _parse(text: str, like: Any) -> Any:

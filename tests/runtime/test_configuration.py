@@ -179,6 +179,19 @@ def test_changes_that_do_not_fit_name_key_value_and_type(change, message):
         load_config("ktn:tiny", [change])
 
 
+def test_files_may_be_in_the_home_folder(elsewhere, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    pathlib.Path("own.py").write_text(
+        "from ktn_jax.configs import ktn\n\n\ndef get_config():\n    config = ktn.get_config()\n"
+        "    config.data.symmetry = '~/s.mat'\n    return config\n"
+    )
+    changes = ["data.annotations=~/a.json,b.json", "training.weights=~/w", "name=~/x"]
+    config = load_config("own.py", changes)
+    assert config.data.symmetry == "/home/me/s.mat" and config.training.weights == "/home/me/w"
+    assert config.data.annotations == ("/home/me/a.json", "b.json")
+    assert config.name == "~/x"  # no file
+
+
 def test_the_last_change_of_a_key_holds():
     assert load_config("ktn:tiny", ["seed=1", "seed=2"]).seed == 2
 
