@@ -1,10 +1,15 @@
 """Reading, writing and fitting weights."""
 
+import itertools
+
+import jax
 import numpy as np
 import pytest
 from flax import traverse_util
 
+from ktn_jax import cli
 from ktn_jax.checkpoints import files, torch_names, weights
+from ktn_jax.modeling.networks import build_network
 from ktn_jax.runtime.configuration import load_config
 
 
@@ -31,6 +36,44 @@ def test_weights_survive_every_format(tmp_path, config, variables, name):
         pytest.importorskip("torch", reason="PyTorch reads and writes .pth")
     weights.write_variables(tmp_path / name, variables)
     _equal(weights.load(config, tmp_path / name), variables)
+
+
+@pytest.mark.parametrize(
+    "name,changes",
+    [
+        ("teacher:tiny", ()),
+        # The structure of ktn:cascade.
+        (
+            "ktn:tiny",
+            (
+                "model.tasks=('densepose','keypoints')",
+                "model.cascade.num_stages=2",
+                "model.cascade.channels=16",
+                "model.keypoint_head.channels=(16,)",
+            ),
+        ),
+        pytest.param(
+            "densepose_rcnn:cascade_tiny",
+            ("model.cascade.num_stages=3",),
+            marks=pytest.mark.extended,
+        ),
+    ],
+)
+def test_other_kinds_of_models_convert_there_and_back(tmp_path, capsys, name, changes):
+    pytest.importorskip("torch", reason="PyTorch writes .pth")
+    config = load_config(name, list(changes))
+    rng = np.random.default_rng(0)
+    shapes = weights.abstract_variables(build_network(config.model))
+    drawn = jax.tree.map(lambda x: (100 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
+    weights.write_variables(tmp_path / "trained", drawn)
+    formats = ["trained", "a.safetensors", "b.pth", "c.safetensors"]
+    for source, target in itertools.pairwise(formats):
+        assert cli.main(["convert", str(tmp_path / source), str(tmp_path / target)]) == 0
+    count = weights.count_parameters(drawn)
+    assert capsys.readouterr().out.count(f"{count:,} parameters written") == len(formats) - 1
+    # safetensors are written in one way only, so that equal files are equal weights.
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
+    _equal(weights.load(config, tmp_path / "c.safetensors"), drawn)
 
 
 def test_constants_of_the_original_survive_our_own_folder(tmp_path, config, variables):

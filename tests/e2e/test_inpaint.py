@@ -2,23 +2,34 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from ktn_jax import cli
+from ktn_jax.checkpoints import weights
+from ktn_jax.runtime.configuration import load_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.extended]
 
 
 def test_a_teachers_labels_train_a_detector(tmp_path, capsys):
+    pytest.importorskip("torch", reason="PyTorch writes .pth")
     small = ["--set=total_steps=2", "--set=training.log_every=1", "--quiet"]
     teacher = ["--config=teacher:tiny", "--set=data.synthetic.num_images=4"]
     assert cli.main(["train", *teacher, *small, f"--workdir={tmp_path / 'teacher'}"]) == 0
     people = tmp_path / "people"
     synth = ["--images=3", "--seed=1", "--scene=easy", "--size", "128", "128", "--quiet"]
     assert cli.main(["data", "synth", f"--output={people}", *synth]) == 0
+    # A training's checkpoint survives other formats, and labels from any.
+    for source, target in (("teacher", "a.safetensors"), ("a.safetensors", "b.pth")):
+        assert cli.main(["convert", str(tmp_path / source), str(tmp_path / target)]) == 0
+    config = load_config("teacher:tiny")
+    trained, read = (weights.load(config, tmp_path / name) for name in ("teacher", "b.pth"))
+    jax.tree.map(np.testing.assert_array_equal, trained, read)
     filled = tmp_path / "filled.json"
     inpaint = [
-        *("data", "inpaint", *teacher, f"--weights={tmp_path / 'teacher'}", "--points=60"),
+        *("data", "inpaint", *teacher, f"--weights={tmp_path / 'b.pth'}", "--points=60"),
         *(f"--annotations={people / 'annotations.json'}", f"--images={people / 'images'}"),
         *(f"--output={filled}", "--quiet"),
     ]
