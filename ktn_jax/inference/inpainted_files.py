@@ -21,6 +21,7 @@ from ktn_jax.data_pipelines.coco.annotations import (
     PersonRecord,
     parse_dataset,
 )
+from ktn_jax.data_pipelines.coco.densepose_checks import has_densepose
 from ktn_jax.inference import batching
 from ktn_jax.inference.inpainting import AnnotatedPerson, DenseLabels, Inpainter, add_points
 from ktn_jax.results.iuv_pictures import quantise, write_labels
@@ -315,8 +316,10 @@ def _write(request: InpaintRequest, num_images: int) -> InpaintCounts:
         raise ValueError(str(unreadable))
     people = points = annotated = 0
     for annotation in raw["annotations"]:
-        # With on_bad="skip" there may be anything.
-        own = new.get(annotation.get("id")) if isinstance(annotation, dict) else None
+        # With on_bad="skip" there may be anything. Of several with one id the first was labelled,
+        # and ids of other categories can be those of people.
+        is_candidate = checks.has_id(annotation) and has_densepose(annotation)
+        own = new.pop(annotation["id"], None) if is_candidate else None
         if own is not None:
             people, annotated = people + 1, annotated + fill_up(annotation, own)
             points += len(annotation["dp_x"])

@@ -141,6 +141,29 @@ def test_a_stopped_run_resumes_to_the_same_file(people, filled, tmp_path):
     assert request.output.read_bytes() == filled[0].output.read_bytes()
 
 
+def test_records_that_are_left_out_stay_as_they_are(people, tmp_path):
+    raw = json.loads((people / "annotations.json").read_bytes())
+    raw["categories"].append({"id": 18, "name": "dog"})
+    labelled = raw["annotations"][0]
+    dog = {"id": labelled["id"], "image_id": labelled["image_id"], "category_id": 18}
+    others = [dog, {"id": [1]}, 7, {**labelled, "dp_x": []}, {**labelled, "id": True}]
+    raw["annotations"] = [dog, labelled, *others[1:], *raw["annotations"][1:]]
+    (tmp_path / "a.json").write_text(json.dumps(raw))
+    request = InpaintRequest(
+        tmp_path / "a.json",
+        people / "images",
+        tmp_path / "b.json",
+        with_pictures=False,
+        on_bad="skip",
+        max_skipped_fraction=1.0,
+    )
+    counts = inpainted_files.inpaint_file(_Teacher(), request, RUN)
+    after = json.loads(request.output.read_bytes())["annotations"]
+    assert [after[0], *after[2:6]] == others
+    assert len(after[1]["dp_x"]) > len(labelled["dp_x"])
+    assert counts.people == sum("dp_confidence" in record for record in after[1:2] + after[6:])
+
+
 def test_processes_share_the_people(people, filled, tmp_path):
     request = _request(people, tmp_path / "b.json")
     # One after the other: the second one finds what the first did, and writes the file.
