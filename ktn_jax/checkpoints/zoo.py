@@ -179,7 +179,7 @@ def recognise(shapes: Mapping[str, Sequence[int]]) -> list[str]:
 
     head, embedders = "MODEL.ROI_DENSEPOSE_HEAD.", "roi_heads.embedder.embedder_"
     predictor = "roi_heads.densepose_predictor."
-    scores = shapes.get("roi_heads.box_predictor.cls_score.weight", (0,))
+    scores = shapes.get("roi_heads.box_predictor.cls_score.weight") or (0,)
     wanted = {
         "MODEL.ROI_HEADS.NUM_CLASSES": scores[0] - 1,  # and the background
         "MODEL.RESNETS.DEPTH": 101 if has("backbone.bottom_up.res4.22.") else 50,

@@ -97,6 +97,7 @@ def _bootstrap(arguments: argparse.Namespace) -> "BootstrapSummary":
     from ktn_jax.inference.bootstrapping import SAMPLERS, BootstrapSettings
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
+    from ktn_jax.modeling.person_branches import has_charts
 
     settings = BootstrapSettings(
         min_score=arguments.min_score,
@@ -118,7 +119,7 @@ def _bootstrap(arguments: argparse.Namespace) -> "BootstrapSummary":
             arguments.results, arguments.images, arguments.output, settings
         )
     config = commands.load_model_config(arguments, zoo.DEFAULT)
-    if "densepose" not in config.model.tasks:
+    if not has_charts(config.model):
         raise ValueError(f"the model of {config.name} has no charts: take one with densepose")
     if SAMPLERS[settings.sampler] is not None:
         charts.check_confidences(config)

@@ -284,8 +284,8 @@ def end_to_end(dump: Dump) -> Iterator[Row]:
         limit = BOX_PIXELS if key.endswith("boxes") else SCORE
         row = compare(dump, key, np.asarray(actual), limit=limit)
         yield dataclasses.replace(row, key=key + note)
-    has_charts = "densepose" in config.model.tasks and len(dump["infer/det/boxes"])
-    count = int(dump["infer/densepose/hr_count"]) if has_charts else 0
+    has_maps = "densepose" in config.model.tasks and len(dump["infer/det/boxes"])
+    count = int(dump["infer/densepose/hr_count"]) if has_maps else 0
     compared: dict[str, list[Any]] = {
         "infer/keypoint/heatmaps": [person.maps.keypoints for person in people],
         "infer/det/mask_probabilities": [

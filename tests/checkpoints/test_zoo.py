@@ -124,6 +124,7 @@ def test_a_model_is_recognised_by_its_parameters(state_shapes):
     plain = "densepose_rcnn_R_101_FPN_DL_s1x"
     assert found[plain] == [plain]
     assert zoo.recognise({"backbone.bottom_up.stem.conv1.weight": [64, 3, 7, 7]}) == []
+    assert zoo.recognise({"roi_heads.box_predictor.cls_score.weight": []}) == []
 
 
 @pytest.fixture

@@ -152,6 +152,7 @@ def test_results_of_any_source_are_labelled(photos, tmp_path, capsys):
         (["--results", "{results}", "--output", "{results}.txt"], r"NAME\.json"),
         (["--results", "{results}", "--min-score", "0.05"], "ignore_score"),
         (["--config", "rcnn:keypoint_r50"], "has no charts"),
+        (["--config", "cse:tiny"], "has no charts"),
         (["--config", "ktn:tiny", "--sampler", "uv_confidence"], "predicts no confidences"),
     ],
 )
