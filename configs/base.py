@@ -226,7 +226,8 @@ def _loss() -> ConfigDict:
     loss.dense_weight = 1.0
     loss.coarse_segm_weight = 5.0  # the chart predictor's coarse map or KTN's 15 parts, mean
     loss.body_mask_weight = 5.0  # KTN's body mask, mean over cells
-    loss.keypoint_weight = 0.1  # of KTN's heatmaps and of the keypoint head's
+    loss.keypoint_weight = 0.1  # of KTN's heatmaps
+    loss.keypoint_head_weight = 1.0  # of the keypoint head's
     loss.mask_weight = 1.0  # of the mask head, mean over cells
     loss.normalise_keypoints_by_visible = True  # else by ROIs that could have been sampled
     loss.min_uv_variance = 0.01  # of the confidence models

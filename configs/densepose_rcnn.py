@@ -49,7 +49,6 @@ def get_config(variant: str = "r50") -> ConfigDict:
         config.optimizer.learning_rate = 0.002
     if variant in BRANCHES:
         config.model.tasks = BRANCHES[variant]
-        config.loss.keypoint_weight = 1.0
     if variant.startswith("cascade"):
         config.model.cascade.num_stages = 2
     if variant == "cascade_tiny":

@@ -39,7 +39,6 @@ def get_config(variant: str = "mask_r50") -> ConfigDict:
     else:
         model.rpn.post_nms_top_k_train = 1500
         config.loss.box_smooth_l1_beta = 0.5
-    config.loss.keypoint_weight = 1.0
     config.optimizer.learning_rate = 0.02
     config.total_steps, config.optimizer.decay_steps = 270_000, (210_000, 250_000)
     config.training.best_metric = "box"

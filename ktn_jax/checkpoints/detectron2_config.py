@@ -11,7 +11,12 @@ from ktn_jax.checkpoints.detectron2_training import translate_training
 from ktn_jax.checkpoints.detectron2_tree import Tree, short
 from ktn_jax.configs import base
 from ktn_jax.modeling.chart_predictor import LOW_RESOLUTION_KEYPOINTS
-from ktn_jax.modeling.person_branches import EMBEDDING, has_charts, has_embeddings
+from ktn_jax.modeling.person_branches import (
+    EMBEDDING,
+    has_charts,
+    has_embeddings,
+    transfer_sources,
+)
 
 _HEADS = {
     "DensePoseV1ConvXHead": "conv_stack",
@@ -353,7 +358,11 @@ def _loss(tree: Tree, config: ConfigDict) -> None:
         _densepose_loss(tree, loss, has_embeddings(config.model))
     if has_embeddings(config.model):
         detectron2_embeddings.translate_embeddings(tree, config)
-    loss.keypoint_weight = tree.get("MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT")
+    keypoint_weight = tree.get("MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT")
+    if transfer_sources(config.model):  # KTN has no keypoint head and takes it for its heatmaps
+        loss.keypoint_weight = keypoint_weight
+    if "keypoints" in config.model.tasks:
+        loss.keypoint_head_weight = keypoint_weight
     key = "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS"
     loss.normalise_keypoints_by_visible = tree.get(key)
     # The reference takes all of the foreground.

@@ -81,7 +81,7 @@ def branch_losses(
         if stage.keypoint_scores is not None and shown is not None:
             heatmaps = upsample_scores(stage.keypoint_scores)
             term = keypoint_loss(heatmaps, shown, keypoint_normaliser)
-            found["keypoint_head"] = term.scaled(loss.keypoint_weight)
+            found["keypoint_head"] = term.scaled(loss.keypoint_head_weight)
         if stage.mask_logits is not None and mask_targets is not None:
             term = mask_loss(stage.mask_logits, mask_targets)
             found["mask_head"] = term.scaled(loss.mask_weight)

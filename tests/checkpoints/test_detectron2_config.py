@@ -50,6 +50,7 @@ def test_groups_and_the_first_version_arrive(golden_dir):
     assert (first.model.predictor.name, first.model.decoder.name) == ("ktn_first", "panoptic")
     assert (first.model.densepose_head.name, first.model.densepose_head.norm) == ("conv_stack", "")
     assert (first.loss.coarse_segm_weight, first.loss.keypoint_weight) == (5.0, 0.05)
+    assert first.loss.keypoint_head_weight == 1.0  # of another head
     # Keypoint maps of another size than ours.
     trees["ktnv1_r50_tiny"]["MODEL"]["ROI_DENSEPOSE_HEAD"]["KPT_UP_SCALE"] = 4
     (problem,) = _problems(trees["ktnv1_r50_tiny"])
@@ -112,11 +113,8 @@ def test_our_configurations_are_the_released_ones(name):
     assert ours.model.to_dict() == released.model.to_dict()
 
     def comparable(config):
-        # The original takes all of the foreground; ours has room for a quarter of it. Its keypoint
-        # head is not that of models that have none.
-        is_ktn = RELEASED[name].startswith("ktn")
-        skipped = ("rois_per_image",) if is_ktn else ("rois_per_image", "keypoint_weight")
-        return {k: v for k, v in config.loss.to_dict().items() if not k.endswith(skipped)}
+        # The original takes all of the foreground; ours has room for a quarter of it.
+        return {k: v for k, v in config.loss.to_dict().items() if not k.endswith("rois_per_image")}
 
     assert comparable(ours) == comparable(released)
 
