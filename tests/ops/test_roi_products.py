@@ -79,7 +79,9 @@ def _pyramid(dtype=np.float32):
     return [jnp.asarray(level, dtype) for level in maps], boxes, valid_hw
 
 
-@pytest.mark.parametrize(("ratio", "aligned"), [(2, False), (0, True)])
+@pytest.mark.parametrize(
+    ("ratio", "aligned"), [pytest.param(2, False, marks=pytest.mark.extended), (0, True)]
+)
 def test_values_and_gradients_are_those_of_gathers(ratio, aligned):
     maps, boxes, valid_hw = _pyramid()
     level = roi_products.levels_of_strides(jnp.asarray(boxes), STRIDES, 224.0)
