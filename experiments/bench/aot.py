@@ -7,9 +7,8 @@
 
 A TPU topology needs `libtpu` (of the version that jax's extra "tpu" names), and h100xN needs
 `jax-cuda12-plugin` and `jax-cuda12-pjrt` of jax's version, installed without their dependencies; no
-TPU and no GPU. Memory, operations, bytes and collectives are read from the optimised program; of
-CUDA programs XLA counts no bytes, and operations are those of the program before it is optimised.
-What is in a loop counts once.
+TPU and no GPU. Memory, operations, bytes and collectives are read from the optimised program; XLA
+counts no operations and no bytes of CUDA programs. What is in a loop counts once.
 
 Optimising takes long: minutes for a small model, half an hour and 12 GB for a large one on a TPU.
 --quick asks XLA for its level O1, which takes a third of both; it keeps what a chip holds and
@@ -102,8 +101,6 @@ def compile_step(
     Returns:
         The figures, per device and step.
     """
-    from ktn_jax.training import profiling
-
     mesh = make_mesh(topology)
     start = time.perf_counter()
     step = abstract_step.abstract_step(config, mesh, size_hw)
@@ -135,7 +132,7 @@ def compile_step(
         "batch": config.batch_size,
         "size": f"{size_hw[0]}x{size_hw[1]}",
         "memory_bytes": own,
-        "flops": profiling.count_flops(compiled) or profiling.count_flops(lowered),
+        "flops": cost.get("flops"),
         "bytes_accessed": cost.get("bytes accessed"),
         "trained_bytes": step.trained_bytes,
         "collectives": dict(counts),
