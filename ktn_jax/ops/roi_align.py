@@ -70,18 +70,21 @@ def multilevel_roi_align(
     level = levels_of_strides(boxes, strides, canonical_size)
     if number == 0:
         return jnp.zeros((0, output_size, output_size, channels), features[0].dtype)
-    # The levels become one table of cells, and a box knows where its own map starts in it.
-    table = jnp.concatenate([level_map.reshape(-1, channels) for level_map in features])
+    # The levels become one table of cells, image by image, and a box knows where its own map starts
+    # in it. Nothing of this depends on how many images there are, which may be unknown.
+    table = jnp.concatenate(
+        [level_map.reshape(batch, -1, channels) for level_map in features], axis=1
+    ).reshape(-1, channels)
     cells = np.array([level_map.shape[1] * level_map.shape[2] for level_map in features])
-    starts = np.concatenate([[0], np.cumsum(batch * cells)[:-1]])
+    starts = np.cumsum(cells) - cells
     if valid_hw is None:
         sizes = np.array([level_map.shape[1:3] for level_map in features])
-        limits = jnp.asarray(np.broadcast_to(sizes[:, None, :], (len(features), batch, 2)))
+        limits = jnp.broadcast_to(jnp.asarray(sizes)[:, None, :], (len(features), batch, 2))
     else:
         limits = jnp.stack([jnp.asarray(size) for size in valid_hw])
     batch_index = batch_index.astype(jnp.int32)
     windows = {
-        "start": _per_level(starts, level) + batch_index * _per_level(cells, level),
+        "start": _per_level(starts, level) + batch_index * int(cells.sum()),
         "row_stride": _per_level([level_map.shape[2] for level_map in features], level),
         "limit_hw": limits.astype(jnp.int32)[level, batch_index],
         "boxes": boxes * jnp.asarray(1 / np.asarray(strides, np.float32))[level][:, None],
