@@ -73,6 +73,30 @@ def finite(text: str) -> float:
     return number
 
 
+def positive(text: str) -> int:
+    """The type of arguments that are whole numbers above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: another text.
+    """
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r:.50}")
+    return number
+
+
+def size_hw(text: str) -> tuple[int, int]:
+    """The type of arguments that are sizes, HEIGHTxWIDTH in pixels.
+
+    Raises:
+        argparse.ArgumentTypeError: another text.
+    """
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"HEIGHTxWIDTH wanted, such as 800x1344, got {text!r:.30}")
+    return int(sides[0]), int(sides[1])
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds --config and --set, which `named.load_config` takes."""
     _add_config_argument(parser, required)

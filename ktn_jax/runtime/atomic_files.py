@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 
@@ -39,6 +40,44 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def creating_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder, which becomes `path` if the block succeeds.
+
+    Args:
+        path: The new folder; folders above it are made.
+
+    Yields:
+        A folder beside it.
+
+    Raises:
+        ValueError: something is at `path` already, other than an empty folder. Errors inside the
+            block propagate; the temporary folder is then removed.
+    """
+    path = pathlib.Path(path)
+    check_new_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:32]}.{secrets.token_hex(6)}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(path: str | os.PathLike[str]) -> None:
+    """Checks that a folder can be created, or is there and empty.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    path = pathlib.Path(path)
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} is there already: give a new folder")
 
 
 def _sync_folder(folder: pathlib.Path) -> None:

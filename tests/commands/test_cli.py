@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -265,3 +266,28 @@ def test_options_that_are_numbers_are_finite(arguments, value, capsys):
         cli.main([*before, f"{option}={value}"])
     assert stop.value.code == 2
     assert f"argument {option}: must be a finite number, got '{value}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--canvas", "800"), "HEIGHTxWIDTH wanted, such as 800x1344, got '800'"),
+        (("--canvas", "0x32"), "HEIGHTxWIDTH wanted"),
+        (("--max-people", "0"), "must be a whole number above 0, got '0'"),
+        (("--max-people", "2.5"), "must be a whole number above 0"),
+        (("--format", "onnx"), "jax2onnx .* refuses loops .* Write stablehlo or savedmodel"),
+        (("--format", "tflite"), "unknown format 'tflite': one of"),
+        (("--output", "."), ". is there already: give a new folder"),
+    ],
+)
+def test_export_refuses_what_it_cannot_write_before_it_reads_weights(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").touch()
+    command = ["export", "--config=ktn:tiny", "--weights=absent.pth", "--output=new", *arguments]
+    try:
+        assert cli.main(command) == 1
+    except SystemExit as stopped:  # argparse
+        assert stopped.code == 2
+    assert re.search(message, capsys.readouterr().err)

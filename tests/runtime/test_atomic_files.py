@@ -54,3 +54,20 @@ def test_files_get_the_permissions_that_the_user_gives_new_ones(tmp_path):
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "folder"
+    with pytest.raises(ZeroDivisionError), atomic_files.creating_folder(path) as temporary:
+        (temporary / "file").write_text("half")
+        raise ZeroDivisionError
+    assert list(path.parent.iterdir()) == []
+    path.mkdir()  # an empty one may be there
+    with atomic_files.creating_folder(path) as temporary:
+        (temporary / "file").write_text("whole")
+        assert list(path.iterdir()) == []
+    assert (path / "file").read_text() == "whole"
+    for taken in (path, path / "file"):
+        with pytest.raises(ValueError, match="is there already"):
+            atomic_files.creating_folder(taken).__enter__()
+    assert [entry.name for entry in path.parent.iterdir()] == ["folder"]
