@@ -17,7 +17,7 @@ EXIT_STOPPED = 128 + signal.SIGINT  # as shells report it
 EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
 COMMANDS = (
     *("predict", "draw", "models", "convert", "verify", "train", "eval", "config", "data", "demo"),
-    *("texture", "export"),
+    *("texture", "export", "serve"),
 )
 
 
