@@ -59,6 +59,7 @@ def test_every_part_of_the_detector_gets_its_compute(monkeypatch):
             PLAIN,
             Compute(winograd=True),
             Compute(chunks=True),
+            Compute(products=True),
             Compute(dtype="bfloat16"),
             Compute(matmul_dtype="bfloat16"),
         )
