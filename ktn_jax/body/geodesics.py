@@ -29,6 +29,26 @@ def edge_graph(vertices: np.ndarray, faces: np.ndarray) -> scipy.sparse.csr_matr
     return scipy.sparse.csr_matrix((np.tile(length, 2), (rows, columns)), shape=size)
 
 
+def geodesic_rows(
+    vertices: np.ndarray, faces: np.ndarray, block_rows: int = 256
+) -> Iterator[np.ndarray]:
+    """Computes the distances of all pairs, a block of rows at a time.
+
+    Args:
+        vertices: [V, 3].
+        faces: [F, 3].
+        block_rows: sources solved at once; memory is block_rows x V x 8 bytes.
+
+    Yields:
+        float64 [at most block_rows, V], V rows in all; infinite between parts that do not touch.
+    """
+    graph = edge_graph(vertices, faces)
+    for start in range(0, len(vertices), block_rows):
+        sources = np.arange(start, min(start + block_rows, len(vertices)))
+        # The graph holds both directions of every edge: SciPy need not look for reversed ones.
+        yield scipy.sparse.csgraph.dijkstra(graph, directed=True, indices=sources)
+
+
 def condensed_geodesics(
     vertices: np.ndarray, faces: np.ndarray, block_rows: int = 256
 ) -> Iterator[np.ndarray]:
@@ -37,16 +57,15 @@ def condensed_geodesics(
     Args:
         vertices: [V, 3].
         faces: [F, 3].
-        block_rows: sources solved at once; memory is block_rows x V x 8 bytes.
+        block_rows: see `geodesic_rows`.
 
     Yields:
         float32 blocks that follow each other: pair (i, j), i > j, at i (i - 1) / 2 + j. There are
         V (V - 1) / 2 values in all.
     """
-    graph = edge_graph(vertices, faces)
-    for start in range(0, len(vertices), block_rows):
-        sources = np.arange(start, min(start + block_rows, len(vertices)))
-        # The graph holds both directions of every edge: SciPy need not look for reversed ones.
-        rows = scipy.sparse.csgraph.dijkstra(graph, directed=True, indices=sources)
+    start = 0
+    for rows in geodesic_rows(vertices, faces, block_rows):
+        sources = np.arange(start, start + len(rows))
         below = np.arange(len(vertices))[None] < sources[:, None]
         yield rows[below].astype(np.float32)
+        start += len(rows)

@@ -152,6 +152,14 @@ class Template:
         uv = np.einsum("nk,nkd->nd", barycentric, self.chart_uv[self.chart_faces[face]])
         return IUV(self.face_patch[face], uv[:, 0], uv[:, 1])
 
+    def nearest_corner(self, face: np.ndarray, barycentric: np.ndarray) -> np.ndarray:
+        """Finds the [N] vertex of each point's face that is nearest to it on the rest surface."""
+        corners = self.faces[face]
+        offsets = self.vertices[corners] - self.surface_to_point(face, barycentric)[:, None]
+        nearest = np.square(offsets).sum(axis=-1).argmin(axis=1)
+        vertices: np.ndarray = np.take_along_axis(corners, nearest[:, None], axis=1)[:, 0]
+        return vertices
+
     def mirror_iuv(self, patch: np.ndarray, u: np.ndarray, v: np.ndarray) -> IUV:
         """Maps chart coordinates to those of the reflected surface point.
 

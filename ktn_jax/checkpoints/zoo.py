@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import functools
 import json
-import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,6 @@ from ktn_jax.runtime import caches, downloads
 DEFAULT = "densepose_rcnn_R_50_FPN_DL_s1x"
 
 _TABLE = pathlib.Path(__file__).with_name("zoo.json")
-# In place of the addresses' beginning: a mirror, or http on this machine.
-_MIRROR_VARIABLE, _SERVER = "KTN_MODELS_URL", "https://dl.fbaipublicfiles.com/densepose"
 # "charts" are the models of detectron2's chart table, "evolution" those of them that were made for
 # animals, "embedding" its continuous surface embeddings.
 _LICENCES = {"KTN": "not stated"}  # else that of detectron2's model zoo
@@ -106,9 +103,7 @@ class Model:
                 f"the weights of {self.name} are not here, and a program cannot fetch them: "
                 f"{self.place}. Put the file at {path}, or name it with --weights"
             )
-        mirror = os.environ.get(_MIRROR_VARIABLE) or _SERVER
-        url = mirror.rstrip("/") + self.url.removeprefix(_SERVER)
-        return downloads.fetch(url, path, self.sha256_start)
+        return downloads.fetch(downloads.mirrored(self.url), path, self.sha256_start)
 
     def tree(self, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The whole tree of detectron2's settings.

@@ -21,7 +21,7 @@ from ktn_jax.body.procedural import assembly
 from ktn_jax.body.surface import Template
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
-from ktn_jax.runtime import checksums, locks, mat_files, npz_files
+from ktn_jax.runtime import checksums, locks, mat_files, npy_files, npz_files
 from ktn_jax.runtime.atomic_files import replacing
 from ktn_jax.runtime.pickles import load_arrays
 
@@ -233,7 +233,8 @@ def write_template(
     }
     try:
         with replacing(target / GEODESICS_FILE) as path:
-            _write_table(path, _checked(geodesics, num_distances, target), num_distances, dtype)
+            blocks = _checked(geodesics, num_distances, target)
+            npy_files.write_blocks(path, blocks, (num_distances,), dtype)
             table = np.load(path, mmap_mode="r", allow_pickle=False)
             _template(arrays, table, meta)  # checks that the arrays belong together
             del table
@@ -260,21 +261,6 @@ def _check_space(folder: pathlib.Path, num_bytes: int) -> None:
 
 def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.1f} MB"
-
-
-def _write_table(
-    path: pathlib.Path, blocks: Iterable[np.ndarray], count: int, dtype: np.dtype | type
-) -> None:
-    """Writes a .npy file block by block; through a mapped file a full disk ends the process."""
-    header = {
-        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-        "fortran_order": False,
-        "shape": (count,),
-    }
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for block in blocks:
-            file.write(np.ascontiguousarray(block, dtype).data)
 
 
 def _checked(

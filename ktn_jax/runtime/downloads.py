@@ -20,12 +20,27 @@ _STALLED = 180.0  # seconds that another process may bring nothing
 _PIECE = 1 << 20  # bytes
 
 
+# DensePose's server, and the environment's name for a mirror of it, or for http on this machine.
+SERVER, MIRROR_VARIABLE = "https://dl.fbaipublicfiles.com/densepose", "KTN_MODELS_URL"
+
+
 class DownloadError(OSError):
     """A file that could not be fetched; the message says what to do by hand."""
 
 
 class _Broken(Exception):
     """An attempt that failed in a way that the next one may not."""
+
+
+def mirrored(url: str) -> str:
+    """The address of a file of DensePose's server on the mirror that `KTN_MODELS_URL` names.
+
+    Addresses of other servers, and all where there is no mirror, stay as they are.
+    """
+    mirror = os.environ.get(MIRROR_VARIABLE)
+    if not mirror or not url.startswith(SERVER):
+        return url
+    return mirror.rstrip("/") + url.removeprefix(SERVER)
 
 
 def fetch(url: str, target: pathlib.Path, sha256_start: str = "") -> pathlib.Path:

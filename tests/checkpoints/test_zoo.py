@@ -137,7 +137,7 @@ def mirror(file_server, monkeypatch, tmp_path):
 
 def test_weights_are_fetched_into_the_cache_and_checked(mirror, tmp_path, monkeypatch):
     model = zoo.find("densepose_rcnn_R_50_FPN_s1x")
-    path = "/mirror" + model.url.removeprefix(zoo._SERVER)
+    path = "/mirror" + model.url.removeprefix(downloads.SERVER)
     mirror.files[path] = b"something else"
     assert not model.is_here
     with pytest.raises(downloads.DownloadError, match="SHA-256 does not start 162be9"):

@@ -11,7 +11,7 @@ import ktn_jax
 from ktn_jax import cli
 from ktn_jax.checkpoints import files, named, torch_names, weights, zoo
 from ktn_jax.modeling.detector import build_model
-from ktn_jax.runtime import jax_setup
+from ktn_jax.runtime import downloads, jax_setup
 
 # Of the released model, what takes long to compile is left out.
 _SETTINGS = {
@@ -65,7 +65,7 @@ def served(file_server, monkeypatch, tmp_path):
     zoo._TABLE.write_text(json.dumps(table))
     zoo.models.cache_clear()
     url = zoo.find(zoo.DEFAULT).url
-    file_server.files[url.removeprefix(zoo._SERVER)] = path.read_bytes()
+    file_server.files[url.removeprefix(downloads.SERVER)] = path.read_bytes()
     file_server.break_after = [1000]
     yield file_server
     monkeypatch.undo()
