@@ -20,15 +20,18 @@ from ktn_jax.data_pipelines.coco.densepose_checks import (
     DENSEPOSE_KEYS,
     DENSEPOSE_POINT_KEYS,
     EXTENSION_KEYS,
+    MESH_KEY,
     PICTURE_KEY,
+    VERTEX_KEY,
+    VERTEX_KEYS,
+    has_charts,
     has_densepose,
+    has_vertices,
 )
 from ktn_jax.data_pipelines.coco.json_values import is_absent
-from ktn_jax.data_pipelines.coco.part_masks import decode_part_mask
+from ktn_jax.data_pipelines.coco.part_masks import Segmentation, decode_part_mask, grid_mask
 
 SKIP_ADVICE = "to leave bad records out: on_bad='skip', --on-bad skip or --config.data.on_bad=skip"
-
-Segmentation = Sequence[Sequence[float]] | Mapping[str, Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +40,37 @@ class DensePoseRecord:
 
     x: np.ndarray  # [P] float32 in 0..256
     y: np.ndarray  # [P] float32 in 0..256
-    i: np.ndarray  # [P] float32 surface patch 0..24, 0 is background
+    i: np.ndarray  # [P] float32 surface patch 0..24, 0 is background, or where only vertices are
     u: np.ndarray  # [P] float32 in 0..1
     v: np.ndarray  # [P] float32 in 0..1
     part_mask: np.ndarray  # [256, 256] uint8 coarse part 0..14
     is_annotated: np.ndarray  # [P] bool, False for points that a model set
     confidence: np.ndarray  # [P] float32 in 0..1, of points that a model set
     iuv_file: str = ""  # picture of the labels of all pixels, as the file names it; "" without one
+    vertex: np.ndarray | None = None  # [P] int32 on the mesh; None where only charts are
+    mesh: str = ""  # the name of that mesh
+
+    @property
+    def has_charts(self) -> bool:
+        """Whether the points have patch, U and V."""
+        return self.vertex is None or bool(self.i.any())
+
+    @property
+    def is_on_surface(self) -> bool:
+        """Whether any point is on the surface: has a vertex, or a patch above 0."""
+        return bool(self.i.any()) or (self.vertex is not None and len(self.vertex) > 0)
 
     def take(self, index: np.ndarray) -> "DensePoseRecord":
         """The same with the points of `index` alone, bool [P] or int [Q]."""
         names = ("x", "y", "i", "u", "v", "is_annotated", "confidence")
-        return dataclasses.replace(self, **{name: getattr(self, name)[index] for name in names})
+        kept = {name: getattr(self, name)[index] for name in names}
+        vertex = None if self.vertex is None else self.vertex[index]
+        return dataclasses.replace(self, **kept, vertex=vertex)
 
 
 @dataclasses.dataclass(frozen=True)
 class PersonRecord:
-    """One annotated person, or a crowd region."""
+    """One annotated person, or animal, or a crowd region."""
 
     annotation_id: int
     box_xywh: np.ndarray  # [4] float64, pixels of the image
@@ -62,11 +79,12 @@ class PersonRecord:
     keypoints: np.ndarray  # [17, 3] float32 x, y, visibility; zeros where there are none
     segmentation: Segmentation = None  # polygons or run-length mask, as in the file
     densepose: DensePoseRecord | None = None
+    class_index: int = 0  # of the categories that were asked for
 
     @property
     def has_surface(self) -> bool:
         """Whether `ImageFacts.with_surface` counts the person: no crowd, with surface points."""
-        return not self.is_crowd and self.densepose is not None and bool(self.densepose.i.any())
+        return not self.is_crowd and self.densepose is not None and self.densepose.is_on_surface
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +111,8 @@ class ImageFacts:
     with_surface: np.ndarray | None = None
     all_annotated: bool = True  # whether an annotator set all points: a model set none
     weights: np.ndarray | None = None  # [N] float64, how often an epoch has each; None for once
+    # Of each mesh that people's points are on, the largest vertex + 1.
+    vertices: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +139,18 @@ class ImageSequence(Sequence[ImageRecord]):
         self,
         images: Sequence[Mapping[str, Any]],
         people: Sequence[Sequence[tuple[Mapping[str, Any], bool]]],
+        classes: Mapping[int, int],
     ):
-        """Takes image entries and each one's annotations, with whether their DensePose counts."""
+        """Takes the entries.
+
+        Args:
+            images: of the images.
+            people: each image's annotations, with whether their DensePose counts.
+            classes: index of the class by the id of its category.
+        """
         self._images = images
         self._people = people
+        self._classes = classes
 
     def __len__(self) -> int:
         return len(self._images)
@@ -134,7 +162,10 @@ class ImageSequence(Sequence[ImageRecord]):
             file_name=image["file_name"],
             height=image["height"],
             width=image["width"],
-            people=tuple(parse_person(raw, dense) for raw, dense in self._people[index]),
+            people=tuple(
+                parse_person(raw, dense, self._classes[raw["category_id"]])
+                for raw, dense in self._people[index]
+            ),
         )
 
     def ids(self) -> list[int]:
@@ -166,9 +197,12 @@ class ImageSequence(Sequence[ImageRecord]):
             for people in trainable
         ]
         with_surface = [
-            sum(dense and has_densepose(raw) and any(raw["dp_I"]) for raw, dense in people)
-            for people in trainable
+            sum(dense and _is_on_surface(raw) for raw, dense in people) for people in trainable
         ]
+        vertices: dict[str, int] = {}
+        for raw in filter(has_vertices, with_points):
+            name = raw[MESH_KEY]
+            vertices[name] = max(vertices.get(name, 0), int(max(raw[VERTEX_KEY])) + 1)
         return ImageFacts(
             sizes_hw=np.asarray(sizes, np.int32).reshape(-1, 2),
             people=np.asarray([len(people) for people in trainable], np.int32),
@@ -176,7 +210,13 @@ class ImageSequence(Sequence[ImageRecord]):
             all_annotated=all(all(raw.get("dp_annotated") or ()) for raw in with_points),
             with_keypoints=np.asarray(with_keypoints, np.int32),
             with_surface=np.asarray(with_surface, np.int32),
+            vertices=vertices,
         )
+
+
+def _is_on_surface(raw: Mapping[str, Any]) -> bool:
+    """`DensePoseRecord.is_on_surface` of an entry that passed the checks."""
+    return has_vertices(raw) or (has_charts(raw) and any(raw["dp_I"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,10 +234,11 @@ def parse_dataset(
     on_bad: Literal["raise", "skip"] = "raise",
     max_skipped_fraction: float = 0.01,
     images_dir: str | os.PathLike[str] | None = None,
+    categories: Sequence[str] = (checks.PERSON,),
 ) -> Dataset:
     """Reads DensePose-COCO annotations.
 
-    Annotations of other categories than person are left out; crowd regions stay, marked.
+    Annotations of other categories are left out; crowd regions stay, marked.
 
     Args:
         source: path of the JSON file, or what it holds.
@@ -205,6 +246,8 @@ def parse_dataset(
         max_skipped_fraction: with "skip", the share of bad records above which the file is refused:
             it probably has another format. See `is_above_ceiling`.
         images_dir: where given, images are read too, and missing or broken ones are bad records.
+        categories: names of those to read, in the order of the classes; of a file with a single
+            category that one stands for the first.
 
     Returns:
         The dataset. `report` holds every finding, also of the records that were skipped.
@@ -227,7 +270,7 @@ def parse_dataset(
         raw, unreadable = checks.load_json(source)
         if unreadable is not None:
             raise DatasetError(str(unreadable), AnnotationReport(file, {}, (unreadable,)))
-    report = checks.check_dataset(raw, file, images_dir)
+    report = checks.check_dataset(raw, file, images_dir, categories)
     if not report.is_readable or (on_bad == "raise" and not report.ok):
         advice = "" if not report.is_readable else f"\n{SKIP_ADVICE}"
         raise DatasetError(report.format(max_findings=20) + advice, report)
@@ -258,26 +301,35 @@ def clean_person(raw: Mapping[str, Any], with_densepose: bool = True) -> dict[st
 
     Returns:
         Its fields, without those that are null or empty. `area` and `iscrowd` are always set: a
-        missing area is the box's. Either all of the six keys of DensePose are set or no `dp_*`.
+        missing area is the box's. Of DensePose `dp_x` and `dp_y` are set, and all of `dp_I`,
+        `dp_U`, `dp_V` or all of `dp_vertex`, `ref_model`, or both; or nothing of it is.
     """
     _, _, width, height = raw["bbox"]
     cleaned = {"iscrowd": 0, "area": float(width * height)}
     cleaned |= {key: value for key, value in raw.items() if not is_absent(value)}
+    unwanted: set[str] = set()
     if not (with_densepose and has_densepose(raw)):
-        for key in (*DENSEPOSE_KEYS, *EXTENSION_KEYS, PICTURE_KEY):
-            cleaned.pop(key, None)
-    return cleaned
+        unwanted = {*DENSEPOSE_KEYS, *VERTEX_KEYS, *EXTENSION_KEYS, PICTURE_KEY}
+    elif not has_charts(raw):
+        unwanted = {"dp_I", "dp_U", "dp_V"}
+    elif not has_vertices(raw):
+        unwanted = {*VERTEX_KEYS}
+    return {key: value for key, value in cleaned.items() if key not in unwanted}
 
 
-def parse_person(raw: Mapping[str, Any], with_densepose: bool = True) -> PersonRecord:
+def parse_person(
+    raw: Mapping[str, Any], with_densepose: bool = True, class_index: int = 0
+) -> PersonRecord:
     """Turns one annotation that passed `record_checks` into a record.
 
     Args:
         raw: the annotation as JSON gave it.
         with_densepose: False leaves `dp_*` out.
+        class_index: of its category.
 
     Returns:
-        The record. Missing keypoints are zeros and a missing area is the box's.
+        The record. Missing keypoints are zeros and a missing area is the box's. Without `dp_masks`
+        the segmentation is the mask of the whole body, which has label 1.
     """
     raw = clean_person(raw, with_densepose)
     box = np.asarray(raw["bbox"], np.float64)
@@ -289,17 +341,22 @@ def parse_person(raw: Mapping[str, Any], with_densepose: bool = True) -> PersonR
         keypoints[:, 2] = np.where(visibility == np.round(visibility), visibility, confident)
     densepose = None
     if "dp_x" in raw:
-        x, y, i, u, v = (np.asarray(raw[key], np.float32) for key in DENSEPOSE_POINT_KEYS)
+        zeros = np.zeros(len(raw["dp_x"]))
+        x, y, i, u, v = (
+            np.asarray(raw.get(key, zeros), np.float32) for key in DENSEPOSE_POINT_KEYS
+        )
         densepose = DensePoseRecord(
             x=x,
             y=y,
             i=i,
             u=u,
             v=v,
-            part_mask=decode_part_mask(raw["dp_masks"]),
+            part_mask=_part_mask(raw, box),
             is_annotated=np.asarray(raw.get("dp_annotated", np.ones(len(x))), bool),
             confidence=np.asarray(raw.get("dp_confidence", np.ones(len(x))), np.float32),
             iuv_file=raw.get(PICTURE_KEY, ""),
+            vertex=np.asarray(raw[VERTEX_KEY], np.int32) if VERTEX_KEY in raw else None,
+            mesh=raw.get(MESH_KEY, ""),
         )
     return PersonRecord(
         annotation_id=raw["id"],
@@ -309,7 +366,15 @@ def parse_person(raw: Mapping[str, Any], with_densepose: bool = True) -> PersonR
         keypoints=keypoints,
         segmentation=raw.get("segmentation"),
         densepose=densepose,
+        class_index=class_index,
     )
+
+
+def _part_mask(raw: Mapping[str, Any], box_xywh: np.ndarray) -> np.ndarray:
+    if "dp_masks" in raw:
+        return decode_part_mask(raw["dp_masks"])
+    mask = grid_mask(raw.get("segmentation"), box_xywh)
+    return np.zeros((parts.PART_GRID, parts.PART_GRID), np.uint8) if mask is None else mask
 
 
 def _group_by_image(raw: Mapping[str, Any], report: AnnotationReport) -> "ImageSequence":
@@ -317,10 +382,13 @@ def _group_by_image(raw: Mapping[str, Any], report: AnnotationReport) -> "ImageS
     for position, annotation in enumerate(raw["annotations"]):
         if position in report.bad_annotations:
             continue
-        if checks.is_of_category(annotation, report.person_categories):
+        if checks.is_of_category(annotation, report.classes.keys()):
             person = (annotation, position not in report.bad_densepose)
             people.setdefault(annotation["image_id"], []).append(person)
     images = [
-        image for position, image in enumerate(raw["images"]) if position not in report.bad_images
+        {**image, "file_name": record_checks.image_file_name(image)}
+        for position, image in enumerate(raw["images"])
+        if position not in report.bad_images
     ]
-    return ImageSequence(images, [tuple(people.get(image["id"], ())) for image in images])
+    entries = [tuple(people.get(image["id"], ())) for image in images]
+    return ImageSequence(images, entries, report.classes)

@@ -10,14 +10,18 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import orjson
 from PIL import Image, UnidentifiedImageError
 
 from ktn_jax.data_pipelines.coco import record_checks
-from ktn_jax.data_pipelines.coco.densepose_checks import find_sound_masks, has_densepose
+from ktn_jax.data_pipelines.coco.densepose_checks import (
+    find_sound_masks,
+    has_densepose,
+    has_vertices,
+)
 from ktn_jax.data_pipelines.coco.findings import (
     DENSEPOSE_KINDS,
     KINDS,
@@ -28,7 +32,7 @@ from ktn_jax.data_pipelines.coco.json_values import is_integer
 from ktn_jax.runtime.images import ImageError, explain_error, open_image, orient
 
 SECTIONS = ("images", "annotations", "categories")
-PERSON = "person"  # the category that is checked and used
+PERSON = "person"  # the category that is checked and used, unless others are asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,8 @@ class AnnotationReport:
     bad_annotations: frozenset[int] = frozenset()
     bad_densepose: frozenset[int] = frozenset()
     categories: frozenset[int] = frozenset()
-    person_categories: frozenset[int] = frozenset()
+    # Index of its class by the id of each category that was asked for; those of people otherwise.
+    classes: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -96,13 +101,16 @@ class DatasetError(ValueError):
 
 
 def check_file(
-    path: str | os.PathLike[str], images_dir: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    images_dir: str | os.PathLike[str] | None = None,
+    categories: Sequence[str] = (PERSON,),
 ) -> AnnotationReport:
     """Validates an annotation file, and its images where their folder is given.
 
     Args:
         path: DensePose-COCO JSON.
         images_dir: folder that `file_name` is relative to; None leaves the images unread.
+        categories: names of those whose annotations are checked.
 
     Returns:
         The report. Errors in the file are reported, not raised.
@@ -110,7 +118,7 @@ def check_file(
     raw, finding = load_json(path)
     if finding is not None:
         return AnnotationReport(str(path), {}, (finding,))
-    return check_dataset(raw, str(path), images_dir)
+    return check_dataset(raw, str(path), images_dir, categories)
 
 
 def load_json(path: str | os.PathLike[str]) -> tuple[Any, Finding | None]:
@@ -153,7 +161,10 @@ def _decode(content: bytes) -> Any:
 
 
 def check_dataset(
-    raw: Any, file: str = "(memory)", images_dir: str | os.PathLike[str] | None = None
+    raw: Any,
+    file: str = "(memory)",
+    images_dir: str | os.PathLike[str] | None = None,
+    categories: Sequence[str] = (PERSON,),
 ) -> AnnotationReport:
     """Validates a dataset that is already read.
 
@@ -161,28 +172,29 @@ def check_dataset(
         raw: what the JSON file holds.
         file: name for the findings.
         images_dir: folder that `file_name` is relative to; None leaves the images unread.
+        categories: names of those whose annotations are checked, in the order of the classes.
 
     Returns:
         The report. Errors in the file are reported, not raised.
     """
     top = Collector(file, "(file)")
-    categories, people = _check_top(raw, top)
+    known, classes = _check_top(raw, top, categories)
     if top.findings:
         return AnnotationReport(file, {}, tuple(top.findings))
     findings: list[Finding] = []
     sizes, bad_images = _check_images(raw["images"], file, images_dir, findings)
     bad_annotations, bad_densepose = _check_annotations(
-        raw["annotations"], sizes, categories, people, file, findings
+        raw["annotations"], sizes, known, classes.keys(), file, findings
     )
     return AnnotationReport(
         file=file,
-        counts=_count(raw, bad_images, bad_annotations, bad_densepose, people),
+        counts=_count(raw, bad_images, bad_annotations, bad_densepose, classes.keys()),
         findings=tuple(findings),
         bad_images=frozenset(bad_images),
         bad_annotations=frozenset(bad_annotations),
         bad_densepose=frozenset(bad_densepose),
-        categories=frozenset(categories),
-        person_categories=frozenset(people),
+        categories=frozenset(known),
+        classes=classes,
     )
 
 
@@ -249,8 +261,10 @@ def check_image_file(
     return check_image_bytes(content, height, width)
 
 
-def _check_top(raw: Any, found: Collector) -> tuple[set[int], set[int]]:
-    """Returns the ids of all categories and of those that are people."""
+def _check_top(
+    raw: Any, found: Collector, wanted: Sequence[str]
+) -> tuple[set[int], dict[int, int]]:
+    """Returns the ids of all categories, and the class of those that are wanted by id."""
     if not isinstance(raw, Mapping):
         text = "must be an object with images, annotations and categories"
         if isinstance(raw, list):
@@ -258,29 +272,32 @@ def _check_top(raw: Any, found: Collector) -> tuple[set[int], set[int]]:
         else:
             text += f", got {type(raw).__name__}"
         found.add("wrong_top_level", "(whole file)", text)
-        return set(), set()
+        return set(), {}
     for section in SECTIONS:
         if not isinstance(raw.get(section), list):
             found.add("missing_section", section, "is missing or not a list")
     if found.findings:
-        return set(), set()
+        return set(), {}
     known: dict[int, Any] = {}
-    people: set[int] = set()
+    classes: dict[int, int] = {}
     categories = [c for c in raw["categories"] if isinstance(c, Mapping)]
     for category in categories:
         name, number = category.get("name"), category.get("id")
-        # The only category is that of people, whatever its name.
-        is_person = name == PERSON or len(categories) == 1
+        # The only category is the wanted one, whatever its name.
+        is_named = name in wanted
+        is_wanted = is_named or (len(categories) == 1 and len(wanted) == 1)
         if is_integer(number):
             known[number] = name
-            people |= {number} if is_person else set()
-        elif is_person:
+            if is_wanted:
+                classes[number] = wanted.index(name) if isinstance(name, str) and is_named else 0
+        elif is_wanted:
             text = f"id of {name!r:.80} must be an integer, got {number!r:.80}"
             found.add("wrong_type", "categories", text)
-    if not people and not found.findings:
+    if not classes and not found.findings:
         names = ", ".join(f"{c.get('name')!r:.80}" for c in categories[:20]) or "none"
-        found.add("no_person_category", "categories", f"no category is named person: {names}")
-    return set(known), people
+        text = f"no category is named {' or '.join(wanted)}: {names}"
+        found.add("no_person_category", "categories", text)
+    return set(known), classes
 
 
 def _check_images(
@@ -297,10 +314,11 @@ def _check_images(
         if is_repeated:
             found.add("duplicate_image", "id", f"image {image_id} was there before")
         if images_dir is not None and not found.findings:
-            path = pathlib.Path(images_dir, raw["file_name"])
+            name = record_checks.image_file_name(raw)
+            path = pathlib.Path(images_dir, name)
             wrong = check_image_file(path, raw["height"], raw["width"])
             if wrong is not None:
-                found.add(wrong[0], "file_name", f"{raw['file_name']}: {wrong[1]}")
+                found.add(wrong[0], "file_name", f"{name}: {wrong[1]}")
         is_bad = any(finding.is_error for finding in found.findings)
         if is_bad:
             bad.add(position)
@@ -314,7 +332,7 @@ def _check_annotations(
     annotations: list[Any],
     sizes: Mapping[int, tuple[int, int]],
     categories: set[int],
-    people: set[int],
+    people: Set[int],
     file: str,
     findings: list[Finding],
 ) -> tuple[set[int], set[int]]:
@@ -361,7 +379,7 @@ def _count(
     bad_images: set[int],
     bad_annotations: set[int],
     bad_densepose: set[int],
-    people: set[int],
+    people: Set[int],
 ) -> dict[str, int]:
     counts: collections.Counter[str] = collections.Counter()
     for position, annotation in enumerate(raw["annotations"]):
@@ -376,6 +394,7 @@ def _count(
         if position not in bad_densepose and has_densepose(annotation):
             counts["people with DensePose"] += 1
             counts["DensePose points"] += len(annotation["dp_x"])
+            counts["people with vertices"] += has_vertices(annotation)
     return {
         "images": len(raw["images"]),
         "annotations": len(raw["annotations"]),

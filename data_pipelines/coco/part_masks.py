@@ -1,6 +1,6 @@
-"""The masks of a person's coarse parts, `dp_masks`, on the 256x256 grid over the person's box."""
+"""Masks on the 256x256 grid over a person's box: of the coarse parts, `dp_masks`, or of it all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,20 +10,27 @@ from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
 from ktn_jax.runtime import rle
 
+# Polygons or a run-length mask in pixels of the image, as in annotation files.
+Segmentation = Sequence[Sequence[float]] | Mapping[str, Any] | None
 
-def decode_part_mask(dp_masks: Sequence[Any]) -> np.ndarray:
+
+def decode_part_mask(dp_masks: Sequence[Any] | Mapping[str, Any]) -> np.ndarray:
     """Decodes the part masks of one person.
 
     Args:
-        dp_masks: up to 14 run-length masks of 256x256, empty entries for parts that are not seen.
+        dp_masks: up to 14 run-length masks of 256x256, empty entries for parts that are not seen;
+            or one such mask, of the whole body.
 
     Returns:
         [256, 256] uint8 labels 0..14. Where masks overlap the later part wins, as in the original.
+        A mask of the whole body has label 1.
 
     Raises:
         RleError: an entry that is not such a mask.
         ValueError: more than 14 entries.
     """
+    if isinstance(dp_masks, Mapping):
+        dp_masks = [dp_masks]
     if len(dp_masks) > parts.NUM_COARSE:
         raise ValueError(f"dp_masks must have at most 14 entries, got {len(dp_masks)}")
     labels = np.zeros((PART_GRID, PART_GRID), np.uint8)
@@ -31,6 +38,34 @@ def decode_part_mask(dp_masks: Sequence[Any]) -> np.ndarray:
         if entry:
             labels[rle.decode_rle(entry, (PART_GRID, PART_GRID))] = index + 1
     return labels
+
+
+def grid_mask(segmentation: Segmentation, box_xywh: np.ndarray) -> np.ndarray | None:
+    """Rasterises a segmentation on the 256x256 grid over a person's box.
+
+    Args:
+        segmentation: polygons or a run-length mask in pixels of the image, or None.
+        box_xywh: [4] in the same frame.
+
+    Returns:
+        [256, 256] uint8, 1 on the person, or None where there is no segmentation.
+    """
+    if not segmentation:
+        return None
+    cell = box_xywh[2:] / PART_GRID
+    if not isinstance(segmentation, Mapping):
+        rings = [
+            ((np.reshape(ring, (-1, 2)) - box_xywh[:2]) / cell).ravel().tolist()
+            for ring in segmentation
+        ]
+        runs = coco_mask.frPyObjects(rings, PART_GRID, PART_GRID)
+        # pycocotools' own decode warns under NumPy 2.
+        inside: np.ndarray = np.any([rle.decode_rle(ring) for ring in runs], axis=0)
+        return inside.astype(np.uint8)
+    mask = rle.decode_rle(segmentation)
+    middles = (np.arange(PART_GRID) + 0.5)[:, None] * cell + box_xywh[:2]
+    columns, rows = np.clip(np.floor(middles).astype(int), 0, np.array(mask.shape)[::-1] - 1).T
+    return mask[np.ix_(rows, columns)].astype(np.uint8)
 
 
 def resample_part_labels(coarse: np.ndarray) -> np.ndarray:

@@ -36,7 +36,9 @@ def record_name(section: str, position: int, raw: Any) -> str:
 
 def check_image(raw: Any, found: Collector) -> None:
     """Checks one entry of `images`."""
-    if not _has_keys(raw, ("id", "file_name", "height", "width"), found):
+    name = image_file_name(raw)
+    keys = ("id", "height", "width") if name is not None else ("id", "file_name", "height", "width")
+    if not _has_keys(raw, keys, found):
         return
     _check_id(raw["id"], (0, MAX_IMAGE_ID), found)
     for side in ("height", "width"):
@@ -44,9 +46,22 @@ def check_image(raw: Any, found: Collector) -> None:
             found.add("wrong_type", side, f"must be an integer, got {raw[side]!r:.80}")
         elif not 0 < raw[side] <= _MAX_SIDE:
             found.add("image_size", side, f"must be in 1..{_MAX_SIDE}, got {raw[side]!r:.80}")
-    _check_file_name(raw["file_name"], found)
+    _check_file_name(name, found)
     if not found.findings:
         _check_ignore_regions(raw, found)
+
+
+def image_file_name(raw: Any) -> Any:
+    """The file name of an entry of `images`; None where it has none.
+
+    LVIS gives an address in its place, of which the split and the file count: train2017/NAME.jpg.
+    """
+    if not isinstance(raw, Mapping):
+        return None
+    if "file_name" in raw:
+        return raw["file_name"] if raw["file_name"] is not None else ""
+    url = raw.get("coco_url")
+    return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None
 
 
 def _check_id(value: Any, limits: tuple[int, int], found: Collector) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ from ktn_jax.data_pipelines.coco.annotations import (
     ImageRecord,
     PersonRecord,
 )
+from ktn_jax.data_pipelines.coco.checks import PERSON
 from ktn_jax.data_pipelines.densepose_coco import layout, origin
 from ktn_jax.data_pipelines.densepose_coco.densepose_coco_dataset_builder import Builder
 from ktn_jax.data_pipelines.loading.sources import SourceError
@@ -57,6 +59,7 @@ def build(
     on_bad: Literal["raise", "skip"] = "raise",
     max_skipped_fraction: float = 0.01,
     overwrite: bool = False,
+    categories: Sequence[str] = (PERSON,),
 ) -> BuiltDataset:
     """Builds a dataset from local files; downloads nothing.
 
@@ -67,6 +70,7 @@ def build(
         on_bad: "raise" stops at a bad record; "skip" leaves it out.
         max_skipped_fraction: share of bad records above which skipping stops too.
         overwrite: replace a dataset that was made of other files, once this one is complete.
+        categories: names of those to take, in the order of the classes.
 
     Returns:
         The dataset's splits.
@@ -79,6 +83,7 @@ def build(
     builder = _builder(config, data_dir)
     builder.on_bad = on_bad
     builder.max_skipped_fraction = max_skipped_fraction
+    builder.categories = tuple(categories)
     built = pathlib.Path(builder.data_path)
     was_complete = built.is_dir()
     if was_complete:
@@ -113,6 +118,7 @@ def _prepare(builder: Builder, manual_dir: str | os.PathLike[str]) -> None:
     with tempfile.TemporaryDirectory(prefix=".building-", dir=root) as folder:
         fresh = _builder(builder.builder_config.name, folder)
         fresh.on_bad, fresh.max_skipped_fraction = builder.on_bad, builder.max_skipped_fraction
+        fresh.categories = builder.categories
         download_config = tfds.download.DownloadConfig(
             manual_dir=os.fspath(manual_dir), try_download_gcs=False
         )
@@ -189,6 +195,7 @@ class TfdsSource:
             all_annotated=self._metadata["all_annotated"],
             with_keypoints=np.asarray(self._metadata["with_keypoints"], np.int32),
             with_surface=np.asarray(self._metadata["with_surface"], np.int32),
+            vertices=self._metadata["vertices"],
         )
 
 
@@ -203,7 +210,10 @@ def _to_record(row: dict[str, Any]) -> ImageRecord:
             columns = {name: np.asarray(points[name], np.float32)[own] for name in names}
             columns["is_annotated"] = np.asarray(points["is_annotated"], bool)[own]
             part_mask = np.asarray(people["part_mask"][number])
-            densepose = DensePoseRecord(**columns, part_mask=part_mask)
+            mesh = people["mesh"][number].decode()
+            if mesh:
+                columns["vertex"] = np.asarray(points["vertex"], np.int32)[own]
+            densepose = DensePoseRecord(**columns, part_mask=part_mask, mesh=mesh)
         records.append(
             PersonRecord(
                 annotation_id=int(people["id"][number]),
@@ -213,6 +223,7 @@ def _to_record(row: dict[str, Any]) -> ImageRecord:
                 keypoints=np.asarray(people["keypoints"][number]),
                 segmentation=json.loads(people["segmentation"][number]),
                 densepose=densepose,
+                class_index=int(people["class_index"][number]),
             )
         )
     return ImageRecord(

@@ -44,12 +44,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     Attributes:
         on_bad: "raise" stops at a bad record; "skip" leaves it out.
         max_skipped_fraction: share of bad records above which skipping stops too.
+        categories: names of those to take, in the order of the classes.
     """
 
     # TFDS would look beside the first package of this module's name, where the folder is not.
     pkg_dir_path = epath.Path(__file__).parent
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     RELEASE_NOTES = {
+        "1.2.0": "Vertices of the points, their mesh, and classes other than people.",
         "1.1.0": "Whether an annotator or a model set a point, and the model's confidence.",
         "1.0.0": "First release.",
     }
@@ -69,6 +71,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ]
     on_bad: Literal["raise", "skip"] = "raise"
     max_skipped_fraction = 0.01
+    categories: tuple[str, ...] = (checks.PERSON,)
 
     def _info(self) -> tfds.core.DatasetInfo:
         # tf.train.Example keeps numbers as float32 unless they are bytes.
@@ -80,7 +83,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "area": tfds.features.Tensor(shape=(1,), dtype=np.float64, encoding=exact),
             "keypoints": tfds.features.Tensor(shape=(parts.NUM_KEYPOINTS, 3), dtype=np.float32),
             "segmentation": tfds.features.Text(),  # JSON: polygons, a run-length mask or null
+            "class_index": np.int32,
             "has_densepose": np.bool_,
+            "mesh": tfds.features.Text(),  # that the points' vertices are on; "" without any
             "part_mask": tfds.features.Tensor(
                 shape=(PART_GRID, PART_GRID), dtype=np.uint8, encoding=tfds.features.Encoding.ZLIB
             ),
@@ -94,7 +99,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "people": tfds.features.Sequence(person),
             # Flat, with the number of the person: a sequence in a sequence would be ragged.
             "points": tfds.features.Sequence(
-                {"person": np.int32, "is_annotated": np.bool_}
+                {"person": np.int32, "is_annotated": np.bool_, "vertex": np.int32}
                 | {name: np.float32 for name in (*_POINT_FIELDS, "confidence")}
             ),
         }
@@ -112,7 +117,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def describe_splits(self, found: Mapping[str, layout.FoundSplit]) -> dict[str, dict[str, Any]]:
         """What each split would be built of now, see `origin.describe_split`."""
-        options = {"on_bad": self.on_bad, "max_skipped_fraction": self.max_skipped_fraction}
+        options = {
+            "on_bad": self.on_bad,
+            "max_skipped_fraction": self.max_skipped_fraction,
+            "categories": list(self.categories),
+        }
         return {name: origin.describe_split(files, options) for name, files in found.items()}
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
@@ -131,7 +140,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         images: pathlib.Path,
         made_of: Mapping[str, Any],
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        dataset = parse_dataset(annotations, self.on_bad, self.max_skipped_fraction)
+        dataset = parse_dataset(
+            annotations, self.on_bad, self.max_skipped_fraction, categories=self.categories
+        )
         facts = dataset.images.facts()
         kept, bad_images = [], 0
         for number, record in enumerate(dataset.images):
@@ -152,6 +163,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "all_annotated": facts.all_annotated,
             "with_keypoints": np.asarray(facts.with_keypoints)[kept].tolist(),
             "with_surface": np.asarray(facts.with_surface)[kept].tolist(),
+            "vertices": dict(facts.vertices),
             "skipped": skipped,
             "made_of": dict(made_of),
         }
@@ -197,7 +209,9 @@ def _to_example(record: ImageRecord, content: bytes) -> dict[str, Any]:
                 "area": np.array([person.area]),
                 "keypoints": person.keypoints,
                 "segmentation": json.dumps(person.segmentation),
+                "class_index": person.class_index,
                 "has_densepose": dense is not None,
+                "mesh": "" if dense is None else dense.mesh,
                 "part_mask": np.zeros((PART_GRID, PART_GRID), np.uint8)
                 if dense is None
                 else dense.part_mask,
@@ -206,8 +220,10 @@ def _to_example(record: ImageRecord, content: bytes) -> dict[str, Any]:
         if dense is not None:
             names = (*_POINT_FIELDS, "is_annotated", "confidence")
             columns = zip(*(getattr(dense, name) for name in names), strict=True)
+            vertices = np.full(len(dense.x), -1) if dense.vertex is None else dense.vertex
             points += [
-                {"person": number} | dict(zip(names, values, strict=True)) for values in columns
+                {"person": number, "vertex": int(vertex)} | dict(zip(names, values, strict=True))
+                for values, vertex in zip(columns, vertices, strict=True)
             ]
     return {
         "image": io.BytesIO(content),

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from ktn_jax.data_pipelines.coco.record_checks import image_file_name
 from ktn_jax.data_pipelines.densepose_coco.layout import FoundSplit
 
 
@@ -69,7 +70,7 @@ def _file_names(content: bytes) -> list[str]:
         return []  # the checks of the build say so
     images = raw.get("images") if isinstance(raw, dict) else None
     entries = images if isinstance(images, list) else []
-    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    names = [image_file_name(entry) for entry in entries]
     return [name for name in names if isinstance(name, str)]
 
 

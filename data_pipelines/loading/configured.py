@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ktn_jax.body.loading import load_uv_symmetry
+from ktn_jax.body.meshes import load_mesh
 from ktn_jax.body.procedural import assembly
 from ktn_jax.body.symmetry import UVSymmetry, uv_symmetry_tables
 from ktn_jax.data_pipelines.coco.annotations import parse_dataset
 from ktn_jax.data_pipelines.loading import pipeline
 from ktn_jax.data_pipelines.loading.few_labels import FewLabels
+from ktn_jax.data_pipelines.loading.known_meshes import KnownMeshes
 from ktn_jax.data_pipelines.loading.person_crops import CropShape, PersonCrops
 from ktn_jax.data_pipelines.loading.pipeline import DataSettings, TrainingData
 from ktn_jax.data_pipelines.loading.plan import Augmentation
@@ -78,15 +80,44 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
         max_skipped_fraction=data.max_skipped_fraction,
         augmentation=augmentation,
     )
-    source = make_source(data)
+    meshes = _known_meshes(config)
+    source = make_source(data, needs_symmetry=meshes is None)
     if not len(source):
         raise ValueError("data: the dataset is empty")
     if data.labelled_people:
         source = FewLabels(source, data.labelled_people, config.seed, data.labelled_share)
     if shape is not None:
         source = PersonCrops(source, shape)
-    symmetry = _symmetry(data) if data.flip_probability > 0 else None
-    return pipeline.make_training_data(settings, source, symmetry, process_index, process_count)
+    symmetry = _symmetry(data) if data.flip_probability > 0 and meshes is None else None
+    return pipeline.make_training_data(
+        settings, source, symmetry, process_index, process_count, meshes
+    )
+
+
+def _known_meshes(config: Any) -> KnownMeshes | None:
+    """The meshes of a whole configuration; None for models of charts.
+
+    Raises:
+        ValueError: an unknown mesh; labels that an embedding model cannot learn from; or not one
+            category for each class.
+    """
+    meshes, data = config.model.meshes, config.data
+    if config.model.predictor.name != "embedding" or "densepose" not in config.model.tasks:
+        return None
+    if data.dense_points:
+        raise ValueError("data.dense_points draws points on charts, and the model learns vertices")
+    if len(data.categories) > config.model.box_head.num_classes:
+        raise ValueError(
+            f"data.categories {tuple(data.categories)}: more than model.box_head.num_classes, "
+            f"{config.model.box_head.num_classes}"
+        )
+    mirrors = {}
+    if data.flip_probability > 0:
+        for name in meshes.names:
+            mirror = load_mesh(name, tuple(meshes.files)).mirror
+            if mirror is not None:
+                mirrors[name] = mirror
+    return KnownMeshes(dict(zip(meshes.names, meshes.num_vertices, strict=True)), mirrors)
 
 
 def crop_shape(data: Any) -> CropShape | None:
@@ -99,8 +130,12 @@ def crop_shape(data: Any) -> CropShape | None:
     return CropShape(tuple(crops.size_hw), crops.margin) if crops.size_hw else None
 
 
-def make_source(data: Any) -> Source:
+def make_source(data: Any, needs_symmetry: bool = True) -> Source:
     """Makes the images that a `data` section names.
+
+    Args:
+        data: the section.
+        needs_symmetry: whether flips need the symmetry tables of the charts.
 
     Raises:
         ValueError: an unknown source, or not one image folder, or not one weight, for each
@@ -135,9 +170,14 @@ def make_source(data: Any) -> Source:
             f"data.annotations names {len(data.annotations)} files, data.images "
             f"{len(data.images)} folders: give one folder for each file"
         )
-    _check_files(data)
+    _check_files(data, needs_symmetry)
     datasets = [
-        parse_dataset(_path(file), data.on_bad, data.max_skipped_fraction)
+        parse_dataset(
+            _path(file),
+            data.on_bad,
+            data.max_skipped_fraction,
+            categories=tuple(data.categories),
+        )
         for file in data.annotations
     ]
     if data.dense_points and not any(dataset.images.have_pictures() for dataset in datasets):
@@ -159,11 +199,11 @@ def _path(name: str) -> pathlib.Path:
     return pathlib.Path(name).expanduser()
 
 
-def _check_files(data: Any) -> None:
+def _check_files(data: Any, needs_symmetry: bool) -> None:
     """Raises FileNotFoundError that names all files and folders that are missing."""
     missing = [f"data.annotations: {name}" for name in data.annotations if not _path(name).exists()]
     missing += [f"data.images: {name}" for name in data.images if not _path(name).is_dir()]
-    needs_symmetry = data.flip_probability > 0 and data.symmetry
+    needs_symmetry = needs_symmetry and data.flip_probability > 0 and bool(data.symmetry)
     if needs_symmetry and not _path(data.symmetry).exists():
         missing.append(f"data.symmetry: {data.symmetry}")
     if missing:
@@ -213,6 +253,8 @@ def _trains_surface(config: Any) -> bool:
     """Whether any loss needs DensePose annotations; those of boxes, keypoints and masks do not."""
     names = ("point", "fine_segm", "coarse_segm", "body_mask")
     weights = [config.loss[f"{name}_weight"] for name in names]
+    if config.model.predictor.name == "embedding":
+        weights = [config.loss.embedding.weight]
     return "densepose" in config.model.tasks and any(weights)
 
 

@@ -63,4 +63,4 @@ def _draw(points: DensePoseRecord, count: int, seed: int, annotation_id: int) ->
         for name, values in drawn.items()
     }
     is_annotated = np.arange(len(kept.x) + count) < len(kept.x)
-    return dataclasses.replace(kept, **joined, is_annotated=is_annotated)
+    return dataclasses.replace(kept, **joined, is_annotated=is_annotated, vertex=None, mesh="")

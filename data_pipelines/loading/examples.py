@@ -12,6 +12,7 @@ from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord
 from ktn_jax.data_pipelines.loading import transforms
 from ktn_jax.data_pipelines.loading.dense_points import draw_points
+from ktn_jax.data_pipelines.loading.known_meshes import KnownMeshes
 from ktn_jax.data_pipelines.loading.plan import PlannedBatch
 from ktn_jax.data_pipelines.loading.sources import Source, SourceError
 from ktn_jax.data_pipelines.loading.transforms import PersonLabels
@@ -149,11 +150,19 @@ class ExampleMaker:
     with_confidence: bool = False  # of points that a model set
     dense_points: int = 0  # of a person to draw from the picture of labels; 0 for those in the file
     stand_ins: StandIns | None = None  # for images that cannot be read; None makes them errors
+    meshes: KnownMeshes | None = None  # that an embedding model learns; None for charts
 
     def spec(self, rows: int, canvas_hw: tuple[int, int]) -> dict[str, ArraySpec]:
         """Shapes and dtypes of `rows` images."""
-        sizes = (self.max_people, self.max_points)
-        return batch_spec(rows, canvas_hw, *sizes, self.with_person_masks, self.with_confidence)
+        return batch_spec(
+            rows,
+            canvas_hw,
+            self.max_people,
+            self.max_points,
+            with_person_masks=self.with_person_masks,
+            with_confidence=self.with_confidence,
+            with_vertices=self.meshes is not None,
+        )
 
     def allocate(self, rows: int, canvas_hw: tuple[int, int]) -> Batch:
         """Zeros for `rows` images."""
@@ -188,7 +197,8 @@ class ExampleMaker:
         labelled = transforms.label_image(image, record, self.with_person_masks)
         labelled = transforms.resize(labelled, resized_hw)
         if task.is_flipped:
-            labelled = transforms.flip(labelled, self.symmetry)
+            mirrors = {} if self.meshes is None else self.meshes.mirrors
+            labelled = transforms.flip(labelled, self.symmetry, mirrors)
         if task.rotation_degrees != 0 or task.zoom != 1:
             matrix = transforms.rotation_and_zoom(
                 labelled.size_hw, task.rotation_degrees, task.zoom
@@ -236,18 +246,24 @@ class ExampleMaker:
         if person.person_mask is not None:
             row["has_person_mask"][slot] = True
             row["person_mask"][slot] = person.person_mask
+        if self.meshes is not None:
+            row["classes"][slot] = person.class_index
         if person.densepose is None:
             return
         points = fitting_points(person.densepose, self.max_points, name)
         count = len(points.x)
         row["has_densepose"][slot] = True
         row["part_mask"][slot] = points.part_mask
-        row["point_is_valid"][slot, :count] = True
+        # Points on charts alone do not train embeddings; the person's mask does.
+        row["point_is_valid"][slot, :count] = self.meshes is None or points.vertex is not None
         for field in ("x", "y", "i", "u", "v"):
             row[f"point_{field}"][slot, :count] = getattr(points, field)
         if self.with_confidence:
             row["point_is_annotated"][slot, :count] = points.is_annotated
             row["point_confidence"][slot, :count] = points.confidence
+        if self.meshes is not None and points.vertex is not None:
+            row["mesh"][slot] = self.meshes.number(points.mesh)
+            row["point_vertex"][slot, :count] = points.vertex
 
 
 def fitting_points(points: DensePoseRecord, count: int, name: str) -> DensePoseRecord:

@@ -14,8 +14,8 @@ from ktn_jax.data_pipelines.coco.annotations import (
     ImageFacts,
     ImageRecord,
     PersonRecord,
-    Segmentation,
 )
+from ktn_jax.data_pipelines.coco.part_masks import Segmentation
 from ktn_jax.data_pipelines.loading.sources import Source
 
 

@@ -18,6 +18,7 @@ from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco.annotations import ImageFacts
 from ktn_jax.data_pipelines.loading import loaders
 from ktn_jax.data_pipelines.loading.examples import ArraySpec, Batch, ExampleMaker, batch_spec
+from ktn_jax.data_pipelines.loading.known_meshes import KnownMeshes
 from ktn_jax.data_pipelines.loading.loaders import Request
 from ktn_jax.data_pipelines.loading.plan import Augmentation, TrainingPlan
 from ktn_jax.data_pipelines.loading.sources import Source
@@ -95,6 +96,7 @@ def make_training_data(
     symmetry: UVSymmetry | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    meshes: KnownMeshes | None = None,
 ) -> TrainingData:
     """Builds the batches that one process trains on.
 
@@ -107,6 +109,7 @@ def make_training_data(
         symmetry: U and V of mirrored points; needed to flip people with DensePose.
         process_index: of this process.
         process_count: how many processes share the batches.
+        meshes: those of an embedding model, whose batches have vertices; it needs no `symmetry`.
 
     Returns:
         The batches.
@@ -114,14 +117,14 @@ def make_training_data(
     Raises:
         ValueError: a batch size that the processes cannot share evenly, a person with more points
             than `max_points`, nobody with points where the surface is trained, flips without
-            symmetry tables, or a source without usable images.
+            symmetry tables, a source without usable images; see also `KnownMeshes.check`.
     """
     if settings.batch_size % process_count:
         raise ValueError(
             f"batch_size {settings.batch_size} cannot be shared by {process_count} processes"
         )
     facts = source.facts()
-    plan, maker = _plan_training(settings, source, facts, symmetry)
+    plan, maker = _plan_training(settings, source, facts, symmetry, meshes)
     share = settings.batch_size // process_count
     rows = slice(process_index * share, (process_index + 1) * share)
     load = _LOADERS[settings.loader]
@@ -136,11 +139,18 @@ def make_training_data(
 
 
 def _plan_training(
-    settings: DataSettings, source: Source, facts: ImageFacts, symmetry: UVSymmetry | None
+    settings: DataSettings,
+    source: Source,
+    facts: ImageFacts,
+    symmetry: UVSymmetry | None,
+    meshes: KnownMeshes | None,
 ) -> tuple[TrainingPlan, ExampleMaker]:
     _check_facts(settings, facts)
+    with_flips = settings.augmentation.flip_probability > 0
+    if meshes is not None:
+        meshes.check(facts.vertices, with_flips, settings.needs_surface)
     has_points = facts.max_points or not facts.all_annotated
-    if symmetry is None and has_points and settings.augmentation.flip_probability > 0:
+    if symmetry is None and meshes is None and has_points and with_flips:
         raise ValueError(
             "flip_probability > 0 needs the body's UV symmetry tables: pass `symmetry` (the "
             "template's uv_symmetry_tables), or set flip_probability to 0"
@@ -169,6 +179,7 @@ def _plan_training(
         settings.dense_points > 0 or not facts.all_annotated,
         settings.dense_points,
         StandIns(facts.sizes_hw[kept]) if settings.on_bad == "skip" else None,
+        meshes,
     )
     return plan, maker
 
@@ -216,8 +227,9 @@ def _check_facts(settings: DataSettings, facts: ImageFacts) -> None:
     if settings.needs_surface and facts.people.any() and not has_surface:
         raise ValueError(
             f"0 of {facts.people.sum():,} people have surface points (dp_I above 0, with dp_x, "
-            "dp_y, dp_U, dp_V and dp_masks), so the surface would not be trained. Annotations of "
-            "keypoints train `keypoint_mid`; data.needs_surface=False trains without the surface"
+            "dp_y, dp_U, dp_V and dp_masks; or dp_vertex and ref_model), so the surface would not "
+            "be trained. Annotations of keypoints train `keypoint_mid`; data.needs_surface=False "
+            "trains without the surface"
         )
     if facts.max_points > settings.max_points:
         raise ValueError(

@@ -5,12 +5,13 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from ktn_jax.body import parts
+from ktn_jax.body.mesh_names import BODY
 from ktn_jax.data_pipelines.coco.annotations import (
     Dataset,
     ImageFacts,
@@ -129,6 +130,7 @@ class RenderedSource:
             sizes_hw=np.tile(np.array(scene.image_size_hw, np.int32), (count, 1)),
             people=np.full(count, scene.people_range[1], np.int32),
             max_points=scene.points_per_part * parts.NUM_COARSE,
+            vertices={BODY: len(self._people.body.template.vertices)},
         )
 
 
@@ -171,6 +173,7 @@ class ConcatenatedSource:
             sizes_hw=np.concatenate([facts.sizes_hw for facts in every]),
             people=np.concatenate([facts.people for facts in every]),
             max_points=max(facts.max_points for facts in every),
+            vertices=_largest([facts.vertices for facts in every]),
             all_annotated=all(facts.all_annotated for facts in every),
             with_keypoints=_join([facts.with_keypoints for facts in every]),
             with_surface=_join([facts.with_surface for facts in every]),
@@ -179,6 +182,12 @@ class ConcatenatedSource:
 
     def _repeated_weights(self) -> np.ndarray:
         return np.repeat(self._weights, [len(source) for source in self._sources])
+
+
+def _largest(every: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The largest of the numbers of each name."""
+    names = dict.fromkeys(itertools.chain.from_iterable(every))
+    return {name: max(vertices.get(name, 0) for vertices in every) for name in names}
 
 
 def _join(counts: Sequence[np.ndarray | None]) -> np.ndarray | None:

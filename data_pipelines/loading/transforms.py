@@ -6,12 +6,12 @@ moves it too.
 """
 
 import dataclasses
+import types
 from collections.abc import Mapping
 
 import cv2
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from ktn_jax.body import parts
 from ktn_jax.body.parts import PART_GRID
@@ -20,9 +20,8 @@ from ktn_jax.data_pipelines.coco.annotations import (
     DensePoseRecord,
     ImageRecord,
     PersonRecord,
-    Segmentation,
 )
-from ktn_jax.runtime import rle
+from ktn_jax.data_pipelines.coco.part_masks import grid_mask
 
 # A person of whom a zoom or a rotation leaves less than this many pixels each way is dropped.
 _MIN_BOX_SIDE = 2.0
@@ -38,6 +37,7 @@ class PersonLabels:
     densepose: DensePoseRecord | None
     outline: np.ndarray  # [K, 2] float64: the box is the smallest around these
     person_mask: np.ndarray | None = None  # [256, 256] uint8 0 or 1, on the grid over the box
+    class_index: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,35 +109,8 @@ def _label_person(person: PersonRecord, with_mask: bool) -> PersonLabels:
         densepose=person.densepose,
         outline=_outline(person, box),
         person_mask=mask,
+        class_index=person.class_index,
     )
-
-
-def grid_mask(segmentation: Segmentation, box_xywh: np.ndarray) -> np.ndarray | None:
-    """Rasterises a segmentation on the 256x256 grid over a person's box.
-
-    Args:
-        segmentation: polygons or a run-length mask in pixels of the image, or None.
-        box_xywh: [4] in the same frame.
-
-    Returns:
-        [256, 256] uint8, 1 on the person, or None where there is no segmentation.
-    """
-    if not segmentation:
-        return None
-    cell = box_xywh[2:] / PART_GRID
-    if not isinstance(segmentation, Mapping):
-        rings = [
-            ((np.reshape(ring, (-1, 2)) - box_xywh[:2]) / cell).ravel().tolist()
-            for ring in segmentation
-        ]
-        runs = coco_mask.frPyObjects(rings, PART_GRID, PART_GRID)
-        # pycocotools' own decode warns under NumPy 2.
-        inside: np.ndarray = np.any([rle.decode_rle(ring) for ring in runs], axis=0)
-        return inside.astype(np.uint8)
-    mask = rle.decode_rle(segmentation)
-    middles = (np.arange(PART_GRID) + 0.5)[:, None] * cell + box_xywh[:2]
-    columns, rows = np.clip(np.floor(middles).astype(int), 0, np.array(mask.shape)[::-1] - 1).T
-    return mask[np.ix_(rows, columns)].astype(np.uint8)
 
 
 def _outline(person: PersonRecord, box: np.ndarray) -> np.ndarray:
@@ -178,52 +151,82 @@ def _scale_person(person: PersonLabels, scale: np.ndarray) -> PersonLabels:
     )
 
 
-def flip(labelled: LabelledImage, symmetry: UVSymmetry | None) -> LabelledImage:
+def flip(
+    labelled: LabelledImage,
+    symmetry: UVSymmetry | None,
+    mirrors: Mapping[str, np.ndarray] = types.MappingProxyType({}),
+) -> LabelledImage:
     """Mirrors image and labels left to right, and swaps left and right in every label.
 
     Args:
         labelled: image and people.
-        symmetry: U and V of mirrored points; None is allowed where nobody has DensePose.
+        symmetry: U and V of mirrored points; with None they are left out, which is allowed where
+            nobody has DensePose, or with `mirrors`.
+        mirrors: [V] mirrored vertices by mesh; points on others lose their vertices.
 
     Returns:
         The mirrored image and people.
 
     Raises:
-        ValueError: somebody has DensePose and `symmetry` is None.
+        ValueError: somebody has DensePose and there is neither.
     """
     width = labelled.size_hw[1]
-    people = tuple(_flip_person(person, width, symmetry) for person in labelled.people)
+    people = tuple(_flip_person(person, width, symmetry, mirrors) for person in labelled.people)
     x0, y0, x1, y1 = labelled.ignored_boxes.T
     ignored = np.stack([width - x1, y0, width - x0, y1], axis=-1)
     return LabelledImage(cv2.flip(labelled.image, 1), people, ignored)
 
 
-def _flip_person(person: PersonLabels, width: int, symmetry: UVSymmetry | None) -> PersonLabels:
+def _flip_person(
+    person: PersonLabels,
+    width: int,
+    symmetry: UVSymmetry | None,
+    mirrors: Mapping[str, np.ndarray],
+) -> PersonLabels:
     x0, y0, x1, y1 = person.box_xyxy
     keypoints = person.keypoints[parts.KEYPOINT_FLIP]
     is_labelled = keypoints[:, 2] > 0
     keypoints[is_labelled, 0] = width - keypoints[is_labelled, 0]
     densepose = person.densepose
     if densepose is not None:
-        if symmetry is None:
+        mirror = mirrors.get(densepose.mesh)
+        if symmetry is None and not mirrors:
             raise ValueError("mirroring DensePose needs the body's UV symmetry tables, got None")
-        densepose = flip_densepose(densepose, symmetry)
+        densepose = flip_densepose(densepose, symmetry, mirror)
     outline = person.outline * [-1, 1] + [width, 0]
     mask = None if person.person_mask is None else person.person_mask[:, ::-1]
     box = np.array([width - x1, y0, width - x0, y1])
-    return PersonLabels(
-        box_xyxy=box, keypoints=keypoints, densepose=densepose, outline=outline, person_mask=mask
+    return dataclasses.replace(
+        person,
+        box_xyxy=box,
+        keypoints=keypoints,
+        densepose=densepose,
+        outline=outline,
+        person_mask=mask,
     )
 
 
-def flip_densepose(densepose: DensePoseRecord, symmetry: UVSymmetry) -> DensePoseRecord:
-    """Mirrors a DensePose annotation on the grid of its box."""
-    patch = densepose.i.astype(np.int64)
-    mirrored = mirror_by_tables(symmetry, patch, densepose.u, densepose.v)
-    i, u, v = (np.asarray(values, np.float32) for values in mirrored)
+def flip_densepose(
+    densepose: DensePoseRecord, symmetry: UVSymmetry | None, mirror: np.ndarray | None = None
+) -> DensePoseRecord:
+    """Mirrors a DensePose annotation on the grid of its box.
+
+    Args:
+        densepose: the annotation.
+        symmetry: U and V of mirrored points; None makes all points' patch, U and V 0.
+        mirror: [V] mirrored vertices of its mesh; None leaves the vertices out.
+    """
+    i, u, v = np.zeros((3, len(densepose.x)), np.float32)
+    if symmetry is not None:
+        patch = densepose.i.astype(np.int64)
+        mirrored = mirror_by_tables(symmetry, patch, densepose.u, densepose.v)
+        i, u, v = (np.asarray(values, np.float32) for values in mirrored)
     mask = parts.COARSE_FLIP.astype(np.uint8)[densepose.part_mask[:, ::-1]]
     x = np.float32(PART_GRID) - densepose.x
-    return dataclasses.replace(densepose, x=x, i=i, u=u, v=v, part_mask=mask)
+    vertex = None
+    if mirror is not None and densepose.vertex is not None:
+        vertex = mirror[densepose.vertex]
+    return dataclasses.replace(densepose, x=x, i=i, u=u, v=v, part_mask=mask, vertex=vertex)
 
 
 def rotation_and_zoom(size_hw: tuple[int, int], degrees: float, zoom: float) -> np.ndarray:
@@ -313,8 +316,13 @@ def _warp_person(
         cells = _source_cells(person.box_xyxy, box, matrix)
         densepose = densepose and _warp_densepose(densepose, person.box_xyxy, box, matrix, cells)
         mask = None if mask is None else _take_cells(mask, cells)
-    return PersonLabels(
-        box_xyxy=box, keypoints=keypoints, densepose=densepose, outline=outline, person_mask=mask
+    return dataclasses.replace(
+        person,
+        box_xyxy=box,
+        keypoints=keypoints,
+        densepose=densepose,
+        outline=outline,
+        person_mask=mask,
     )
 
 

@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 
 from ktn_jax.body import parts
+from ktn_jax.body.mesh_names import BODY
 from ktn_jax.body.parts import PART_GRID
+from ktn_jax.body.procedural import assembly
 from ktn_jax.data_pipelines.coco.part_masks import encode_part_masks, resample_part_labels
 from ktn_jax.data_pipelines.synthetic.render import DenseTruth
 from ktn_jax.data_pipelines.synthetic.scene import Scene
@@ -121,7 +123,7 @@ def _annotate_surface(
     points_per_part: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Makes the dp_* entries of a person whose seen pixels are mask [H, W]."""
+    """Makes the dp_* entries, and ref_model, of a person whose seen pixels are mask [H, W]."""
     x, y, width, height = box_xywh
     box = np.s_[y : y + height, x : x + width]
     coarse = np.where(mask[box], _COARSE_OF_PATCH[truth.patch[box]], 0)
@@ -143,7 +145,11 @@ def _annotate_surface(
         rounded: list[float] = np.round(values.astype(np.float64), digits).tolist()
         return rounded
 
+    template = assembly.make_body().template
+    vertices = template.nearest_corner(truth.face[row, column], truth.barycentric[row, column])
     return {
+        "dp_vertex": vertices.tolist(),
+        "ref_model": BODY,
         "dp_I": numbers(truth.patch[row, column], 0),
         "dp_U": numbers(truth.u[row, column], 6),
         "dp_V": numbers(truth.v[row, column], 6),

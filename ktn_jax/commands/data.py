@@ -1,4 +1,4 @@
-"""make, check and show data: synth, check, show, inpaint, bootstrap, build, graph, template"""
+"""make, check and show data: synth, check, convert-cse, show, inpaint, bootstrap, build, ..."""
 
 import argparse
 import pathlib
@@ -8,6 +8,9 @@ EXAMPLES = """
   ktn data synth --output people/ --images 200 --seed 0 --scene hard
   ktn data check annotations/densepose_minival2014.json --images val2014/
   ktn data check people/
+  ktn data check densepose_lvis_v1_ds1_val_v1.json --category cat --category dog
+  ktn data convert-cse densepose_train2014.json --template DensePoseData/eval_data/ \\
+      --output densepose_train2014_cse.json
   ktn data show people/annotations.json --images people/images --output pictures/ --count 5
   ktn data bootstrap --model densepose_rcnn_R_50_FPN_WC2M_s1x --sampler uv_confidence \\
       --images photos/ --output bootstrapped.json
@@ -27,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_synth(actions.add_parser("synth", help="render people with exact dense truth"))
     _add_check(actions.add_parser("check", help="report every bad record of a dataset"))
+    _add_convert_cse(
+        actions.add_parser("convert-cse", help="give annotated points vertices, for embeddings")
+    )
     _add_show(actions.add_parser("show", help="draw annotations on their images"))
     data_inpaint.add_arguments(
         actions.add_parser("inpaint", help="label every pixel of annotated people with a teacher")
@@ -94,6 +100,22 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         help="folder of the images, to check them too; of a folder those in it are checked anyway",
     )
     parser.add_argument("--max-findings", type=int, help="print only the first so many")
+    _add_categories(parser)
+
+
+def _add_categories(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--category",
+        dest="categories",
+        action="append",
+        metavar="NAME",
+        help="categories of the file, such as cat, in the order of the classes (default: person); "
+        "may be repeated",
+    )
+
+
+def _categories(arguments: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(arguments.categories or ("person",))
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -105,12 +127,49 @@ def _check(arguments: argparse.Namespace) -> int:
         files = layout.find_annotation_files(arguments.file)
     bad = []
     for file, images in files.items():
-        report = checks.check_file(file, arguments.images or images)
+        report = checks.check_file(file, arguments.images or images, _categories(arguments))
         print(report.format(arguments.max_findings))  # noqa: T201
         bad += [] if report.ok else [file]
     if len(files) > 1:
         print(f"{len(bad)} of {len(files)} files have errors")  # noqa: T201
     return 1 if bad else 0
+
+
+def _add_convert_cse(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=pathlib.Path, help="DensePose-COCO JSON with dp_I, dp_U, dp_V")
+    parser.add_argument(
+        "--template",
+        required=True,
+        type=pathlib.Path,
+        metavar="DIR",
+        help="evaluation template (`ktn data template`, or the official files)",
+    )
+    parser.add_argument(
+        "--output", required=True, type=pathlib.Path, metavar="FILE.json", help="new file"
+    )
+    parser.add_argument(
+        "--mesh", default="", help="name of the template's mesh (default: smpl_27554 or body)"
+    )
+    parser.add_argument(
+        "--on-bad",
+        choices=("raise", "skip"),
+        default="raise",
+        help="bad records: stop and name them (default), or keep them as they are",
+    )
+
+
+def _convert_cse(arguments: argparse.Namespace) -> int:
+    from ktn_jax.evaluation import vertex_annotations
+
+    counts = vertex_annotations.convert_file(
+        arguments.file, arguments.output, arguments.template, arguments.mesh, arguments.on_bad
+    )
+    dropped = f"; {counts.dropped} points are on no patch and left out" if counts.dropped else ""
+    print(  # noqa: T201
+        f"{counts.people} people with {counts.points} vertices{dropped}; {counts.others} other "
+        f"annotations kept as they are: {arguments.output}"
+    )
+    return 0
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
@@ -119,13 +178,15 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder for pictures")
     parser.add_argument("--count", type=int, default=10, help="number of images (default 10)")
     parser.add_argument("--first", type=int, default=0, help="index of the first image (default 0)")
+    _add_categories(parser)
 
 
 def _show(arguments: argparse.Namespace) -> int:
     from ktn_jax.data_pipelines.coco import annotations, show
     from ktn_jax.data_pipelines.loading import sources
 
-    source = sources.FolderSource(annotations.parse_dataset(arguments.file), arguments.images)
+    dataset = annotations.parse_dataset(arguments.file, categories=_categories(arguments))
+    source = sources.FolderSource(dataset, arguments.images)
     last = min(arguments.first + arguments.count, len(source))
     wanted = range(arguments.first, last)
     written = show.write_pictures(source, arguments.output, wanted)
@@ -163,6 +224,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="build again where DATA_DIR holds a dataset of other files or options",
     )
+    _add_categories(parser)
     commands.add_quiet_argument(parser)
 
 
@@ -178,6 +240,7 @@ def _build(arguments: argparse.Namespace) -> int:
             on_bad=arguments.on_bad,
             max_skipped_fraction=arguments.max_skipped,
             overwrite=arguments.overwrite,
+            categories=_categories(arguments),
         )
     if built.was_complete:
         print(  # noqa: T201
@@ -284,6 +347,7 @@ def _write_template(arguments: argparse.Namespace) -> None:
 _ACTIONS = {
     "synth": _synth,
     "check": _check,
+    "convert-cse": _convert_cse,
     "show": _show,
     "bootstrap": _bootstrap,
     "inpaint": _inpaint,

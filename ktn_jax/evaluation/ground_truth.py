@@ -165,7 +165,7 @@ def read_ground_truth(
     return GroundTruth(
         name=name,
         images=tuple(images),
-        person_categories=dataset.report.person_categories,
+        person_categories=frozenset(dataset.report.classes),
         categories=dataset.report.categories,
         coco={"images": sizes, "annotations": annotations},
         skipped_images=dataset.skipped_images,
@@ -175,7 +175,7 @@ def read_ground_truth(
 
 def _person_truth(entry: Mapping[str, Any]) -> PersonTruth:
     points = None
-    if "dp_x" in entry:
+    if "dp_U" in entry:  # else its points are vertices
         points = np.array([entry[key] for key in DENSEPOSE_POINT_KEYS], np.float64)
     if points is not None and "dp_annotated" in entry:
         points = points[:, np.asarray(entry["dp_annotated"], bool)]

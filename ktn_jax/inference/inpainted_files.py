@@ -21,7 +21,7 @@ from ktn_jax.data_pipelines.coco.annotations import (
     PersonRecord,
     parse_dataset,
 )
-from ktn_jax.data_pipelines.coco.densepose_checks import has_densepose
+from ktn_jax.data_pipelines.coco.densepose_checks import VERTEX_KEYS, has_charts
 from ktn_jax.inference import batching
 from ktn_jax.inference.inpainting import AnnotatedPerson, DenseLabels, Inpainter, add_points
 from ktn_jax.results.iuv_pictures import quantise, write_labels
@@ -205,10 +205,11 @@ def _label_share(
 
 
 def is_labelled(person: PersonRecord) -> bool:
-    """Whether a person is one to label: with part masks, no crowd."""
+    """Whether a person is one to label: with points on charts and part masks, no crowd."""
     return (
         not person.is_crowd
         and person.densepose is not None
+        and person.densepose.has_charts
         and bool(person.densepose.part_mask.any())
     )
 
@@ -276,7 +277,8 @@ def fill_up(annotation: dict[str, Any], new: Mapping[str, Any]) -> int:
 
     Args:
         annotation: with DensePose; changed in place. The annotator's values stay as they are
-            written, and points that a model set before are dropped.
+            written, and points that a model set before are dropped. So are vertices: the new points
+            have none.
         new: lists of `dp_x` and so on, and `dp_iuv` where there is a picture.
 
     Returns:
@@ -290,7 +292,8 @@ def fill_up(annotation: dict[str, Any], new: Mapping[str, Any]) -> int:
         annotation[key] = kept + new[key]
     annotated = len(kept)
     annotation["dp_annotated"] = [1] * annotated + [0] * len(new["dp_x"])
-    annotation.pop("dp_iuv", None)
+    for key in ("dp_iuv", *VERTEX_KEYS):
+        annotation.pop(key, None)
     if "dp_iuv" in new:
         annotation["dp_iuv"] = new["dp_iuv"]
     return annotated
@@ -318,7 +321,7 @@ def _write(request: InpaintRequest, num_images: int) -> InpaintCounts:
     for annotation in raw["annotations"]:
         # With on_bad="skip" there may be anything. Of several with one id the first was labelled,
         # and ids of other categories can be those of people.
-        is_candidate = checks.has_id(annotation) and has_densepose(annotation)
+        is_candidate = checks.has_id(annotation) and has_charts(annotation)
         own = new.pop(annotation["id"], None) if is_candidate else None
         if own is not None:
             people, annotated = people + 1, annotated + fill_up(annotation, own)

@@ -303,7 +303,7 @@ def add_points(person: PersonRecord, labels: DenseLabels, count: int) -> DensePo
         for name, values in new.items()
     }
     is_annotated = np.arange(len(joined["x"])) < len(kept.x)
-    return dataclasses.replace(kept, **joined, is_annotated=is_annotated)
+    return dataclasses.replace(kept, **joined, is_annotated=is_annotated, vertex=None, mesh="")
 
 
 def _inside(patch: np.ndarray) -> np.ndarray:

@@ -45,6 +45,18 @@ def _marked(key, last):
     return change
 
 
+def _vertices(**changes):
+    """Vertices for the points of the first person, with changes of the annotation."""
+
+    def change(raw):
+        person = raw["annotations"][0]
+        person |= {"dp_vertex": [7] * len(person["dp_x"]), "ref_model": "cat_5001"} | changes
+        for key in [key for key, value in person.items() if value is None]:
+            del person[key]
+
+    return change
+
+
 def _drop(section, index, key):
     return lambda raw: raw[section][index].pop(key)
 
@@ -124,6 +136,19 @@ DAMAGE = [
     ("densepose_incomplete", _annotation("dp_x", None), PERSON, "dp_x"),
     ("densepose_type", _annotation("dp_x", "1, 2"), PERSON, "dp_x"),
     ("densepose_lengths", _annotation("dp_y", [1.0]), PERSON, "dp_x"),
+    ("densepose_lengths", _vertices(dp_vertex=[1, 2]), PERSON, "dp_vertex"),
+    ("densepose_type", _vertices(dp_vertex="1"), PERSON, "dp_vertex"),
+    ("densepose_incomplete", _vertices(dp_U=None, ref_model=None), PERSON, "ref_model"),
+    (
+        "densepose_incomplete",
+        _vertices(dp_U=None, dp_masks=None, segmentation=None),
+        PERSON,
+        "dp_masks",
+    ),
+    ("vertex_not_integer", _vertices(dp_vertex=[0.5]), PERSON, "dp_vertex"),
+    ("vertex_range", _vertices(dp_vertex=[-1]), PERSON, "dp_vertex"),
+    ("vertex_range", _vertices(dp_vertex=[5001]), PERSON, "dp_vertex"),
+    ("mesh_name", _vertices(ref_model=7), PERSON, "ref_model"),
     ("point_not_finite", _annotation("dp_x", 0, float("nan")), PERSON, "dp_x"),
     ("point_range", _annotation("dp_y", 0, 256.5), PERSON, "dp_y"),
     ("point_range", _annotation("dp_x", 0, -0.5), PERSON, "dp_x"),
@@ -322,7 +347,11 @@ _JSON = st.recursive(
 def test_any_value_in_any_field_is_survived(raw, data):
     section = data.draw(st.sampled_from(["images", "annotations", "categories"]))
     entry = dict(raw[section][0])
-    key = data.draw(st.sampled_from([*sorted(entry), "iscrowd", "dp_annotated", "dp_confidence"]))
+    key = data.draw(
+        st.sampled_from(
+            [*sorted(entry), "iscrowd", "dp_annotated", "dp_confidence", "dp_vertex", "ref_model"]
+        )
+    )
     entry[key] = data.draw(_JSON)
     changed = raw | {section: [entry, *raw[section][1:]]}
     report = checks.check_dataset(changed)
@@ -372,7 +401,7 @@ def test_other_categories_are_not_judged(raw):
 def test_two_categories_of_people(raw):
     raw["categories"].append({"id": 5, "name": "person"})
     raw["annotations"][0]["category_id"] = 5
-    assert checks.check_dataset(raw).person_categories == {1, 5}
+    assert checks.check_dataset(raw).classes == {1: 0, 5: 0}
     people = [person for image in annotations.parse_dataset(raw).images for person in image.people]
     assert len(people) == 16
 
@@ -392,3 +421,49 @@ def test_report_writes_as_many_findings_as_asked(raw):
     short = report.format(max_findings=2)
     assert short.count("[box_empty]") == 2 and "... and 3 more" in short
     assert short.endswith("BAD: 5 errors, 0 warnings")
+
+
+@pytest.mark.parametrize("missing", ["", "dp_U", "dp_vertex", "dp_I dp_U dp_V", "dp_masks dp_U"])
+def test_charts_or_vertices_are_enough(raw, missing):
+    _vertices(**dict.fromkeys(missing.split()))(raw)
+    assert checks.check_dataset(raw).ok
+    person = annotations.parse_dataset(raw).images[0].people[0]
+    dense, count = person.densepose, len(raw["annotations"][0]["dp_x"])
+    has_vertices = missing != "dp_vertex"
+    assert (dense.vertex is not None, dense.mesh) == (has_vertices, "cat_5001" * has_vertices)
+    if has_vertices:
+        np.testing.assert_array_equal(dense.vertex, [7] * count)
+        assert dense.take(np.arange(count) < 2).vertex.tolist() == [7, 7]
+    assert dense.has_charts == bool(dense.i.any()) == ("dp_U" not in missing)
+    # The segmentation is the box: it takes the place of the part masks as that of the body.
+    assert (dense.part_mask == 1).all() == ("dp_masks" in missing)
+
+
+def test_animals_are_read_as_lvis_has_them(raw):
+    """Several categories, addresses in place of file names, vertices without charts."""
+    raw["categories"] = [{"id": 1, "name": "zebra"}, {"id": 18, "name": "cat"}]
+    raw["categories"] += [{"id": 9, "name": "banana"}]
+    for image in raw["images"]:
+        name = image.pop("file_name")
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{name}"
+    raw["annotations"][-1] |= {
+        "dp_x": [3.0, 200.5],
+        "dp_y": [7.0, 9.0],
+        "dp_vertex": [5000, 0],
+        "ref_model": "cat_5001",
+        "segmentation": [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]],
+    }
+    (finding,) = checks.check_dataset(raw).findings
+    assert finding.kind == "no_person_category" and "'zebra', 'cat', 'banana'" in finding.message
+    report = checks.check_dataset(raw, categories=("cat", "zebra"))
+    assert report.ok, report.format()
+    assert (report.counts["people"], report.counts["people with vertices"]) == (17, 1)
+    images = annotations.parse_dataset(raw, categories=("cat", "zebra")).images
+    assert images[1].file_name == "train2017/101.jpg"
+    classes = [person.class_index for person in images[1].people]
+    assert classes == [1] * (len(classes) - 1) + [0]
+    assert images.facts().vertices == {"cat_5001": 5001}
+    # Without zebras.
+    (cat,) = annotations.parse_dataset(raw, categories=("cat",)).images[1].people
+    np.testing.assert_array_equal(cat.densepose.vertex, [5000, 0])
+    assert cat.densepose.is_on_surface and not cat.densepose.i.any()

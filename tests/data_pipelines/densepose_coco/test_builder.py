@@ -96,13 +96,15 @@ def test_built_dataset_reads_back_as_the_folder(folder, tmp_path, raw):
     count = len(raw["annotations"][0]["dp_x"])
     raw["annotations"][0]["dp_annotated"] = [1] + [0] * (count - 1)
     raw["annotations"][0]["dp_confidence"] = [1] + [0.625] * (count - 1)
+    raw["annotations"][0] |= {"dp_vertex": list(range(count)), "ref_model": "ball"}
     (folder / "annotations.json").write_text(json.dumps(raw))
-    built = builder.build("custom", folder, tmp_path / "built")
+    categories = ("dog", "person")
+    built = builder.build("custom", folder, tmp_path / "built", categories=categories)
     nothing = {"images": 0, "people": 0, "densepose": 0}
     assert built.splits == {"train": {"images": 8, "skipped": nothing}}
     assert not built.was_complete
     source = builder.TfdsSource("custom", "train", tmp_path / "built")
-    dataset = annotations.parse_dataset(folder / "annotations.json")
+    dataset = annotations.parse_dataset(folder / "annotations.json", categories=categories)
     expected = FolderSource(dataset, folder / "images")
     assert len(source) == len(expected) == 8
     _assert_same_record(source.facts(), expected.facts())

@@ -1,6 +1,7 @@
 """Batches are a function of seed and step: whatever makes them, wherever a run resumes."""
 
 import itertools
+import json
 import time
 
 import numpy as np
@@ -13,6 +14,7 @@ from ktn_jax.data_pipelines.coco import annotations
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, parse_dataset
 from ktn_jax.data_pipelines.loading import pipeline
 from ktn_jax.data_pipelines.loading.examples import fitting_points, most_telling
+from ktn_jax.data_pipelines.loading.known_meshes import KnownMeshes
 from ktn_jax.data_pipelines.loading.plan import Augmentation, TrainingPlan
 from ktn_jax.data_pipelines.loading.sources import ConcatenatedSource, FolderSource
 from ktn_jax.data_pipelines.loading.transforms import PersonLabels
@@ -487,3 +489,63 @@ def test_person_masks_come_when_they_are_wanted(source, symmetry, loader):
     filled = batch["person_mask"].mean(axis=(2, 3))
     # The polygons are the boxes, which only the image's border and turning cut.
     assert (filled[batch["is_valid"]] > 0.6).all() and not filled[~batch["is_valid"]].any()
+
+
+def _with_vertices(raw, folder):
+    """The dataset with vertices of two meshes, but for one person with charts alone."""
+    dense = [person for person in raw["annotations"] if "dp_x" in person]
+    for number, person in enumerate(dense[1:]):
+        person["ref_model"] = ("ball", "cube")[number % 2]
+        person["dp_vertex"] = [int(x) % 8 for x in person["dp_x"]]
+    (folder / "annotations.json").write_text(json.dumps(raw))
+    dataset = annotations.parse_dataset(folder / "annotations.json", categories=("dog", "person"))
+    return FolderSource(dataset, folder / "images"), dense
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_rows_hold_vertices_meshes_and_classes(raw, folder, flip):
+    source, dense = _with_vertices(raw, folder)
+    mirror = np.arange(8)[::-1].astype(np.int32)
+    meshes = KnownMeshes({"cube": 8, "ball": 9}, {"cube": mirror, "ball": np.arange(9)})
+    augmentation = Augmentation(short_sides=(64,), max_long_side=160, flip_probability=flip)
+    settings = _settings(augmentation=augmentation, batch_size=8, needs_surface=True)
+    data = pipeline.make_training_data(settings, source, meshes=meshes)
+    (batch,) = _take(data.batches_from(0), 1)
+    assert data.specs[0].keys() == batch.keys() >= {"point_vertex", "mesh", "classes"}
+    assert batch["classes"][batch["is_valid"]].sum() == batch["is_valid"].sum() - 1  # one dog
+    assert not batch["point_vertex"][~batch["point_is_valid"]].any()
+    found = {(int(i), int(p)) for i, p in zip(*np.nonzero(batch["has_densepose"]), strict=True)}
+    rows = {int(image_id): row for row, image_id in enumerate(batch["image_id"])}
+    for number, person in enumerate(dense):
+        row, slot = rows[person["image_id"]], person["id"] % 10
+        assert (row, slot) in found
+        count = len(person["dp_x"])
+        is_valid = batch["point_is_valid"][row, slot]
+        assert is_valid.sum() == (count if number else 0)  # charts alone do not train embeddings
+        if number:
+            is_ball = person["ref_model"] == "ball"
+            assert batch["mesh"][row, slot] == is_ball
+            vertices = np.array(person["dp_vertex"])
+            wanted = vertices if is_ball or not flip else mirror[vertices]
+            np.testing.assert_array_equal(batch["point_vertex"][row, slot, :count], wanted)
+
+
+@pytest.mark.parametrize(
+    ("meshes", "message"),
+    [
+        (KnownMeshes({"cube": 8}), "points on the mesh 'ball'"),
+        (KnownMeshes({"cube": 8, "ball": 7}), "vertex 7 of the mesh 'ball'"),
+        (KnownMeshes({"cube": 8, "ball": 8}), "'ball' has no mirrored vertices"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_refused(raw, folder, meshes, message):
+    source, _ = _with_vertices(raw, folder)
+    with pytest.raises(ValueError, match=message):
+        pipeline.make_training_data(_settings(needs_surface=True), source, meshes=meshes)
+
+
+def test_charts_alone_are_refused_by_an_embedding_model(source):
+    with pytest.raises(ValueError, match="convert-cse"):
+        pipeline.make_training_data(
+            _settings(needs_surface=True), source, meshes=KnownMeshes({"cube": 8})
+        )

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from ktn_jax.body import parts
 from ktn_jax.body.procedural import assembly
 from ktn_jax.body.symmetry import UVSymmetry
-from ktn_jax.data_pipelines.coco import annotations
+from ktn_jax.data_pipelines.coco import annotations, part_masks
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, ImageRecord, PersonRecord
 from ktn_jax.data_pipelines.loading import transforms
 from ktn_jax.data_pipelines.loading.transforms import LabelledImage, PersonLabels
@@ -52,6 +52,45 @@ def _labelled(seed=0, height=60, width=80):
     corners = box[[[0, 1], [2, 1], [2, 3], [0, 3]]]
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return LabelledImage(image, (PersonLabels(box, keypoints, dense, corners),))
+
+
+@pytest.mark.parity
+def test_vertices_are_read_and_mirrored_as_the_original_does(golden_dir):
+    ops = np.load(golden_dir / "ops_vis_cse.npz")
+    raw = json.loads(str(ops["annotation_json"]))
+    person = annotations.parse_person(raw)
+    for name in "xyiuv":
+        np.testing.assert_array_equal(
+            getattr(person.densepose, name), ops[f"relative/plain/{name}"]
+        )
+    np.testing.assert_array_equal(person.densepose.vertex, ops["relative/plain/vertex_ids"])
+    np.testing.assert_array_equal(person.densepose.part_mask, ops["relative/plain/segm"])
+    height, width = ops["image_bgr"].shape[:2]
+    image = np.zeros((height, width, 3), np.uint8)
+    record = ImageRecord(1, "a.jpg", height, width, (person,))
+    labelled = transforms.label_image(image, record)
+    tables = scipy.io.loadmat(golden_dir / "uv_symmetry_synthetic.mat")
+    symmetry = UVSymmetry(
+        *(np.stack(list(tables[f"{name}_transforms"][0])) for name in "UV"),
+    )
+    mirrors = {raw["ref_model"]: ops["mesh/symmetry"]}
+    dense = transforms.flip(labelled, symmetry, mirrors).people[0].densepose
+    np.testing.assert_array_equal(dense.vertex, ops["relative/hflip/vertex_ids"])
+    np.testing.assert_allclose(dense.x, ops["relative/hflip/x"], rtol=1e-6)
+    np.testing.assert_array_equal(dense.i, ops["relative/hflip/i"])
+    np.testing.assert_array_equal(dense.part_mask, ops["relative/hflip/segm"])
+    # A model of vertices needs no tables of the charts.
+    plain = transforms.flip(labelled, None, mirrors).people[0].densepose
+    np.testing.assert_array_equal(plain.vertex, dense.vertex)
+    assert not plain.i.any()
+    with pytest.raises(ValueError, match="symmetry tables"):
+        transforms.flip(labelled, None)
+    other = transforms.flip(labelled, None, {"another": ops["mesh/symmetry"]}).people[0].densepose
+    assert other.vertex is None
+    # One mask of the whole body in place of the parts'.
+    whole = raw | {"dp_masks": json.loads(str(ops["relative/single_rle/json"]))}
+    mask = annotations.parse_person(whole).densepose.part_mask
+    np.testing.assert_array_equal(mask, ops["relative/single_rle/segm"])
 
 
 @pytest.mark.parity
@@ -274,12 +313,12 @@ def test_person_mask_is_the_segmentation_on_the_grid_of_the_box():
     polygon = [[10.0, 20.0, 26.0, 20.0, 26.0, 84.0, 10.0, 84.0]]  # the left half
     expected = np.zeros((256, 256), np.uint8)
     expected[:, :128] = 1
-    np.testing.assert_array_equal(transforms.grid_mask(polygon, box), expected)
+    np.testing.assert_array_equal(part_masks.grid_mask(polygon, box), expected)
     pixels = np.zeros((100, 60), np.uint8)
     pixels[20:84, 10:26] = 1
     runs = coco_mask.encode(np.asfortranarray(pixels))
-    np.testing.assert_array_equal(transforms.grid_mask(runs, box), expected)
-    assert transforms.grid_mask(None, box) is None and transforms.grid_mask([], box) is None
+    np.testing.assert_array_equal(part_masks.grid_mask(runs, box), expected)
+    assert part_masks.grid_mask(None, box) is None and part_masks.grid_mask([], box) is None
 
 
 def test_person_mask_moves_with_the_person():

@@ -76,6 +76,22 @@ def test_points_tell_the_dense_truth(pictures, examples):
     assert people >= 6
 
 
+def test_points_have_the_nearest_vertex(source, examples):
+    """Of the face that the pixel shows: no other vertex is much nearer on the surface."""
+    template = source.body.template
+    records = [one for example in examples for one in singles(example) if "dp_x" in one]
+    columns = ("dp_I", "dp_U", "dp_V", "dp_vertex")
+    patch, u, v, vertex = (np.concatenate([one[key] for one in records]) for key in columns)
+    assert {one["ref_model"] for one in records} == {"body"} and len(vertex) > 300
+    found = template.iuv_to_surface(patch.astype(int), u, v)
+    points = template.surface_to_point(found.face, found.barycentric)
+    own = np.linalg.norm(points - template.vertices[vertex], axis=1)
+    nearest = np.linalg.norm(points[:, None] - template.vertices[None], axis=-1)
+    # A vertex of a neighbouring face, or across a fold, may be a little nearer.
+    assert np.mean(vertex == nearest.argmin(axis=1)) > 0.9
+    assert (own - nearest.min(axis=1)).max() < 0.02
+
+
 def test_points_are_shared_out_over_the_parts_and_spread():
     dense = synthetic.SyntheticSource(5, seed=2, scene=EASY)
     whole = 0
