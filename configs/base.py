@@ -167,6 +167,9 @@ def _meshes() -> ConfigDict:
     meshes.trains_features = ()  # whether the features are trained with the matrix
     meshes.trains = ()  # False keeps the embeddings as they are
     meshes.of_classes = ()  # the name of the mesh of each class of box_head.num_classes
+    # Files NAME.npz of meshes of your own, with vertices, faces and, where there are any, uv and
+    # mirror. Others are "body", that of the project, and those released with detectron2.
+    meshes.files = ()
     return meshes
 
 
@@ -340,6 +343,11 @@ def _training() -> ConfigDict:
     # body and constants that come with the package, "centred" for the same without what all
     # patches have in common, or "noise".
     training.graph = "default"
+    # What the vertices of each of model.meshes.names start from, where the weights do not have
+    # them: "" for random numbers, "laplacian" for features that are smooth on the mesh, or a file
+    # or https address (.pkl as detectron2's INIT_FILE, or .npz) with features and embeddings.
+    # () for random numbers everywhere.
+    training.vertex_init = ()
     training.log_every = 20  # steps
     training.keep_last = 3  # checkpoints; the best one stays too
     # Steps between two evaluations on data.evaluation while training; 0 for none. A checkpoint is
@@ -375,6 +383,8 @@ def _data() -> ConfigDict:
     # UV_symmetry_transforms.mat: U and V of mirrored points. Needed to flip real annotations;
     # synthetic people need no file.
     data.symmetry = "data/densepose/UV_symmetry_transforms.mat"
+    # Names of the annotation files' categories, in the order of model.box_head.num_classes.
+    data.categories = ("person",)
     data.on_bad = "raise"  # at bad annotations and images that cannot be read; or skip them
     data.max_skipped_fraction = 0.01  # with skip: largest share of bad records, and of images
     # Stop where losses of the surface are on and nobody in the annotations has a surface point.

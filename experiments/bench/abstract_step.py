@@ -9,7 +9,7 @@ class AbstractStep:
     """A jitted step and what it takes."""
 
     take: Any  # the jitted step
-    arguments: tuple[Any, Any]  # shapes and placements of a state and a batch
+    arguments: tuple[Any, ...]  # shapes and placements of a state, a batch and tables
     trained_bytes: int  # of the parameters that train
 
 
@@ -33,7 +33,7 @@ def abstract_step(config: Any, mesh: Any, size_hw: tuple[int, int]) -> AbstractS
 
     model = initialisation.build_trained_model(config, distributed.platform_of(mesh))
     abstract = weights.abstract_variables(model)
-    loss_fn = configured.make_loss_fn(model, config, mesh, _geodesics(config))
+    loss_fn = configured.make_loss_fn(model, config, mesh)
     prepared = step.prepare_step(config, loss_fn, abstract, mesh)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -58,15 +58,24 @@ def abstract_step(config: Any, mesh: Any, size_hw: tuple[int, int]) -> AbstractS
     labels = optimizer.label_parameters(params, batch_stats, optimizer.frozen_patterns(config))
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
     trained = [leaf.size * leaf.dtype.itemsize for leaf, label in pairs if label == "trained"]
-    return AbstractStep(prepared.take, (state, batch), sum(trained))
+    return AbstractStep(prepared.take, (state, batch, _tables(config, mesh)), sum(trained))
 
 
-def _geodesics(config: Any) -> dict[str, Any]:
-    """Distances along the meshes of an embedding model, all zero; none where no loss reads them."""
+def _tables(config: Any, mesh: Any) -> tuple[Any, ...]:
+    """Shapes of the distances along the meshes of an embedding model whose losses read them."""
+    import jax
     import jax.numpy as jnp
+
+    from ktn_jax.training import distributed
 
     loss, meshes = config.loss, config.model.meshes
     if not loss.embedding.has_soft_targets and not loss.shape_cycle.weight:
-        return {}
+        return ()
+    same = distributed.replicated(mesh)
     sizes = zip(meshes.names, meshes.num_vertices, strict=True)
-    return {name: jnp.zeros((number, number)) for name, number in sizes}
+    return (
+        {
+            name: jax.ShapeDtypeStruct((number, number), jnp.float16, sharding=same)
+            for name, number in sizes
+        },
+    )

@@ -45,6 +45,9 @@ def translate_embeddings(tree: Tree, config: ConfigDict) -> None:
     """
     config.model.predictor.embedding_channels = tree.get(f"{SECTION}EMBED_SIZE")
     _meshes(tree, config.model.meshes, config.model.box_head.num_classes)
+    config.training.vertex_init = tuple(
+        tree.get_like(f"{_EMBEDDERS}.{name}.INIT_FILE", "") for name in config.model.meshes.names
+    )
     loss = config.loss.embedding
     loss.weight = tree.get(f"{SECTION}EMBED_LOSS_WEIGHT")
     loss.sigma = tree.get(f"{SECTION}EMBEDDING_DIST_GAUSS_SIGMA")
@@ -62,17 +65,6 @@ def translate_embeddings(tree: Tree, config: ConfigDict) -> None:
     config.optimizer.rate_factors = tuple(
         (f"embedder/[^/]+/{ours}", factor) for ours, factor in factors.items() if factor != 1
     )
-
-
-def training_notes(tree: Tree) -> list[str]:
-    """What a configuration says of training and `translate_embeddings` leaves out, a line each."""
-    keys = [f"{_EMBEDDERS}.{name}.INIT_FILE" for name in tree.names_under(_EMBEDDERS)]
-    files = {key: tree.find(key, "") for key in keys}
-    return [
-        f"{key} {short(value)} is not read: give initial embeddings with --weights"
-        for key, value in files.items()
-        if value
-    ]
 
 
 def _meshes(tree: Tree, meshes: ConfigDict, num_classes: int) -> None:

@@ -4,19 +4,25 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ktn_jax.checkpoints import detectron2_embeddings
 from ktn_jax.checkpoints.detectron2_tree import Tree, flatten, short
-from ktn_jax.modeling.person_branches import has_embeddings
 
 # Data sets by detectron2's names: annotation file, image folder. Paths as in configs/base.py.
 _DATASETS = {
-    f"densepose_coco_2014_{name}": (f"data/coco/annotations/densepose_{name}2014.json", images)
+    f"densepose_coco_2014_{name}{end}": (
+        f"data/coco/annotations/densepose_{name}2014{end}.json",
+        images,
+    )
     for name, images in (
         ("train", "data/coco/train2014"),
         ("minival", "data/coco/val2014"),
         ("valminusminival", "data/coco/val2014"),
     )
+    for end in ("", "_cse")
 } | {
+    f"densepose_lvis_v1_{name}_v1": (f"data/lvis/densepose_lvis_v1_{name}_v1.json", "data/coco")
+    for name in ("ds1_train", "ds1_val", "ds2_train", "ds2_val")
+}
+_DATASETS |= {
     "keypoints_coco_2017_train": (
         "data/coco/annotations/person_keypoints_train2017.json",
         "data/coco/train2017",
@@ -25,6 +31,18 @@ _DATASETS = {
         "data/coco/annotations/person_keypoints_val2017.json",
         "data/coco/val2017",
     ),
+}
+# Categories of LVIS by their ids: animals of which there are meshes.
+_ANIMALS = {
+    76: "bear",
+    80: "cow",
+    225: "cat",
+    378: "dog",
+    422: "elephant",
+    496: "giraffe",
+    569: "horse",
+    943: "sheep",
+    1202: "zebra",
 }
 _SCHEDULES = {"WarmupMultiStepLR": "multi_step", "WarmupCosineLR": "cosine"}
 _CLIPS = {"value": "value", "norm": "norm", "full_model": "global_norm"}
@@ -81,8 +99,6 @@ def translate_training(tree: Tree, config: ConfigDict) -> list[str]:
     _optimizer(tree, config, notes)
     _data(tree, config, notes)
     notes += [_bootstrap_note(entry) for entry in tree.find("BOOTSTRAP_DATASETS", ())]
-    if has_embeddings(config.model):
-        notes += detectron2_embeddings.training_notes(tree)
     notes += [
         f"{key} {short(value)} has no counterpart here and is left out"
         for key, value in tree.unread().items()
@@ -121,6 +137,7 @@ def _data(tree: Tree, config: ConfigDict, notes: list[str]) -> None:
         or "masks" in config.model.tasks
     )
     _choose(tree, "INPUT.RANDOM_FLIP", _FLIPS, data, "flip_probability", notes)
+    _categories(tree, data, notes)
     for key, targets in (
         ("DATASETS.TRAIN", (data, "annotations", "images")),
         ("DATASETS.TEST", (data.evaluation, "annotations", "images")),
@@ -135,6 +152,21 @@ def _data(tree: Tree, config: ConfigDict, notes: list[str]) -> None:
             several = key.endswith("TRAIN")
             section[annotations] = tuple(x[0] for x in known) if several else known[0][0]
             section[images] = tuple(x[1] for x in known) if several else known[0][1]
+
+
+def _categories(tree: Tree, data: ConfigDict, notes: list[str]) -> None:
+    """Sets the categories of the classes, which detectron2 orders by their ids."""
+    start = "DATASETS.WHITELISTED_CATEGORIES"
+    kept = {tuple(sorted(tree.find(f"{start}.{name}", ()))) for name in tree.names_under(start)}
+    joined = tree.names_under("DATASETS.CATEGORY_MAPS")
+    for numbers in kept:
+        if joined or len(kept) > 1 or not set(numbers) <= _ANIMALS.keys():
+            notes.append(
+                f"{start} {short(numbers)}: name the annotation files' categories in "
+                "data.categories, one for each class; several cannot be joined into one class"
+            )
+        else:
+            data.categories = tuple(_ANIMALS[number] for number in numbers)
 
 
 def _bootstrap_note(entry: Any) -> str:

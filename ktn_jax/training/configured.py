@@ -1,7 +1,6 @@
 """The training run that a configuration describes."""
 
 import os
-from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh
@@ -9,9 +8,10 @@ from ml_collections import ConfigDict
 
 from ktn_jax.checkpoints import weights
 from ktn_jax.modeling.networks import Network
+from ktn_jax.modeling.person_branches import has_embeddings
 from ktn_jax.modeling.teacher import Teacher
 from ktn_jax.runtime import progress
-from ktn_jax.training import distributed, initialisation, objective, teacher
+from ktn_jax.training import distributed, embeddings, initialisation, objective, teacher
 from ktn_jax.training.step import LossFn
 from ktn_jax.training.trainer import Trainer, Variables
 
@@ -39,24 +39,25 @@ def make_trainer(
     loss_fn = make_loss_fn(model, config, mesh)
     abstract = weights.abstract_variables(model)
     return Trainer(
-        config, workdir, loss_fn, abstract, initialise, from_step=from_step, verify=verify
+        config,
+        workdir,
+        loss_fn,
+        abstract,
+        initialise,
+        tables=(embeddings.load_geodesics(config),) if has_embeddings(config.model) else (),
+        from_step=from_step,
+        verify=verify,
     )
 
 
-def make_loss_fn(
-    model: Network,
-    config: ConfigDict,
-    mesh: Mesh,
-    geodesics: Mapping[str, jax.Array] | None = None,
-) -> LossFn:
+def make_loss_fn(model: Network, config: ConfigDict, mesh: Mesh) -> LossFn:
     """Makes what the training of a configuration's detector or teacher minimises.
 
     Args:
         model: from `initialisation.build_trained_model`.
         config: the whole configuration.
         mesh: the devices that share a batch.
-        geodesics: as `forward.loss_terms` takes them.
     """
     if isinstance(model, Teacher):
         return teacher.make_loss_fn(model, config.loss, mesh, config.training)
-    return objective.make_loss_fn(model, config.loss, mesh, config.training, geodesics)
+    return objective.make_loss_fn(model, config.loss, mesh, config.training)

@@ -8,8 +8,12 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from ktn_jax.body import mesh_tables
+from ktn_jax.body import meshes as body_meshes
+from ktn_jax.body.meshes import SurfaceMesh
 from ktn_jax.losses import embeddings as losses
 from ktn_jax.losses.densepose import coarse_segm_loss, people_with_points
 from ktn_jax.losses.embeddings import CycleSamples, PixelCycle
@@ -169,6 +173,47 @@ def embedding_losses(
         weighted["pixel_cycle"] = term.scaled(cycle.weight)
     points = people_with_points(taught).sum()
     return {name: term.learnt_from(points) for name, term in weighted.items()}
+
+
+def load_geodesics(config: ConfigDict) -> dict[str, np.ndarray] | None:
+    """Opens the distances along the meshes of an embedding model.
+
+    Args:
+        config: a whole configuration.
+
+    Returns:
+        [V, V] float16 by mesh, mapped into memory; None where no loss needs them.
+
+    Raises:
+        ValueError: an unknown mesh, one of another number of vertices, or a damaged file.
+        ktn_jax.runtime.downloads.DownloadError: a released one could not be fetched.
+    """
+    if not (config.loss.embedding.has_soft_targets or config.loss.shape_cycle.weight > 0):
+        return None
+    return {
+        name: mesh_tables.load_geodesics(load_mesh(config.model.meshes, name))
+        for name in config.model.meshes.names
+    }
+
+
+def load_mesh(meshes: ConfigDict, name: str) -> SurfaceMesh:
+    """Loads a mesh of a model.
+
+    Args:
+        meshes: the `model.meshes` part of a configuration.
+        name: one of its names.
+
+    Raises:
+        ValueError: an unknown mesh, one of another number of vertices, or a damaged file.
+        ktn_jax.runtime.downloads.DownloadError: a released one could not be fetched.
+    """
+    mesh = body_meshes.load_mesh(name, tuple(meshes.files))
+    wanted = meshes.num_vertices[tuple(meshes.names).index(name)]
+    if len(mesh.vertices) != wanted:
+        raise ValueError(
+            f"model.meshes.num_vertices: {name} has {len(mesh.vertices)} vertices, not {wanted}"
+        )
+    return mesh
 
 
 def _lengths(names: tuple[str, ...], geodesics: Mapping[str, Array] | None) -> list[Array]:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ktn_jax.checkpoints import weights
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.networks import Network, build_network
 from ktn_jax.modeling.person_branches import transfer_sources
+from ktn_jax.training.vertex_initialisation import initial_vertices
 
 Variables = dict[str, Any]
 
@@ -97,21 +98,21 @@ def make_initial(
         verify: compare the files of a folder with their checksums first.
 
     Returns:
-        The variables: those that the source has, and random values for the rest, with that which
-        `training.redraw` names.
+        The variables: those that the source has, and random values, or what
+        `training.vertex_init` names, for the rest, with that which `training.redraw` names.
 
     Raises:
         FileNotFoundError: nothing is at `source`.
         ValueError: from scratch with norms that do not train; a source that contradicts the
             configuration, has arrays of other shapes, or none that the model has; a pattern of
-            `training.redraw` that fits none of them.
+            `training.redraw` that fits none of them. See also `initial_vertices`.
     """
     source = str(source)
     if not source:
         _check_from_scratch(config.model)
-        return Initial(variables=_draw(config))
+        return Initial(variables=_draw(config, ()))
     fit = _without(weights.load_partly(config, source, verify=verify), config.training.redraw)
-    return Initial(variables=fit.fill_in(_draw(config)), source=source, fit=fit)
+    return Initial(variables=fit.fill_in(_draw(config, fit.arrays)), source=source, fit=fit)
 
 
 def _without(fit: weights.PartialFit, patterns: Sequence[str]) -> weights.PartialFit:
@@ -129,11 +130,15 @@ def _without(fit: weights.PartialFit, patterns: Sequence[str]) -> weights.Partia
     return dataclasses.replace(fit, arrays=kept, missing=(*fit.missing, *redrawn))
 
 
-def _draw(config: ConfigDict) -> Variables:
+def _draw(config: ConfigDict, known: Collection[str]) -> Variables:
+    """Random variables, and of vertices that are not known what `training.vertex_init` names."""
     # The plain model, not the one that trains: it has the same initial values and compiles faster.
     model = build_network(config.model, graph=initial_edges(config))
     variables = weights.draw_variables(model, config.seed)
-    return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
+    variables = {name: variables.get(name, {}) for name in ("params", "batch_stats")}
+    for mesh, arrays in initial_vertices(config, known).items():
+        variables["params"]["embedder"][mesh].update(arrays)
+    return variables
 
 
 def _check_from_scratch(config: ConfigDict) -> None:

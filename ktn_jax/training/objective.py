@@ -33,17 +33,13 @@ from ktn_jax.training.forward import (
 from ktn_jax.training.step import LossFn
 
 Array = jax.Array
-# run(params, batch_stats, surface kernels, batch, key) -> (terms, new batch_stats)
-RunImages = Callable[[Variables, Variables, SurfaceKernels, Batch, Array], tuple[Terms, Variables]]
+Geodesics = Mapping[str, Array] | None  # distances along each mesh, where losses need them
+# run(params, batch_stats, shared, batch, key) -> (terms, new batch_stats), where `shared` is what
+# all devices have the same of, such as surface kernels.
+RunImages = Callable[[Variables, Variables, Any, Batch, Array], tuple[Terms, Variables]]
 
 
-def make_loss_fn(
-    model: Detector,
-    loss: ConfigDict,
-    mesh: Mesh,
-    training: ConfigDict,
-    geodesics: Mapping[str, Array] | None = None,
-) -> LossFn:
+def make_loss_fn(model: Detector, loss: ConfigDict, mesh: Mesh, training: ConfigDict) -> LossFn:
     """Makes the function that a training step differentiates.
 
     Args:
@@ -52,12 +48,12 @@ def make_loss_fn(
         mesh: the devices that share a batch.
         training: the `training` part of a configuration, of which `accumulate` and `remat` are read
             here.
-        geodesics: as `loss_terms` takes them.
 
     Returns:
-        loss_fn(params, batch_stats, batch, key) -> (total, (losses by name, new batch_stats)):
-        pure, static in shape, the same on any number of devices and for any order of the images.
-        `batch` is described by the data pipeline. Images without people train the detector only.
+        loss_fn(params, batch_stats, batch, key, geodesics=None) -> (total, (losses by name, new
+        batch_stats)): pure, static in shape, the same on any number of devices and for any order of
+        the images. `batch` is described by the data pipeline, `geodesics` by `loss_terms`. Images
+        without people train the detector only.
 
     Raises:
         ValueError: `loss.stage_weights` are not one for each stage, or gradients are accumulated of
@@ -73,8 +69,13 @@ def make_loss_fn(
     on_mesh = model.clone(compute=of_part(model.compute))
 
     def part_of_images(
-        params: Variables, batch_stats: Variables, kernels: SurfaceKernels, batch: Batch, key: Array
+        params: Variables,
+        batch_stats: Variables,
+        shared: tuple[SurfaceKernels, Geodesics],
+        batch: Batch,
+        key: Array,
     ) -> tuple[Terms, Variables]:
+        kernels, geodesics = shared
         outputs, stats = apply(
             on_mesh,
             loss,
@@ -90,13 +91,17 @@ def make_loss_fn(
     on_all_devices = over_devices(part_of_images, mesh, training)
 
     def loss_fn(
-        params: Variables, batch_stats: Variables, batch: Batch, key: Array
+        params: Variables,
+        batch_stats: Variables,
+        batch: Batch,
+        key: Array,
+        geodesics: Geodesics = None,
     ) -> tuple[Array, tuple[Losses, Variables]]:
         # Once, and not on each device: gradients are added up before they meet the transfer,
         # whose parameters are most of the model and which may be split over the devices.
         kernels: Any = model.apply({"params": params}, method=Detector.surface_kernels)
         rest = _without_transfer(params)
-        terms, stats = on_all_devices(rest, batch_stats, kernels, batch, key)
+        terms, stats = on_all_devices(rest, batch_stats, (kernels, geodesics), batch, key)
         losses = values_of(terms)
         return functools.reduce(operator.add, losses.values()), (losses, stats)
 
@@ -126,9 +131,9 @@ def over_devices(run: RunImages, mesh: Mesh, training: ConfigDict) -> RunImages:
         run = _in_parts(_keeping(run, DRAWN), training.accumulate)
 
     def own_images(
-        params: Variables, batch_stats: Variables, kernels: SurfaceKernels, batch: Batch, key: Array
+        params: Variables, batch_stats: Variables, shared: Any, batch: Batch, key: Array
     ) -> tuple[Terms, Variables]:
-        terms, stats = run(params, batch_stats, kernels, batch, key)
+        terms, stats = run(params, batch_stats, shared, batch, key)
         return lax.psum(terms, AXIS), stats
 
     same, own = PartitionSpec(), PartitionSpec(AXIS)
@@ -157,12 +162,12 @@ def _in_parts(run: RunImages, number: int) -> RunImages:
     """
 
     def run_parts(
-        params: Variables, batch_stats: Variables, kernels: SurfaceKernels, batch: Batch, key: Array
+        params: Variables, batch_stats: Variables, shared: Any, batch: Batch, key: Array
     ) -> tuple[Terms, Variables]:
         parts = {name: x.reshape(number, -1, *x.shape[1:]) for name, x in batch.items()}
 
         def add_part(stats: Variables, part: Batch) -> tuple[Variables, Terms]:
-            terms, stats = run(params, stats, kernels, part, key)
+            terms, stats = run(params, stats, shared, part, key)
             return stats, terms
 
         stats, terms = lax.scan(add_part, batch_stats, parts)

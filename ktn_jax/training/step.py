@@ -23,7 +23,7 @@ from ktn_jax.training.state import TrainState, create_state
 
 Array = jax.Array
 Variables = Mapping[str, Any]
-# loss_fn(params, batch_stats, batch, key) -> (total, (losses by name, new batch_stats))
+# loss_fn(params, batch_stats, batch, key, *tables) -> (total, (losses by name, new batch_stats))
 LossFn = Callable[..., tuple[Array, tuple[Mapping[str, Array], Mapping[str, Any]]]]
 
 
@@ -105,14 +105,18 @@ def make_train_step(
         ema_decay: of the running average of the parameters; 0 keeps none.
 
     Returns:
-        step(state, batch): the next state and the metrics. The old state's memory is reused.
+        step(state, batch, tables): the next state and the metrics. The old state's memory is
+        reused. `tables` is a tuple of what the loss reads beside the batch and no step changes:
+        an argument, since gigabytes must not be constants of the program.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def train_step(
+        state: TrainState, batch: Batch, tables: tuple[Any, ...]
+    ) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         differentiate = jax.value_and_grad(loss_fn, has_aux=True)
         (total, (losses, batch_stats)), gradients = differentiate(
-            state.params, state.batch_stats, batch, key
+            state.params, state.batch_stats, batch, key, *tables
         )
         # Where parameters are split, each device updates its own part.
         gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
@@ -143,7 +147,7 @@ def make_train_step(
 
     return jax.jit(
         train_step,
-        in_shardings=(shardings, over_batch(mesh)),
+        in_shardings=(shardings, over_batch(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

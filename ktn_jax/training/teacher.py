@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from ktn_jax.modeling.teacher import Teacher, crop_boxes
 from ktn_jax.training import targets
 from ktn_jax.training.branch_losses import Terms, densepose_weights
 from ktn_jax.training.distributed import Batch
-from ktn_jax.training.forward import Losses, SurfaceKernels, Variables
+from ktn_jax.training.forward import Losses, Variables
 from ktn_jax.training.objective import of_part, over_devices
 from ktn_jax.training.step import LossFn
 
@@ -39,9 +40,9 @@ def make_loss_fn(model: Teacher, loss: ConfigDict, mesh: Mesh, training: ConfigD
     on_mesh = model.clone(compute=of_part(model.compute))
 
     def part_of_crops(
-        params: Variables, batch_stats: Variables, kernels: SurfaceKernels, batch: Batch, key: Array
+        params: Variables, batch_stats: Variables, shared: Any, batch: Batch, key: Array
     ) -> tuple[Terms, Variables]:
-        del kernels, key
+        del shared, key
         crops = batch["image"]
         # The crop is the ROI, and its first person the one that it was matched to.
         has_labels = targets.usable_people(batch)[:, :1] & batch["has_densepose"][:, :1]

@@ -93,8 +93,8 @@ class Trainer:
         mesh: the devices.
         checkpoints: of the work folder.
         state: after the last step begun; the next step reuses its memory.
-        train_step: the jitted step, (state, batch on the mesh) -> (state, metrics); `compiled` has
-            its programs.
+        train_step: the jitted step, (state, batch on the mesh, tables) -> (state, metrics);
+            `compiled` has its programs.
         steps_taken: steps begun, those of earlier runs in the work folder included.
     """
 
@@ -106,6 +106,7 @@ class Trainer:
         abstract: Variables,
         initialise: Callable[[], Variables],
         *,
+        tables: tuple[Any, ...] = (),
         from_step: int | None = None,
         verify: bool = True,
     ):
@@ -115,11 +116,13 @@ class Trainer:
             config: a whole configuration, of which `total_steps`, `batch_size`, `checkpoint_every`,
                 `seed`, `optimizer` and `training` are read here.
             workdir: for checkpoints and metrics; shared by all processes.
-            loss_fn: loss_fn(params, batch_stats, batch, key) -> (total, (losses by name, new
-                batch_stats)) over the global batch.
+            loss_fn: loss_fn(params, batch_stats, batch, key, *tables) -> (total, (losses by name,
+                new batch_stats)) over the global batch.
             abstract: shapes of the {"params", "batch_stats"} that train.
             initialise: makes the initial values, NumPy or JAX arrays; not called when a checkpoint
                 is resumed from.
+            tables: trees of arrays that the loss reads beside the batch, the same in every step;
+                each device gets them once.
             from_step: resume from the checkpoint of this step; those after it are moved to
                 WORKDIR/set_aside.
             verify: compare the checkpoint's files with their checksums before they are read.
@@ -163,6 +166,8 @@ class Trainer:
                 self.state = self.checkpoints.restore(latest, prepared.shapes, shardings)
             self.steps_taken = int(self.state.step)
             self.train_step = prepared.take
+            same = jax.tree.map(lambda _: distributed.replicated(self.mesh), tables)
+            self._tables = distributed.to_mesh(tables, same)
             self._programs: dict[Any, profiling.Program] = {}
             self._opened = opened.pop_all()
 
@@ -205,7 +210,7 @@ class Trainer:
         metrics: StepMetrics
         # No implicit transfers: they would wait for the devices.
         with jax.transfer_guard("disallow"):
-            self.state, metrics = program(self.state, batch)
+            self.state, metrics = program(self.state, batch, self._tables)
         self.steps_taken += 1
         return metrics
 
@@ -213,7 +218,7 @@ class Trainer:
         """The program of a step for a batch of some shapes, compiled when it is first asked for."""
         shapes = tuple(sorted((name, rows.shape, rows.dtype.name) for name, rows in batch.items()))
         if shapes not in self._programs:
-            lowered = self.train_step.lower(self.state, batch)
+            lowered = self.train_step.lower(self.state, batch, self._tables)
             take = lowered.compile()
             # Of compiled CUDA programs XLA counts nothing.
             flops = profiling.count_flops(take) or profiling.count_flops(lowered)

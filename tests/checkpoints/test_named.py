@@ -247,3 +247,17 @@ def test_a_section_replaces_a_value_of_its_base(tmp_path):
     (tmp_path / "b.yaml").write_text("_BASE_: a.yaml\nMODEL: {RPN: {NMS_THRESH: 0.5}}\nSEED: 4\n")
     tree = detectron2_yaml.read_tree(tmp_path / "b.yaml")
     assert tree["MODEL"]["RPN"]["NMS_THRESH"] == 0.5 and tree["SEED"] == 4
+
+
+def test_embedding_models_train_on_their_own_data():
+    animals = named.load_config("cse/densepose_rcnn_R_50_FPN_soft_animals_I0_finetune_16k")
+    assert animals.data.categories[:3] == ("bear", "cow", "cat")
+    meshes = [name.rpartition("_")[0] for name in animals.model.meshes.of_classes]
+    assert tuple(meshes) == animals.data.categories  # in the order of detectron2's classes
+    assert animals.data.annotations == ("data/lvis/densepose_lvis_v1_ds2_train_v1.json",)
+    start = "https://dl.fbaipublicfiles.com/densepose/data/cse/lbo/phi_"
+    files = [f"{start}{name}_256.pkl" for name in animals.model.meshes.names]
+    assert animals.training.vertex_init == tuple(files)
+    name = "cse/densepose_rcnn_R_50_FPN_soft_animals_CA_finetune_4k"
+    (note,) = named.training_notes(name)
+    assert "several cannot be joined into one class" in note

@@ -83,12 +83,12 @@ def test_what_trains_of_an_embedding_model_learns():
     )
     variables["batch_stats"] = jax.tree.map(np.ones_like, variables["batch_stats"])
     mesh = distributed.make_mesh(1)
-    loss_fn = objective.make_loss_fn(model, config.loss, mesh, config.training, _geodesics())
+    loss_fn = objective.make_loss_fn(model, config.loss, mesh, config.training)
     run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
 
     def step(batch):
         collections = (variables["params"], variables["batch_stats"])
-        (total, (losses, _)), gradients = run(*collections, batch, jax.random.key(1))
+        (total, (losses, _)), gradients = run(*collections, batch, jax.random.key(1), _geodesics())
         assert np.isfinite(total) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
         return losses, gradients
 

@@ -32,7 +32,7 @@ def ready(stand_in):
     sharding = distributed.over_batch(mesh)
 
     def take(current, batch):
-        return train_step(current, distributed.to_devices(batch, sharding))
+        return train_step(current, distributed.to_devices(batch, sharding), ())
 
     return take, jax.jit(create, out_shardings=shardings)
 

@@ -402,3 +402,21 @@ def test_the_first_signal_is_answered_at_once_and_the_second_aborts(
     assert "Ctrl-C: training stops after the current step and saves" in said[0]
     with runs.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == [3]  # what was saved before is whole
+
+
+def test_tables_are_arguments_of_the_step(tmp_path, stand_in):
+    """Not constants of its program, of which gigabytes would be compiled and kept twice."""
+
+    def loss_fn(params, batch_stats, batch, key, table):
+        total, (losses, stats) = stand_in.loss_fn(params, batch_stats, batch, key)
+        pull = (table["pull"][None] * params["backbone"]["conv"]["kernel"]).sum()
+        return total + pull, (losses | {"pull": pull}, stats)
+
+    pull = np.linspace(1, 2, stand_in.FEATURES).astype(np.float16)
+    config = stand_in.make_config(**{"training.num_devices": 0})
+    with stand_in.make_trainer(config, tmp_path, loss_fn, tables=({"pull": pull},)) as trainer:
+        before = np.asarray(trainer.state.params["backbone"]["conv"]["kernel"])
+        metrics = trainer.step(stand_in.make_batch(0))
+        np.testing.assert_allclose(metrics.losses["pull"], (pull[None] * before).sum(), rtol=1e-3)
+        (table,) = trainer._tables
+        assert table["pull"].dtype == np.float16 and len(table["pull"].sharding.device_set) > 1
