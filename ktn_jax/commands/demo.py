@@ -9,10 +9,11 @@ EXAMPLES = """
   ktn demo                              # demo/report.html at the end
   ktn demo --steps 300 --output quick/  # a first look
   ktn demo --seed 1 --output demo1/     # other people, other initial weights
+  ktn demo --model cse --output cse/    # vertices of the body in place of its charts
 
 Renders training and test people, trains ktn:demo from scratch (with a GPU ktn:demo_gpu, a
-larger model), scores it on the test people and writes OUTPUT/report.html with losses, scores and
-pictures. The same command resumes a stopped demo.
+larger model; with --model cse cse:demo), scores it on the test people and writes
+OUTPUT/report.html with losses, scores and pictures. The same command resumes a stopped demo.
 """
 
 
@@ -30,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test-images", type=int, default=100, metavar="N", help="images to test on (default 100)"
     )
+    parser.add_argument(
+        "--model",
+        choices=("ktn", "cse"),
+        default="ktn",
+        help="what is learnt: charts by KTN (default), or vertices by embeddings",
+    )
     commands.add_config_arguments(parser, required=False)
     commands.add_quiet_argument(parser)
 
@@ -42,9 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.steps is not None and arguments.steps < 1 or arguments.test_images < 1:
         raise ValueError("--steps and --test-images must be at least 1")
+    if arguments.config and arguments.model != "ktn":
+        raise ValueError("give --model or --config, not both")
     request = DemoRequest(
         output=arguments.output,
-        config_name=arguments.config or "",
+        config_name=arguments.config or ("cse:demo" if arguments.model == "cse" else ""),
         changes=tuple(arguments.changes),
         steps=arguments.steps,
         seed=arguments.seed,

@@ -1,5 +1,6 @@
 """The demo's page: loss curves, scores, pictures and next steps, in one HTML file."""
 
+import fnmatch
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,10 @@ _PANELS = {
         "loss/box_class",
         "loss/box_deltas",
     ),
-    "surface": ("loss/fine_segm", "loss/coarse_segm", "loss/body_mask", "loss/u", "loss/v"),
+    "surface": (
+        *("loss/fine_segm", "loss/coarse_segm", "loss/body_mask", "loss/u", "loss/v"),
+        "loss/embedding_*",
+    ),
     "keypoints": ("loss/keypoints",),
 }
 _MEASURES = {
@@ -56,8 +60,9 @@ def render_demo(
     Returns:
         HTML with all pictures embedded.
     """
+    title = "Embeddings" if config.model.predictor.name == "embedding" else "KTN"
     blocks: list[html_page.Block] = [
-        html_page.Heading("KTN on rendered people", 1),
+        html_page.Heading(f"{title} on rendered people", 1),
         html_page.Paragraph(_summary(record, config, metrics)),
         html_page.Heading("Scores on the test set (%)"),
         html_page.Paragraph(
@@ -115,12 +120,25 @@ def _loss_curves(path: pathlib.Path) -> Figure:
     """Draws the means that training logged."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True):
-        for name in names:
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name.removeprefix("loss/"))
+    curves = {title: _curves(lines, names) for title, names in _PANELS.items()}
+    curves = {title: found for title, found in curves.items() if found}
+    every = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axes, (title, found) in zip(every, curves.items(), strict=True):
+        for name, points in found.items():
+            axes.plot(*zip(*points, strict=True), label=name.removeprefix("loss/"))
         axes.set(title=title, xlabel="step", ylim=(0, None))
-        if len(names) > 1:
+        if len(found) > 1:
             axes.legend(fontsize="small")
     return figure
+
+
+def _curves(
+    lines: Sequence[Mapping[str, Any]], patterns: Sequence[str]
+) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of the losses that a model has, by name."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    return {
+        name: [(line["step"], line[name]) for line in lines if name in line]
+        for pattern in patterns
+        for name in fnmatch.filter(names, pattern)
+    }

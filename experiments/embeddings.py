@@ -1,0 +1,183 @@
+"""Compares embeddings of vertices with charts, on rendered people.
+
+    python experiments/embeddings.py --size small --output embeddings            # two CPU cores
+    python experiments/embeddings.py --size small --output embeddings --jobs 2   # a core for each
+
+All models of a seed see the same pictures, those of `ktn demo`, in the same order, for as many
+steps. "charts" and "embeddings" differ in the predictor and its losses alone; "KTN" is the model of
+`ktn demo`. Their surface is the project's own body, so the numbers do not compare with published
+ones. The same command resumes a stopped study.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import studies
+import study_results
+from studies import Run
+
+from ktn_jax.data_pipelines.synthetic import dataset_files
+from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
+from ktn_jax.data_pipelines.synthetic.scene import FRONTAL
+from ktn_jax.evaluation import template_files
+
+CHARTS, EMBEDDINGS, KTN = "charts", "embeddings", "KTN"
+# Configuration of each model, and what is changed of it.
+MODELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    KTN: ("ktn:demo", ()),
+    CHARTS: ("cse:demo", ("model.predictor.name=chart",)),
+    EMBEDDINGS: ("cse:demo", ()),
+}
+SCORES = "scores"  # folder of the evaluation of a run
+COLUMNS = (
+    *(("GPSm", "AP"), ("GPS", "AP"), ("GPSm", "AP50"), ("GPSm", "AP75")),
+    *(("GPS", "AP50"), ("GPS", "AP75"), ("bbox", "AP"), ("IOU", "AP")),
+)
+PICTURE = "embeddings.png"
+SCENE = dataclasses.replace(FRONTAL, image_size_hw=(160, 160))
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A budget, the same for all models.
+
+    Attributes:
+        steps: of each training.
+        seeds: runs of each model.
+        num_images: to train on.
+        num_test_images: for the scores of a run.
+    """
+
+    steps: int
+    seeds: int
+    num_images: int
+    num_test_images: int
+
+
+SIZES = {
+    "smoke": Size(steps=2, seeds=1, num_images=8, num_test_images=4),
+    "small": Size(steps=1600, seeds=3, num_images=2000, num_test_images=100),
+}
+
+
+def prepare(size: Size, output: pathlib.Path) -> None:
+    """Renders the people of every seed, and makes the template that they are scored with."""
+    for seed in range(size.seeds):
+        people, test_people = _folders(output, seed)
+        studies.render_people(people, size.num_images, seed=seed, scene=SCENE)
+        studies.render_people(
+            test_people, size.num_test_images, seed=HELD_OUT_SEED + seed, scene=SCENE
+        )
+    template_files.ensure_own_template(output / "template")
+
+
+def _folders(output: pathlib.Path, seed: int) -> tuple[pathlib.Path, pathlib.Path]:
+    return output / f"people_seed{seed}", output / f"test_seed{seed}"
+
+
+def make_runs(size: Size, output: pathlib.Path) -> dict[str, list[Run]]:
+    """The runs of each model, one for each seed."""
+    return {
+        name: [_make_run(size, output, name, seed) for seed in range(size.seeds)] for name in MODELS
+    }
+
+
+def _make_run(size: Size, output: pathlib.Path, model: str, seed: int) -> Run:
+    folder = output / f"{model.lower()}_seed{seed}"
+    people, test_people = _folders(output, seed)
+    config, own = MODELS[model]
+    changes = (
+        *own,
+        "data.source=densepose_coco",
+        f"data.annotations={(str(people / dataset_files.ANNOTATION_FILE),)!r}",
+        f"data.images={(str(people / dataset_files.IMAGE_FOLDER),)!r}",
+        f"total_steps={size.steps}",
+        f"seed={seed}",
+    )
+    workdir = folder / "training"
+    commands = {
+        "train": studies.train_words(config, changes, workdir),
+        SCORES: studies.eval_words(
+            config,
+            changes,
+            weights=workdir,
+            people=test_people,
+            template=output / "template",
+            output=folder / SCORES,
+        ),
+    }
+    return Run(folder, commands)
+
+
+def table(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Markdown: a row for each model with its scores, and one of what embeddings gain."""
+    heads = ("model", *(f"{measure} {name}" for measure, name in COLUMNS))
+    rows = [
+        (name, *(study_results.format_mean(_values(runs, *column)) for column in COLUMNS))
+        for name, runs in scores.items()
+    ]
+    rows.append(
+        (f"{EMBEDDINGS}, over {CHARTS}", *(_format_gain(scores, *column) for column in COLUMNS))
+    )
+    return study_results.markdown_table(heads, rows)
+
+
+def _format_gain(scores: Mapping[str, Sequence[Mapping[str, Any]]], *column: str) -> str:
+    """What embeddings gain over charts, of the seeds that have the score; a dash without any."""
+    values = zip(*(_values(scores[name], *column) for name in (EMBEDDINGS, CHARTS)), strict=True)
+    pairs = [pair for pair in values if None not in pair]
+    if not pairs:
+        return "–"
+    return study_results.format_gain(study_results.paired_gains(*zip(*pairs, strict=True)))
+
+
+def _values(runs: Sequence[Mapping[str, Any]], measure: str, name: str) -> list[Any]:
+    """A score of every seed; None where a run does not have it."""
+    return [run.get(measure, {}).get(name) for run in runs]
+
+
+def report(size: Size, output: pathlib.Path, runs: Mapping[str, Sequence[Run]]) -> pathlib.Path:
+    """Writes the page of the study; returns its path."""
+    scores = {
+        name: [studies.read_scores(run.folder / SCORES) for run in runs_of]
+        for name, runs_of in runs.items()
+    }
+    panels = {
+        f"{measure} {name}": {
+            model: [value or 0.0 for value in _values(scores[model], measure, name)]
+            for model in scores
+        }
+        for measure, name in COLUMNS[:4]
+    }
+    study_results.draw_bars(panels, output / PICTURE)
+    blocks = [
+        f"{size.steps} steps on {size.num_images} pictures, {size.num_test_images} test pictures, "
+        f"{size.seeds} seeds: mean ± standard deviation, gains seed by seed with their 90 % "
+        "bootstrap interval.",
+        table(scores),
+        f"![Scores of every seed and their means]({PICTURE})",
+    ]
+    every = [run for runs_of in runs.values() for run in runs_of]
+    return study_results.write_page(output, "Vertices in place of charts", blocks, every)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs what the arguments ask for."""
+    arguments = studies.parse_arguments(__doc__ or "", SIZES, "embeddings", argv)
+    size = SIZES[arguments.size]
+    size = dataclasses.replace(
+        size, steps=arguments.steps or size.steps, seeds=arguments.seeds or size.seeds
+    )
+    with studies.resumable(arguments.output):
+        prepare(size, arguments.output)
+        runs = make_runs(size, arguments.output)
+        # All models of a seed first: a stopped study can be compared.
+        by_seed = [run for runs_of_seed in zip(*runs.values(), strict=True) for run in runs_of_seed]
+        studies.run_all(by_seed, arguments.jobs)
+        report(size, arguments.output, runs)
+
+
+if __name__ == "__main__":
+    main()
