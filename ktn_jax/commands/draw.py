@@ -61,8 +61,8 @@ def add_style_arguments(parser: argparse.ArgumentParser, default: str | None = N
         action="append",
         metavar="STYLE",
         help="another picture: fine_segm, u, v, contour, bbox or texture as detectron2 draws them, "
-        "several in one joined by + (contour+bbox), or overlay, labels, iuv, instances; may be "
-        f"repeated{usual}",
+        "several in one joined by + (contour+bbox); of models with vertices vertex or "
+        f"mesh_texture; or overlay, labels, iuv, instances; may be repeated{usual}",
     )
     parser.add_argument(
         "--background",
@@ -73,21 +73,34 @@ def add_style_arguments(parser: argparse.ArgumentParser, default: str | None = N
     )
     parser.add_argument(
         "--colormap",
-        default="parula",
         metavar="NAME",
-        help="of detectron2's styles: parula (default, as detectron2), viridis, jet and others",
+        help="of detectron2's styles: parula, viridis, jet and others (default as detectron2: "
+        "parula, of vertex jet)",
     )
     parser.add_argument(
         "--opacity",
         type=float,
         default=0.7,
-        help="of the colours of fine_segm, u and v (default 0.7, as detectron2)",
+        help="of the colours of fine_segm, u, v and vertex (default 0.7, as detectron2)",
     )
     parser.add_argument(
         "--atlas",
         type=pathlib.Path,
         metavar="FILE",
         help="of the style texture: picture of 6 rows and 4 columns of square tiles",
+    )
+    parser.add_argument(
+        "--mesh-texture",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="of the style mesh_texture: picture that the mesh's texture coordinates refer to",
+    )
+    parser.add_argument(
+        "--mesh",
+        dest="meshes",
+        action="append",
+        metavar="FILE",
+        help="NAME.npz, a mesh of your own, for vertex and mesh_texture; may be repeated",
     )
 
 
@@ -97,11 +110,19 @@ def read_settings(arguments: argparse.Namespace) -> "StyleSettings":
     Raises:
         ValueError: an unknown name, an opacity outside 0 to 1, or a file that is no atlas.
     """
-    from ktn_jax.results.atlas import read_atlas
+    from ktn_jax.results.atlas import read_atlas, read_texture
     from ktn_jax.results.styles import StyleSettings
 
     atlas = None if arguments.atlas is None else read_atlas(arguments.atlas)
-    return StyleSettings(arguments.background, arguments.colormap, arguments.opacity, atlas)
+    texture = None if arguments.mesh_texture is None else read_texture(arguments.mesh_texture)
+    return StyleSettings(
+        arguments.background,
+        arguments.colormap,
+        arguments.opacity,
+        atlas,
+        texture,
+        tuple(arguments.meshes or ()),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

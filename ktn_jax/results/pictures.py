@@ -28,7 +28,7 @@ def check_names(names: Sequence[str], settings: StyleSettings) -> tuple[str, ...
     """Checks names of pictures, and returns each once.
 
     Raises:
-        ValueError: an unknown name, or the style texture without an atlas.
+        ValueError: an unknown name, or a style without the picture that it needs.
     """
     for name in names:
         for style in [] if name in (OVERLAY, *MAPS) else name.split(_JOINED_BY):
@@ -37,8 +37,7 @@ def check_names(names: Sequence[str], settings: StyleSettings) -> tuple[str, ...
                     f"unknown style {style!r}: wanted {', '.join((OVERLAY, *STYLES, *MAPS))}, or "
                     "several of detectron2's in one picture, such as contour+bbox"
                 )
-            if style == "texture" and settings.atlas is None:
-                raise ValueError("the style texture needs an atlas (--atlas FILE)")
+            settings.check_style(style)
     return tuple(dict.fromkeys(names))
 
 

@@ -1,6 +1,7 @@
 """Pictures as detectron2's visualisers draw them, equal in every pixel.
 
-detectron2's `apply_net show` calls them dp_segm, dp_u, dp_v, dp_contour, bbox and dp_iuv_texture.
+detectron2's `apply_net show` calls them dp_segm, dp_u, dp_v, dp_contour, bbox and dp_iuv_texture;
+of people with vertices dp_vertex and dp_cse_texture, see `mesh_styles`.
 People are drawn one over the other in the order in which they are given, best first as detectors
 give them; that is, unlike in our own pictures, the person with the lowest score is in front.
 NumPy in, uint8 RGB out.
@@ -16,10 +17,11 @@ from ktn_jax.body import parts
 from ktn_jax.results.atlas import check_atlas, sample_atlas
 from ktn_jax.results.contours import draw_contours
 from ktn_jax.results.maps import overlap_at
+from ktn_jax.results.mesh_styles import draw_mesh_texture, mesh_of, values_of_pixels
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.stroke_text import draw_number
 
-STYLES = ("fine_segm", "u", "v", "contour", "bbox", "texture")
+STYLES = ("fine_segm", "u", "v", "contour", "bbox", "texture", "vertex", "mesh_texture")
 """Names of the styles."""
 
 BACKGROUNDS = ("photo", "grey", "black", "lowest")
@@ -36,7 +38,9 @@ COLORMAPS = {
     "plasma": cv2.COLORMAP_PLASMA,
     "cividis": cv2.COLORMAP_CIVIDIS,
 }
-"""OpenCV's colour maps by name; detectron2 draws with parula."""
+"""OpenCV's colour maps by name; detectron2 draws with parula, and vertices with jet."""
+
+_OWN_COLORMAPS = {"vertex": "jet"}
 
 _LARGEST_LEVEL = 255
 _SCALE_OF_PATCHES = 255 / parts.NUM_PATCHES
@@ -51,18 +55,23 @@ class StyleSettings:
 
     Attributes:
         background: of `BACKGROUNDS`.
-        colormap: of `COLORMAPS`.
-        opacity: of the colours of fine_segm, u and v, 0 to 1.
+        colormap: of `COLORMAPS`; None for that of detectron2.
+        opacity: of the colours of fine_segm, u, v and vertex, 0 to 1.
         atlas: of the style texture, as `atlas.read_atlas` gives it.
+        mesh_texture: of the style mesh_texture, as `atlas.read_texture` gives it.
+        mesh_files: files of meshes for vertex and mesh_texture, see `meshes.load_mesh`; others are
+            loaded by their names, and fetched the first time.
 
     Raises:
-        ValueError: an unknown name, an opacity outside 0 to 1, or no atlas.
+        ValueError: an unknown name, an opacity outside 0 to 1, or no atlas or texture.
     """
 
     background: str = "photo"
-    colormap: str = "parula"
+    colormap: str | None = None
     opacity: float = 0.7
     atlas: np.ndarray | None = None
+    mesh_texture: np.ndarray | None = None
+    mesh_files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -70,12 +79,28 @@ class StyleSettings:
             raise ValueError(
                 f"unknown background {self.background!r}, wanted {', '.join(BACKGROUNDS)}"
             )
-        if self.colormap not in COLORMAPS:
+        if self.colormap is not None and self.colormap not in COLORMAPS:
             raise ValueError(f"unknown colormap {self.colormap!r}, wanted {', '.join(COLORMAPS)}")
         if not 0 <= self.opacity <= 1:
             raise ValueError(f"opacity must be 0 to 1, got {self.opacity}")
         if self.atlas is not None:
             check_atlas(self.atlas)
+        texture = self.mesh_texture
+        if texture is not None and (texture.ndim != 3 or texture.shape[2] != 4):
+            raise ValueError(f"mesh_texture must be [H, W, 4] RGBA, got {texture.shape}")
+
+    def check_style(self, style: str) -> None:
+        """Raises ValueError for an unknown style, or one that needs a picture that is missing."""
+        if style not in STYLES:
+            raise ValueError(f"unknown style {style!r}, wanted {', '.join(STYLES)}")
+        if style == "texture" and self.atlas is None:
+            raise ValueError("the style texture needs an atlas (--atlas FILE)")
+        if style == "mesh_texture" and self.mesh_texture is None:
+            raise ValueError("the style mesh_texture needs a texture (--mesh-texture FILE)")
+
+    def colours(self, style: str) -> np.ndarray:
+        """The RGB colours of a style's values, uint8 [256, 3]."""
+        return colours_of(self.colormap or _OWN_COLORMAPS.get(style, "parula"))
 
 
 def colours_of(colormap: str) -> np.ndarray:
@@ -94,8 +119,8 @@ def draw_styles(
 
     Args:
         image: uint8 [H, W, 3] RGB.
-        people: In the image's pixels, in the order in which they are drawn. Of those without an
-            IUV picture only boxes are.
+        people: In the image's pixels, in the order in which they are drawn. Styles leave out those
+            who lack what they show: an IUV picture, or vertices.
         styles: Names of `STYLES`, the first one undermost.
         settings: None for detectron2's.
 
@@ -103,17 +128,16 @@ def draw_styles(
         uint8 [H, W, 3] RGB, a new array.
 
     Raises:
-        ValueError: an unknown style, or the style texture without an atlas.
+        ValueError: an unknown style, a style without the picture that it needs, or people whose
+            vertices are not those of the mesh.
+        ktn_jax.runtime.downloads.DownloadError: a mesh could not be fetched.
     """
     settings = settings or StyleSettings()
-    unknown = [style for style in styles if style not in STYLES]
-    if unknown:
-        raise ValueError(f"unknown style {unknown[0]!r}, wanted {', '.join(STYLES)}")
-    if "texture" in styles and settings.atlas is None:
-        raise ValueError("the style texture needs an atlas")
-    colours = colours_of(settings.colormap)
-    canvas = _background(image, settings.background, colours)
     for style in styles:
+        settings.check_style(style)
+    canvas = _background(image, settings.background, settings.colours(styles[0] if styles else ""))
+    for style in styles:
+        colours = settings.colours(style)
         for person in people:
             _draw_person(canvas, person, style, settings, colours)
     return canvas
@@ -141,6 +165,15 @@ def _draw_person(
     box_xywh = np.concatenate([corner, person.box_xyxy[2:] - corner])
     if style == "bbox":
         draw_scored_box(canvas, box_xywh, person.score)
+        return
+    if style in ("vertex", "mesh_texture"):
+        if person.vertices is not None:
+            mesh = mesh_of(person.mesh, settings.mesh_files)
+            if style == "mesh_texture" and settings.mesh_texture is not None:
+                draw_mesh_texture(canvas, person, mesh, settings.mesh_texture)
+            elif person.is_body is not None:
+                values = values_of_pixels(person, mesh)
+                draw_values(canvas, person.is_body, values, box_xywh, colours, settings.opacity)
         return
     if person.iuv is None:
         return

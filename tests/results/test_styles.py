@@ -1,5 +1,7 @@
 """Styles against pictures that detectron2 drew, every pixel; and what surrounds them."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -171,15 +173,26 @@ def test_the_last_person_and_the_last_style_are_on_top():
     assert (under[18, 15] == PARULA[int(255 / 24)]).all()
 
 
-def test_people_beyond_the_borders_are_cut_off():
+def _with_vertices(person):
+    vertices = person.iuv[0].astype(np.int32) - 1
+    return dataclasses.replace(person, vertices=vertices, mesh="patches")
+
+
+def test_people_beyond_the_borders_are_cut_off(tmp_path):
     everywhere = [(-5, -7, 12, 9), (45, 30, 70, 60), (60, 5, 80, 15), (-30, 0, -9, 9)]
     tiles = np.full((6, 4, 3), 200, np.uint8)
-    settings = StyleSettings(atlas=tiles)
+    mesh = tmp_path / "patches.npz"
+    across = np.linspace(0, 1, 24)
+    np.savez(
+        mesh, vertices=np.outer(across, [1, 1, 1]), faces=[[0, 1, 2]], uv=across[:, None][:, [0, 0]]
+    )
+    texture = np.random.default_rng(0).integers(0, 256, (9, 9, 4), np.uint8)
+    settings = StyleSettings(atlas=tiles, mesh_texture=texture, mesh_files=(str(mesh),))
     large = np.zeros((140, 150, 3), np.uint8)
     large[50:90, 50:100] = IMAGE
     for style in styles.STYLES:
-        people = [_person(*map(float, box)) for box in everywhere]
-        moved = [_person(*(float(side + 50) for side in box)) for box in everywhere]
+        people = [_with_vertices(_person(*map(float, box))) for box in everywhere]
+        moved = [_with_vertices(_person(*(float(s + 50) for s in box))) for box in everywhere]
         picture = draw_styles(IMAGE, people, [style], settings)
         expected = draw_styles(large, moved, [style], settings)[50:90, 50:100]
         if style not in ("contour", "bbox"):  # OpenCV cuts lines before it draws them
