@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ktn_jax.body.surface import Template
+    from ktn_jax.inference.vertex_charts import VertexCharts
 
 EXAMPLES = """
   ktn predict photo.jpg
@@ -83,6 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NPY",
         help="with --vertices: the vertices of SMPL's rest pose, metres, y up",
     )
+    parser.add_argument(
+        "--template",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="of a model with vertices: the evaluation template of its mesh, for IUV pictures too",
+    )
     draw.add_style_arguments(parser)
     predict_video.add_arguments(parser)
     commands.add_quiet_argument(parser)
@@ -100,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ktn_jax.inference.photo_products import CONFIDENCE_ENDING, Products
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
+    from ktn_jax.modeling.person_branches import has_embeddings
     from ktn_jax.runtime import image_files
 
     if predict_video.is_wanted(arguments):
@@ -107,12 +115,15 @@ def run(arguments: argparse.Namespace) -> int:
     config = commands.load_model_config(arguments, zoo.DEFAULT)
     if arguments.confidences:
         charts.check_confidences(config)
+    if arguments.template is not None and not has_embeddings(config.model):
+        raise ValueError("--template is for models with vertices: this one predicts charts itself")
     products = Products(
         tuple(arguments.styles or ()),
         draw.read_settings(arguments),
         with_confidences=arguments.confidences,
         with_dump=arguments.dump,
         template=_template(arguments),
+        charts=_charts(arguments),
     )
     own_endings = (*products.endings, CONFIDENCE_ENDING, dataset.RESULTS_FILE)
     found = image_files.find_images(arguments.inputs, arguments.recursive, own_endings)
@@ -170,6 +181,16 @@ def _template(arguments: argparse.Namespace) -> "Template | None":
     from ktn_jax.body import loading
 
     return loading.load_template(charts, body, symmetry_tolerance=None)
+
+
+def _charts(arguments: argparse.Namespace) -> "VertexCharts | None":
+    """The charts of --template."""
+    from ktn_jax.evaluation.template_files import load_evaluation_template
+    from ktn_jax.inference.vertex_charts import VertexCharts
+
+    if arguments.template is None:
+        return None
+    return VertexCharts(load_evaluation_template(arguments.template, verify=False))
 
 
 def _annotated(arguments: argparse.Namespace, paths: Sequence[pathlib.Path]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ktn_jax.body.surface import Template
+from ktn_jax.inference.vertex_charts import VertexCharts
 from ktn_jax.results import confidence_pictures, dumps, pictures
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.styles import StyleSettings
@@ -27,9 +28,10 @@ class Products:
         with_confidences: of a model that predicts them, a picture of confidences.
         with_dump: all arrays, see `results.dumps`.
         template: adds its vertices to the dump.
+        charts: of a model with vertices, gives its people IUV pictures.
 
     Raises:
-        ValueError: an unknown picture, or the style texture without an atlas.
+        ValueError: an unknown picture, or a style without the picture that it needs.
     """
 
     pictures: tuple[str, ...] = ()
@@ -37,6 +39,7 @@ class Products:
     with_confidences: bool = False
     with_dump: bool = False
     template: Template | None = None
+    charts: VertexCharts | None = None
 
     def __post_init__(self) -> None:
         """Checks the pictures, and adds the usual ones."""
@@ -55,13 +58,17 @@ class Products:
     def options(self) -> list[Any]:
         """JSON values that differ where the files would."""
         own = self.settings
-        atlas = None if own.atlas is None else hashlib.sha256(own.atlas.tobytes()).hexdigest()
-        drawn = [list(self.pictures), own.background, own.colormap, own.opacity, atlas]
+        given = [
+            None if picture is None else hashlib.sha256(picture.tobytes()).hexdigest()
+            for picture in (own.atlas, own.mesh_texture)
+        ]
+        drawn = [list(self.pictures), own.background, own.colormap, own.opacity, *given]
         body = None
         if self.template is not None:
             arrays = (self.template.vertices, self.template.chart_uv, self.template.chart_faces)
             body = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
-        return [*drawn, self.with_confidences, self.with_dump, body]
+        charts = None if self.charts is None else self.charts.digest
+        return [*drawn, self.with_confidences, self.with_dump, body, charts]
 
     def write(
         self,

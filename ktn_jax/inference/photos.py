@@ -164,7 +164,8 @@ class _Work:
 
     def run(self, predictor: CallablePredictor) -> None:
         test = predictor.config.test
-        self._with_charts = has_charts(predictor.config.model)
+        charts = self._products.charts
+        self._with_charts = has_charts(predictor.config.model) or charts is not None
         missing = [n for n, image_id in enumerate(self._ids) if image_id not in self._writer.done]
 
         def bucket_of(index: int) -> batching.Size:
@@ -209,8 +210,10 @@ class _Work:
     ) -> None:
         for index, picture, people in zip(batch, pictures, found, strict=True):
             people = [person for person in people if person.score >= self._min_score]
-            name = self._names[index]
+            name, charts = self._names[index], self._products.charts
             try:
+                if charts is not None:
+                    people = [charts.add_iuv(person) for person in people]
                 entries = self._entries(index, people)
                 dump = Dump(
                     as_text(self._photos[index]), self._ids[index], picture.shape[:2], tuple(people)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ktn_jax import cli
+from ktn_jax.evaluation import template_files
 from ktn_jax.results import dumps, records
 from ktn_jax.results.records import PersonResult
 
@@ -207,3 +208,94 @@ def test_styles_and_dumps_are_written_and_kept_apart(own, tmp_path, capsys):
         assert _predict(own, "--output", tmp_path / "new", *wrong) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+class _Embedder:
+    """Finds a person in each photo whose pixels show the vertices of a mesh, one after another."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def __call__(self, batch):
+        vertices = np.arange(-1, 149, dtype=np.int32).reshape(15, 10) % 72
+        confidences = {"coarse_segm_confidence": np.full((15, 10), 0.5, np.float32)}
+        box = np.float32([2, 3, 12, 18])
+        fields = {"vertices": vertices, "mesh": "own", "confidences": confidences}
+        return [[PersonResult(box, 0.9, **fields)] for _ in batch]
+
+
+def test_people_with_vertices_are_written_drawn_and_given_charts(
+    own, tmp_path, use_predictor, capsys
+):
+    use_predictor(_Embedder)
+    mesh = tmp_path / "own.npz"
+    np.savez(mesh, vertices=np.random.default_rng(0).normal(size=(72, 3)), faces=[[0, 1, 2]])
+    part, place = np.divmod(np.arange(72), 3)
+    template_files.write_template(
+        tmp_path / "template",
+        u=place / 2,
+        v=1 - place / 2,
+        part=part + 1,
+        row=np.arange(72),
+        geodesics=[np.ones(72 * 71 // 2)],
+        num_distances=72 * 71 // 2,
+        origin="points",
+    )
+    photo = str(own / "frame2.png")
+    embedding = ["--config=cse:tiny", "--random-weights", "--set=test.batch_size=1"]
+    embedding += ["--set=model.predictor.has_segm_confidence=True", "--confidences", "--dump"]
+    drawn = ["--style=vertex", f"--mesh={mesh}"]
+    plain, charted = tmp_path / "plain", tmp_path / "charted"
+    assert cli.main(["predict", photo, *embedding, *drawn, f"--output={plain}"]) == 0
+    names = {
+        "instances.png",
+        "overlay.jpg",
+        "vertex.png",
+        "confidence.jpg",
+        "dump.npz",
+        "dump.json",
+    }
+    files = {path.name.removeprefix("frame2_") for path in plain.iterdir()}
+    assert files == {*names, "results.json"}
+    ((person,),) = records.records_to_people(records.read_results(plain / "results.json")).values()
+    (expected,) = _Embedder(None)([0])[0]
+    np.testing.assert_array_equal(person.vertices, expected.vertices)
+    np.testing.assert_allclose(person.confidences["coarse_segm_confidence"], 0.5)
+    (dumped,) = dumps.read_dump(plain / "frame2_dump.npz").people
+    np.testing.assert_array_equal(dumped.vertices, expected.vertices)
+    # The same from the file.
+    results = str(plain / "results.json")
+    assert cli.main(["draw", results, *drawn, f"--output={tmp_path / 'again'}"]) == 0
+    pictures = [folder / "frame2_vertex.png" for folder in (plain, tmp_path / "again")]
+    first, second = (np.asarray(Image.open(path)) for path in pictures)
+    np.testing.assert_array_equal(first, second)
+    assert (first[4:18, 2:12] != [90, 0, 0]).any(axis=-1).all()
+
+    template = ["--template", str(tmp_path / "template")]
+    assert cli.main(["predict", photo, *embedding, *template, f"--output={charted}"]) == 0
+    ((person,),) = records.records_to_people(
+        records.read_results(charted / "results.json")
+    ).values()
+    np.testing.assert_array_equal(person.vertices, expected.vertices)
+    is_body = expected.vertices >= 0
+    np.testing.assert_array_equal(person.iuv[0][is_body], expected.vertices[is_body] // 3 + 1)
+    levels = np.array([0, 127, 255])
+    np.testing.assert_array_equal(person.iuv[1][is_body], levels[expected.vertices[is_body] % 3])
+    np.testing.assert_array_equal(
+        person.iuv[2][is_body], levels[::-1][expected.vertices[is_body] % 3]
+    )
+    assert not person.iuv[:, ~is_body].any() and (charted / "frame2_iuv.png").is_file()
+    # A template of another mesh, and a model that has charts.
+    few = np.arange(72) % 24
+    template_files.write_template(
+        tmp_path / "template",
+        **{"u": few / 24, "v": few / 24, "part": part + 1, "row": few},
+        geodesics=[np.ones(24 * 23 // 2)],
+        num_distances=24 * 23 // 2,
+        origin="few points",
+    )
+    arguments = [*embedding, *template, f"--output={tmp_path / 'few'}"]
+    assert cli.main(["predict", photo, *arguments]) == 1
+    assert "vertex 71 of mesh own, and the template few points has 24" in capsys.readouterr().err
+    assert _predict(photo, *template) == 1
+    assert "--template is for models with vertices" in capsys.readouterr().err
