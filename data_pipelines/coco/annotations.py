@@ -26,6 +26,7 @@ from ktn_jax.data_pipelines.coco.densepose_checks import (
     VERTEX_KEYS,
     has_charts,
     has_densepose,
+    has_patches,
     has_vertices,
 )
 from ktn_jax.data_pipelines.coco.json_values import is_absent
@@ -302,7 +303,8 @@ def clean_person(raw: Mapping[str, Any], with_densepose: bool = True) -> dict[st
     Returns:
         Its fields, without those that are null or empty. `area` and `iscrowd` are always set: a
         missing area is the box's. Of DensePose `dp_x` and `dp_y` are set, and all of `dp_I`,
-        `dp_U`, `dp_V` or all of `dp_vertex`, `ref_model`, or both; or nothing of it is.
+        `dp_U`, `dp_V` or all of `dp_vertex`, `ref_model`, or both; or nothing of it is. Beside
+        vertices there may be `dp_I` alone.
     """
     _, _, width, height = raw["bbox"]
     cleaned = {"iscrowd": 0, "area": float(width * height)}
@@ -311,7 +313,7 @@ def clean_person(raw: Mapping[str, Any], with_densepose: bool = True) -> dict[st
     if not (with_densepose and has_densepose(raw)):
         unwanted = {*DENSEPOSE_KEYS, *VERTEX_KEYS, *EXTENSION_KEYS, PICTURE_KEY}
     elif not has_charts(raw):
-        unwanted = {"dp_I", "dp_U", "dp_V"}
+        unwanted = {"dp_U", "dp_V"} | (set() if has_patches(raw) else {"dp_I"})
     elif not has_vertices(raw):
         unwanted = {*VERTEX_KEYS}
     return {key: value for key, value in cleaned.items() if key not in unwanted}
@@ -345,6 +347,8 @@ def parse_person(
         x, y, i, u, v = (
             np.asarray(raw.get(key, zeros), np.float32) for key in DENSEPOSE_POINT_KEYS
         )
+        if "dp_U" not in raw:  # patches alone are no charts
+            i = np.zeros_like(i)
         densepose = DensePoseRecord(
             x=x,
             y=y,

@@ -44,6 +44,14 @@ def has_charts(raw: Mapping[str, Any]) -> bool:
     return not any(is_absent(raw.get(key)) for key in DENSEPOSE_POINT_KEYS)
 
 
+def has_patches(raw: Mapping[str, Any]) -> bool:
+    """Whether an annotation has dp_I, a patch for each point, whatever else it has."""
+    if is_absent(raw.get("dp_I")) or not isinstance(raw.get("dp_x"), list):
+        return False
+    patches = to_numbers(raw["dp_I"])
+    return patches is not None and len(patches) == len(raw["dp_x"])
+
+
 def has_vertices(raw: Mapping[str, Any]) -> bool:
     """Whether an annotation has dp_vertex and ref_model."""
     return not any(is_absent(raw.get(key)) for key in ("dp_x", "dp_y", *VERTEX_KEYS))

@@ -234,7 +234,7 @@ def _profile(folder: pathlib.Path, images: int) -> list[common.Row]:
             "find",
             "find_quantised",
         ),
-        *("distance", "_sample", "person_similarity", "measure_patches"),
+        *("distance", "sample", "person_similarity", "measure_patches"),
     )
     stats = pstats.Stats(profile).stats
     rows = [

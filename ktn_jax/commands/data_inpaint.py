@@ -69,8 +69,8 @@ def _inpaint(arguments: argparse.Namespace) -> int:
     from ktn_jax import commands
     from ktn_jax.checkpoints import named, weights
     from ktn_jax.inference import dataset, inpainted_files
-    from ktn_jax.inference.augmentation import load_symmetry
     from ktn_jax.inference.inpainting import Inpainter
+    from ktn_jax.inference.symmetries import load_symmetry
 
     request = inpainted_files.InpaintRequest(
         annotations=arguments.annotations,

@@ -20,9 +20,12 @@ EXAMPLES = """
   ktn eval --model densepose_rcnn_R_50_FPN_s1x --template eval_data/ \\
       --annotations densepose_minival2014.json --images val2014/
   ktn eval --config ktn:demo --weights WORKDIR --data synthetic --num-images 200
+  ktn eval --config cse:animals --weights W --category cat --data animals/
+  ktn eval --config cse:animals --weights W --key-vertices keyvertices.json
 
 Prints the table of scores and writes results.json, metrics.json and report.html to OUTPUT. The
-same command resumes a stopped run. `ktn data template` makes a template. For a model, OUTPUT is
+same command resumes a stopped run. `ktn data template` makes a template; results with vertices need
+none where vertices are annotated (dp_vertex). For a model, OUTPUT is
 ktn_eval/NAME-DIGEST by default.
 """
 
@@ -43,6 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", type=pathlib.Path, help="DensePose-COCO JSON")
     parser.add_argument("--images", type=pathlib.Path, metavar="DIR", help="image folder")
     parser.add_argument("--template", type=pathlib.Path, metavar="DIR", help="evaluation template")
+    parser.add_argument(
+        "--mesh",
+        dest="meshes",
+        action="append",
+        metavar="FILE",
+        help="NAME.npz, a mesh of your own on which vertices are annotated; may be repeated",
+    )
+    parser.add_argument(
+        "--category",
+        default="person",
+        metavar="NAME",
+        help="what is scored: a category of the annotations, of a model of several classes one of "
+        "data.categories (default person)",
+    )
     parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder to write into")
     parser.add_argument(
         "--mode",
@@ -96,6 +113,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="split the edges of the template's mesh, as the official one is: takes minutes",
     )
+    parser.add_argument(
+        "--key-vertices",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="of a model of several meshes: measure how well they are aligned, and nothing else; "
+        "JSON of {mesh: {meaning: vertex}}",
+    )
     commands.add_process_arguments(parser)
     commands.add_quiet_argument(parser)
 
@@ -107,6 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     if arguments.results:
         return _score_file(arguments)
+    if arguments.key_vertices:
+        return _measure_alignment(arguments)
     try:
         return _evaluate_model(arguments)
     except KeyboardInterrupt:
@@ -121,7 +147,6 @@ def _check(arguments: argparse.Namespace) -> None:
         ValueError: an argument is missing, or does not go with another one.
     """
     from ktn_jax.checkpoints import zoo
-    from ktn_jax.evaluation.errors import TEMPLATE_ADVICE
 
     has_model = arguments.model is not None or arguments.config is not None
     has_weights = arguments.weights is not None or arguments.random_weights
@@ -146,15 +171,14 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     elif not has_weights and arguments.model is None and arguments.config not in zoo.models():
         raise ValueError(f"{arguments.config} has no weights of its own: name them with --weights")
+    elif arguments.key_vertices:
+        return
     elif not arguments.data and not (arguments.annotations and arguments.images):
         raise ValueError("give --data DIR, --data synthetic, or --annotations and --images")
     if arguments.tta and arguments.true_boxes:
         raise ValueError("--tta averages people who are found: leave out --true-boxes")
     if arguments.data == "synthetic" and (arguments.annotations or arguments.images):
         raise ValueError("--data synthetic makes its own annotations and images")
-    # Plain COCO results need no template: the evaluation says if a file needs one.
-    if not arguments.results and arguments.data != "synthetic" and arguments.template is None:
-        raise ValueError(TEMPLATE_ADVICE)
 
 
 def _locate(arguments: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path | None]:
@@ -178,7 +202,12 @@ def _options(arguments: argparse.Namespace) -> "ScoringOptions":
     from ktn_jax.evaluation.options import ScoringOptions
 
     return ScoringOptions(
-        arguments.mode, arguments.min_iou, arguments.workers, on_bad=arguments.on_bad
+        arguments.mode,
+        arguments.min_iou,
+        arguments.workers,
+        on_bad=arguments.on_bad,
+        mesh_files=tuple(arguments.meshes or ()),
+        category=arguments.category,
     )
 
 
@@ -214,11 +243,17 @@ def _data(arguments: argparse.Namespace, config: "ConfigDict") -> "AnnotatedFile
 
 def _evaluate_model(arguments: argparse.Namespace) -> int:
     from ktn_jax import commands
+    from ktn_jax.evaluation.errors import TEMPLATE_ADVICE
     from ktn_jax.inference import model_evaluation
+    from ktn_jax.modeling.person_branches import has_embeddings
     from ktn_jax.runtime.progress import Progress
 
     options = _options(arguments)
     config = commands.load_model_config(arguments)
+    # Vertices may be annotated: the evaluation says if they are not.
+    needs_template = not has_embeddings(config.model)
+    if needs_template and arguments.data != "synthetic" and arguments.template is None:
+        raise ValueError(TEMPLATE_ADVICE)
     processes = commands.join_processes(arguments)
     with Progress("score", "images", is_shown=processes.is_first) as progress:
         output, metrics = model_evaluation.evaluate_weights(
@@ -238,6 +273,24 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
         )
     if metrics is not None:
         _show(metrics, output)
+    return 0
+
+
+def _measure_alignment(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from ktn_jax import commands
+    from ktn_jax.evaluation import mesh_alignment
+    from ktn_jax.evaluation.mesh_distances import MeshDistances
+    from ktn_jax.inference.stages import Stages
+
+    key_vertices = mesh_alignment.read_key_vertices(arguments.key_vertices)
+    config = commands.load_model_config(arguments)
+    stages = Stages(config, commands.load_model_variables(arguments, config))
+    embeddings = {name: np.asarray(table) for name, table in stages.vertex_embeddings.items()}
+    distances = MeshDistances(arguments.meshes or ())
+    alignment = mesh_alignment.measure_alignment(embeddings, key_vertices, distances)
+    print(alignment.table())  # noqa: T201
     return 0
 
 

@@ -32,11 +32,11 @@ def evaluate_files(
     """Scores a results file of any system.
 
     Args:
-        results_path: detections in the DensePose-COCO results format, or plain COCO ones without
-            IUV pictures, of which only boxes, masks and keypoints are scored.
+        results_path: detections in the DensePose-COCO results format, with IUV pictures or
+            vertices, or plain COCO ones, of which only boxes, masks and keypoints are scored.
         annotations_path: DensePose-COCO annotations.
         template_dir: evaluation template, see `template_files.load_evaluation_template`; None if
-            no detection has an IUV picture.
+            no detection has an IUV picture, and vertices are compared with annotated vertices.
         options: how to score.
         output_dir: where `metrics.json` and `report.html` go; None writes nothing.
         images_dir: pictures for the report's best and worst people.
@@ -49,7 +49,7 @@ def evaluate_files(
         EvaluationError: a file cannot be scored; the message says which entry and why.
         FolderInUseError: another process writes into `output_dir`.
     """
-    truth = read_ground_truth(annotations_path, options.on_bad)
+    truth = read_ground_truth(annotations_path, options.on_bad, options.category)
     with contextlib.nullcontext() if output_dir is None else locks.hold(output_dir):
         return evaluate_results(
             results_path,
@@ -75,11 +75,11 @@ def evaluate_results(
     """Does the same as `evaluate_files` with annotations that are already read."""
     results = index_results(results_path, truth)
     scores = []
-    if results.has_pictures:
+    if results.has_surface:
         if template_dir is None:
-            raise EvaluationError(f"{results.path.name}: {TEMPLATE_ADVICE}")
-        # Converts official files once, before processes open them.
-        load_evaluation_template(template_dir)
+            check_no_template(results, truth)
+        else:  # converts official files once, before processes open them
+            load_evaluation_template(template_dir)
         scores = list(score_images(truth, results, template_dir, options, progress=progress))
     return evaluate_scores(
         scores,
@@ -90,6 +90,16 @@ def evaluate_results(
         output_dir=output_dir,
         images_dir=images_dir,
     )
+
+
+def check_no_template(results: ResultIndex, truth: GroundTruth) -> None:
+    """Checks that results can be scored on the surface without a template.
+
+    Raises:
+        EvaluationError: an IUV picture, or vertices where only charts are annotated.
+    """
+    if not truth.has_vertices or (results.has_pictures and len(results)):
+        raise EvaluationError(f"{results.path.name}: {TEMPLATE_ADVICE}")
 
 
 def evaluate_scores(
@@ -105,7 +115,7 @@ def evaluate_scores(
     """Does the rest of `evaluate_files` once images are scored, here or by several processes.
 
     Args:
-        scores: of all images, ascending ids; none if no detection has an IUV picture.
+        scores: of all images, ascending ids; none if no detection has an IUV picture or vertices.
         truth: the annotations.
         results: index of the results file.
         template_dir: the template that the images were scored with, None if they were not.
@@ -117,15 +127,23 @@ def evaluate_scores(
         All scores.
     """
     template = None
-    if results.has_pictures and template_dir is not None:
+    if results.has_surface and template_dir is not None:
         # Whoever scored the images has compared the checksum, which reads the whole table.
         template = load_evaluation_template(template_dir, verify=False)
+    if scores:
         segmentations = {k: rle for image in scores for k, rle in image.segmentations.items()}
     else:
         segmentations = read_segmentations(results, truth, COCO_MAX_DETECTIONS)
     extra, extra_notes = boxes_keypoints.evaluate_coco(truth, results, segmentations)
     found = sum(1 for image in truth.images if image.image_id in results.by_image)
     notes = [*truth.notes, *results.notes, *extra_notes]
+    if results.has_vertices and truth.has_vertices:
+        notes.append("vertices are scored by the distances along the mesh that was annotated")
+    if results.has_pictures and len(results) and not truth.has_charts and truth.has_vertices:
+        notes.append(
+            "IUV pictures cannot be compared with vertices: nobody has a patch, U and V annotated, "
+            "so that GPS is 0"
+        )
     if found < len(truth.images):
         notes.append(f"{len(truth.images) - found} of {len(truth.images)} images have no detection")
     meta = {

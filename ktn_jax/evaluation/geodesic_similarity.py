@@ -13,8 +13,9 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from ktn_jax.body.parts import NUM_PATCH_CHANNELS, NUM_PATCHES
+from ktn_jax.body.parts import NUM_PATCH_CHANNELS
 from ktn_jax.evaluation.errors import EvaluationError
+from ktn_jax.evaluation.ground_truth import is_patch
 
 # Mean geodesic distance in metres between two points of a body segment, by patch 0..24: torso,
 # hands, feet, upper legs, lower legs, upper arms, lower arms, head.
@@ -100,12 +101,6 @@ class EvaluationTemplate:
         distances[is_pair] = np.asarray(self.geodesics[wanted])[place]
         distances[low < 0] = np.inf
         return distances
-
-
-def is_patch(part: np.ndarray) -> np.ndarray:
-    """Finds which annotated or predicted labels are patches 1..24, not background or others."""
-    is_one: np.ndarray = (part > 0) & (part <= NUM_PATCHES) & (part == np.floor(part))
-    return is_one
 
 
 class VertexFinder:

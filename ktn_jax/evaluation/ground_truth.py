@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ktn_jax.body.parts import NUM_PATCHES
 from ktn_jax.data_pipelines.coco.annotations import Dataset, is_above_ceiling, parse_dataset
-from ktn_jax.data_pipelines.coco.checks import DatasetError
+from ktn_jax.data_pipelines.coco.checks import PERSON, DatasetError
 from ktn_jax.data_pipelines.coco.densepose_checks import DENSEPOSE_POINT_KEYS
 from ktn_jax.evaluation.errors import EvaluationError
 
@@ -17,6 +18,12 @@ _MAX_SKIPPED_FRACTION = 0.5
 _SHOWN = 3  # files named in a message
 # The fields that pycocotools reads.
 _COCO_FIELDS = ("id", "image_id", "bbox", "area", "iscrowd", "segmentation", "keypoints")
+
+
+def is_patch(part: np.ndarray) -> np.ndarray:
+    """Finds which annotated or predicted labels are patches 1..24, not background or others."""
+    is_one: np.ndarray = (part > 0) & (part <= NUM_PATCHES) & (part == np.floor(part))
+    return is_one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +36,12 @@ class PersonTruth:
         area: in square pixels, as annotated.
         is_crowd: whether the annotation is of a group.
         points: [5, P] float64: x and y in 0..255 of the box, patch, U, V, of the points that an
-            annotator set; None without any: such a person is neither found nor missed.
+            annotator set; None without any: such a person is neither found nor missed. Patch, U
+            and V are 0 where only vertices are annotated.
         dp_masks: coarse masks as annotated, their run lengths checked, or None.
         segmentation: COCO polygons or RLE as annotated, its run lengths checked, or None.
+        vertices: [P] int64, the vertex of `mesh` at each point; None where only charts are known.
+        mesh: name of the mesh of the vertices.
     """
 
     annotation_id: int
@@ -41,6 +51,19 @@ class PersonTruth:
     points: np.ndarray | None
     dp_masks: Any
     segmentation: Any
+    vertices: np.ndarray | None = None
+    mesh: str = ""
+
+    @property
+    def has_charts(self) -> bool:
+        """Whether the points have U and V."""
+        return self.points is not None and (self.vertices is None or bool(self.points[3:].any()))
+
+    @property
+    def patches(self) -> np.ndarray:
+        """The patches [P] int of the points, 0 for background and where none is annotated."""
+        labels = np.zeros(0) if self.points is None else self.points[2]
+        return np.where(is_patch(labels), labels, 0).astype(int)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +108,17 @@ class GroundTruth:
     notes: tuple[str, ...] = ()
 
     @property
+    def has_vertices(self) -> bool:
+        """Whether anybody's points are annotated as vertices of a mesh."""
+        return any(person.vertices is not None for image in self.images for person in image.people)
+
+    @property
+    def has_charts(self) -> bool:
+        """Whether anybody's points are annotated with patch, U and V."""
+        people = (person for image in self.images for person in image.people)
+        return any(person.has_charts for person in people)
+
+    @property
     def category_id(self) -> int:
         """The category id for results of a model."""
         return min(self.person_categories)
@@ -123,7 +157,9 @@ class GroundTruth:
 
 
 def read_ground_truth(
-    source: str | pathlib.Path | Mapping[str, Any], on_bad: Literal["raise", "skip"] = "raise"
+    source: str | pathlib.Path | Mapping[str, Any],
+    on_bad: Literal["raise", "skip"] = "raise",
+    category: str = PERSON,
 ) -> GroundTruth:
     """Reads a DensePose-COCO annotation file, with the checks of `ktn data check`.
 
@@ -131,9 +167,10 @@ def read_ground_truth(
         source: path of a JSON file, or its content.
         on_bad: "raise" stops at a file with errors, "skip" leaves bad records out and says in
             `notes` how many.
+        category: name of the category whose annotations are read.
 
     Returns:
-        The images and people of the person category.
+        The images and the people, or animals, of the category.
 
     Raises:
         EvaluationError: the file is missing, not JSON, or has errors; with "skip", more than half
@@ -141,7 +178,7 @@ def read_ground_truth(
     """
     name = "annotations" if isinstance(source, Mapping) else pathlib.Path(source).name
     try:
-        dataset = parse_dataset(source, on_bad, _MAX_SKIPPED_FRACTION)
+        dataset = parse_dataset(source, on_bad, _MAX_SKIPPED_FRACTION, categories=(category,))
     except DatasetError as error:
         raise EvaluationError(str(error)) from error
     images: list[ImageTruth] = []
@@ -174,12 +211,16 @@ def read_ground_truth(
 
 
 def _person_truth(entry: Mapping[str, Any]) -> PersonTruth:
-    points = None
-    if "dp_U" in entry:  # else its points are vertices
-        points = np.array([entry[key] for key in DENSEPOSE_POINT_KEYS], np.float64)
+    points = vertices = None
+    if "dp_x" in entry:
+        none = np.zeros(len(entry["dp_x"]))
+        points = np.array([entry.get(key, none) for key in DENSEPOSE_POINT_KEYS], np.float64)
+        if "dp_vertex" in entry:
+            vertices = np.array(entry["dp_vertex"], np.int64)
     if points is not None and "dp_annotated" in entry:
-        points = points[:, np.asarray(entry["dp_annotated"], bool)]
-        points = points if points.size else None
+        is_annotated = np.asarray(entry["dp_annotated"], bool)
+        points = points[:, is_annotated] if is_annotated.any() else None
+        vertices = None if points is None or vertices is None else vertices[is_annotated]
     return PersonTruth(
         annotation_id=entry["id"],
         box_xywh=tuple(entry["bbox"]),
@@ -188,6 +229,8 @@ def _person_truth(entry: Mapping[str, Any]) -> PersonTruth:
         points=points,
         dp_masks=entry.get("dp_masks"),
         segmentation=entry.get("segmentation"),
+        vertices=vertices,
+        mesh="" if vertices is None else entry["ref_model"],
     )
 
 

@@ -21,12 +21,18 @@ class ScoringOptions:
         workers: scoring processes; None for one per available core, or none at all for few images.
         on_bad: "raise" stops at an annotation file with errors, "skip" leaves bad records out and
             notes how many.
+        mesh_files: the user's own meshes, on which vertices are annotated, see `meshes.load_mesh`;
+            others are known by name.
+        category: name of the category that is scored; a model of several classes is scored one by
+            one. A file with a single category may call it anything.
     """
 
     mode: Literal["upstream", "ktn"] = "upstream"
     min_iou: float = 0.5
     workers: int | None = None
     on_bad: Literal["raise", "skip"] = "raise"
+    mesh_files: tuple[str, ...] = ()
+    category: str = "person"
 
     def __post_init__(self) -> None:
         """Checks the options before any work is done.

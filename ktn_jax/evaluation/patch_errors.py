@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from ktn_jax.body.parts import NUM_PATCH_CHANNELS
-from ktn_jax.evaluation.geodesic_similarity import is_patch
 from ktn_jax.evaluation.ground_truth import PersonTruth
 from ktn_jax.evaluation.result_files import Detection
 
@@ -26,7 +25,7 @@ class PatchErrors:
     """Sums over points by true patch, which can be added over images.
 
     Attributes:
-        points: [25] annotated points of found people (row 0 is unused).
+        points: [25] annotated points of found people (row 0 is of vertices without a patch).
         on_body: [25] of them, predicted to be on the body.
         sum_cm: [25] sum of the distances of those.
         within: [3, 25] points within 5, 10 and 20 cm.
@@ -40,7 +39,7 @@ class PatchErrors:
     def rows(self, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
         """Returns mean errors and shares by patch name, and over "all" points."""
         table: dict[str, dict[str, float | None]] = {}
-        selections: list[tuple[str, slice | int]] = [("all", slice(1, None))]
+        selections: list[tuple[str, slice | int]] = [("all", slice(None))]
         selections += [(name, index) for index, name in enumerate(names) if index]
         for name, select in selections:
             points, on_body = self.points[select].sum(), self.on_body[select].sum()
@@ -78,11 +77,19 @@ class PersonScore:
 
 @dataclasses.dataclass(frozen=True)
 class PairDistances:
-    """Geodesic distances of a person's points [P] to what a detection predicts there."""
+    """Geodesic distances of a person's points [P] to what a detection predicts there.
+
+    Attributes:
+        patch: int, 0 where it is not annotated.
+        distances: infinite where nothing is predicted.
+        is_same_row: where both are one vertex.
+        mean_distance: what the distances are measured by.
+    """
 
     patch: np.ndarray
     distances: np.ndarray
     is_same_row: np.ndarray
+    mean_distance: np.ndarray
 
 
 def _ratio(a: float, b: float) -> float | None:
@@ -135,7 +142,7 @@ def measure_patches(
             continue
         line = taken.get(column)
         if line is not None:
-            _book(total, person.points[2], pairs.get((line, column)))
+            _book(total, _scored_patches(person), pairs.get((line, column)))
         records.append(
             PersonScore(
                 image_id=image_id,
@@ -143,7 +150,7 @@ def measure_patches(
                 detection_id=0 if line is None else detections[line].detection_id,
                 gps=0.0 if line is None else float(gps[line, column]),
                 box_iou=0.0 if line is None else float(box_iou[line, column]),
-                num_points=int(is_patch(person.points[2]).sum()),
+                num_points=len(_scored_patches(person)),
             )
         )
     return total, tuple(records)
@@ -161,9 +168,15 @@ def _take_boxes(people: Sequence[PersonTruth], box_iou: np.ndarray) -> dict[int,
     return taken
 
 
+def _scored_patches(person: PersonTruth) -> np.ndarray:
+    """The patches [Q] of the points that count: those on the body, or all without charts."""
+    patches = person.patches
+    return patches[patches > 0] if person.has_charts else patches
+
+
 def _book(total: PatchErrors, annotated: np.ndarray, pair: PairDistances | None) -> None:
     if pair is None:  # the box fits, but no point is in it
-        np.add.at(total.points, annotated[is_patch(annotated)].astype(int), 1)
+        np.add.at(total.points, annotated, 1)
         return
     patch, centimetres = pair.patch, pair.distances.astype(np.float64) * _CM_PER_METRE
     on_body = np.isfinite(centimetres)

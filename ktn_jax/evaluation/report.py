@@ -115,7 +115,7 @@ def _people(
     images_dir: str | pathlib.Path | None,
 ) -> Sequence[html_page.Block]:
     shown = [p for p in metrics.people if p.detection_id and p.num_points >= _MIN_POINTS]
-    if not shown:
+    if not shown or results.has_vertices:  # the pictures are of patches
         return []
     shown.sort(key=lambda person: (-person.gps, person.annotation_id))
     missed = sum(person.detection_id == 0 for person in metrics.people)

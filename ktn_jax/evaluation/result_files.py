@@ -21,6 +21,7 @@ from ktn_jax.evaluation.ground_truth import GroundTruth
 from ktn_jax.evaluation.image_names import AnnotatedNames
 from ktn_jax.results.detection_checks import ResultsError, check_record
 from ktn_jax.results.iuv_pictures import decode_record
+from ktn_jax.results.vertex_pictures import decode_vertices
 from ktn_jax.runtime import rle
 from ktn_jax.runtime.json_stream import JsonStreamError, iterate_objects
 
@@ -37,6 +38,7 @@ class Detection:
         offset: of its JSON text in the file, in bytes.
         length: of its JSON text, in bytes.
         has_picture: whether it has an IUV picture; plain COCO results have none.
+        mesh: whose vertices it has, in place of an IUV picture; "" without vertices.
     """
 
     detection_id: int
@@ -46,6 +48,7 @@ class Detection:
     offset: int
     length: int
     has_picture: bool = True
+    mesh: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +75,20 @@ class ResultIndex:
     @property
     def has_pictures(self) -> bool:
         """Whether any detection has an IUV picture; true without detections, which score 0."""
-        found = itertools.chain.from_iterable(self.by_image.values())
-        return not len(self) or any(detection.has_picture for detection in found)
+        return not len(self) or any(detection.has_picture for detection in self._all())
+
+    @property
+    def has_vertices(self) -> bool:
+        """Whether any detection has vertices and no IUV picture."""
+        return any(detection.mesh for detection in self._all())
+
+    @property
+    def has_surface(self) -> bool:
+        """Whether any detection has a picture or vertices; true without detections."""
+        return self.has_pictures or self.has_vertices
+
+    def _all(self) -> Iterator[Detection]:
+        return itertools.chain.from_iterable(self.by_image.values())
 
 
 def iterate_entries(path: pathlib.Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -147,10 +162,11 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
             offset=offset,
             length=length,
             has_picture="uv_data" in record,
+            mesh=_mesh_of(record),
         )
         key = (detection.image_id, detection.score, box)
         duplicates += key in seen
-        pictureless += not detection.has_picture
+        pictureless += not (detection.has_picture or detection.mesh)
         boxless += is_absent(entry.get("bbox"))
         seen.add(key)
         if record.get("keypoints") is not None:
@@ -187,6 +203,13 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
     return ResultIndex(path, ranked, keypoints, tuple(notes), boxless)
 
 
+def _mesh_of(record: Mapping[str, Any]) -> str:
+    """The mesh of a record's vertices, "" where it has none, or has an IUV picture too."""
+    if "uv_data" in record or record.get("vertices") is None:
+        return ""
+    return str(record["vertices"]["mesh"])
+
+
 def _is_person(where: str, entry: Mapping[str, Any], truth: GroundTruth) -> bool:
     category = entry.get("category_id", truth.category_id)
     if type(category) is not int:
@@ -205,7 +228,7 @@ def check_entry(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         EvaluationError: a wrong or missing field.
     """
-    names = ("bbox", "densepose", "uv_shape", "uv_data")
+    names = ("bbox", "densepose", "uv_shape", "uv_data", "vertices")
     is_plain = all(is_absent(entry.get(name)) for name in names)
     if is_plain and not all(is_absent(entry.get(name)) for name in ("keypoints", "segmentation")):
         entry = {**entry, "bbox": _box_of(entry.get("keypoints"))}
@@ -225,7 +248,7 @@ def _box_of(keypoints: Any) -> list[float]:
 
 
 def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, Any]:
-    """Reads the IUV picture of a detection.
+    """Reads the IUV picture or the vertices of a detection.
 
     Args:
         handle: the results file, opened for binary reading.
@@ -233,9 +256,10 @@ def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, An
 
     Returns:
         uint8 [3, h, w] of (I, 255 U, 255 V) with h = max(int(box height), 1) and
-        w = max(int(box width), 1), or one more (it is read from its corner, as in the reference),
-        or [3, 0, 0] where the detection has none; and the entry's `segmentation` or None. A picture
-        that is one smaller has background there.
+        w = max(int(box width), 1), or one more (it is read from its corner, as in the reference);
+        of a detection with vertices int32 [1, h, w] of the vertex plus 1, 0 beside the person; or
+        [3, 0, 0] where it has neither; and the entry's `segmentation` or None. A picture that is
+        one smaller has background there.
 
     Raises:
         EvaluationError: the picture is broken or of another size than its box.
@@ -245,16 +269,19 @@ def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, An
     handle.seek(detection.offset)
     # As in `iterate_entries`: only ASCII text matters.
     record = check_entry(where, json.loads(handle.read(detection.length).decode("latin-1")))
-    if not detection.has_picture:
+    if not detection.has_picture and not detection.mesh:
         return np.zeros((3, 0, 0), np.uint8), record.get("segmentation")
     try:
-        iuv = decode_record(where, record)
+        if detection.mesh:
+            picture = decode_vertices(where, record["vertices"])[None] + 1
+        else:
+            picture = decode_record(where, record)
     except ResultsError as error:
         raise EvaluationError(str(error)) from error
-    missing = [max(int(detection.box_xywh[i + 2]) - iuv.shape[2 - i], 0) for i in (1, 0)]
+    missing = [max(int(detection.box_xywh[i + 2]) - picture.shape[2 - i], 0) for i in (1, 0)]
     if any(missing):  # a box that was rounded up
-        iuv = np.pad(iuv, [(0, 0), *((0, count) for count in missing)])
-    return iuv, record.get("segmentation")
+        picture = np.pad(picture, [(0, 0), *((0, count) for count in missing)])
+    return picture, record.get("segmentation")
 
 
 def check_segmentation(

@@ -18,13 +18,10 @@ from ktn_jax.evaluation import ignore_regions, masks
 from ktn_jax.evaluation.assignment import MAX_DETECTIONS
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth, PersonTruth
+from ktn_jax.evaluation.mesh_distances import MeshDistances
 from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
-from ktn_jax.evaluation.patch_errors import (
-    PairDistances,
-    PatchErrors,
-    PersonScore,
-    measure_patches,
-)
+from ktn_jax.evaluation.pair_distances import PairMeasure
+from ktn_jax.evaluation.patch_errors import PatchErrors, PersonScore, measure_patches
 from ktn_jax.evaluation.result_files import (
     Detection,
     ResultIndex,
@@ -35,8 +32,7 @@ from ktn_jax.evaluation.template_files import load_evaluation_template
 from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.runtime.worker_pool import explained, start_workers
 
-Box = tuple[float, float, float, float]  # xywh in pixels of the image
-Template = geodesic.EvaluationTemplate | pathlib.Path
+Template = geodesic.EvaluationTemplate | pathlib.Path | None
 Task = Sequence[tuple[ImageTruth, Sequence[Detection]]]
 
 COCO_MAX_DETECTIONS = 100
@@ -85,11 +81,15 @@ class ImageScorer:
     """Scores single images with one template and one rule for the masks of people."""
 
     def __init__(
-        self, template: geodesic.EvaluationTemplate, mode: str = "upstream", name: str = "results"
+        self,
+        template: geodesic.EvaluationTemplate | None,
+        mode: str = "upstream",
+        name: str = "results",
+        distances: MeshDistances | None = None,
     ) -> None:
-        """Takes the template, the rule for masks, and the results file's name for messages."""
-        self._template, self._file_name = template, name
-        self._finder = geodesic.VertexFinder(template)
+        """Takes the surfaces, the rule for masks, and the results file's name for messages."""
+        self._file_name = name
+        self._measure = PairMeasure(template, distances or MeshDistances())
         self._zoom_labels = mode == "ktn"
 
     def score(
@@ -103,7 +103,7 @@ class ImageScorer:
         Args:
             image: with its people.
             detections: of the image, by falling score.
-            read: gives a detection's IUV picture uint8 [3, h, w], or [3, 0, 0] if it has none, and
+            read: gives a detection's IUV picture or vertices, see `result_files.read_payload`, and
                 its segmentation or None.
 
         Returns:
@@ -150,11 +150,11 @@ class ImageScorer:
         placed: Sequence[PlacedMask],
     ) -> ImageScores:
         is_crowd = np.array([person.is_crowd for person in people], bool)
-        pairs = self._pair_distances(people, top, pictures)
+        pairs = self._measure.measure(people, top, pictures)
         gps = np.zeros((len(top), len(people)))
         for place, pair in pairs.items():
             gps[place] = geodesic.person_similarity(
-                pair.distances, pair.is_same_row, geodesic.PATCH_MEAN_DISTANCE[pair.patch]
+                pair.distances, pair.is_same_row, pair.mean_distance
             )
         person_masks = [
             masks.annotated_mask(
@@ -188,79 +188,6 @@ class ImageScorer:
             people=person_scores,
         )
 
-    def _pair_distances(
-        self,
-        people: Sequence[PersonTruth],
-        detections: Sequence[Detection],
-        pictures: Sequence[np.ndarray],
-    ) -> dict[tuple[int, int], PairDistances]:
-        """Measures every detection against every person: (detection, person) -> distances.
-
-        A pair is left out where no annotated point is in the detection: its GPS is 0.
-        """
-        places, patches, rows, sampled = [], [], [], []
-        annotated = [
-            (column, person, person.points)
-            for column, person in enumerate(people)
-            if person.points is not None
-        ]
-        if not annotated:
-            return {}
-        part, u, v = np.concatenate([points[2:] for _, _, points in annotated], axis=1)
-        ends = np.cumsum([points.shape[1] for _, _, points in annotated])[:-1]
-        found = np.split(self._finder.find(part, u, v), ends)
-        for (column, person, points), vertices in zip(annotated, found, strict=True):
-            x, y = points[:2]
-            on_body = vertices >= 0  # points annotated as background are not scored
-            person_rows = self._template.row[vertices[on_body]]
-            person_patch = self._template.part[vertices[on_body]]
-            for line, detection in enumerate(detections):
-                values = _sample(person.box_xywh, x, y, detection.box_xywh, pictures[line])
-                if values is not None:
-                    places.append((line, column))
-                    rows.append(person_rows)
-                    patches.append(person_patch)
-                    sampled.append(values[:, on_body])
-        if not places:
-            return {}
-        predicted = np.concatenate(sampled, axis=1)
-        vertices = self._finder.find_quantised(*predicted)
-        predicted_rows = np.where(vertices >= 0, self._template.row[vertices], -1)
-        true_rows = np.concatenate(rows)
-        distances = self._template.distance(true_rows, predicted_rows)
-        ends = np.cumsum([len(r) for r in rows])[:-1]
-        return {
-            place: PairDistances(patch=patch, distances=distance, is_same_row=same)
-            for place, patch, distance, same in zip(
-                places,
-                patches,
-                np.split(distances, ends),
-                np.split(true_rows == predicted_rows, ends),
-                strict=True,
-            )
-        }
-
-
-def _sample(
-    person_box: Box, x: np.ndarray, y: np.ndarray, detection_box: Box, picture: np.ndarray
-) -> np.ndarray | None:
-    """Reads a detection at a person's points: uint8 [3, P], 0 outside; None if all are outside.
-
-    A detection without a picture, [3, 0, 0], has all points outside.
-    """
-    if not picture.size:
-        return None
-    # In the reference's order of operations: the last bit matters to truncation.
-    column = (x * person_box[2] / 255.0 + person_box[0] - detection_box[0]).astype(int)
-    row = (y * person_box[3] / 255.0 + person_box[1] - detection_box[1]).astype(int)
-    width, height = int(detection_box[2]), int(detection_box[3])
-    is_inside = (column < width) & (row < height) & (column >= 0) & (row >= 0)
-    if not is_inside.any():
-        return None
-    values = np.zeros((3, len(x)), np.uint8)
-    values[:, is_inside] = picture[:, row[is_inside], column[is_inside]]
-    return values
-
 
 def _box_iou(detections: Sequence[Detection], people: Sequence[PersonTruth]) -> np.ndarray:
     if not detections or not people:
@@ -291,11 +218,14 @@ Outcome = list[ImageScores] | EvaluationError
 class _Worker:
     """Scores lists of images; holds the files that a process opens once."""
 
-    def __init__(self, template: Template, results_path: pathlib.Path, mode: str) -> None:
+    def __init__(
+        self, template: Template, results_path: pathlib.Path, options: ScoringOptions
+    ) -> None:
         if isinstance(template, pathlib.Path):
             # Whoever started the processes has compared the checksum.
             template = load_evaluation_template(template, verify=False)
-        self._scorer = ImageScorer(template, mode, results_path.name)
+        distances = MeshDistances(options.mesh_files)
+        self._scorer = ImageScorer(template, options.mode, results_path.name, distances)
         self._handle = open(results_path, "rb")  # noqa: SIM115 (closed by close)
 
     def __call__(self, task: Task) -> Outcome:
@@ -314,9 +244,9 @@ class _Worker:
 _process_worker: _Worker | None = None
 
 
-def _start_process(template: Template, results_path: pathlib.Path, mode: str) -> None:
+def _start_process(*arguments: Any) -> None:
     global _process_worker
-    _process_worker = _Worker(template, results_path, mode)
+    _process_worker = _Worker(*arguments)
 
 
 def _work_in_process(task: Task) -> Outcome:
@@ -328,7 +258,7 @@ def _work_in_process(task: Task) -> Outcome:
 def score_images(
     truth: GroundTruth,
     results: ResultIndex,
-    template: geodesic.EvaluationTemplate | str | pathlib.Path,
+    template: geodesic.EvaluationTemplate | str | pathlib.Path | None,
     options: ScoringOptions = DEFAULT_OPTIONS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[ImageScores]:
@@ -337,7 +267,8 @@ def score_images(
     Args:
         truth: the annotations.
         results: index of the results file.
-        template: a template, or its folder (each process maps it itself).
+        template: a template, or its folder (each process maps it itself); None where all have
+            vertices of meshes.
         options: how to score, and with how many processes.
         progress: called with (images scored, number of images) during the run.
 
@@ -354,7 +285,7 @@ def score_images(
     workers = options.workers
     if workers is None:
         workers = _available_cores() if len(pairs) >= _MIN_IMAGES_FOR_PROCESSES else 1
-    arguments = (template, results.path, options.mode)
+    arguments = (template, results.path, options)
     done = 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(explained("ScoringOptions(workers=1)"))

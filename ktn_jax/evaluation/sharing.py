@@ -40,7 +40,7 @@ _ARRAYS = {
 def evaluate_shared(
     results_path: pathlib.Path,
     truth: GroundTruth,
-    template_dir: pathlib.Path,
+    template_dir: pathlib.Path | None,
     processes: Processes,
     options: ScoringOptions = DEFAULT_OPTIONS,
     *,
@@ -53,7 +53,8 @@ def evaluate_shared(
     Args:
         results_path: detections, in a folder that all processes see.
         truth: the annotations.
-        template_dir: evaluation template, already converted if it is of the official files.
+        template_dir: evaluation template, already converted if it is of the official files; None
+            where vertices are compared with annotated vertices.
         processes: those that share the images; each calls this.
         options: how to score; each process starts `workers` scoring processes.
         output_dir: where `metrics.json` and `report.html` go.
@@ -77,6 +78,8 @@ def evaluate_shared(
             progress=progress,
         )
     results = index_results(results_path, truth)
+    if template_dir is None:
+        evaluator.check_no_template(results, truth)
     share = dataclasses.replace(truth, images=truth.images[processes.index :: processes.count])
     scores = score_images(share, results, template_dir, options, progress=progress)
     folder = results_path.parent

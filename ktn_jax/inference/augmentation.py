@@ -7,27 +7,35 @@ differs: views are resized from the photo itself (detectron2's evaluation resize
 resized for the plain run); charts are turned back by the rotation itself (there in coordinates that
 follow the sides of the box, which shears charts of boxes that are not square); and keypoints and
 confidences, which it does not support, are averaged too.
+
+Of embedding models, which it does not support either, a pixel shows the vertex v whose embedding is
+nearest to the pixel's in the plain views, while that of v's mirror image is nearest in the mirrored
+ones: both squared distances are added, by a search of embeddings of twice the length.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from ktn_jax.body import parts
-from ktn_jax.body.loading import load_uv_symmetry
 from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.inference import batching
 from ktn_jax.inference.inputs import Photo, Photos, PhotoStream, map_photos
-from ktn_jax.inference.mirroring import keep_averaged, mirror_boxes, mirror_outputs
+from ktn_jax.inference.mirroring import (
+    doubled_embeddings,
+    keep_averaged,
+    mirror_boxes,
+    mirror_outputs,
+)
 from ktn_jax.inference.predictor import FoundPerson, to_result
 from ktn_jax.inference.rotation import Rotation
 from ktn_jax.inference.stages import PEOPLE_BUCKETS, Pyramid, Stages, people_bucket
-from ktn_jax.modeling.person_branches import has_charts, has_embeddings
+from ktn_jax.inference.symmetries import Symmetry, needs_symmetry
 from ktn_jax.ops.nms import nms
 from ktn_jax.results.people import People
 from ktn_jax.results.records import PersonResult
@@ -37,8 +45,7 @@ from ktn_jax.structures import PersonMaps
 _PEOPLE_AT_A_TIME = 32  # whose maps are in memory together, about 6 MB for each person and view
 _MIN_SCORE = 1e-8  # detectron2's; all boxes passed the detector's own threshold before
 _BUCKET_MULTIPLE = 32  # pixels; sizes of views are padded to buckets of this step
-_NO_SYMMETRY = "mirrored views need the body's UV symmetry tables, got None"
-_NO_EMBEDDINGS = "an embedding model cannot be averaged over views: run it without augmentation"
+_NO_SYMMETRY = "mirrored views need the body's UV symmetry tables, or those of the meshes, got None"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,27 +69,33 @@ class AugmentedPredictor:
     default scales).
     """
 
-    def __init__(self, stages: Stages, symmetry: UVSymmetry | None):
-        """Takes the programs of a model, and the tables of mirrored U and V.
+    def __init__(self, stages: Stages, symmetry: Symmetry | None):
+        """Takes the programs of a model, and what mirrors its surfaces, see
+            `symmetries.load_symmetry`.
 
         Args:
             stages: `test.augmentation` of their configuration sets the views.
-            symmetry: of the body whose charts the model predicts; None is allowed without flip, and
-                for a model without charts.
+            symmetry: of the charts or the meshes that the model predicts; None is allowed without
+                flip, and for a model without either.
 
         Raises:
-            ValueError: flip without symmetry, no scales, or an embedding model.
+            ValueError: flip without symmetry, or no scales.
         """
         self.stages = stages
         self.config = stages.config
         augmentation = self.config.test.augmentation
-        if has_embeddings(self.config.model):
-            raise ValueError(_NO_EMBEDDINGS)
-        if _needs_symmetry(self.config) and symmetry is None:
+        if needs_symmetry(self.config) and symmetry is None:
             raise ValueError(_NO_SYMMETRY)
         if not augmentation.short_sides:
             raise ValueError("test.augmentation.short_sides is empty: give at least one scale")
         self._symmetry = symmetry
+        self._vertex_embeddings = stages.vertex_embeddings
+        if isinstance(symmetry, Mapping) and augmentation.flip:
+            self._vertex_embeddings = {
+                mesh: jnp.concatenate([table, table[mirror]], axis=1)
+                for mesh, mirror in symmetry.items()
+                for table in [stages.vertex_embeddings[mesh]]
+            }
         box_head = self.config.model.box_head
         self._suppress = jax.jit(
             functools.partial(
@@ -120,7 +133,7 @@ class AugmentedPredictor:
     def _people(self, photo: np.ndarray) -> list[PersonResult]:
         frame_hw, photo_hw = self.frame_size(photo.shape[:2]), photo.shape[:2]
         results = (
-            to_result(person, frame_hw, photo_hw, self.config.model)
+            to_result(person, frame_hw, photo_hw, self.config.model, self._vertex_embeddings)
             for person in self.find_augmented(photo)
         )
         return [result for result in results if result is not None]
@@ -266,7 +279,8 @@ class AugmentedPredictor:
     ) -> PersonMaps[np.ndarray]:
         """Predicts the maps of boxes [N, 4] of the frame in every view, and averages them."""
         total: PersonMaps[np.ndarray] | None = None
-        count = 0
+        count = sum(len(view.boxes) for view in views)
+        num_mirrored = sum(len(view.boxes) - 1 for view in views)
         for view in views:
             num_rows = len(view.boxes)
             moved = move_boxes(boxes, frame_hw, view.size_hw)
@@ -286,6 +300,11 @@ class AugmentedPredictor:
             for row in range(num_rows):
                 part = slice(row * len(boxes), (row + 1) * len(boxes))
                 maps = jax.tree.map(lambda x, part=part: x[part], outputs)
+                if maps.embeddings is not None and num_mirrored:
+                    # Each half becomes the mean over its own views.
+                    share = np.float32(count / (num_mirrored if row else count - num_mirrored))
+                    doubled = doubled_embeddings(maps.embeddings, share, is_mirrored=row > 0)
+                    maps = dataclasses.replace(maps, embeddings=doubled)
                 if row:
                     maps = self._mirror_back(maps)
                 if view.rotation is not None:
@@ -294,56 +313,23 @@ class AugmentedPredictor:
                     total = maps
                 else:
                     total = jax.tree.map(np.add, total, _with_kappa_like(total, maps))
-                count += 1
         mean: PersonMaps[np.ndarray] = jax.tree.map(lambda x: x / np.float32(count), total)
         return mean
 
     def _mirror_back(self, mirrored: PersonMaps[np.ndarray]) -> PersonMaps[np.ndarray]:
         charts, keypoints, mask = mirrored.charts, mirrored.keypoints, mirrored.mask
         if charts is not None:
-            if self._symmetry is None:
+            if not isinstance(self._symmetry, UVSymmetry):
                 raise ValueError(_NO_SYMMETRY)
             charts = mirror_outputs(charts, self._symmetry)
         if keypoints is not None:
             keypoints = keypoints[:, :, ::-1, parts.KEYPOINT_FLIP]
-        return PersonMaps(charts, keypoints, None if mask is None else mask[:, :, ::-1])
-
-
-def load_symmetry(config: ConfigDict) -> UVSymmetry | None:
-    """Loads the tables that mirror the charts that a model was trained on.
-
-    Args:
-        config: its whole configuration.
-
-    Returns:
-        The tables of the project's own body for synthetic people, else of the file
-        `data.symmetry`; None where no view is mirrored, and for a model without charts.
-
-    Raises:
-        ValueError: the file is not named, not there, or cannot be used.
-    """
-    if not _needs_symmetry(config):
-        return None
-    data = config.data
-    if data.source == "synthetic":
-        from ktn_jax.body import symmetry
-        from ktn_jax.body.procedural import assembly
-
-        return symmetry.uv_symmetry_tables(assembly.make_body().template.mirror_iuv)
-    advice = (
-        "mirrored views need it: name UV_symmetry_transforms.mat with --set data.symmetry=FILE, "
-        "or leave them out with --set test.augmentation.flip=False"
-    )
-    if not data.symmetry:
-        raise ValueError(f"data.symmetry is not set; {advice}")
-    try:
-        return load_uv_symmetry(data.symmetry)
-    except FileNotFoundError as error:
-        raise ValueError(f"{data.symmetry}: no such file; {advice}") from error
-
-
-def _needs_symmetry(config: ConfigDict) -> bool:
-    return config.test.augmentation.flip and has_charts(config.model)
+        return PersonMaps(
+            charts,
+            keypoints,
+            None if mask is None else mask[:, :, ::-1],
+            jax.tree.map(lambda x: x[:, :, ::-1], mirrored.embeddings),
+        )
 
 
 def move_boxes(

@@ -15,13 +15,13 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, ImageTruth
 from ktn_jax.inference import batching
 from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.inference.known_boxes import BoxedPhoto, KnownBoxPredictor, scored_boxes
-from ktn_jax.results.categories import PERSON_CATEGORY
+from ktn_jax.inference.symmetries import Symmetry
+from ktn_jax.results.categories import category_ids
 from ktn_jax.results.records import PersonResult, people_to_records
 from ktn_jax.results.shards import SHARD_PATTERN, ResultsWriter, merge_results
 from ktn_jax.runtime import images
@@ -49,6 +49,7 @@ def predict_dataset(
     *,
     on_bad: Literal["raise", "skip"] = "raise",
     with_confidences: bool = False,
+    class_index: int = 0,
 ) -> tuple[pathlib.Path, GroundTruth]:
     """Finds the people of every image of a dataset.
 
@@ -64,6 +65,8 @@ def predict_dataset(
         on_bad: "raise" stops at images that cannot be read; "skip" leaves them out and notes it. A
             resumed run tries them again.
         with_confidences: write the confidences of a model that predicts them.
+        class_index: of the model's classes the one whose objects are written, with the category of
+            the dataset.
 
     Returns:
         The path of the results file, and the images that it covers: those of the dataset, with
@@ -101,6 +104,7 @@ def predict_dataset(
                 images_dir=images_dir,
                 writer=writer,
                 category_id=truth.category_id,
+                class_index=class_index,
                 with_confidences=with_confidences,
                 update=progress.advance,
                 unreadable=unreadable,
@@ -127,6 +131,7 @@ def _predict_images(
     images_dir: pathlib.Path,
     writer: ResultsWriter,
     category_id: int,
+    class_index: int,
     with_confidences: bool,
     update: Callable[[int], Any],
     unreadable: dict[int, str] | None,
@@ -137,7 +142,7 @@ def _predict_images(
         try:
             photo = images.read_image(images_dir / image.file_name, image.image_size_hw)
             if isinstance(predictor, KnownBoxPredictor):
-                return BoxedPhoto(photo, scored_boxes(image))
+                return BoxedPhoto(photo, scored_boxes(image), class_index)
             return photo
         except images.ImageError as error:
             if unreadable is None:
@@ -152,14 +157,15 @@ def _predict_images(
         for image, objects in zip(batch, found, strict=True):
             records = people_to_records(
                 image.image_id,
-                [person for person in objects if person.category_id == PERSON_CATEGORY],
+                [person for person in objects if person.category_id == wanted],
                 with_confidences=with_confidences,
-                category_id=category_id,
             )
-            writer.add(image.image_id, records)
+            named = [record | {"category_id": category_id} for record in records]
+            writer.add(image.image_id, named)
         update(len(batch))
 
     test = predictor.config.test
+    wanted = category_ids(predictor.config.model.box_head.num_classes)[class_index]
     batches = batching.batches_of_one_size(
         dataset, lambda image: batching.photo_bucket(image.image_size_hw, test), test.batch_size
     )
@@ -226,7 +232,7 @@ def describe_run(
     variables: Mapping[str, Any],
     data: bytes,
     augmented: bool = False,
-    symmetry: UVSymmetry | None = None,
+    symmetry: Symmetry | None = None,
 ) -> dict[str, Any]:
     """Describes what a run's results depend on, so that a different run is not resumed by mistake.
 
@@ -247,7 +253,8 @@ def describe_run(
         test.pop(key, None)
     model = json.loads(config.model.to_json_best_effort())
     settings = hashlib.sha256(json.dumps([model, test], sort_keys=True).encode())
-    for table in symmetry or ():
+    tables = symmetry.values() if isinstance(symmetry, Mapping) else symmetry
+    for table in tables or ():
         settings.update(np.ascontiguousarray(table).tobytes())
     weights = hashlib.sha256()
     flat = traverse_util.flatten_dict(dict(variables), sep="/")

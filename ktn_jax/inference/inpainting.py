@@ -19,6 +19,7 @@ from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, PersonRecord
 from ktn_jax.data_pipelines.loading.person_crops import CropShape, cut_window
 from ktn_jax.inference.mirroring import mirror_boxes, mirror_outputs
+from ktn_jax.inference.symmetries import Symmetry
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.teacher import Teacher, build_teacher
 from ktn_jax.structures import DensePoseOutputs
@@ -60,7 +61,7 @@ class Inpainter:
         self,
         config: ConfigDict,
         variables: Mapping[str, Any],
-        symmetry: UVSymmetry | None = None,
+        symmetry: Symmetry | None = None,
     ):
         """Puts the weights on the device.
 
@@ -79,9 +80,10 @@ class Inpainter:
                 "data.person_crops.size_hw)"
             )
         self._is_mirrored = config.test.augmentation.flip
-        if self._is_mirrored and symmetry is None:
+        charts = symmetry if isinstance(symmetry, UVSymmetry) else None
+        if self._is_mirrored and charts is None:
             raise ValueError("mirrored views need the body's UV symmetry tables, got None")
-        self._symmetry = symmetry
+        self._symmetry = charts
         crops = config.data.person_crops
         sizes = config.test.crop_sizes_hw or (crops.size_hw,)
         self._shapes = [CropShape(tuple(size_hw), crops.margin) for size_hw in sizes]

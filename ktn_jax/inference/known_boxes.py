@@ -20,10 +20,12 @@ class BoxedPhoto(NamedTuple):
     Attributes:
         image: RGB uint8 [H, W, 3].
         boxes_xyxy: [N, 4] in its pixels.
+        class_index: of all of them.
     """
 
     image: np.ndarray
     boxes_xyxy: np.ndarray
+    class_index: int = 0
 
 
 def scored_boxes(image: ImageTruth) -> np.ndarray:
@@ -65,10 +67,12 @@ class KnownBoxPredictor:
         ]
         rows = np.repeat(np.arange(len(photos)), [len(own) for own in boxes]).astype(np.int32)
         flat = np.concatenate(boxes).astype(np.float32)
-        maps = self.stages.describe(pyramid, flat, rows)
+        classes = np.array([photo.class_index for photo in photos], np.int32)[rows]
+        maps = self.stages.describe(pyramid, flat, rows, classes)
         people: list[list[PersonResult]] = [[] for _ in photos]
         for index, row in enumerate(rows.tolist()):
-            found = FoundPerson(flat[index], 1.0, jax.tree.map(lambda x, i=index: x[i], maps))
+            own = jax.tree.map(lambda x, i=index: x[i], maps)
+            found = FoundPerson(flat[index], 1.0, own, int(classes[index]))
             sizes = resized[row].shape[:2], photos[row].image.shape[:2]
             person = to_result(found, *sizes, model, self.stages.vertex_embeddings)
             people[row] += [] if person is None else [person]

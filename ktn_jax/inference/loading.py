@@ -52,9 +52,10 @@ def load(
     jax_setup.prepare()
     from ktn_jax.checkpoints import named
     from ktn_jax.checkpoints import weights as checkpoints
-    from ktn_jax.inference.augmentation import AugmentedPredictor, load_symmetry
+    from ktn_jax.inference.augmentation import AugmentedPredictor
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
+    from ktn_jax.inference.symmetries import load_symmetry
 
     name = config.name if isinstance(config, ConfigDict) else str(config)
     config = _to_config(config, changes)

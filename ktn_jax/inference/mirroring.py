@@ -9,7 +9,7 @@ import numpy as np
 from ktn_jax.body import parts
 from ktn_jax.body.symmetry import UVSymmetry, mirror_by_tables, table_cells
 from ktn_jax.results.detection_checks import CONFIDENCES
-from ktn_jax.structures import DensePoseOutputs
+from ktn_jax.structures import DensePoseOutputs, EmbeddingOutputs
 
 # The outputs that are mirrored and averaged; others are dropped.
 _AVERAGED = ("coarse_segm", "fine_segm", "u", "v", "keypoints", *CONFIDENCES)
@@ -83,6 +83,16 @@ def keep_averaged(outputs: DensePoseOutputs[np.ndarray]) -> DensePoseOutputs[np.
     names = [field.name for field in dataclasses.fields(outputs)]
     dropped: dict[str, Any] = {name: None for name in names if name not in _AVERAGED}
     return dataclasses.replace(outputs, **dropped)
+
+
+def doubled_embeddings(
+    maps: EmbeddingOutputs[np.ndarray], share: np.float32, is_mirrored: bool
+) -> EmbeddingOutputs[np.ndarray]:
+    """Puts embeddings into the first half of twice as many channels, of mirrored views the last."""
+    halves = [share * maps.embedding, np.zeros_like(maps.embedding)]
+    return dataclasses.replace(
+        maps, embedding=np.concatenate(halves[::-1] if is_mirrored else halves, axis=-1)
+    )
 
 
 def mirror_boxes(boxes_xyxy: np.ndarray, width: int) -> np.ndarray:

@@ -7,22 +7,25 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.held_out import HeldOutPeople
 from ktn_jax.evaluation import sharing, template_files
+from ktn_jax.evaluation.errors import TEMPLATE_ADVICE, EvaluationError
 from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
 from ktn_jax.evaluation.metrics import Metrics
 from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
 from ktn_jax.inference import charts, dataset
-from ktn_jax.inference.augmentation import AugmentedPredictor, load_symmetry
+from ktn_jax.inference.augmentation import AugmentedPredictor
 from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.inference.known_boxes import KnownBoxPredictor
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.inference.stages import Stages
+from ktn_jax.inference.symmetries import load_symmetry
+from ktn_jax.modeling.person_branches import has_embeddings
 from ktn_jax.runtime.processes import Processes
 
 PEOPLE_FOLDER, TEMPLATE_FOLDER = "people", "template"
@@ -66,13 +69,14 @@ class AnnotatedFiles:
         """Names the files of a folder with annotations.json and images/, as of `ktn data synth`."""
         return cls(folder / dataset_files.ANNOTATION_FILE, folder / dataset_files.IMAGE_FOLDER)
 
-    def read(self, on_bad: Literal["raise", "skip"] = "raise") -> AnnotatedImages:
+    def read(self, options: ScoringOptions = DEFAULT_OPTIONS) -> AnnotatedImages:
         """Reads the annotations, see `ground_truth.read_ground_truth`.
 
         Raises:
             EvaluationError: they are missing or cannot be scored.
         """
-        return AnnotatedImages(read_ground_truth(self.annotations, on_bad), self.images)
+        truth = read_ground_truth(self.annotations, options.on_bad, options.category)
+        return AnnotatedImages(truth, self.images)
 
     def describe(self) -> bytes:
         """The annotations and the folder of the images, as `dataset.describe_run` takes it."""
@@ -82,7 +86,7 @@ class AnnotatedFiles:
 def evaluate_model(
     predictor: CallablePredictor | KnownBoxPredictor,
     data: AnnotatedFiles | AnnotatedImages,
-    template_dir: str | os.PathLike[str],
+    template_dir: str | os.PathLike[str] | None,
     options: ScoringOptions = DEFAULT_OPTIONS,
     *,
     output_dir: str | os.PathLike[str] | None = None,
@@ -99,7 +103,8 @@ def evaluate_model(
     Args:
         predictor: with weights.
         data: the images and their annotations; files are read in every call.
-        template_dir: evaluation template, see `template_files.load_evaluation_template`.
+        template_dir: evaluation template, see `template_files.load_evaluation_template`; None for a
+            model with vertices, where vertices are annotated.
         options: how to score.
         output_dir: folder for `results.json`, `metrics.json`, `report.html` and the detections of
             an unfinished run; all processes must see it. None leaves nothing on disk.
@@ -120,7 +125,7 @@ def evaluate_model(
             "raise"; with "skip" it is left out, and the scores' notes name it.
     """
     processes = processes or Processes()
-    images = data.read(options.on_bad) if isinstance(data, AnnotatedFiles) else data
+    images = data.read(options) if isinstance(data, AnnotatedFiles) else data
     output_dir = None if output_dir is None else pathlib.Path(output_dir)
     if output_dir is None and (run is not None or processes.count > 1):
         raise ValueError("a run to be resumed, or of several processes, needs an output_dir")
@@ -141,7 +146,7 @@ def evaluate_model(
 def _evaluate(
     predictor: CallablePredictor | KnownBoxPredictor,
     images: AnnotatedImages,
-    template_dir: str | os.PathLike[str],
+    template_dir: str | os.PathLike[str] | None,
     options: ScoringOptions,
     *,
     output_dir: pathlib.Path | None,
@@ -161,17 +166,39 @@ def _evaluate(
             processes=processes,
             on_bad=options.on_bad,
             with_confidences=with_confidences,
+            class_index=class_of(predictor.config, options.category),
         )
         return sharing.evaluate_shared(
             results,
             truth=truth,
-            template_dir=pathlib.Path(template_dir),
+            template_dir=None if template_dir is None else pathlib.Path(template_dir),
             processes=processes,
             options=options,
             output_dir=output_dir,
             images_dir=images.folder,
             progress=progress,
         )
+
+
+def class_of(config: ConfigDict, category: str) -> int:
+    """The class of a model that is scored.
+
+    Args:
+        config: its whole configuration, whose `data.categories` are those of the classes.
+        category: its name. The single class of a model may be called anything.
+
+    Raises:
+        ValueError: a model of several classes has none of that name.
+    """
+    names = tuple(config.data.categories)
+    if category in names:
+        return names.index(category)
+    if len(names) == 1:
+        return 0
+    raise ValueError(
+        f"the model's classes are {', '.join(names)}, and none of them is {category!r}: name the "
+        "one to score (--category)"
+    )
 
 
 @contextlib.contextmanager
@@ -211,7 +238,8 @@ def evaluate_weights(
         config: a whole configuration.
         variables: of its model.
         data: the files of annotated images, or people to render into `output_dir`.
-        template_dir: evaluation template; None makes that of the project's own body.
+        template_dir: evaluation template; None makes that of the project's own body, but where a
+            model's vertices are compared with annotated ones.
         options: how to score.
         output_dir: see `evaluate_model`; None for a folder in the current one, named after the run.
         augmented: average over the views of `test.augmentation`.
@@ -230,15 +258,14 @@ def evaluate_weights(
             wanted, or views are to be averaged in true boxes; see `evaluate_model`.
     """
     processes = processes or Processes()
+    class_index = class_of(config, options.category)
     if augmented and with_true_boxes:
         raise ValueError("views are averaged of people who are found, not in true boxes")
     if with_confidences:
         charts.check_confidences(config)
     symmetry = load_symmetry(config) if augmented else None
-    if isinstance(data, HeldOutPeople):
-        images, description = None, data.describe()
-    else:
-        images, description = data.read(options.on_bad), data.describe()
+    images = None if isinstance(data, HeldOutPeople) else data.read(options)
+    description = data.describe()
     run = dataset.describe_run(
         config, variables, data=description, augmented=augmented, symmetry=symmetry
     )
@@ -246,20 +273,26 @@ def evaluate_weights(
         run["confidences"] = True
     if with_true_boxes:
         run["true_boxes"] = True
+    if class_index:
+        run["category"] = options.category
     folder = output_dir or dataset.default_folder(run)
-    template = template_dir or folder / (
-        _FINE_TEMPLATE_FOLDER if fine_template else TEMPLATE_FOLDER
-    )
     with processes.hold(folder):
-        if processes.is_first:
-            if isinstance(data, HeldOutPeople):
-                data.write(folder / PEOPLE_FOLDER)
+        if processes.is_first and isinstance(data, HeldOutPeople):
+            data.write(folder / PEOPLE_FOLDER)
+        processes.wait("rendered")
+        if images is None:
+            images = AnnotatedFiles.in_folder(folder / PEOPLE_FOLDER).read()
+        template = template_dir
+        on_meshes = has_embeddings(config.model) and images.truth.has_vertices
+        if template is None and not on_meshes:
+            if has_embeddings(config.model) and not isinstance(data, HeldOutPeople):
+                raise EvaluationError(TEMPLATE_ADVICE)
+            template = folder / (_FINE_TEMPLATE_FOLDER if fine_template else TEMPLATE_FOLDER)
+        if processes.is_first and template is not None:
             if template_dir is None:
                 template_files.ensure_own_template(template, fine_template)
             template_files.load_evaluation_template(template)  # converts official files now, once
         processes.wait("prepared")
-        if images is None:
-            images = AnnotatedFiles.in_folder(folder / PEOPLE_FOLDER).read()
         stages = Stages(config, variables)
         del variables  # the stages keep those that they need
         predictor: CallablePredictor | KnownBoxPredictor = Predictor(stages)

@@ -24,6 +24,7 @@ from ktn_jax.inference.model_evaluation import (
 )
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.inference.stages import Stages
+from ktn_jax.modeling.person_branches import has_embeddings
 from ktn_jax.runtime.processes import Processes
 
 _RENDERED_IMAGES = 100  # where the configuration gives no number
@@ -57,12 +58,16 @@ class RepeatedEvaluation:
         self._folder = output_dir
         self._processes = processes or Processes()
         files, template = config.data.evaluation, config.data.evaluation.template
-        self._template = pathlib.Path(template) if template else output_dir / TEMPLATE_FOLDER
         is_rendered = config.data.source == "synthetic" and not files.annotations
-        if not is_rendered and not (files.annotations and files.images and template):
+        # Vertices may be annotated, which need none; scoring says if they are not.
+        has_template = template or has_embeddings(config.model)
+        if not is_rendered and not (files.annotations and files.images and has_template):
             raise ValueError(
                 "training.evaluate_every needs data.evaluation.annotations, images and template"
             )
+        self._template = pathlib.Path(template) if template else None
+        if is_rendered and not template:
+            self._template = output_dir / TEMPLATE_FOLDER
         if not is_rendered and not pathlib.Path(files.images).is_dir():
             raise ValueError(f"data.evaluation.images: there is no folder {files.images}")
         if self._processes.is_first:
@@ -71,16 +76,17 @@ class RepeatedEvaluation:
                 number = files.num_images or _RENDERED_IMAGES
                 people = HeldOutPeople(make_scene(config.data.synthetic), number)
                 people.write(output_dir / PEOPLE_FOLDER)
-            if not template:
-                template_files.ensure_own_template(self._template)
-            # Official files are converted now, once.
-            template_files.load_evaluation_template(self._template)
+            if self._template is not None:
+                if not template:
+                    template_files.ensure_own_template(self._template)
+                # Official files are converted now, once.
+                template_files.load_evaluation_template(self._template)
         self._processes.wait("evaluation prepared")
         if is_rendered:
             self._images = AnnotatedFiles.in_folder(output_dir / PEOPLE_FOLDER).read()
         else:
             given = AnnotatedFiles(pathlib.Path(files.annotations), pathlib.Path(files.images))
-            self._images = _first_images(given.read(config.data.on_bad), files.num_images)
+            self._images = _first_images(given.read(_options(config)), files.num_images)
             _check_best_metric(config.training.best_metric, self._images)
         self._predictor: Predictor | None = None
 
@@ -105,7 +111,7 @@ class RepeatedEvaluation:
             self._predictor,
             self._images,
             self._template,
-            ScoringOptions(on_bad=self._config.data.on_bad),
+            _options(self._config),
             output_dir=self._folder,
             processes=self._processes,
         )
@@ -143,3 +149,8 @@ def _first_images(data: AnnotatedImages, number: int) -> AnnotatedImages:
         return data
     kept = {image.image_id for image in data.truth.images[:number]}
     return dataclasses.replace(data, truth=data.truth.only(kept))
+
+
+def _options(config: ConfigDict) -> ScoringOptions:
+    """Scores the first class alone."""
+    return ScoringOptions(on_bad=config.data.on_bad, category=config.data.categories[0])

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ktn_jax import cli
 from ktn_jax.checkpoints import weights
@@ -302,3 +303,92 @@ def test_two_processes_write_what_one_does(evaluated, tmp_path, draw_variables):
         [entry["score"] for entry in ours], [entry["score"] for entry in theirs], atol=1e-4
     )
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["meta"]["images"] == 3
+
+
+class _Climber:
+    """Finds a person whose rows show the vertices of a ladder, one rung too high."""
+
+    def __init__(self, stages):
+        self.config = stages.config
+
+    def __call__(self, photos):
+        vertices = np.repeat(np.arange(1, 21, dtype=np.int32)[:, None], 10, axis=1)
+        box = np.float32([0, 0, 10, 20])
+        return [[PersonResult(box, 0.5, vertices=vertices, mesh="ladder")] for _ in photos]
+
+
+def test_a_model_with_vertices_is_scored_on_the_annotated_mesh(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(model_evaluation, "Predictor", _Climber)
+    monkeypatch.setenv("KTN_CACHE", str(tmp_path / "cache"))
+    rungs = np.arange(22)
+    along = np.stack([rungs * 0.1, rungs % 2 * 1e-4, 0 * rungs], axis=1)
+    faces = np.stack([rungs[:-2], rungs[1:-1], rungs[2:]], axis=1)
+    np.savez(tmp_path / "ladder.npz", vertices=along, faces=faces)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (30, 40)).save(tmp_path / "images" / "a.png")
+    rows = np.arange(1, 19)
+    person = {
+        **{"id": 1, "image_id": 5, "category_id": 1, "iscrowd": 0, "area": 200},
+        **{"bbox": [0, 0, 10, 20], "segmentation": [[0, 0, 10, 0, 10, 20, 0, 20]]},
+        "dp_x": [100.0] * len(rows),
+        "dp_y": ((rows + 0.5) / 20 * 255).tolist(),
+        **{"dp_vertex": rows.tolist(), "ref_model": "ladder"},
+    }
+    content = {
+        "images": [{"id": 5, "file_name": "a.png", "height": 40, "width": 30}],
+        "annotations": [person],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps(content))
+    command = ["eval", "--config=configs/cse.py:tiny", RANDOM, f"--data={tmp_path}"]
+    options = ["--mesh", str(tmp_path / "ladder.npz"), "--output", str(tmp_path / "out")]
+    assert cli.main([*command, *options]) == 0
+    scores = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    # 10 cm everywhere: exp(-0.1^2 / (2 * 0.255^2)) = 0.926 passes all thresholds but 0.95.
+    assert scores["GPS"]["AP"] == pytest.approx(90) and scores["IOU"]["AP50"] > 99.99
+    assert scores["patches"]["all"]["mean_cm"] == pytest.approx(10, rel=2e-3)
+    assert scores["patches"]["all"]["points"] == len(rows)
+    # The same file, scored by itself; and what is missing is said.
+    results = ["eval", f"--results={tmp_path / 'out' / 'results.json'}", f"--data={tmp_path}"]
+    assert cli.main([*results, *options[:2]]) == 0
+    assert "90.00" in capsys.readouterr().out
+    assert cli.main(results) == 1
+    assert "distances on the mesh 'ladder': no mesh is called" in capsys.readouterr().err
+    charts = {**person, "dp_I": [1.0] * 18, "dp_U": [0.5] * 18, "dp_V": [0.5] * 18}
+    charts["dp_masks"] = [[]] * 14
+    del charts["dp_vertex"], charts["ref_model"]
+    annotations.write_text(json.dumps(content | {"annotations": [charts]}))
+    assert cli.main([*command, "--output", str(tmp_path / "other")]) == 1
+    assert "--template is needed to score the surface" in capsys.readouterr().err
+
+
+def test_meshes_are_aligned_by_the_command(tmp_path, capsys):
+    for name in ("one", "two"):
+        line = np.stack([np.arange(4) * 0.1, np.arange(4) % 2 * 1e-4, np.zeros(4)], axis=1)
+        np.savez(tmp_path / f"{name}.npz", vertices=line, faces=[[0, 1, 2], [1, 2, 3]])
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"one": {"nose": 0, "tail": 3}, "two": {"nose": 3, "tail": 0}}))
+    pairs = "(4,4)", "(0,0)", "(True,True)"
+    sizes = dict(zip(("num_vertices", "num_features", "trains"), pairs, strict=True))
+    sizes |= {"trains_features": sizes["trains"]}
+    names = [f"--set=model.meshes.{key}=('one','two')" for key in ("names", "of_classes")]
+    changes = [f"--set=model.meshes.{key}={value}" for key, value in sizes.items()]
+    classes = ["--set=model.box_head.num_classes=2", "--set=training.vertex_init=('','')"]
+    model = ["eval", "--config=configs/cse.py:tiny", RANDOM, *names, *changes, *classes]
+    meshes = [f"--mesh={tmp_path / name}.npz" for name in ("one", "two")]
+    assert cli.main([*model, *meshes, f"--key-vertices={keys}"]) == 0
+    *_, one, two, both = (line.split() for line in capsys.readouterr().out.splitlines() if line)
+    assert (one[0], two[0], both[0]) == ("one", "two", "all")
+    assert 0 <= float(one[1]) <= 0.31 and 0 < float(one[2]) <= 1
+    keys.write_text("[1]")
+    assert cli.main([*model, *meshes, f"--key-vertices={keys}"]) == 1
+    assert "keys.json: wanted {mesh: {meaning: vertex}}" in capsys.readouterr().err
+
+
+def test_one_class_of_several_is_scored():
+    config = load_config("configs/cse.py:animals")
+    assert model_evaluation.class_of(config, "cat") == 2
+    assert model_evaluation.class_of(load_config("configs/cse.py:tiny"), "hominid") == 0
+    with pytest.raises(ValueError, match="classes are bear, cow,.*none of them is 'person'"):
+        model_evaluation.class_of(config, "person")

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from ktn_jax.body import parts
 from ktn_jax.body.loading import load_uv_symmetry
 from ktn_jax.body.symmetry import UVSymmetry
-from ktn_jax.inference import augmentation, mirroring
+from ktn_jax.inference import augmentation, mirroring, symmetries
 from ktn_jax.inference.augmentation import AugmentedPredictor
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.inference.stages import Stages
 from ktn_jax.runtime.configuration import load_config
-from ktn_jax.structures import DensePoseOutputs, Detections, PersonMaps
+from ktn_jax.structures import DensePoseOutputs, Detections, EmbeddingOutputs, PersonMaps
 
 FAST = [
     "test.short_side=128",
@@ -337,16 +337,77 @@ def test_what_is_missing_is_said(variables, tmp_path):
         AugmentedPredictor(no_views, _identity_symmetry())
     config = load_config("configs/ktn.py:r50", [f"data.symmetry={tmp_path / 'none.mat'}"])
     with pytest.raises(ValueError, match="none.mat.*flip=False"):
-        augmentation.load_symmetry(config)
+        symmetries.load_symmetry(config)
     config.test.augmentation.flip = False
-    assert augmentation.load_symmetry(config) is None
+    assert symmetries.load_symmetry(config) is None
 
 
 def test_synthetic_people_are_mirrored_by_their_own_body(golden_dir):
-    own = augmentation.load_symmetry(load_config("configs/ktn.py:tiny"))
+    own = symmetries.load_symmetry(load_config("configs/ktn.py:tiny"))
     # The back lies on itself; a hand's counterpart is the other hand.
     assert own.u.shape == own.v.shape == (24, 256, 256)
     assert ((own.u >= 0) & (own.u <= 1)).all()
     path = golden_dir / "uv_symmetry_synthetic.mat"
     config = load_config("configs/ktn.py:r50", [f"data.symmetry={path}"])
-    np.testing.assert_array_equal(augmentation.load_symmetry(config).u, load_uv_symmetry(path).u)
+    np.testing.assert_array_equal(symmetries.load_symmetry(config).u, load_uv_symmetry(path).u)
+
+
+def test_mirrored_views_of_meshes_need_a_mirror_table(tmp_path):
+    own = symmetries.load_symmetry(load_config("configs/cse.py:tiny"))
+    (mirror,) = own.values()
+    np.testing.assert_array_equal(mirror[mirror], np.arange(len(mirror)))
+    assert (mirror != np.arange(len(mirror))).mean() > 0.5
+    file = tmp_path / "thing.npz"
+    np.savez(file, vertices=np.eye(3), faces=[[0, 1, 2]])
+    changes = [f"model.meshes.{key}=('thing',)" for key in ("names", "of_classes")]
+    changes.append(f"model.meshes.files=('{file}',)")
+    config = load_config("configs/cse.py:tiny", changes)
+    with pytest.raises(ValueError, match="mesh thing has no mirror table.*flip=False"):
+        symmetries.load_symmetry(config)
+    np.savez(file, vertices=np.eye(3), faces=[[0, 1, 2]], mirror=[0, 2, 1])
+    with pytest.raises(ValueError, match="mesh thing has 3 vertices and the model"):
+        symmetries.load_symmetry(config)
+    config.test.augmentation.flip = False
+    assert symmetries.load_symmetry(config) is None
+
+
+def test_embeddings_of_mirrored_views_are_compared_with_those_of_mirrored_vertices():
+    """Both views point to vertex 1, but for noise that either alone would follow."""
+    table = np.eye(4, dtype=np.float32)
+    mirror = np.array([1, 0, 3, 2])
+    doubled = np.concatenate([table, table[mirror]], axis=1)
+    plain = np.float32([[[[0, 0.5, 0.6, 0]]]])  # vertex 2 for itself
+    back = np.float32([[[[0.5, 0, 0.6, 0]]]])  # vertex 3 for itself
+    total = 0
+    for embedding, is_mirrored in ((plain, False), (back, True)):
+        maps = EmbeddingOutputs(coarse_segm=np.zeros((1, 1, 1, 2), np.float32), embedding=embedding)
+        share = np.float32(2)
+        total += mirroring.doubled_embeddings(maps, share, is_mirrored).embedding
+    distances = np.square(total[0, 0] / 2 - doubled).sum(axis=1)
+    separate = np.square(plain[0, 0] - table).sum(1) + np.square(back[0, 0] - table[mirror]).sum(1)
+    np.testing.assert_allclose(distances, separate, rtol=1e-6)
+    assert distances.argmin() == 1
+
+
+@pytest.mark.extended
+def test_vertices_of_a_mirrored_photo_are_the_mirrored_vertices(draw_variables, photo):
+    changes = [
+        *(change for change in FAST if "decoder" not in change),
+        *("test.augmentation.short_sides=(128,)", "test.augmentation.max_side=192"),
+    ]
+    config = load_config("configs/cse.py:tiny", changes)
+    (mirror,) = symmetries.load_symmetry(config).values()
+    stages = Stages(config, draw_variables(config))
+    predict = AugmentedPredictor(stages, {"body": mirror})
+    photo = photo[:, : photo.shape[1] // 2 * 2]
+    people, mirrored = predict([photo, photo[:, ::-1]])
+    assert len(people) == len(mirrored) > 0
+    agreeing = []
+    for person, other in zip(people, mirrored, strict=True):
+        assert person.score == pytest.approx(other.score, abs=1e-5)
+        if person.vertices.shape != other.vertices.shape:  # a side that rounds otherwise
+            continue
+        flipped = other.vertices[:, ::-1]
+        is_body = (person.vertices >= 0) & (flipped >= 0)
+        agreeing.append((mirror[flipped] == person.vertices)[is_body].mean())
+    assert agreeing and np.mean(agreeing) > 0.95

@@ -46,7 +46,7 @@ def test_embeddings_of_vertices_are_constants_of_the_weights(draw_variables):
     config = cse.get_config("tiny")
     stages = Stages(config, draw_variables(config))
     table = np.asarray(stages.vertex_embeddings["body"])
-    assert table.shape == (200, 16)
+    assert table.shape == (config.model.meshes.num_vertices[0], 16)
     np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, rtol=1e-5)
     # What they were computed from is not kept on the device.
     assert "embedder" not in stages.variables["params"]
@@ -57,5 +57,7 @@ def test_embeddings_of_vertices_are_constants_of_the_weights(draw_variables):
     np.testing.assert_allclose(stages.vertex_embeddings["body"], expected, rtol=1e-5)
     again = copy.deepcopy(stages)  # as pickling does
     np.testing.assert_array_equal(again.vertex_embeddings["body"], stages.vertex_embeddings["body"])
-    with pytest.raises(ValueError, match="cannot be averaged over views"):
+    with pytest.raises(
+        ValueError, match="need the body's UV symmetry tables, or those of the mesh"
+    ):
         AugmentedPredictor(stages, None)
