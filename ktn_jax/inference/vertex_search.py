@@ -31,15 +31,16 @@ def nearest_by_runs(pixels: np.ndarray, vertices: np.ndarray) -> np.ndarray | No
     """Finds the vertex whose embedding is nearest to each pixel's.
 
     Args:
-        pixels: float32 [N, D], finite, of any length; those that follow each other should be alike
-            (see `neighbours_together`).
+        pixels: float32 [N, D], of any length; those that follow each other should be alike (see
+            `neighbours_together`). One that is not finite gets any vertex.
         vertices: float32 [V, D], finite, of any length.
 
     Returns:
         int32 [N]; None where pixels that follow each other are not alike, so that comparing all
         with all is faster.
     """
-    return _Search(pixels, vertices).run()
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _Search(pixels, vertices).run()
 
 
 def neighbours_together(is_drawn: np.ndarray) -> np.ndarray:
@@ -74,7 +75,8 @@ class _Search:
         # |x - v|^2 = |x|^2 - 2 (x.v - |v|^2 / 2): the last is a product with a row of ones.
         self._pixels = np.concatenate([pixels, np.ones((len(pixels), 1))], axis=1, dtype=np.float32)
         longest = np.sqrt(max(-2 * float(half_squares.min()), 1e-12))
-        reach = np.sqrt(np.einsum("nd,nd->n", pixels, pixels).max(initial=0)) + longest
+        squares = np.einsum("nd,nd->n", pixels, pixels)
+        reach = np.sqrt(squares.max(initial=0, where=np.isfinite(squares))) + longest
         # Rounding of a product with a vertex, and of a squared distance of two vertices.
         self._product_margin = np.float32(_MARGIN * reach * longest)
         self._square_margin = np.float32(_MARGIN * longest**2)
@@ -136,7 +138,7 @@ class _Search:
         np.subtract((best - self._product_margin)[:, None], nearness, out=nearness)
         np.maximum(nearness, 0, out=nearness)
         np.multiply(nearness, nearness, out=nearness)
-        return nearness <= limit
+        return np.logical_not(nearness > limit)  # all where a pixel is not finite
 
     def _product(self, a: np.ndarray, b: np.ndarray, name: str) -> np.ndarray:
         """Multiplies every row of a with every row of b."""

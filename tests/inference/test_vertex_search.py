@@ -72,6 +72,18 @@ def test_few_pixels_and_none():
     assert vertex_search.nearest_by_runs(np.zeros((0, 3), np.float32), vertices).shape == (0,)
 
 
+def test_pixels_that_are_not_finite_spoil_no_others():
+    rng = np.random.default_rng(3)
+    vertices = rng.normal(size=(400, 3)).astype(np.float32)
+    pixels = vertices[np.repeat(rng.integers(0, 400, 20), 64)]
+    wrong = pixels.copy()
+    wrong[[100, 700, 1279]] = np.nan, np.inf, -np.inf
+    is_finite = np.isfinite(wrong).all(axis=1)
+    found = vertex_search.nearest_by_runs(wrong, vertices)
+    np.testing.assert_array_equal(found[is_finite], _nearest(pixels, vertices)[0][is_finite])
+    assert ((found >= 0) & (found < 400)).all()
+
+
 def test_neighbours_follow_each_other():
     order = vertex_search.neighbours_together(np.ones((4, 4), bool))
     curve = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
