@@ -58,7 +58,7 @@ def patch_bars(rows: Mapping[str, Mapping[str, float | None]]) -> Figure:
     overall = rows["all"]["mean_cm"]
     if overall is not None:
         top.axhline(overall, color="black", lw=1, ls="--", label=f"all: {overall:.1f} cm")
-        top.legend()
+        top.legend(loc="upper right")  # "best" is slow
     top.set_ylabel("mean error (cm)")
     # Drawn from the widest limit to the narrowest, each over the one before.
     for limit, colour in zip(WITHIN_CM[::-1], ("#cfdcec", "#7fa3cc", "#2b4f7d"), strict=True):
