@@ -335,7 +335,7 @@ def _optimizer() -> ConfigDict:
 
 def _training() -> ConfigDict:
     training = ConfigDict()
-    training.weights = ""  # file or folder to start from; --weights is the same
+    training.weights = ""  # file, folder or address to start from; --weights is the same
     # Parameters that are drawn anew, not taken from there: regular expressions as those of
     # optimizer.frozen. "predictor/transfer/edges_" takes the graph that is named here.
     training.redraw = ()
@@ -397,7 +397,7 @@ def _data() -> ConfigDict:
     data.with_person_masks = False
     data.tfds = ConfigDict()  # a dataset that `ktn data build` made
     data.tfds.config = "densepose_coco_2014"
-    data.tfds.dir = "data/tfds"
+    data.tfds.dir = "data/tfds"  # or an address, gs://bucket/tfds
     data.tfds.splits = ("train", "valminusminival")
     data.max_people = 20  # per image; of more, those with DensePose and the largest are kept
     data.max_points = 200  # per person: all that an annotator set, and others as space is left

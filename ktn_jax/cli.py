@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jax_setup.prepare()
     jax_setup.silence_compiler()
     try:
+        commands.refuse_addresses(arguments)
         with progress.on_command_line(is_quiet=getattr(arguments, "quiet", False)):
             code: int = arguments.run(arguments)
             sys.stdout.flush()

@@ -81,6 +81,18 @@ def file_server(monkeypatch):
         yield server
 
 
+@pytest.fixture
+def bucket_server(monkeypatch):
+    """gs://bucket on this machine, for this process and its children, see bucket_server.py."""
+    pytest.importorskip("gcsfs")
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks Google what it is
+    with _module_beside("bucket_server").BucketServer().running() as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        yield server
+
+
 @pytest.fixture(scope="session")
 def write_clip():
     """Writes a short video whose frames are all different, see clips.py."""

@@ -32,7 +32,7 @@ from ktn_jax.data_pipelines.coco.checks import PERSON
 from ktn_jax.data_pipelines.densepose_coco import layout, origin
 from ktn_jax.data_pipelines.densepose_coco.densepose_coco_dataset_builder import Builder
 from ktn_jax.data_pipelines.loading.sources import SourceError
-from ktn_jax.runtime import progress
+from ktn_jax.runtime import progress, stores
 from ktn_jax.runtime.images import decode_image
 
 # The format whose examples can be read in any order, which the plan of a batch needs.
@@ -147,11 +147,14 @@ class TfdsSource:
         Args:
             config: as for `build`.
             split: train, valminusminival, minival, or a custom one.
-            data_dir: as for `build`.
+            data_dir: as for `build`, or an address of a store, from which the whole is fetched into
+                our caches.
 
         Raises:
             ValueError: it is not built, or has no such split.
         """
+        # ArrayRecord reads local files only. Worker processes open those of this one.
+        data_dir = stores.fetched(data_dir, only=f"{Builder.name}/{config}")
         self._arguments = (config, split, os.fspath(data_dir))
         builder = _builder(config, data_dir)
         if not pathlib.Path(builder.data_path).is_dir():

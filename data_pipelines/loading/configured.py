@@ -1,6 +1,7 @@
 """Datasets as a configuration's `data` section describes them."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from ktn_jax.data_pipelines.loading.sources import (
 )
 from ktn_jax.data_pipelines.synthetic.scene import PRESETS, Scene
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
+from ktn_jax.runtime import stores
 
 
 def make_training_data(config: Any, process_index: int = 0, process_count: int = 1) -> TrainingData:
@@ -196,11 +198,17 @@ def make_source(data: Any, needs_symmetry: bool = True) -> Source:
 
 
 def _path(name: str) -> pathlib.Path:
-    return pathlib.Path(name).expanduser()
+    return stores.fetched(os.path.expanduser(name))
 
 
 def _check_files(data: Any, needs_symmetry: bool) -> None:
     """Raises FileNotFoundError that names all files and folders that are missing."""
+    for name in data.images:
+        if stores.is_address(name):
+            raise ValueError(
+                f"data.images: {name}: photos are read one by one, at random: mount the bucket, "
+                "copy them here, or set data.source=tfds, whose data.tfds.dir may be an address"
+            )
     missing = [f"data.annotations: {name}" for name in data.annotations if not _path(name).exists()]
     missing += [f"data.images: {name}" for name in data.images if not _path(name).is_dir()]
     needs_symmetry = needs_symmetry and data.flip_probability > 0 and bool(data.symmetry)

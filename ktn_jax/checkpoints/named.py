@@ -87,11 +87,12 @@ def recognise_weights(path: str | os.PathLike[str]) -> str:
         ValueError: there is none, or the file cannot be read.
         FileNotFoundError: there is no such file.
     """
-    from ktn_jax.checkpoints import files
+    from ktn_jax.checkpoints import files, store_runs
 
     found = []
-    if not os.path.isdir(path):
-        state = files.read_state_dict(path)
+    local = store_runs.fetch_weights(os.fspath(path))
+    if not local.is_dir():
+        state = files.read_state_dict(local)
         found = zoo.recognise({name: array.shape for name, array in state.items()})
     if not found:
         raise ValueError(f"{path} has no parameters of a released model: name its --config")

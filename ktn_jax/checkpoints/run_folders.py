@@ -16,6 +16,8 @@ SET_ASIDE = "set_aside"  # beside it: checkpoints after the one that a run was t
 STATE, RUN, METRICS = "state", "run", "metrics"  # parts of a checkpoint
 RESUME = "ktn train ... --from-step {step} resumes from it"  # advice, see `checkpoint_before`
 
+NONE_BEFORE = "there is no whole checkpoint before it"
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -94,7 +96,7 @@ def checkpoint_before(path: pathlib.Path, advice: str) -> str:
             continue
         how = "is whole" if is_checked else "has no checksums and may be whole"
         return f"the checkpoint of step {step} {how}: {advice.format(step=step, path=other)}"
-    return "there is no whole checkpoint before it"
+    return NONE_BEFORE
 
 
 def check_metrics(path: pathlib.Path) -> None:

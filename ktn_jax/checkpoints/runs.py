@@ -6,6 +6,7 @@ are compared before anything is read from it.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -43,6 +44,40 @@ class RunRecord:
     format: int = FORMAT
 
 
+def rank(score: str, metrics: Mapping[str, float]) -> tuple[bool, float]:
+    """Sort key of the metrics of checkpoints, the best last; `score` counts before the loss."""
+    is_scored = score in metrics
+    return is_scored, metrics[score] if is_scored else -metrics.get(LOSS, math.inf)
+
+
+def ranked_metrics(metrics: Mapping[str, float], score: str) -> dict[str, float] | None:
+    """The finite ones of a checkpoint's metrics; None if neither the loss nor the score is."""
+    known = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return known if LOSS in known or score in known else None
+
+
+def to_record(content: Mapping[str, Any], path: object) -> RunRecord:
+    """Makes the description of a run of what a checkpoint holds.
+
+    Raises:
+        CheckpointError: it is of another version of this software.
+        TypeError: it is damaged.
+    """
+    run = RunRecord(**content)
+    if run.format != FORMAT:
+        raise CheckpointError(f"{path}: is of format {run.format}, this software's is {FORMAT}")
+    return run
+
+
+def place(abstract_state: Tree, shardings: Any) -> Tree:
+    """What a state is restored into: shapes, types and places of its arrays."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract_state,
+        shardings,
+    )
+
+
 class Checkpoints:
     """Saves and restores the states of one run.
 
@@ -57,6 +92,7 @@ class Checkpoints:
         score: str = "GPSm",
         *,
         verify: bool = True,
+        alone: bool = False,
     ):
         """Opens the checkpoints of a work folder; the first save removes incomplete ones.
 
@@ -65,6 +101,7 @@ class Checkpoints:
             keep_last: how many to keep, newest first; the best one stays too.
             score: name of the metric that chooses the best, higher being better.
             verify: compare checksums before a checkpoint is read.
+            alone: only the first of several processes saves, arrays on the host.
 
         Raises:
             ValueError: `keep_last` is below 1.
@@ -78,17 +115,25 @@ class Checkpoints:
         self.directory = (pathlib.Path(workdir) / FOLDER).absolute()
         for step in run_folders.checkpoint_steps(self.directory):
             run_folders.check_metrics(self.directory / str(step))
+        processes = ocp.options.MultiprocessingOptions()
+        if alone:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            processes = ocp.options.MultiprocessingOptions(
+                active_processes={0}, barrier_sync_key_prefix="alone"
+            )
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
+                create=not alone,
+                multiprocessing_options=processes,
                 # Metrics are stored only where there is a best_fn; the policies do the choosing.
-                best_fn=self._rank,
+                best_fn=functools.partial(rank, score),
                 best_mode="max",
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(keep_last),
                         policies.BestN(
-                            get_metric_fn=self._rank,
+                            get_metric_fn=functools.partial(rank, score),
                             n=1,
                             keep_checkpoints_without_metrics=False,
                         ),
@@ -128,11 +173,6 @@ class Checkpoints:
         step: int | None = self._manager.best_step()
         return step
 
-    def _rank(self, metrics: Mapping[str, float]) -> tuple[bool, float]:
-        """Sort key of the metrics of checkpoints, the best last."""
-        is_scored = self._score in metrics
-        return is_scored, metrics[self._score] if is_scored else -metrics.get(LOSS, math.inf)
-
     def save(self, state: Tree, step: int, run: RunRecord, metrics: Mapping[str, float]) -> None:
         """Copies a state to the host and writes it in the background.
 
@@ -152,16 +192,13 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._saving = step
-        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        is_ranked = LOSS in known or self._score in known
+        ranked = ranked_metrics(metrics, self._score)
         args = {
             STATE: ocp.args.StandardSave(state),
             RUN: ocp.args.JsonSave(dataclasses.asdict(run)),
         }
         try:
-            self._manager.save(
-                step, args=ocp.args.Composite(**args), metrics=known if is_ranked else None
-            )
+            self._manager.save(step, args=ocp.args.Composite(**args), metrics=ranked)
         except Exception as error:  # orbax and TensorStore raise whatever the disk leads to
             raise self._not_saved(error) from error
 
@@ -214,16 +251,14 @@ class Checkpoints:
         path = self.directory / str(step)
         try:
             args = ocp.args.Composite(**{RUN: ocp.args.JsonRestore()})
-            record = self._manager.restore(step, args=args)[RUN]
-            run = RunRecord(**record)
+            return to_record(self._manager.restore(step, args=args)[RUN], path)
+        except CheckpointError:
+            raise
         except Exception as error:  # orbax raises a dozen kinds on damaged files
             raise CheckpointError(
                 f"{path}: cannot be read: {run_folders.first_lines(error)}; "
                 + run_folders.checkpoint_before(path, run_folders.RESUME)
             ) from error
-        if run.format != FORMAT:
-            raise CheckpointError(f"{path}: is of format {run.format}, this software's is {FORMAT}")
-        return run
 
     def restore(self, step: int, abstract_state: Tree, shardings: Any) -> Tree:
         """Restores a state, on any number of devices.
@@ -241,11 +276,7 @@ class Checkpoints:
         """
         self.check(step)
         path = self.directory / str(step)
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract_state,
-            shardings,
-        )
+        target = place(abstract_state, shardings)
         try:
             args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(target)})
             return self._manager.restore(step, args=args)[STATE]

@@ -18,12 +18,12 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from ktn_jax.checkpoints import files, imagenet, run_folders, runs, torch_names
+from ktn_jax.checkpoints import files, imagenet, run_folders, runs, store_runs, torch_names
 from ktn_jax.checkpoints.run_folders import CheckpointError
 from ktn_jax.modeling.networks import Network, build_network
 from ktn_jax.modeling.person_branches import transfer_sources
 from ktn_jax.ops import boxes as box_ops
-from ktn_jax.runtime import checksums
+from ktn_jax.runtime import checksums, stores
 
 Variables = dict[str, Any]
 
@@ -55,7 +55,8 @@ def read_variables(path: str | os.PathLike[str], *, verify: bool = True) -> Vari
 
     Args:
         path: .pth, .pt, .pkl, .safetensors or .npz file, a folder that `write_variables` wrote, or
-            the work folder of a training or one of its checkpoints; of several the newest.
+            the work folder of a training or one of its checkpoints; of several the newest. Or the
+            address of one in a store, gs://bucket/run.
         verify: compare the files of a folder with their checksums first.
 
     Returns:
@@ -80,10 +81,16 @@ def read_variables(path: str | os.PathLike[str], *, verify: bool = True) -> Vari
 def write_variables(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> None:
     """Writes Flax variables: a path with a suffix as a file of the original's names, else orbax.
 
+    The path may be an address of a store, where what has the same name is written over.
+
     Raises:
         ValueError: an unknown suffix.
         FileExistsError: an orbax folder that is already there.
     """
+    if stores.is_address(path):
+        with stores.written(path) as local:
+            write_variables(local, variables)
+        return
     path = pathlib.Path(path)
     if path.suffix:
         files.write_state_dict(path, torch_names.to_torch(variables))
@@ -120,7 +127,7 @@ def convert(
 
 
 def _existing(path: str | os.PathLike[str]) -> pathlib.Path:
-    path = pathlib.Path(path)
+    path = store_runs.fetch_weights(os.fspath(path))
     if not path.exists():
         raise FileNotFoundError(f"there are no weights at {path}")
     return path

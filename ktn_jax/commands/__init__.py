@@ -6,8 +6,11 @@ Each module has a one-line docstring (its help), `EXAMPLES`, `add_arguments(pars
 
 import argparse
 import math
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from ktn_jax.runtime import addresses
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -97,6 +100,47 @@ def size_hw(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
+def folder_or_address(text: str) -> "pathlib.Path | str":
+    """The type of arguments that name a local path or an address of a store, gs://bucket/folder."""
+    return text if addresses.is_store(text) else pathlib.Path(text)
+
+
+def fetch_inputs(arguments: argparse.Namespace, *names: str) -> None:
+    """Puts local copies in place of the addresses of stores that inputs are named by.
+
+    Args:
+        arguments: parsed.
+        names: of those that may be addresses, or lists that may hold some.
+
+    Raises:
+        OSError: nothing is at an address, or it cannot be read.
+    """
+    from ktn_jax.runtime import stores
+
+    def local(value: Any) -> Any:
+        if isinstance(value, list):
+            return [local(one) for one in value]
+        is_address = isinstance(value, str) and stores.is_address(value)
+        return stores.fetched(value) if is_address else value
+
+    for name in names:
+        setattr(arguments, name, local(getattr(arguments, name)))
+
+
+def refuse_addresses(arguments: argparse.Namespace) -> None:
+    """Refuses addresses of stores in arguments that take local paths only.
+
+    Raises:
+        ValueError: there is one; it would become a local folder of a strange name.
+    """
+    for name, value in vars(arguments).items():
+        if isinstance(value, pathlib.Path):
+            try:
+                addresses.local_path(value)
+            except ValueError as error:
+                raise ValueError(f"--{name.replace('_', '-')}: {error}") from error
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds --config and --set, which `named.load_config` takes."""
     _add_config_argument(parser, required)
@@ -116,7 +160,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--weights",
-        help=".pkl, .pth, .safetensors file, orbax folder or work folder of `ktn train`",
+        help=".pkl, .pth, .safetensors file, orbax folder or work folder of `ktn train`; or an "
+        "address of one, gs://bucket/run",
     )
     weights.add_argument(
         "--random-weights",

@@ -1,8 +1,10 @@
 """score a results file, or a model on annotated images: AP on the body's surface"""
 
 import argparse
+import contextlib
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from ktn_jax.evaluation.metrics import Metrics
     from ktn_jax.evaluation.options import ScoringOptions
     from ktn_jax.inference.model_evaluation import AnnotatedFiles
+    from ktn_jax.runtime.processes import Processes
 
 EXAMPLES = """
   ktn eval --results results.json --annotations densepose_minival2014.json --template eval_data/
@@ -34,18 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this subcommand."""
     from ktn_jax import commands
 
-    parser.add_argument(
-        "--results", type=pathlib.Path, help="score this results file, made by any system"
-    )
+    folder = commands.folder_or_address
+    parser.add_argument("--results", type=folder, help="score this results file, of any system")
     commands.add_model_arguments(parser)
     parser.add_argument(
         "--data",
         metavar="DIR|synthetic",
         help="folder with annotations.json and images/, or people rendered for the purpose",
     )
-    parser.add_argument("--annotations", type=pathlib.Path, help="DensePose-COCO JSON")
-    parser.add_argument("--images", type=pathlib.Path, metavar="DIR", help="image folder")
-    parser.add_argument("--template", type=pathlib.Path, metavar="DIR", help="evaluation template")
+    parser.add_argument("--annotations", type=folder, help="DensePose-COCO JSON")
+    parser.add_argument("--images", type=folder, metavar="DIR", help="image folder")
+    parser.add_argument("--template", type=folder, metavar="DIR", help="evaluation template")
     parser.add_argument(
         "--mesh",
         dest="meshes",
@@ -60,7 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is scored: a category of the annotations, of a model of several classes one of "
         "data.categories (default person)",
     )
-    parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder to write into")
+    parser.add_argument(
+        "--output",
+        type=folder,
+        metavar="DIR",
+        help="folder to write into, or, as for the other files, an address, gs://bucket/out",
+    )
     parser.add_argument(
         "--mode",
         choices=("upstream", "ktn"),
@@ -126,9 +133,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates; the exit code is 75 if it was stopped and can be resumed."""
+    from ktn_jax import commands
     from ktn_jax.commands import train
 
     _check(arguments)
+    commands.fetch_inputs(arguments, "results", "annotations", "images", "template", "data")
     if arguments.results:
         return _score_file(arguments)
     if arguments.key_vertices:
@@ -216,13 +225,13 @@ def _score_file(arguments: argparse.Namespace) -> int:
     from ktn_jax.runtime.progress import Progress
 
     annotations, images = _locate(arguments)
-    with Progress("score", "images") as progress:
+    with _output(arguments, None) as (folder, _), Progress("score", "images") as progress:
         metrics = evaluator.evaluate_files(
             arguments.results,
             annotations,
             arguments.template,
             _options(arguments),
-            output_dir=arguments.output,
+            output_dir=folder,
             images_dir=images,
             progress=progress.set,
         )
@@ -255,7 +264,10 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
     if needs_template and arguments.data != "synthetic" and arguments.template is None:
         raise ValueError(TEMPLATE_ADVICE)
     processes = commands.join_processes(arguments)
-    with Progress("score", "images", is_shown=processes.is_first) as progress:
+    with (
+        _output(arguments, processes) as (folder, sharing),
+        Progress("score", "images", is_shown=processes.is_first) as progress,
+    ):
         output, metrics = model_evaluation.evaluate_weights(
             config,
             # Not kept here: the predictor keeps what it needs.
@@ -263,16 +275,16 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
             data=_data(arguments, config),
             template_dir=arguments.template,
             options=options,
-            output_dir=arguments.output,
+            output_dir=folder,
             augmented=arguments.tta,
             with_true_boxes=arguments.true_boxes,
             fine_template=arguments.fine_template,
-            processes=processes,
+            processes=sharing,
             progress=progress.set,
             with_confidences=arguments.confidences,
         )
     if metrics is not None:
-        _show(metrics, output)
+        _show(metrics, arguments.output or output)
     return 0
 
 
@@ -294,6 +306,20 @@ def _measure_alignment(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _output(
+    arguments: argparse.Namespace, processes: "Processes | None"
+) -> "Iterator[tuple[pathlib.Path | None, Processes | None]]":
+    """The local folder for what --output names, None without it, and who shares it."""
+    from ktn_jax.runtime import mirrors
+
+    if arguments.output is None:
+        yield None, processes
+        return
+    with mirrors.output_folder(arguments.output, processes) as opened:
+        yield opened
+
+
 def _held_out_people(arguments: argparse.Namespace, config: "ConfigDict") -> "HeldOutPeople":
     from ktn_jax.data_pipelines.loading.configured import make_scene
     from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED, HeldOutPeople
@@ -309,7 +335,7 @@ def _held_out_people(arguments: argparse.Namespace, config: "ConfigDict") -> "He
     return HeldOutPeople(scene, arguments.num_images, seed)
 
 
-def _show(metrics: "Metrics", output: pathlib.Path | None) -> None:
+def _show(metrics: "Metrics", output: pathlib.Path | str | None) -> None:
     print(metrics.table())  # noqa: T201
     if output is not None:
         print(f"metrics.json and report.html written to {output}")  # noqa: T201

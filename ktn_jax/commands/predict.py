@@ -39,7 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs", nargs="*", metavar="PHOTO", help="files, folders or globs; or videos"
     )
     commands.add_model_arguments(parser)
-    parser.add_argument("--output", type=pathlib.Path, metavar="DIR", help="folder to write into")
+    parser.add_argument(
+        "--output",
+        type=commands.folder_or_address,
+        metavar="DIR",
+        help="folder to write into, or an address, gs://bucket/out",
+    )
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -50,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--annotations",
-        type=pathlib.Path,
+        type=commands.folder_or_address,
         metavar="FILE",
         help="COCO JSON that lists the photos: results get its image ids and person category",
     )
@@ -101,8 +106,27 @@ def run(arguments: argparse.Namespace) -> int:
     It is 75 if the command was stopped and can be resumed.
     """
     from ktn_jax import commands
+    from ktn_jax.commands import predict_video, train
+    from ktn_jax.runtime import mirrors
+
+    commands.fetch_inputs(arguments, "inputs", "annotations")
+    arguments.inputs = [os.fspath(name) for name in arguments.inputs]
+    predict = predict_video.run if predict_video.is_wanted(arguments) else _predict
+    try:
+        if arguments.output is None:
+            return predict(arguments, None)
+        with mirrors.output_folder(arguments.output) as (folder, _):
+            return predict(arguments, folder)
+    except KeyboardInterrupt:
+        _say(["ktn predict: stopped; the same command resumes it"])
+        return train.EXIT_INTERRUPTED
+
+
+def _predict(arguments: argparse.Namespace, folder: pathlib.Path | None) -> int:
+    """Predicts photos into a local folder; None chooses one."""
+    from ktn_jax import commands
     from ktn_jax.checkpoints import zoo
-    from ktn_jax.commands import draw, predict_video, train
+    from ktn_jax.commands import draw
     from ktn_jax.inference import charts, dataset, photos
     from ktn_jax.inference.photo_products import CONFIDENCE_ENDING, Products
     from ktn_jax.inference.predictor import Predictor
@@ -110,8 +134,6 @@ def run(arguments: argparse.Namespace) -> int:
     from ktn_jax.modeling.person_branches import has_embeddings
     from ktn_jax.runtime import image_files
 
-    if predict_video.is_wanted(arguments):
-        return predict_video.run(arguments)
     config = commands.load_model_config(arguments, zoo.DEFAULT)
     if arguments.confidences:
         charts.check_confidences(config)
@@ -128,32 +150,29 @@ def run(arguments: argparse.Namespace) -> int:
     own_endings = (*products.endings, CONFIDENCE_ENDING, dataset.RESULTS_FILE)
     found = image_files.find_images(arguments.inputs, arguments.recursive, own_endings)
     _say(found.notes)
-    if arguments.output:  # before the weights are read, which takes long
-        photos.check_output(arguments.output, found.paths, arguments.overwrite, products)
-    annotated = _annotated(arguments, found.paths)
-    try:
-        variables = commands.load_model_variables(arguments, config, zoo.DEFAULT)
-        described = dataset.describe_run(config, variables, data=b"")
-        predictor = Predictor(Stages(config, variables))
-        del variables  # so that weights which inference does not need are freed
-        output = arguments.output or _default_output(described, found.paths)
-        summary = photos.predict_files(
-            predictor,
-            found.paths,
-            output,
-            arguments.min_score,
-            run=described,
-            overwrite=arguments.overwrite,
-            products=products,
-            **annotated,
-        )
-    except KeyboardInterrupt:
-        _say(["ktn predict: stopped; the same command resumes it"])
-        return train.EXIT_INTERRUPTED
+    if folder:  # before the weights are read, which takes long
+        photos.check_output(folder, found.paths, arguments.overwrite, products)
+    annotated = _annotated(arguments, folder, found.paths)
+    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT)
+    described = dataset.describe_run(config, variables, data=b"")
+    predictor = Predictor(Stages(config, variables))
+    del variables  # so that weights which inference does not need are freed
+    folder = folder or _default_output(described, found.paths)
+    summary = photos.predict_files(
+        predictor,
+        found.paths,
+        folder,
+        arguments.min_score,
+        run=described,
+        overwrite=arguments.overwrite,
+        products=products,
+        **annotated,
+    )
     _say([f"{path}: {note}" for path, note in summary.notes])
     _say([f"skipped {path}: {reason}" for path, reason in summary.failures])
     print(  # noqa: T201
-        f"{summary.num_people} people in {summary.num_photos} photos, written to {output}"
+        f"{summary.num_people} people in {summary.num_photos} photos, written to "
+        f"{arguments.output or folder}"
     )
     return 1 if summary.failures else 0
 
@@ -193,14 +212,16 @@ def _charts(arguments: argparse.Namespace) -> "VertexCharts | None":
     return VertexCharts(load_evaluation_template(arguments.template, verify=False))
 
 
-def _annotated(arguments: argparse.Namespace, paths: Sequence[pathlib.Path]) -> dict[str, Any]:
+def _annotated(
+    arguments: argparse.Namespace, folder: pathlib.Path | None, paths: Sequence[pathlib.Path]
+) -> dict[str, Any]:
     """What --annotations says of the photos, as arguments of `photos.predict_files`."""
     from ktn_jax.evaluation.ground_truth import read_ground_truth
     from ktn_jax.inference import dataset, photo_names
 
     if arguments.annotations is None:
         return {}
-    results = arguments.output and arguments.output / dataset.RESULTS_FILE
+    results = folder and folder / dataset.RESULTS_FILE
     if results and arguments.annotations.resolve() == results.resolve():
         raise ValueError(f"{arguments.annotations} would be written over: give another --output")
     # People are not used: their errors do not matter here.

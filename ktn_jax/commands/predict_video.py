@@ -1,6 +1,7 @@
 """The videos of `ktn predict`: their arguments, and the run."""
 
 import argparse
+import pathlib
 import re
 import sys
 from collections.abc import Sequence
@@ -155,13 +156,12 @@ def is_wanted(arguments: argparse.Namespace) -> bool:
     return False
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Predicts; the exit code is 1 if a video could not be read to its end, 75 if stopped."""
+def run(arguments: argparse.Namespace, folder: pathlib.Path | None) -> int:
+    """Predicts into a local folder, None chooses one; the exit code is 1 if a video broke off."""
     import numpy as np
 
     from ktn_jax import commands
     from ktn_jax.checkpoints import zoo
-    from ktn_jax.commands import train
     from ktn_jax.inference import charts, dataset, video, video_inputs
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
@@ -177,26 +177,22 @@ def run(arguments: argparse.Namespace) -> int:
     box_head.score_threshold = max(box_head.score_threshold, least)
     rate = arguments.fps or DEFAULT_RATE
     videos = video_inputs.find_videos(arguments.inputs, rate, arguments.camera)
-    if arguments.output:  # before the weights are read, which takes long
-        video.check_output(arguments.output, videos, options, arguments.overwrite)
-    try:
-        variables = commands.load_model_variables(arguments, config, zoo.DEFAULT)
-        described = dataset.describe_run(config, variables, data=b"")
-        predictor = Predictor(Stages(config, variables))
-        del variables  # so that weights which inference does not need are freed
-        named = {**described, "videos": [one.name for one in videos]}
-        output = arguments.output or dataset.default_folder(named, "ktn_predict")
-        summaries = video.predict_videos(
-            predictor, videos, output, options, run=described, overwrite=arguments.overwrite
-        )
-    except KeyboardInterrupt:
-        print("ktn predict: stopped; the same command resumes it", file=sys.stderr)  # noqa: T201
-        return train.EXIT_INTERRUPTED
+    if folder:  # before the weights are read, which takes long
+        video.check_output(folder, videos, options, arguments.overwrite)
+    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT)
+    described = dataset.describe_run(config, variables, data=b"")
+    predictor = Predictor(Stages(config, variables))
+    del variables  # so that weights which inference does not need are freed
+    named = {**described, "videos": [one.name for one in videos]}
+    folder = folder or dataset.default_folder(named, "ktn_predict")
+    summaries = video.predict_videos(
+        predictor, videos, folder, options, run=described, overwrite=arguments.overwrite
+    )
     _report(summaries)
     frames = sum(summary.num_frames for summary in summaries)
     print(  # noqa: T201
         f"{sum(summary.num_people for summary in summaries)} people in {frames} frames of "
-        f"{len(summaries)} videos, written to {output}"
+        f"{len(summaries)} videos, written to {arguments.output or folder}"
     )
     return 1 if any(summary.failure for summary in summaries) else 0
 

@@ -1,13 +1,12 @@
 """train a model, or resume a training that was interrupted"""
 
 import argparse
-import pathlib
+import contextlib
 import sys
 
 # Neither 0 nor 1, so that a scheduler can tell them apart.
 EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: the state is saved, the same command resumes
 EXIT_NOT_FINITE = 76
-EVALUATION_FOLDER = "evaluation"  # in the work folder
 
 EXAMPLES = f"""
   ktn train --config ktn:tiny --workdir W                     # synthetic people, on a CPU
@@ -15,6 +14,7 @@ EXAMPLES = f"""
   ktn train --config ktn:r50 --workdir W --weights K \\
       --config.data.annotations=a.json --config.data.images=photos
   ktn train ... --config.training.evaluate_every=5000         # scores data.evaluation
+  ktn train ... --workdir gs://bucket/run                     # or s3://..., see docs/training.md
   ktn train ... --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 0
   ktn convert W model.safetensors                             # the last checkpoint
 
@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     commands.add_config_arguments(parser)
     parser.add_argument(
-        "--workdir", required=True, type=pathlib.Path, help="folder for checkpoints and metrics"
+        "--workdir",
+        required=True,
+        type=commands.folder_or_address,
+        help="folder for checkpoints and metrics, or an address, gs://bucket/run",
     )
     parser.add_argument(
         "--weights",
@@ -50,12 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains; the exit code says how it ended."""
+    import jax
+
     from ktn_jax import commands
     from ktn_jax.checkpoints import named
     from ktn_jax.data_pipelines.loading.configured import make_training_data
     from ktn_jax.inference.repeated_evaluation import RepeatedEvaluation
     from ktn_jax.runtime import progress
-    from ktn_jax.training import configured
+    from ktn_jax.training import configured, workdirs
     from ktn_jax.training.trainer import NonFiniteError
 
     changes = list(arguments.changes)
@@ -68,22 +73,37 @@ def run(arguments: argparse.Namespace) -> int:
     data = make_training_data(config, processes.index, processes.count)
     if processes.is_first:
         print(f"training data: {data.summary}", file=sys.stderr)  # noqa: T201
-    evaluate = None
-    if config.training.evaluate_every:
-        if config.model.kind == "teacher":
-            raise ValueError(
-                "training.evaluate_every scores people that are found, and a teacher finds none: "
-                "set it to 0"
-            )
-        evaluate = RepeatedEvaluation(config, arguments.workdir / EVALUATION_FOLDER, processes)
+    if config.training.evaluate_every and config.model.kind == "teacher":
+        raise ValueError(
+            "training.evaluate_every scores people that are found, and a teacher finds none: set "
+            "it to 0"
+        )
     try:
-        with configured.make_trainer(
-            config, arguments.workdir, from_step=arguments.from_step, verify=arguments.verify
-        ) as trainer:
+        with contextlib.ExitStack() as opened:
+            evaluate = None
+            if config.training.evaluate_every:
+                folder, sharing = workdirs.evaluation_folder(arguments.workdir, processes, opened)
+                evaluate = RepeatedEvaluation(config, folder, sharing)
+            trainer = opened.enter_context(
+                configured.make_trainer(
+                    config,
+                    arguments.workdir,
+                    from_step=arguments.from_step,
+                    verify=arguments.verify,
+                )
+            )
             end = trainer.fit(data.batches_from, evaluate)
     except NonFiniteError as error:
         print(f"ktn train: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_NOT_FINITE
+    except jax.errors.JaxRuntimeError:
+        if processes.count > 1:
+            print(  # noqa: T201
+                "ktn train: a step failed; another process of the run may have died. The same "
+                "command, on any number of processes, resumes from the last checkpoint",
+                file=sys.stderr,
+            )
+        raise
     if not end.is_complete:
         print(f"ktn train: stopped and saved at step {end.step}", file=sys.stderr)  # noqa: T201
         return EXIT_INTERRUPTED

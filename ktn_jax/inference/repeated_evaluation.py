@@ -25,6 +25,7 @@ from ktn_jax.inference.model_evaluation import (
 from ktn_jax.inference.predictor import Predictor
 from ktn_jax.inference.stages import Stages
 from ktn_jax.modeling.person_branches import has_embeddings
+from ktn_jax.runtime import stores
 from ktn_jax.runtime.processes import Processes
 
 _RENDERED_IMAGES = 100  # where the configuration gives no number
@@ -65,10 +66,10 @@ class RepeatedEvaluation:
             raise ValueError(
                 "training.evaluate_every needs data.evaluation.annotations, images and template"
             )
-        self._template = pathlib.Path(template) if template else None
+        self._template = stores.fetched(template) if template else None
         if is_rendered and not template:
             self._template = output_dir / TEMPLATE_FOLDER
-        if not is_rendered and not pathlib.Path(files.images).is_dir():
+        if not is_rendered and not stores.fetched(files.images).is_dir():
             raise ValueError(f"data.evaluation.images: there is no folder {files.images}")
         if self._processes.is_first:
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ class RepeatedEvaluation:
         if is_rendered:
             self._images = AnnotatedFiles.in_folder(output_dir / PEOPLE_FOLDER).read()
         else:
-            given = AnnotatedFiles(pathlib.Path(files.annotations), pathlib.Path(files.images))
+            given = AnnotatedFiles(stores.fetched(files.annotations), stores.fetched(files.images))
             self._images = _first_images(given.read(_options(config)), files.num_images)
             _check_best_metric(config.training.best_metric, self._images)
         self._predictor: Predictor | None = None

@@ -19,6 +19,8 @@ import socket
 import sys
 from collections.abc import Iterator
 
+from ktn_jax.runtime import addresses
+
 LOCK_FILE = ".ktn.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _SHOWN = 120  # characters of a command
@@ -29,7 +31,7 @@ class FolderInUseError(OSError):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Owner:
+class Owner:
     """Who holds a lock, as its file says it."""
 
     host: str
@@ -39,10 +41,25 @@ class _Owner:
     command: str
 
     @classmethod
-    def this_process(cls) -> "_Owner":
+    def this_process(cls) -> "Owner":
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
         return cls(socket.gethostname(), os.getpid(), _start_of(os.getpid()), now, command)
+
+    @classmethod
+    def from_json(cls, content: bytes) -> "Owner | None":
+        """Reads the content of a lock; None while it is being written, or damaged."""
+        try:
+            owner = cls(**json.loads(content))
+            fields = dataclasses.fields(cls)
+            is_owner = all(type(getattr(owner, field.name)) is field.type for field in fields)
+        except (ValueError, TypeError, RecursionError):
+            return None
+        return owner if is_owner else None
+
+    def to_json(self) -> bytes:
+        """The content of a lock, which `from_json` reads."""
+        return json.dumps(dataclasses.asdict(self)).encode()
 
     def may_be_alive(self) -> bool:
         """Whether the process runs, or nobody can tell because it is on another host."""
@@ -67,16 +84,16 @@ def hold(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None
 
     Raises:
         FolderInUseError: another process holds it, or another part of this one.
+        ValueError: the folder is an address of a store.
         OSError: the folder cannot be written.
     """
-    folder = pathlib.Path(folder)
+    folder = addresses.local_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
     descriptor = _open_locked(path, wait)
     try:
-        content = json.dumps(dataclasses.asdict(_Owner.this_process()))
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, content.encode(), 0)
+        os.pwrite(descriptor, Owner.this_process().to_json(), 0)
         yield
     finally:
         # While it is locked: who has opened it meanwhile sees that it is not there any more.
@@ -98,14 +115,14 @@ def _open_locked(path: pathlib.Path, wait: bool) -> int:
             if _is_at(descriptor, path):
                 return descriptor
         except OSError as error:
-            owner = _read_owner(descriptor)
+            owner = Owner.from_json(os.pread(descriptor, 1 << 16, 0))
             if error.errno in _NO_LOCKS and not (owner and owner.may_be_alive()):
                 return descriptor
             os.close(descriptor)
             if error.errno not in (errno.EWOULDBLOCK, *_NO_LOCKS):
                 raise
             advice = f"; if it has ended, remove {path}" if error.errno in _NO_LOCKS else ""
-            raise FolderInUseError(_message(path, owner) + advice) from error
+            raise FolderInUseError(in_use(path.parent, owner) + advice) from error
         os.close(descriptor)  # of a file that its owner has removed
 
 
@@ -116,22 +133,12 @@ def _is_at(descriptor: int, path: pathlib.Path) -> bool:
         return False
 
 
-def _read_owner(descriptor: int) -> _Owner | None:
-    """The owner of a lock; None while it is being written, or damaged."""
-    try:
-        content = json.loads(os.pread(descriptor, 1 << 16, 0))
-        owner = _Owner(**content)
-        is_owner = all(type(getattr(owner, f.name)) is f.type for f in dataclasses.fields(_Owner))
-    except (ValueError, TypeError, RecursionError):
-        return None
-    return owner if is_owner else None
-
-
-def _message(path: pathlib.Path, owner: _Owner | None) -> str:
+def in_use(folder: object, owner: Owner | None) -> str:
+    """Says that a folder is in use, and by whom if that is known."""
     if owner is None:
-        return f"{path.parent} is in use by another process: give another folder, or wait for it"
+        return f"{folder} is in use by another process: give another folder, or wait for it"
     return (
-        f"{path.parent} is in use by process {owner.process} on {owner.host} since {owner.since} "
+        f"{folder} is in use by process {owner.process} on {owner.host} since {owner.since} "
         f"({owner.command[:_SHOWN]}): wait until it has ended, or give another folder"
     )
 

@@ -8,7 +8,6 @@ import collections
 import contextlib
 import dataclasses
 import os
-import pathlib
 import types
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, TypeGuard
@@ -19,9 +18,9 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from ktn_jax.checkpoints import run_folders
-from ktn_jax.checkpoints.runs import Checkpoints, RunRecord
+from ktn_jax.checkpoints.runs import RunRecord
 from ktn_jax.runtime import configuration
-from ktn_jax.training import distributed, profiling
+from ktn_jax.training import distributed, profiling, workdirs
 from ktn_jax.training.distributed import Batch, HostBatch
 from ktn_jax.training.run_log import RunLog
 from ktn_jax.training.state import TrainState
@@ -33,7 +32,6 @@ Variables = Mapping[str, Any]
 # same step, with the same values, and must get the same scores.
 Evaluate = Callable[[Variables], Mapping[str, float]]
 
-PROFILE_FOLDER = "profile"  # in the work folder
 _STEPS_BEHIND = 2  # steps that are begun before the metrics of one are read
 _COLLECTIONS = ("params", "batch_stats")
 
@@ -115,7 +113,8 @@ class Trainer:
         Args:
             config: a whole configuration, of which `total_steps`, `batch_size`, `checkpoint_every`,
                 `seed`, `optimizer` and `training` are read here.
-            workdir: for checkpoints and metrics; shared by all processes.
+            workdir: for checkpoints and metrics: a folder that all processes see, or an address of
+                a store, such as gs://bucket/run.
             loss_fn: loss_fn(params, batch_stats, batch, key, *tables) -> (total, (losses by name,
                 new batch_stats)) over the global batch.
             abstract: shapes of the {"params", "batch_stats"} that train.
@@ -139,20 +138,20 @@ class Trainer:
         distributed.check_batch_size(config.batch_size, self.mesh, accumulate)
         prepared = prepare_step(config, loss_fn, abstract, self.mesh)
         shardings = prepared.shardings
-        self._workdir = pathlib.Path(workdir)
         self._replicate = jax.jit(
             lambda tree: tree, out_shardings=distributed.replicated(self.mesh)
         )
-        self._set_aside: list[int] = []  # steps of checkpoints
         with contextlib.ExitStack() as opened:
-            opened.enter_context(distributed.this_process().hold(workdir))
-            training = config.training
-            if from_step is not None:
-                self._set_aside = self._return_to(from_step, verify)
-                verify = False  # it is done
-            self.checkpoints = opened.enter_context(
-                Checkpoints(workdir, training.keep_last, training.best_metric, verify=verify)
+            self._workdir = opened.enter_context(
+                workdirs.open_workdir(
+                    workdir,
+                    config.training,
+                    distributed.this_process(),
+                    from_step=from_step,
+                    verify=verify,
+                )
             )
+            self.checkpoints = self._workdir.checkpoints
             self._resumed: RunRecord | None = None
             latest = self.checkpoints.latest_step()
             if latest is None:
@@ -170,14 +169,6 @@ class Trainer:
             self._tables = distributed.to_mesh(tables, same)
             self._programs: dict[Any, profiling.Program] = {}
             self._opened = opened.pop_all()
-
-    def _return_to(self, step: int, verify: bool) -> list[int]:
-        """Sets the checkpoints after a step aside; returns their steps in the first process."""
-        moved: list[int] = []
-        if jax.process_index() == 0:
-            moved = run_folders.return_to(self._workdir, step, verify=verify)
-        distributed.wait_for_all("checkpoints set aside")
-        return moved
 
     def __enter__(self) -> "Trainer":
         return self
@@ -279,7 +270,7 @@ class Trainer:
             log = stack.enter_context(self._open_log())
             self._say_where_it_begins(log)
             batches = stack.enter_context(contextlib.closing(self._batches(batches_from)))
-            folder = self._workdir / PROFILE_FOLDER
+            folder = self._workdir.folder / workdirs.PROFILE
             profile = profiling.StepProfile(self._profiled, folder)
             stack.enter_context(contextlib.closing(profile))
             while self.steps_taken < total and not stop.is_agreed:
@@ -313,7 +304,7 @@ class Trainer:
     def _open_log(self) -> RunLog:
         run = self._resumed
         return RunLog(
-            self._workdir,
+            self._workdir.folder,
             first_step=self.steps_taken,
             unreported=run.unreported if run and run.data_position == self.steps_taken else {},
             total_steps=self.config.total_steps,
@@ -367,9 +358,9 @@ class Trainer:
         if any(path[-1] == "count" for path in statistics):  # frozen norms do not count batches
             images = self.config.batch_size // self.config.training.accumulate
             log.say(f"batch norms in training average over {images} images, those of all devices")
-        if self._set_aside:
-            moved = ", ".join(map(str, self._set_aside))
-            folder = self._workdir / run_folders.SET_ASIDE
+        if self._workdir.set_aside:
+            moved = ", ".join(map(str, self._workdir.set_aside))
+            folder = f"{self._workdir.name}/{run_folders.SET_ASIDE}"
             log.say(f"the checkpoints of later steps ({moved}) were moved to {folder}")
         if self._resumed is None:
             return

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +24,7 @@ from ktn_jax.results.iuv_pictures import encode_iuv
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime import jax_setup
 from ktn_jax.runtime.configuration import load_config
+from ktn_jax.runtime.stores import Store
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RANDOM = "--random-weights"
@@ -392,3 +394,27 @@ def test_one_class_of_several_is_scored():
     assert model_evaluation.class_of(load_config("configs/cse.py:tiny"), "hominid") == 0
     with pytest.raises(ValueError, match="classes are bear, cow,.*none of them is 'person'"):
         model_evaluation.class_of(config, "person")
+
+
+def test_a_results_file_in_a_store_is_scored_into_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KTN_CACHE", str(tmp_path / "cache"))
+    fsspec.filesystem("memory").store.clear()
+    store = Store("memory://bucket")
+    image = {"id": 1, "file_name": "1.jpg", "height": 50, "width": 60}
+    box = [5.0, 5.0, 20.0, 30.0]
+    person = {"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 600, "iscrowd": 0}
+    truth = {
+        "images": [image],
+        "annotations": [person],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    found = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 0.9}]
+    for name, content in (("truth.json", truth), ("results.json", found)):
+        store.write(name, json.dumps(content).encode())
+    there = ["--results=memory://bucket/results.json"]
+    there += ["--annotations=memory://bucket/truth.json", "--output=memory://bucket/out"]
+    assert cli.main(["eval", *there, "--workers=1"]) == 0
+    assert "written to memory://bucket/out" in capsys.readouterr().out
+    assert json.loads(store.read("out/metrics.json"))["bbox"]["AP"] == pytest.approx(100)
+    assert "out/report.html" in store.files()
+    fsspec.filesystem("memory").store.clear()

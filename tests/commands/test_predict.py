@@ -4,6 +4,7 @@ import io
 import json
 import sys
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from ktn_jax import cli
 from ktn_jax.evaluation import template_files
 from ktn_jax.results import dumps, records
 from ktn_jax.results.records import PersonResult
+from ktn_jax.runtime.stores import Store
 
 
 class _Predictor:
@@ -131,6 +133,28 @@ def test_a_stopped_command_resumes(own, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(_Predictor, "stops_at", 3)
     assert _predict(*arguments) == 0
     assert "3 people in 3 photos" in capsys.readouterr().out
+
+
+def test_photos_and_output_may_be_in_a_store(own, tmp_path, monkeypatch, capsys):
+    """A stopped command resumes there as well: what was found is fetched and not found again."""
+    monkeypatch.setenv("KTN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    fsspec.filesystem("memory").store.clear()
+    store = Store("memory://bucket")
+    for name in ("frame2.png", "frame10.png"):
+        store.send(own / name, f"photos/{name}")
+    arguments = ("memory://bucket/photos/", "--output", "memory://bucket/out")
+    monkeypatch.setattr(_Predictor, "stops_at", 2)
+    assert _predict(*arguments) == 75
+    assert not any(name.endswith("results.json") for name in store.files())
+    monkeypatch.setattr(_Predictor, "stops_at", 2)  # of the two photos one is left
+    assert _predict(*arguments) == 0
+    assert "2 people in 2 photos, written to memory://bucket/out" in capsys.readouterr().out
+    found = json.loads(store.read("out/results.json"))
+    assert [record["output_name"] for record in found] == ["frame2", "frame10"]
+    names = [name for name in store.files() if name.startswith("out/")]
+    assert "out/frame2_overlay.jpg" in names and not any("partial" in name for name in names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "own"]
 
 
 def test_the_report_survives_a_terminal_that_lacks_characters(own, tmp_path, monkeypatch):

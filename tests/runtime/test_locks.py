@@ -88,7 +88,7 @@ def test_without_locks_of_the_system_the_record_decides(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     path = tmp_path / locks.LOCK_FILE
-    this = locks._Owner.this_process()
+    this = locks.Owner.this_process()
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     stale = [{"process": ended.pid}, {"process": 2**62}, {"started": "5"}, {"process": "1"}]

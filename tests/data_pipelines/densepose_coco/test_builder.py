@@ -9,6 +9,7 @@ import shutil
 import socket
 import tempfile
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +21,7 @@ from ktn_jax.data_pipelines.densepose_coco import builder, densepose_coco_datase
 from ktn_jax.data_pipelines.loading import pipeline
 from ktn_jax.data_pipelines.loading.plan import Augmentation
 from ktn_jax.data_pipelines.loading.sources import FolderSource, SourceError
+from ktn_jax.runtime.stores import Store
 
 
 @pytest.fixture(autouse=True)
@@ -115,11 +117,22 @@ def test_built_dataset_reads_back_as_the_folder(folder, tmp_path, raw):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(source))[3][0], source[3][0])  # noqa: S301
 
 
-def test_image_bytes_are_kept(folder, tmp_path):
+def test_image_bytes_are_kept(folder, tmp_path, monkeypatch):
     builder.build("custom", folder, tmp_path / "built")
     source = builder.TfdsSource("custom", "train", tmp_path / "built")
     for index in range(8):
         assert source._rows[index]["image"] == (folder / f"images/{100 + index}.jpg").read_bytes()
+    # The same from a store, in a worker process too, which finds it fetched.
+    fsspec.filesystem("memory").store.clear()
+    monkeypatch.setenv("KTN_CACHE", str(tmp_path / "cache"))
+    store = Store("memory://bucket/data")
+    for path in (tmp_path / "built").rglob("*"):
+        if path.is_file():
+            store.send(path, path.relative_to(tmp_path / "built").as_posix())
+    fetched = builder.TfdsSource("custom", "train", store.address)
+    fsspec.filesystem("memory").store.clear()
+    for other in (fetched, pickle.loads(pickle.dumps(fetched))):  # noqa: S301
+        np.testing.assert_array_equal(other[0][0], source[0][0])
 
 
 def test_built_dataset_makes_the_same_batches_as_the_folder(folder, tmp_path):

@@ -162,6 +162,25 @@ def test_shards_are_the_rows_of_the_whole_batch(source, symmetry, processes):
     _assert_same(joined, _take(whole.batches_from(3), 4))
 
 
+def test_a_process_reads_the_images_of_its_own_rows_only(source, symmetry, monkeypatch):
+    read, get = [], FolderSource.__getitem__
+
+    def note(self, index):
+        image, record = get(self, index)
+        read.append(record.image_id)
+        return image, record
+
+    monkeypatch.setattr(FolderSource, "__getitem__", note)
+    settings = _settings(batches_ahead=1)
+    for process in (0, 1):
+        read.clear()
+        shard = pipeline.make_training_data(settings, source, symmetry, process, 2)
+        batches = _take(shard.batches_from(3), 3)
+        rows = np.concatenate([batch["image_id"] for batch in batches]).tolist()
+        assert sorted(read[: len(rows)]) == sorted(rows)  # and then the next of its own
+        assert len(read) <= len(rows) + 2 * (settings.batches_ahead + 1)
+
+
 def test_batch_that_processes_cannot_share_is_refused(source, symmetry):
     with pytest.raises(ValueError, match="batch_size 4 cannot be shared by 3"):
         pipeline.make_training_data(_settings(), source, symmetry, 0, 3)
