@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # The convention of ml_collections' config_flags.
 _CHANGE = "--config."
+_RECOGNISED = ""  # value of --cluster without a KIND
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -257,8 +258,11 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process-id", type=int, metavar="I", help="0 to N - 1")
     group.add_argument(
         "--cluster",
-        action="store_true",
-        help="take these three from the environment (SLURM, TPU pods, Open MPI)",
+        nargs="?",
+        const=_RECOGNISED,
+        metavar="KIND",
+        help="take these three from the environment: of SLURM, Open MPI, TPU VMs, GKE, Kubernetes, "
+        "which is recognised, or KIND: slurm, ompi, mpi4py, gcetpu or gketpu",
     )
 
 
@@ -273,11 +277,17 @@ def join_processes(arguments: argparse.Namespace) -> "Processes":
     """
     from ktn_jax.runtime.processes import Processes
 
-    if arguments.cluster or arguments.coordinator is not None:
+    if arguments.cluster is not None or arguments.coordinator is not None:
         from ktn_jax.training import distributed
 
+        kinds = (None, _RECOGNISED, *distributed.CLUSTERS)
+        if arguments.cluster not in kinds:
+            raise ValueError(f"--cluster {arguments.cluster}: one of {', '.join(kinds[2:])}")
         distributed.join_processes(
-            arguments.coordinator, arguments.num_processes, arguments.process_id
+            arguments.coordinator,
+            arguments.num_processes,
+            arguments.process_id,
+            cluster=None if arguments.cluster == _RECOGNISED else arguments.cluster,
         )
         return distributed.this_process()
     if arguments.num_processes is not None or arguments.process_id is not None:

@@ -7,6 +7,7 @@ travels; other parameters are gathered for a step, and their gradients added up 
 """
 
 import collections
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +22,12 @@ from ktn_jax.runtime.processes import Processes
 HostBatch = Mapping[str, np.ndarray]  # this process's rows, as the data pipeline makes them
 Batch = Mapping[str, jax.Array]  # of all processes, on the mesh
 
+# Without a sign of life for so long a process counts as dead. A host that swaps or starts slowly
+# must not; a run that waits for nothing costs a whole pod.
+HEARTBEAT_SECONDS = 30
+# JAX's names of the clusters that it knows; it recognises all but mpi4py.
+CLUSTERS = ("slurm", "ompi", "mpi4py", "gcetpu", "gketpu")
+
 AXIS = "data"
 _MAX_TEXT_BYTES = 2000
 
@@ -34,26 +41,65 @@ def join_processes(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    *,
+    cluster: str | None = None,
 ) -> None:
     """Joins the processes of a run; call it before anything else touches JAX.
+
+    If one of them dies or does not answer for `HEARTBEAT_SECONDS`, JAX ends the others. The same
+    if one ends and the others do not end as soon.
 
     Args:
         coordinator: HOST:PORT of process 0; None asks the cluster's environment for everything.
         num_processes: how many there are; with `coordinator` only.
         process_id: which one this is, from 0; with `coordinator` only.
+        cluster: one of `CLUSTERS`; None recognises it.
 
     Raises:
-        ValueError: some of the three are missing, or no cluster is found.
+        ValueError: some of the three are missing, no cluster is found, or the processes cannot be
+            joined.
     """
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given) and any(value is None for value in given):
         raise ValueError(
             "give the coordinator, the number of processes and the process id together"
         )
+    # JAX would take SIGTERM for itself until training begins, and nobody would ask it for that:
+    # the processes agree to stop by `stopping.StopVote`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            cluster_detection_method=cluster,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    # What is missing in an environment: a variable, a number, the whole, the metadata's server.
+    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
+        if coordinator is not None:
+            raise
+        raise ValueError(_no_cluster(cluster, error)) from error
     except RuntimeError as error:
         raise ValueError(f"the processes cannot be joined: {error}") from error
+
+
+def _no_cluster(cluster: str | None, error: Exception) -> str:
+    advice = "or give --coordinator HOST:PORT, --num-processes and --process-id"
+    if cluster is not None:
+        return f"--cluster {cluster}: this process has not what that needs ({error!r}); {advice}"
+    hint = ""
+    if "SLURM_JOB_ID" in os.environ:
+        hint = "; in a job of SLURM, start it with srun"
+    elif "OMPI_COMM_WORLD_SIZE" in os.environ:
+        hint = "; Open MPI 5 needs --cluster mpi4py, and that package"
+    elif "KUBERNETES_SERVICE_HOST" in os.environ:
+        hint = "; in Kubernetes it needs the package kubernetes, and an indexed Job"
+    return (
+        "no cluster was found: --cluster knows SLURM, Open MPI, TPU VMs, GKE and Kubernetes"
+        f"{hint}; {advice} ({error})"
+    )
 
 
 def wait_for_all(name: str) -> None:

@@ -44,6 +44,7 @@ def run(tmp_path, *arguments):
         (["--set=model.backbone.norm='FrozenBN'"], "give --weights"),
         (["--weights=nowhere.pkl"], "no weights at nowhere.pkl"),
         (["--num-processes=2"], "need --coordinator"),
+        (["--cluster=pbs"], "--cluster pbs: one of slurm, ompi"),
         (["--workdir=nostore://bucket/run"], "nostore://bucket/run: "),
         (["--weights=memory://nowhere/R.pkl"], "memory://nowhere/R.pkl is not there"),
         (["--from-step=13"], "no checkpoint of step 13, it has none"),

@@ -163,6 +163,87 @@ def test_two_processes_of_four_devices_are_one_device(stand_in, start, tmp_path)
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ("victim", "how"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP)]
+)
+def test_where_one_process_dies_the_other_ends_and_one_resumes(
+    stand_in, start, tmp_path, victim, how
+):
+    """Killed, or stopped: a host that does not answer. Then one process goes on alone."""
+    workdir, alone = tmp_path / "run", tmp_path / "alone"
+    changes = {"total_steps": 40, "checkpoint_every": 5, "training.num_devices": 0}
+    coordinator = f"127.0.0.1:{free_port()}"
+    both = [
+        start(workdir, 2, coordinator=coordinator, process=index, delay=0.2, **changes)
+        for index in (0, 1)
+    ]
+    saved = wait_for_checkpoint(workdir, both[0])
+    both[victim].send_signal(how)
+    _, said = both[1 - victim].communicate(timeout=60)
+    assert both[1 - victim].returncode not in (0, 75)
+    assert "another task died" in said
+    both[victim].kill()
+    both[victim].communicate()
+    # No half checkpoint counts, and nothing is left locked.
+    found = run_folders.find_checkpoint(workdir)
+    assert saved <= int(found.name) < 40
+    runs.read_checkpoint(found)
+    finish(start(workdir, 2, **changes))
+    stand_in.train(stand_in.make_config(total_steps=40, checkpoint_every=1000), alone)
+    for ours, theirs in zip(end_of(workdir), end_of(alone), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert [line["step"] for line in read_metrics(workdir)] == list(range(2, 41, 2))
+
+
+@pytest.mark.extended
+def test_processes_train_in_a_bucket_and_others_resume(stand_in, start, bucket_server, tmp_path):
+    """In gs://, through its library, on a server of this machine; it ends as in a folder.
+
+    One process is killed; the lock that it leaves is taken over.
+    """
+    changes = {
+        "total_steps": 24,
+        "checkpoint_every": 4,
+        "training.num_devices": 0,
+        "training.shard": "transfer",
+    }
+    workdir, objects = "gs://bucket/run", bucket_server.objects
+    coordinator = f"127.0.0.1:{free_port()}"
+    both = [
+        start(workdir, 4, coordinator=coordinator, process=index, delay=0.3, **changes)
+        for index in (0, 1)
+    ]
+    deadline = time.monotonic() + 120
+    while "run/checkpoints/8/checksums.json" not in objects:
+        assert both[0].poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    for process in both:
+        process.kill()
+        process.communicate()
+    assert "run/.ktn.lock" in objects
+    coordinator = f"127.0.0.1:{free_port()}"
+    both = [start(workdir, 2, coordinator=coordinator, process=i, **changes) for i in (0, 1)]
+    for process in both:
+        finish(process)
+    changes |= {"total_steps": 28}
+    finish(start(workdir, 2, **changes))
+    assert "run/.ktn.lock" not in objects
+    steps = {name.split("/")[2] for name in objects if "/checkpoints/" in name}
+    assert "28" in steps and len(steps) <= 4
+    lines = objects["run/metrics.jsonl"].splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(2, 29, 2))
+    fetched = tmp_path / "fetched" / "checkpoints"
+    for name, content in objects.items():
+        if name.startswith("run/checkpoints/28/"):
+            path = fetched / name.removeprefix("run/checkpoints/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    stand_in.train(stand_in.make_config(total_steps=28, checkpoint_every=1000), tmp_path / "alone")
+    for ours, theirs in zip(end_of(fetched), end_of(tmp_path / "alone"), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.extended  # tests/runtime/test_locks.py has the same without JAX
 def test_no_process_trains_where_the_first_is_refused(start, tmp_path):
     changes = {"total_steps": 2, "training.num_devices": 0}
