@@ -80,8 +80,7 @@ def draw_part_masks(image: np.ndarray, record: ImageRecord) -> np.ndarray:
     for box_xywh, dense in _dense(record):
         rows, columns, labels = _mask_in_image(box_xywh, dense.part_mask, image.shape[:2])
         window = canvas[rows, columns]
-        is_part = labels > 0
-        mix_colours(window, is_part, _PART_COLOURS[labels[is_part]], _MASK_OPACITY)
+        mix_colours(window, labels > 0, labels, _PART_COLOURS, _MASK_OPACITY)
     return canvas
 
 

@@ -47,6 +47,8 @@ def person_mask(coarse: np.ndarray, mask_threshold: float) -> np.ndarray:
         ValueError: another threshold with more than two channels.
     """
     if mask_threshold == 0.5:
+        if coarse.shape[-1] == 2:  # the same, in a fraction of the time
+            return np.asarray(coarse[..., 1] > coarse[..., 0])
         return np.asarray(coarse.argmax(-1) > 0)
     if coarse.shape[-1] != 2:
         raise ValueError(
@@ -80,10 +82,37 @@ def chart_in_box(
         labels uint8 [h, w], 0 for background, and uv float32 [2, h, w], 0 there, not yet clipped.
     """
     is_person = person_mask(resize_maps(coarse, size_hw, cv2.INTER_LINEAR), mask_threshold)
-    labels = resize_maps(fine, size_hw, cv2.INTER_LINEAR).argmax(-1)
-    labels = (labels * is_person).astype(np.uint8)
-    uv = np.stack([_read_channel(maps, labels) for maps in (u, v)])
-    return labels, np.where(labels[None] > 0, uv, 0).astype(np.float32)
+    labels = _largest_channel(fine, size_hw) * is_person
+    uv = _read_channels((u, v), labels)
+    np.copyto(uv, 0, where=labels == 0)
+    return labels, uv
+
+
+def _largest_channel(maps: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """The argmax, uint8 [*size_hw], of maps [S, S, C] that are resized bilinearly.
+
+    Channel by channel: half the time of resizing all and of an argmax over the last axis.
+    """
+    height, width = size_hw
+    planes = _planes(maps)
+    largest = cv2.resize(planes[0], (width, height), interpolation=cv2.INTER_LINEAR)
+    values, labels = np.empty_like(largest), np.zeros(size_hw, np.uint8)
+    is_larger = np.empty(size_hw, bool)
+    number = is_larger.view(np.uint8)
+    for channel in range(1, len(planes)):
+        cv2.resize(planes[channel], (width, height), dst=values, interpolation=cv2.INTER_LINEAR)
+        np.greater(values, largest, out=is_larger)
+        np.maximum(largest, values, out=largest)
+        np.multiply(number, np.uint8(channel), out=number)
+        np.maximum(labels, number, out=labels)  # the last that was larger is the largest
+    return labels
+
+
+def _planes(maps: np.ndarray) -> np.ndarray:
+    """Maps [S, S, C] as contiguous [C, S, S]."""
+    side_y, side_x, channels = maps.shape
+    transposed: np.ndarray = cv2.transpose(maps.reshape(-1, channels))
+    return transposed.reshape(channels, side_y, side_x)
 
 
 def check_confidences(config: ConfigDict) -> None:
@@ -125,25 +154,41 @@ def confidences_in_box(
         if values.shape[-1] == 1:
             found[name] = resize_maps(values, labels.shape, cv2.INTER_LINEAR)[..., 0]
         else:
-            read = np.where(labels > 0, _read_channel(values, labels), 0)
-            found[name] = read.astype(np.float32)
+            (read,) = _read_channels((values,), labels)
+            np.copyto(read, 0, where=labels == 0)
+            found[name] = read
     return found
 
 
-def _read_channel(maps: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Bilinear values at every pixel of the channel that `labels` [h, w] names there."""
+def _read_channels(maps: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """Bilinear values at every pixel of the channel that `labels` [h, w] names there.
+
+    Args:
+        maps: float32 [S, S, C] each, all of one shape.
+        labels: uint8 [h, w].
+
+    Returns:
+        float32 [len(maps), h, w].
+    """
     height, width = labels.shape
-    side_y, side_x, channels = maps.shape
+    side_y, side_x, channels = maps[0].shape
     y0, y1, wy = _bilinear_taps(height, side_y)
     x0, x1, wx = _bilinear_taps(width, side_x)
     wy, wx = wy[:, None], wx[None]
     # Places in the flat array: indexing by three arrays takes twice as long.
-    values = maps.reshape(-1)
     left, right = (x * channels + labels for x in (x0, x1))
     row0, row1 = (y[:, None] * (side_x * channels) for y in (y0, y1))
-    top = (1 - wx) * values.take(row0 + left) + wx * values.take(row0 + right)
-    bottom = (1 - wx) * values.take(row1 + left) + wx * values.take(row1 + right)
-    read: np.ndarray = (1 - wy) * top + wy * bottom
+    corners = (row0 + left, row0 + right, row1 + left, row1 + right)
+    read = np.empty((len(maps), height, width), np.float32)
+    for values, of_map in zip(maps, read, strict=True):
+        top, right_top, bottom, right_bottom = (values.reshape(-1).take(at) for at in corners)
+        for own, other in ((top, right_top), (bottom, right_bottom)):
+            own *= 1 - wx
+            other *= wx
+            own += other
+        top *= 1 - wy
+        bottom *= wy
+        np.add(top, bottom, out=of_map)
     return read
 
 
@@ -181,9 +226,11 @@ def decode_keypoints(heatmaps: np.ndarray, boxes_xyxy: np.ndarray) -> np.ndarray
         row[:, 1] = y0 + (best // columns + 0.5) * height / rows
         row[:, 2] = logit
         # Relative to the largest of the map, whose exponential is 1: no sum is 0 or overflows.
-        highest = maps.max((0, 1)).astype(np.float64)
-        total = np.exp(maps - highest).sum((0, 1))
-        row[:, 3] = np.exp(np.minimum(logit - highest, _LARGEST_EXPONENT)) / total
+        planes = _planes(maps)
+        highest = planes.max((1, 2))
+        total = np.exp(planes - highest[:, None, None]).sum((1, 2), dtype=np.float64)
+        exponent = logit - highest.astype(np.float64)
+        row[:, 3] = np.exp(np.minimum(exponent, _LARGEST_EXPONENT)) / total
     return keypoints
 
 

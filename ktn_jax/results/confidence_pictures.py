@@ -90,5 +90,5 @@ def _draw_values(
     levels = (values - low) * (255 / (high - low) if high > low else 0.0)
     levels = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
     panel = image.copy()
-    mix_colours(panel, is_drawn, colours_of("viridis")[levels[is_drawn]], opacity)
+    mix_colours(panel, is_drawn, levels, colours_of("viridis"), opacity)
     return panel, low, high

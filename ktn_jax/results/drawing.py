@@ -11,7 +11,7 @@ import numpy as np
 from ktn_jax.body import parts
 from ktn_jax.results.categories import CATEGORY_NAMES, PERSON_CATEGORY
 from ktn_jax.results.maps import overlap, paste_iuv, person_numbers
-from ktn_jax.results.palette import PATCH_COLOURS, mix_colours, person_colour
+from ktn_jax.results.palette import PATCH_COLOURS, mix_colour, mix_colours, person_colour
 from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.results.records import PersonResult
 
@@ -70,8 +70,8 @@ def draw_people(
     canvas = image.copy()
     iuv, instances = paste_iuv(people, image.shape[:2])
     if show_parts:
-        is_body = iuv[..., 0] > 0
-        mix_colours(canvas, is_body, PATCH_COLOURS[iuv[is_body, 0]], opacity)
+        patches = np.ascontiguousarray(iuv[..., 0])
+        mix_colours(canvas, patches > 0, patches, PATCH_COLOURS, opacity)
     stroke = _stroke(image.shape[:2])
     if show_isolines:
         _draw_isolines(canvas, iuv, instances, stroke)
@@ -84,7 +84,7 @@ def draw_people(
         colour = person_colour(number)
         if show_parts and person.iuv is None and person.vertices is not None:
             is_own = instances[rows, columns] == number
-            mix_colours(window, is_own, np.array(colour), opacity / 2)
+            mix_colour(window, is_own, colour, opacity / 2)
         if show_masks and person.mask is not None:
             has_parts = show_parts and person.is_body is not None
             _draw_mask(canvas, person.mask, colour, stroke, 0 if has_parts else opacity / 2)
@@ -117,7 +117,7 @@ def _draw_mask(
     window, is_inside = canvas[mask.slices], mask.mask
     if not is_inside.any():
         return
-    mix_colours(window, is_inside, np.array(colour), opacity)
+    mix_colour(window, is_inside, colour, opacity)
     kernel = np.ones((3, 3), np.uint8)
     # Zeros around the window make its border an outline.
     padded = np.pad(is_inside, stroke).astype(np.uint8)

@@ -41,7 +41,7 @@ def encode_iuv(iuv: np.ndarray) -> str:
         ResultsError: not such a picture.
     """
     check_iuv(iuv)
-    return encode_png(np.ascontiguousarray(iuv.transpose(1, 2, 0)))
+    return encode_png(iuv.transpose(1, 2, 0))
 
 
 def decode_iuv(text: str) -> np.ndarray:

@@ -8,6 +8,7 @@ side and the torso are blue.
 
 import colorsys
 
+import cv2
 import numpy as np
 
 from ktn_jax.body import parts
@@ -74,19 +75,33 @@ def person_colour(number: int) -> tuple[int, int, int]:
 
 
 def mix_colours(
-    canvas: np.ndarray, is_drawn: np.ndarray, colours: np.ndarray, opacity: float
+    canvas: np.ndarray,
+    is_drawn: np.ndarray,
+    numbers: np.ndarray,
+    colours: np.ndarray,
+    opacity: float,
 ) -> None:
-    """Mixes colours into pixels of a canvas, in place, rounded.
+    """Mixes colours into pixels of a canvas, in place, rounded (halves to either side).
 
     Args:
         canvas: uint8 [H, W, 3] RGB.
-        is_drawn: bool [H, W], N of them true.
-        colours: [N, 3], or [3] for all of them.
+        is_drawn: bool [H, W].
+        numbers: uint8 [H, W], the row of `colours` of every pixel.
+        colours: uint8 [K, 3] RGB, K up to 256.
         opacity: Of the colours, 0 to 1.
     """
-    whole = np.ascontiguousarray(canvas)  # the canvas itself, unless it is a window of another
-    pixels, places = whole.reshape(-1, 3), np.flatnonzero(is_drawn)  # faster than the mask
-    mixed = (1 - opacity) * pixels[places] + opacity * colours
-    pixels[places] = np.rint(mixed).astype(np.uint8)
-    if whole is not canvas:
-        canvas[...] = whole
+    if not canvas.size:  # OpenCV takes no empty pictures
+        return
+    table = np.zeros((256, 1, 3), np.uint8)
+    table[: len(colours), 0] = colours
+    drawn = cv2.applyColorMap(numbers, table)
+    mixed = cv2.addWeighted(canvas, 1 - opacity, drawn, opacity, 0)
+    cv2.copyTo(mixed, is_drawn.view(np.uint8), canvas)
+
+
+def mix_colour(
+    canvas: np.ndarray, is_drawn: np.ndarray, colour: tuple[int, int, int], opacity: float
+) -> None:
+    """Mixes one RGB colour into pixels of a canvas, see `mix_colours`."""
+    numbers = np.zeros(is_drawn.shape, np.uint8)
+    mix_colours(canvas, is_drawn, numbers, np.array([colour], np.uint8), opacity)

@@ -2,8 +2,8 @@
 
 import base64
 import io
-import zlib
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -13,10 +13,12 @@ from ktn_jax.runtime.images import explain_error
 
 def encode_png(pixels: np.ndarray) -> str:
     """Encodes uint8 RGB [h, w, 3] or uint16 grey [h, w] as a PNG in base64."""
-    buffer = io.BytesIO()
-    # A third of the time of Pillow's default, for texts that are an eighth longer.
-    Image.fromarray(pixels).save(buffer, format="png", compress_level=1, compress_type=zlib.Z_RLE)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    if pixels.ndim == 3:  # OpenCV takes BGR; planes, because those of IUV pictures are contiguous
+        pixels = cv2.merge([pixels[..., channel] for channel in (2, 1, 0)])
+    # One filter for all rows, and run lengths, as OpenCV does by default: half the time of Pillow
+    # at its fastest, for texts that are an eighth longer.
+    _, content = cv2.imencode(".png", pixels)
+    return base64.b64encode(content).decode("ascii")
 
 
 def decode_png(text: str) -> tuple[str, np.ndarray]:

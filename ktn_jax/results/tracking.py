@@ -15,6 +15,7 @@ from ktn_jax.results.detection_checks import ResultsError
 from ktn_jax.results.records import PersonResult
 
 _SAMPLES = 32  # of each side of the pixels that two boxes share
+_STEPS = (np.arange(_SAMPLES) + 0.5) / _SAMPLES
 _NEAR_LEVELS = 26  # of 255: U and V that are a tenth of the patch apart are the same place
 _NEWEST_SHARE = 0.5  # of a velocity's last measurement
 # Arrays of the state with an entry for each person, and the shape of an entry.
@@ -154,8 +155,11 @@ class Tracker:
         kinds = [np.array([item.category_id for item in of], int) for of in (tracks, people)]
         likeness[kinds[0][:, None] != kinds[1][None]] = 0
         likeness[likeness < self.settings.min_overlap] = 0
+        may_be = likeness > 0
+        # Who is like one alone, who is like nobody else, is the same whatever the surface.
+        may_be &= (may_be.sum(1, keepdims=True) > 1) | (may_be.sum(0, keepdims=True) > 1)
         weight = self.settings.surface_weight
-        for row, column in zip(*np.nonzero(likeness), strict=True):
+        for row, column in zip(*np.nonzero(may_be), strict=True):
             iuv, person = tracks[row].iuv, people[column]
             if iuv is not None and person.iuv is not None and weight:
                 agreement = _surface_agreement(iuv, boxes[row], person)
@@ -230,30 +234,35 @@ def _surface_agreement(iuv: np.ndarray, box_xyxy: np.ndarray, person: PersonResu
     """
     if person.iuv is None:
         return 0.0
-    corner = person.box_xyxy[:2].astype(np.float64)
-    to_middle = _centre(person.box_xyxy.astype(np.float64)) - _centre(box_xyxy)
-    corners = (box_xyxy[:2], box_xyxy[:2] + to_middle)
-    return max(_agreement_at(iuv, own, person.iuv, corner) for own in corners)
-
-
-def _agreement_at(
-    iuv: np.ndarray, corner: np.ndarray, other: np.ndarray, other_corner: np.ndarray
-) -> float:
-    """Of samples on the pixels that two pictures share, those with the same patch, U and V."""
-    corners = (corner, other_corner)
-    sizes = [np.array(picture.shape[:0:-1]) for picture in (iuv, other)]  # width, height
-    first = np.maximum(*corners)
-    last = np.minimum(*(corner + size for corner, size in zip(corners, sizes, strict=True)))
-    if (last <= first).any():
-        return 0.0
-    steps = (np.arange(_SAMPLES) + 0.5) / _SAMPLES
-    at_xy = first + steps[:, None] * (last - first)  # columns in [:, 0], rows in [:, 1]
-    samples = []
-    for picture, corner, size in zip((iuv, other), corners, sizes, strict=True):
-        column, row = np.clip(np.floor(at_xy - corner), 0, size - 1).astype(int).T
-        samples.append(picture[:, row[:, None], column[None]].astype(np.int16))
-    before, now = samples
+    other_box = person.box_xyxy.astype(np.float64)
+    to_middle = _centre(other_box) - _centre(box_xyxy)
+    corners = np.stack([box_xyxy[:2], box_xyxy[:2] + to_middle])  # of both cases
+    corner, sizes = other_box[:2], [np.array(of.shape[:0:-1]) for of in (iuv, person.iuv)]
+    first = np.maximum(corners, corner)
+    shared = np.minimum(corners + sizes[0], corner + sizes[1]) - first
+    at_xy = first[:, :, None] + np.maximum(shared, 0)[:, :, None] * _STEPS  # [case, 2, N]
+    before = _sample(iuv, at_xy - corners[:, :, None])
+    now = _sample(person.iuv, at_xy - corner[:, None])
     is_body = (before[0] > 0) | (now[0] > 0)
-    is_same = is_body & (before[0] == now[0])
-    is_same &= (np.abs(before[1:] - now[1:]) <= _NEAR_LEVELS).all(axis=0)
-    return float(is_same.sum() / max(is_body.sum(), 1))
+    difference = np.maximum(before, now) - np.minimum(before, now)
+    is_same = is_body & (difference[0] == 0)
+    is_same &= (difference[1] <= _NEAR_LEVELS) & (difference[2] <= _NEAR_LEVELS)
+    count_body, count_same = (np.count_nonzero(of, axis=1) for of in (is_body, is_same))
+    shares = np.where((shared > 0).all(1), count_same / np.maximum(count_body, 1), 0)
+    return float(shares.max())
+
+
+def _sample(picture: np.ndarray, at_xy: np.ndarray) -> np.ndarray:
+    """Reads a picture [3, h, w] where columns `at_xy[:, 0]` and rows `at_xy[:, 1]` meet.
+
+    Args:
+        picture: uint8. What is outside it is taken from its edge.
+        at_xy: float64 [cases, 2, N] pixels.
+
+    Returns:
+        [3, cases, N * N].
+    """
+    height, width = picture.shape[1:]
+    at = np.minimum(np.maximum(at_xy.astype(int), 0), [[width - 1], [height - 1]])
+    places = at[:, 1, :, None] * width + at[:, 0, None]
+    return picture.reshape(3, -1).take(places.reshape(len(places), -1), axis=1)

@@ -13,6 +13,7 @@ import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from ktn_jax.runtime.addresses import without_secrets
@@ -150,11 +151,13 @@ class StreamVideo(Video):
         """See `Video`."""
         clock = _Clock(self._start, self.time_base, self.frame_rate)
         index, time = -1, Fraction(-1)
+        reformatter = VideoReformatter()  # one of its own for each frame takes longer
         for frame, time in clock.in_order(self._decode_packets(clock)):
             index += 1
             if index == 0 and frame is not None and _is_on_its_side(_display_matrix(frame)):
                 self.pixel_aspect = 1 / self.pixel_aspect
-            yield UndecodedFrame(None if frame is None else _converter(frame), index, time)
+            to_image = None if frame is None else _converter(frame, reformatter)
+            yield UndecodedFrame(to_image, index, time)
         if self.failure is None:
             self._look_for_the_end(index + 1, time)
 
@@ -268,8 +271,12 @@ def _video_stream(container: InputContainer, name: str) -> VideoStream:
     return stream
 
 
-def _converter(frame: VideoFrame) -> Callable[[], np.ndarray]:
-    return lambda: _turn_upright(frame.to_ndarray(format="rgb24"), _display_matrix(frame))
+def _converter(frame: VideoFrame, reformatter: VideoReformatter) -> Callable[[], np.ndarray]:
+    def to_image() -> np.ndarray:
+        image = reformatter.reformat(frame, format="rgb24").to_ndarray()
+        return _turn_upright(image, _display_matrix(frame))
+
+    return to_image
 
 
 def _display_matrix(frame: VideoFrame) -> np.ndarray | None:
