@@ -7,6 +7,7 @@ Each module has a one-line docstring (its help), `EXAMPLES`, `add_arguments(pars
 import argparse
 import math
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,17 @@ def add_quiet_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quiet", action="store_true", help="show no progress; warnings and results only"
     )
+
+
+def track_numbers(text: str) -> tuple[int, ...]:
+    """The type of arguments that are numbers of people.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"wanted numbers such as 1,3, got {text!r:.50}")
+    return tuple(int(number) for number in text.split(","))
 
 
 def finite(text: str) -> float:

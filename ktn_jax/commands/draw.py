@@ -1,4 +1,4 @@
-"""draw a results file, of any system, over its photos, in detectron2's styles or ours"""
+"""draw results of any system over their photos or video, in detectron2's styles or ours"""
 
 import argparse
 import pathlib
@@ -13,9 +13,11 @@ EXAMPLES = """
   ktn draw results.json --images photos/ --output drawn/
   ktn draw results.json --images photos/ --style fine_segm --style contour+bbox \\
       --background grey --output drawn/
+  ktn draw out/clip.jsonl --images clip.mp4 --style contour --only-track 1,3 --output drawn/
 
 A picture for each photo and style: NAME_overlay.jpg, NAME_fine_segm.png. Photos are found by
-file_name in the results, or by the image id that is their name.
+file_name in the results, or by the image id that is their name. Of the JSON lines of a video:
+NAME_fine_segm.mp4, with its times and sound.
 """
 
 
@@ -24,13 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ktn_jax import commands
 
     parser.add_argument(
-        "results", type=pathlib.Path, help="JSON list or JSON lines, as ktn eval takes them"
+        "results",
+        type=pathlib.Path,
+        help="JSON list or JSON lines, as ktn eval takes them, or NAME.jsonl of a video",
     )
     parser.add_argument(
         "--images",
         type=pathlib.Path,
         metavar="DIR",
-        help="folder of the photos (default: file_name in the results is a path)",
+        help="folder of the photos, or the video (default: file_name in the results is a path)",
     )
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write into")
     parser.add_argument(
@@ -44,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=commands.finite,
         default=0.5,
         help="lowest score of people to draw (default 0.5)",
+    )
+    parser.add_argument(
+        "--only-track",
+        type=commands.track_numbers,
+        default=(),
+        metavar="ID[,ID]",
+        help="only people of these numbers (track_id)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace pictures that are there (never photos)"
@@ -129,24 +140,43 @@ def run(arguments: argparse.Namespace) -> int:
     """Draws; an image that cannot be is reported, and the exit code is 1."""
     from ktn_jax.evaluation.ground_truth import ImageTruth, read_ground_truth
     from ktn_jax.inference.drawn_results import draw_results
+    from ktn_jax.inference.drawn_videos import draw_video
+    from ktn_jax.results.frame_lines import are_frame_lines
 
-    annotated: Sequence[ImageTruth] = ()
-    if arguments.annotations is not None:
-        annotated = read_ground_truth(arguments.annotations, on_bad="skip").images
-    summary = draw_results(
-        arguments.results,
-        arguments.output,
-        arguments.styles or ("overlay",),
-        read_settings(arguments),
-        images_dir=arguments.images,
-        annotated=annotated,
-        min_score=arguments.min_score,
-        overwrite=arguments.overwrite,
-    )
+    names, settings = arguments.styles or ("overlay",), read_settings(arguments)
+    is_video = arguments.results.is_file() and are_frame_lines(arguments.results)
+    if is_video:
+        if arguments.annotations is not None:
+            raise ValueError("--annotations is for photos: frames of a video are numbered")
+        summary = draw_video(
+            arguments.results,
+            arguments.output,
+            names,
+            settings,
+            video=arguments.images,
+            min_score=arguments.min_score,
+            only_tracks=arguments.only_track,
+            overwrite=arguments.overwrite,
+        )
+    else:
+        annotated: Sequence[ImageTruth] = ()
+        if arguments.annotations is not None:
+            annotated = read_ground_truth(arguments.annotations, on_bad="skip").images
+        summary = draw_results(
+            arguments.results,
+            arguments.output,
+            names,
+            settings,
+            images_dir=arguments.images,
+            annotated=annotated,
+            min_score=arguments.min_score,
+            only_tracks=arguments.only_track,
+            overwrite=arguments.overwrite,
+        )
     for failure in summary.failures:
-        print(f"skipped {failure}", file=sys.stderr)  # noqa: T201
+        print(f"{'' if is_video else 'skipped '}{failure}", file=sys.stderr)  # noqa: T201
     print(  # noqa: T201
-        f"{summary.num_people} people drawn on {summary.num_images} photos, written to "
-        f"{arguments.output}"
+        f"{summary.num_people} people drawn on {summary.num_images} "
+        f"{'frames' if is_video else 'photos'}, written to {arguments.output}"
     )
     return 1 if summary.failures else 0

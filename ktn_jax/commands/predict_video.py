@@ -24,6 +24,8 @@ _NOT_FOR_VIDEOS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that are for videos only."""
+    from ktn_jax import commands
+
     group = parser.add_argument_group(
         "videos",
         "Video files, addresses of streams (rtsp://...) and image files that a pattern names\n"
@@ -60,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--only-track",
-        type=_numbers,
+        type=commands.track_numbers,
         metavar="ID[,ID]",
         help="only people of these numbers (track_id)",
     )
@@ -121,12 +123,6 @@ def _positive(text: str) -> Fraction:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"wanted a number above 0, got {text!r:.50}")
     return value
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"wanted numbers such as 1,3, got {text!r:.50}")
-    return tuple(int(number) for number in text.split(","))
 
 
 def is_wanted(arguments: argparse.Namespace) -> bool:

@@ -2,7 +2,8 @@
 
 One pass over the file records the image, box, score and file position of every detection; the IUV
 pictures, nearly all of a file, are read one by one when their image is scored. A file is a JSON
-list of detections or JSON lines (one detection per line).
+list of detections or JSON lines: a detection per line, or the people of a video's frame, see
+`results.frame_lines`.
 """
 
 import dataclasses
@@ -27,6 +28,28 @@ from ktn_jax.runtime.json_stream import JsonStreamError, iterate_objects
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+    """Where in a results file a detection is.
+
+    Attributes:
+        offset: of its JSON text, or of that of the frame of a video that has it, in bytes.
+        length: of that text, in bytes.
+        number: of the detection in the frame, from 0; None of a detection by itself.
+    """
+
+    offset: int
+    length: int
+    number: int | None = None
+
+    def read(self, handle: BinaryIO) -> dict[str, Any]:
+        """Reads the detection from the file, which is opened for binary reading."""
+        handle.seek(self.offset)
+        # As in `iterate_entries`: only ASCII text matters.
+        entry: dict[str, Any] = json.loads(handle.read(self.length).decode("latin-1"))
+        return entry if self.number is None else _of_frame(entry["results"][self.number])
+
+
+@dataclasses.dataclass(frozen=True)
 class Detection:
     """A detection without its IUV picture.
 
@@ -35,8 +58,7 @@ class Detection:
         image_id: of the annotation file.
         score: finite.
         box_xywh: in pixels of the image; that of the keypoints, or empty, where the file has none.
-        offset: of its JSON text in the file, in bytes.
-        length: of its JSON text, in bytes.
+        place: in the file.
         has_picture: whether it has an IUV picture; plain COCO results have none.
         mesh: whose vertices it has, in place of an IUV picture; "" without vertices.
     """
@@ -45,8 +67,7 @@ class Detection:
     image_id: int
     score: float
     box_xywh: tuple[float, float, float, float]
-    offset: int
-    length: int
+    place: Place
     has_picture: bool = True
     mesh: str = ""
 
@@ -91,14 +112,26 @@ class ResultIndex:
         return itertools.chain.from_iterable(self.by_image.values())
 
 
-def iterate_entries(path: pathlib.Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Yields (offset, length, entry) of every detection, see `json_stream.iterate_objects`.
+def iterate_entries(path: pathlib.Path) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Yields every detection and its place, see `json_stream.iterate_objects`.
+
+    Detections of a video's frame come without `file_name`, which is the video's.
 
     Raises:
         EvaluationError: the file is missing, empty, cut short or not JSON.
     """
     try:
-        yield from iterate_objects(path)
+        for offset, length, entry in iterate_objects(path):
+            if "frame" not in entry or not isinstance(entry.get("results"), list):
+                yield Place(offset, length), entry
+                continue
+            for number, detection in enumerate(entry["results"]):
+                if not isinstance(detection, dict):
+                    raise EvaluationError(
+                        f"{path}: frame {entry['frame']!r:.20}: detection {number} must be an "
+                        f"object with fields, got {detection!r:.50}"
+                    )
+                yield Place(offset, length, number), _of_frame(detection)
     except FileNotFoundError as error:
         raise EvaluationError(f"{path}: no such results file") from error
     except JsonStreamError as error:
@@ -107,11 +140,16 @@ def iterate_entries(path: pathlib.Path) -> Iterator[tuple[int, int, dict[str, An
         ) from error
 
 
+def _of_frame(detection: Mapping[str, Any]) -> dict[str, Any]:
+    """A detection of a video's frame, without the video's name: the frame's is another."""
+    return {name: value for name, value in detection.items() if name != "file_name"}
+
+
 def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
     """Indexes a results file and checks every detection against the annotation file.
 
     Args:
-        path: a JSON list of detections, or JSON lines.
+        path: a JSON list of detections, or JSON lines, also of a video's frames.
         truth: the annotations that the results belong to.
 
     Returns:
@@ -127,7 +165,7 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
     keypoints: dict[int, np.ndarray] = {}
     seen: set[Any] = set()
     duplicates, other_categories, on_skipped, pictureless, boxless = 0, 0, 0, 0, 0
-    for number, (offset, length, entry) in enumerate(iterate_entries(path), start=1):
+    for number, (place, entry) in enumerate(iterate_entries(path), start=1):
         where = f"{path.name}: detection {number}"
         if "results" in entry and "bbox" not in entry:
             raise EvaluationError(f"{where}: this is a shard of results; merge the shards first")
@@ -159,8 +197,7 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
             image_id=image_id,
             score=float(record["score"]),
             box_xywh=box,
-            offset=offset,
-            length=length,
+            place=place,
             has_picture="uv_data" in record,
             mesh=_mesh_of(record),
         )
@@ -266,9 +303,7 @@ def read_payload(handle: BinaryIO, detection: Detection) -> tuple[np.ndarray, An
     """
     name = os.path.basename(getattr(handle, "name", "results"))
     where = f"{name}: detection {detection.detection_id} of image {detection.image_id}"
-    handle.seek(detection.offset)
-    # As in `iterate_entries`: only ASCII text matters.
-    record = check_entry(where, json.loads(handle.read(detection.length).decode("latin-1")))
+    record = check_entry(where, detection.place.read(handle))
     if not detection.has_picture and not detection.mesh:
         return np.zeros((3, 0, 0), np.uint8), record.get("segmentation")
     try:

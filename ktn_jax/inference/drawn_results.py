@@ -10,6 +10,7 @@ from ktn_jax.inference.output_files import check_targets
 from ktn_jax.inference.photo_names import output_names
 from ktn_jax.inference.result_photos import PhotoSearch, index_people, read_people
 from ktn_jax.results import pictures
+from ktn_jax.results.records import PersonResult
 from ktn_jax.results.styles import StyleSettings
 from ktn_jax.runtime import images
 from ktn_jax.runtime.progress import Progress
@@ -30,6 +31,17 @@ class DrawnSummary:
     failures: list[str] = dataclasses.field(default_factory=list)
 
 
+def keep_wanted(
+    people: Sequence[PersonResult], min_score: float, only_tracks: Sequence[int]
+) -> list[PersonResult]:
+    """Those who score enough and, if there are any, have one of the numbers, in order."""
+    return [
+        person
+        for person in people
+        if person.score >= min_score and (not only_tracks or person.track_id in only_tracks)
+    ]
+
+
 def draw_results(
     results: str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
@@ -39,6 +51,7 @@ def draw_results(
     images_dir: str | os.PathLike[str] | None = None,
     annotated: Sequence[ImageTruth] = (),
     min_score: float = 0.0,
+    only_tracks: Sequence[int] = (),
     overwrite: bool = False,
 ) -> DrawnSummary:
     """Draws every image of a results file; the file is not held in memory.
@@ -56,6 +69,7 @@ def draw_results(
         annotated: images of an annotation file, for their file names; photos are then read in the
             frame of their annotations, see `images.decode_image`.
         min_score: detections with a lower score are left out.
+        only_tracks: `track_id` of the people who are drawn; none for all.
         overwrite: replace files that are there, but no photo.
 
     Returns:
@@ -91,7 +105,8 @@ def draw_results(
     with open(results, "rb") as handle, Progress("draw", "photos", len(photos)) as progress:
         for image_id, path in photos.items():
             try:
-                people = read_people(results, handle, found[image_id])
+                found_here = read_people(results, handle, found[image_id])
+                people = keep_wanted(found_here, min_score, only_tracks)
                 image = images.read_image(path, sizes_hw.get(image_id))
                 stem = stems[image_id]
                 pictures.write_pictures(output_dir, stem, names, image, people, settings)

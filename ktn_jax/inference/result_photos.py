@@ -2,14 +2,13 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from ktn_jax.evaluation.errors import EvaluationError
-from ktn_jax.evaluation.result_files import check_entry, iterate_entries
+from ktn_jax.evaluation.result_files import Place, check_entry, iterate_entries
 from ktn_jax.inference.photo_names import number_of
 from ktn_jax.results import records
 from ktn_jax.results.records import PersonResult
@@ -22,18 +21,18 @@ class FoundPeople:
 
     Attributes:
         file_name: of the image, where the first detection that has one gives it.
-        places: number, score, offset and length of each in the results file.
+        places: number, score and place of each in the results file.
     """
 
     file_name: str | None = None
-    places: list[tuple[int, float, int, int]] = dataclasses.field(default_factory=list)
+    places: list[tuple[int, float, Place]] = dataclasses.field(default_factory=list)
 
 
 def index_people(results: pathlib.Path, min_score: float) -> dict[int, FoundPeople]:
     """Checks all detections of a results file, and finds their places.
 
     Args:
-        results: a JSON list of detections, or JSON lines.
+        results: a JSON list of detections, or JSON lines; image ids of a video's are its frames.
         min_score: detections with a lower score are left out, their images are not.
 
     Returns:
@@ -44,14 +43,14 @@ def index_people(results: pathlib.Path, min_score: float) -> dict[int, FoundPeop
             missing field; the message names file, detection and field.
     """
     found: dict[int, FoundPeople] = {}
-    for number, (offset, length, entry) in enumerate(iterate_entries(results), start=1):
+    for number, (place, entry) in enumerate(iterate_entries(results), start=1):
         record = check_entry(_where(results, number), entry)
         image = found.setdefault(record["image_id"], FoundPeople())
         name = record.get("file_name")
         if isinstance(name, str) and image.file_name is None:
             image.file_name = _as_utf8(name)
         if record["score"] >= min_score:
-            image.places.append((number, record["score"], offset, length))
+            image.places.append((number, record["score"], place))
     if not found:
         raise EvaluationError(f"{results}: no detections, so there is nothing to do")
     return dict(sorted(found.items()))
@@ -81,10 +80,9 @@ def read_people(results: pathlib.Path, handle: Any, found: FoundPeople) -> list[
         ResultsError: a picture or mask is damaged.
     """
     people = []
-    for number, _, offset, length in sorted(found.places, key=lambda place: -place[1]):
-        handle.seek(offset)
+    for number, _, place in sorted(found.places, key=lambda detection: -detection[1]):
         where = _where(results, number)
-        record = check_entry(where, json.loads(handle.read(length).decode("latin-1")))
+        record = check_entry(where, place.read(handle))
         people.append(records.record_to_person(where, record))
     return people
 

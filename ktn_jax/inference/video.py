@@ -149,7 +149,7 @@ def _predict_video(
 ) -> VideoSummary:
     done = partial / _DONE_FILE
     if done.exists():  # in the part of the run that was stopped
-        return VideoSummary(**json.loads(done.read_text(encoding="utf-8")))
+        return _read_summary(done)
     lines_path, outputs = output_paths(folder, name, options)
     summary = VideoSummary(source.name)
     try:
@@ -177,4 +177,17 @@ def _predict_video(
         temporary.write_text(json.dumps(dataclasses.asdict(summary)), encoding="utf-8")
     for segment in partial.glob("*.mp4"):
         segment.unlink()
+    return summary
+
+
+def _read_summary(path: pathlib.Path) -> VideoSummary:
+    try:
+        summary = VideoSummary(**json.loads(path.read_bytes()))
+        counts = (summary.num_frames, summary.num_people)
+        if not all(type(count) is int for count in counts) or not isinstance(summary.notes, list):
+            raise TypeError(f"counts are numbers, notes a list, got {summary!r:.100}")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged: remove it to make its video again ({error})"
+        ) from error
     return summary

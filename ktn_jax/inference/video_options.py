@@ -3,12 +3,29 @@
 import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ktn_jax.results import pictures
 from ktn_jax.results.people_over_time import PeopleOverTime
 from ktn_jax.results.styles import StyleSettings
 from ktn_jax.runtime.video_frames import ALL_FRAMES, Selection
+
+
+def check_pictures(names: Sequence[str], settings: StyleSettings) -> tuple[str, ...]:
+    """Checks names of a video's pictures, and returns each once.
+
+    Raises:
+        ValueError: as `pictures.check_names`, or a map.
+    """
+    names = pictures.check_names(names, settings)
+    maps = [name for name in names if name in pictures.MAPS]
+    if maps:
+        raise ValueError(
+            f"{maps[0]} is a map of numbers, which a video's compression changes: NAME.jsonl "
+            "has the numbers, and frames that are predicted as photos get their maps"
+        )
+    return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +61,7 @@ class VideoOptions:
         """Checks the fields, and adds the overlay to the pictures."""
         if math.isnan(self.min_score):
             raise ValueError("min_score must be a number, got nan")
-        names = pictures.check_names((pictures.OVERLAY, *self.pictures), self.settings)
-        maps = [name for name in names if name in pictures.MAPS]
-        if maps:
-            raise ValueError(
-                f"{maps[0]} is a map of numbers, which a video's compression changes: NAME.jsonl "
-                "has the numbers, and frames that are predicted as photos get their maps"
-            )
+        names = check_pictures((pictures.OVERLAY, *self.pictures), self.settings)
         if not self.is_tracked and (self.smooth_s or self.only_tracks):
             raise ValueError("only people who are tracked can be smoothed or chosen by number")
         object.__setattr__(self, "pictures", names)

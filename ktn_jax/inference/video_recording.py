@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -54,20 +55,26 @@ class Segment:
         Raises:
             ValueError: it is not one.
         """
-        content = json.loads(line)
         try:
+            content = json.loads(line)
             return cls(**{f.name: _TYPES[f.name](content[f.name]) for f in dataclasses.fields(cls)})
-        except (KeyError, TypeError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
             raise ValueError(f"not a segment: {line[:80]!r}") from error
+
+
+def _fraction(text: str) -> Fraction:
+    if not re.fullmatch(r"-?\d{1,30}(/\d{1,30})?", text):  # Fraction takes 1e999999999 too
+        raise ValueError(f"not a fraction: {text!r:.50}")
+    return Fraction(text)
 
 
 _TYPES: Mapping[str, Callable[[str], Any]] = {
     "number": int,
-    "begins": Fraction,
+    "begins": _fraction,
     "num_frames": int,
     "num_people": int,
     "last_index": int,
-    "last_time": Fraction,
+    "last_time": _fraction,
 }
 
 
@@ -212,7 +219,9 @@ def _complete_segments(folder: pathlib.Path, pictures: Sequence[str]) -> list[Se
         except ValueError:  # half a line, or damage: what follows is made again
             break
         files = [_segment_path(folder, segment.number, name) for name in pictures]
-        if segment.number != len(segments) or not all(file.exists() for file in files):
+        before = segments[-1].num_frames if segments else 0
+        is_next = segment.number == len(segments) and segment.num_frames > before
+        if not is_next or not all(file.exists() for file in files):
             break
         segments.append(segment)
     return segments

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -19,6 +20,7 @@ from ktn_jax.results.detection_checks import ResultsError, check_record
 from ktn_jax.results.records import PersonResult, record_to_person
 
 _LARGEST_NUMBER = 1e300
+_BEGINNING, _LONGEST_BEGINNING = re.compile(rb'(\xef\xbb\xbf)?\s*{\s*"frame"\s*:'), 256
 _LONGEST_LINE = 1 << 30  # bytes: a file without line breaks must not fill the memory
 
 
@@ -60,6 +62,16 @@ class FrameLine:
             record_to_person(f"{where}, record {number}", record)
             for number, record in enumerate(self.records)
         ]
+
+
+def are_frame_lines(path: str | os.PathLike[str]) -> bool:
+    """Whether a file of results begins as JSON lines of frames do.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with open(path, "rb") as file:
+        return _BEGINNING.match(file.read(_LONGEST_BEGINNING)) is not None
 
 
 def read_frame_lines(path: str | os.PathLike[str]) -> Iterator[FrameLine]:

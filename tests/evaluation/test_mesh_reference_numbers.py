@@ -15,7 +15,7 @@ from ktn_jax.evaluation.mesh_alignment import measure_alignment
 from ktn_jax.evaluation.mesh_distances import MeshDistances
 from ktn_jax.evaluation.options import ScoringOptions
 from ktn_jax.evaluation.pair_distances import PairMeasure
-from ktn_jax.evaluation.result_files import Detection, index_results
+from ktn_jax.evaluation.result_files import Detection, Place, index_results
 from ktn_jax.inference import surfaces
 from ktn_jax.results import records
 from ktn_jax.results.vertex_pictures import encode_vertices
@@ -166,7 +166,7 @@ def test_another_mesh_is_far_away_and_vertices_that_a_mesh_lacks_are_named():
     person = PersonTruth(
         *(1, (0, 0, 20, 20), 400.0, False, points, None, None), np.array([0, 2]), "line"
     )
-    near = Detection(1, 1, 0.9, (0, 0, 20, 20), 0, 0, has_picture=False, mesh="line")
+    near = Detection(1, 1, 0.9, (0, 0, 20, 20), Place(0, 0), has_picture=False, mesh="line")
     other = dataclasses.replace(near, mesh="cat")
     table = np.abs(np.subtract.outer(np.arange(3), np.arange(3))) / np.float16(4)
     measure = PairMeasure(None, MeshDistances(tables={"line": table.astype(np.float16)}))

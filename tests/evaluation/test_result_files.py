@@ -9,6 +9,7 @@ import pytest
 
 from ktn_jax.evaluation import ground_truth, result_files
 from ktn_jax.evaluation.errors import EvaluationError
+from ktn_jax.results.frame_lines import FrameLine
 
 
 @pytest.fixture
@@ -43,12 +44,17 @@ def test_all_layouts_give_the_same_pictures(flat_world, truth, tmp_path):
         | {"densepose": [[entry["uv_shape"], entry["uv_data"]], entry["bbox"]]}
         for entry in entries
     ]
+    frames = [[entries[0]], [], entries[1:]]  # of a video, whose name is no image's
     texts = {
         "list": json.dumps(entries),
         "indented": json.dumps(entries, indent=4, ensure_ascii=False),
         "with a byte order mark": "\ufeff" + json.dumps([{**e, "by": "Gül"} for e in entries]),
         "lines": "\n".join(json.dumps(entry) for entry in entries) + "\n",
         "nested": json.dumps(nested),
+        "lines of frames": "".join(
+            FrameLine(n, n / 25, [{**e, "file_name": "clip.mp4"} for e in frame]).encode().decode()
+            for n, frame in enumerate(frames)
+        ),
     }
     for name, text in texts.items():
         pictures = _pictures(_index(tmp_path, text, truth))

@@ -15,6 +15,7 @@ import sys
 import traceback
 import zipfile
 from collections.abc import Callable
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -30,8 +31,11 @@ from ktn_jax.checkpoints.files import read_state_dict
 from ktn_jax.data_pipelines.coco import annotations, checks
 from ktn_jax.evaluation import evaluator, ground_truth, template_files
 from ktn_jax.evaluation.options import ScoringOptions
+from ktn_jax.inference import video, video_recording
 from ktn_jax.results import iuv_pictures, records, shards
 from ktn_jax.results.frame_lines import FrameLine, read_frame_lines
+from ktn_jax.results.people_over_time import PeopleOverTime
+from ktn_jax.results.records import PersonResult, people_to_records
 from ktn_jax.runtime import configuration, images, json_stream, mat_files, pickles, rle
 from ktn_jax.runtime.video_sources import read_video
 
@@ -455,6 +459,37 @@ def _read_lines(folder):
             line.people()
 
 
+def _make_video_run(folder):
+    """What a stopped run over a video leaves: segments, lines, people, and a finished one."""
+    iuv = np.ones((3, 9, 5), np.uint8)
+    person = PersonResult(np.float32([1, 2, 6, 11]), 0.9, iuv)
+    people = PeopleOverTime(smooth_s=0.2)
+    lines = []
+    for frame in range(3):
+        found = people.update([person], frame / 25)
+        lines.append(FrameLine(frame, frame / 25, people_to_records(frame, found)).encode())
+    people.write(folder / "people.npz")
+    (folder / "lines.jsonl").write_bytes(b"".join(lines))
+    (folder / "000000_overlay.mp4").write_bytes(b"")
+    segment = video_recording.Segment(0, Fraction(0), 3, 3, 2, Fraction(2, 25))
+    (folder / "segments.jsonl").write_bytes(segment.encode())
+    done = dataclasses.asdict(video.VideoSummary("clip.mp4", 3, 3))
+    (folder / "done.json").write_text(json.dumps(done))
+    return [folder / name for name in ("people.npz", "segments.jsonl", "lines.jsonl", "done.json")]
+
+
+def _read_video_run(folder):
+    recording = video_recording.Recording(folder, folder / "lines.jsonl", ["overlay"], None)
+    recording.close()
+    if not 0 <= recording.num_frames <= 3:
+        raise RuntimeError(f"{recording.num_frames} frames of 3")
+    people = PeopleOverTime(smooth_s=0.2)
+    people.read(folder / "people.npz")
+    with _as_of("people.npz"):
+        people.update([PersonResult(np.float32([1, 2, 6, 11]), 0.9)], 1e6)
+    video._read_summary(folder / "done.json")
+
+
 READERS = {
     "annotations": Reader(_make_evaluation("a.json"), _read_annotations),
     "evaluation": Reader(_make_evaluation("a.json"), _evaluate),
@@ -489,6 +524,7 @@ READERS = {
     "yaml": Reader(_make_yaml, _read_yaml),
     "videos": Reader(_make_videos, _read_videos),
     "frame_lines": Reader(_make_lines, _read_lines),
+    "video_run": Reader(_make_video_run, _read_video_run),
 }
 
 

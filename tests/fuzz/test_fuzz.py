@@ -199,6 +199,7 @@ READERS = {
     "yaml": 40,
     "videos": 30,
     "frame_lines": 60,
+    "video_run": 60,
 }
 
 
