@@ -18,14 +18,14 @@ def check_pictures(names: Sequence[str], settings: StyleSettings) -> tuple[str, 
     Raises:
         ValueError: as `pictures.check_names`, or a map.
     """
-    names = pictures.check_names(names, settings)
-    maps = [name for name in names if name in pictures.MAPS]
+    checked = pictures.check_names(names, settings)
+    maps = [name for name in checked if name in pictures.MAPS]
     if maps:
         raise ValueError(
             f"{maps[0]} is a map of numbers, which a video's compression changes: NAME.jsonl "
             "has the numbers, and frames that are predicted as photos get their maps"
         )
-    return names
+    return checked
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,7 @@ class PersonResult:
             coordinates: the centre of the first pixel is (0.5, 0.5).
         confidences: {name: float32 [h, w]} of a model that predicts them, over the pixels of `iuv`
             or `vertices`, see `results.confidences`; empty for others.
-        mask: of a model with a mask head, or None.
+        mask: of a model with a mask head, or None; `People.masks` has those of other bodies too.
         category_id: COCO's, see `results.categories`.
         uv: float32 [2, h, w], U and V of `iuv`'s pixels as the network gives them, neither clipped
             nor rounded; None where only `iuv` is known, as from a results file.

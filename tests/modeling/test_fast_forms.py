@@ -15,23 +15,18 @@ from ktn_jax.runtime.configuration import load_config
 from ktn_jax.verification import intermediates, people, training
 from ktn_jax.verification.dump import Dump
 
-# Each compiles for tens of seconds; the first has every layer but HRNet's and DeepLab's.
+# Each compiles for tens of seconds. Each rewrite has tests of its own, as has what takes it.
 DUMPS = (
     "ktnv2_r50_tiny",
-    *(
-        pytest.param(name, marks=pytest.mark.extended)
-        for name in (
-            "ktnv2_hrnet_tiny",
-            "ktnv2_hrnet_v3_tiny",
-            "densepose_r50_tiny",
-            "densepose_r50_legacy_tiny",
-            "densepose_r50_dl_nonlocal_tiny",
-        )
-    ),
+    "ktnv2_hrnet_tiny",
+    "ktnv2_hrnet_v3_tiny",
+    "densepose_r50_tiny",
+    "densepose_r50_legacy_tiny",
+    "densepose_r50_dl_nonlocal_tiny",
 )
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parity
 @pytest.mark.parametrize("name", DUMPS)
 def test_every_stage_matches_the_original_with_all_rewrites(golden_dir, name, monkeypatch):
