@@ -67,7 +67,7 @@ def draw_video(
         source.open() as opened,
     ):
         drawn = [pathlib.Path(folder) / target.name for target in targets]
-        times = []
+        times: list[Fraction] = []
         for frame, people in _people_of(lines, opened, min_score, only_tracks):
             if not times:
                 size_hw = (frame.image.shape[0], frame.image.shape[1])

@@ -265,4 +265,5 @@ def _sample(picture: np.ndarray, at_xy: np.ndarray) -> np.ndarray:
     height, width = picture.shape[1:]
     at = np.minimum(np.maximum(at_xy.astype(int), 0), [[width - 1], [height - 1]])
     places = at[:, 1, :, None] * width + at[:, 0, None]
-    return picture.reshape(3, -1).take(places.reshape(len(places), -1), axis=1)
+    read: np.ndarray = picture.reshape(3, -1).take(places.reshape(len(places), -1), axis=1)
+    return read
