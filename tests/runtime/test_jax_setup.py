@@ -55,12 +55,14 @@ jax.jit(lambda x: x + 2)(1.0)
 def test_what_somebody_has_set_stays(tmp_path):
     own = 'import jax; jax.config.update("jax_compilation_cache_dir", "/own")\n'
     assert _run(own + PREPARE, tmp_path)[:2] == ["/own", 1]
-    for code in (PREPARE + "import jax", "import jax\n" + PREPARE):
-        assert _run(code, tmp_path, JAX_COMPILATION_CACHE_DIR="/own")[0] == "/own"
-        slow = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "3"}
-        assert _run(code, tmp_path, **slow)[1] == 3
     flag = "--xla_cpu_experimental_ynn_fusion_type=+individual_convolution"
-    assert _run(PREPARE + "import jax", tmp_path, XLA_FLAGS=flag)[2] == flag
+    settings = {
+        "JAX_COMPILATION_CACHE_DIR": "/own",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "3",
+        "XLA_FLAGS": flag,
+    }
+    for code in (PREPARE + "import jax", "import jax\n" + PREPARE):
+        assert _run(code, tmp_path, **settings) == ["/own", 3, flag]
 
 
 def test_a_compiler_that_may_have_started_gets_no_flag(tmp_path):
