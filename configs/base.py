@@ -222,6 +222,7 @@ def _loss() -> ConfigDict:
     # images of a device: the sum is scaled by images_per_device / (images of the global batch), so
     # that the gradient depends neither on the batch size nor on the number of devices.
     loss.point_weight = 0.01
+    loss.point_smooth_l1_beta = 1.0  # as PyTorch's; U and V are within [0, 1]
     loss.images_per_device = 4
     loss.fine_segm_weight = 1.0  # surface patches, mean over points
     # Of what a model set instead of an annotator. Points weigh this times their confidence; parts

@@ -24,8 +24,6 @@ from ktn_jax.structures import DensePoseOutputs
 
 Array = jax.Array
 
-_UV_BETA = 1.0  # of the smooth L1; U and V are within [0, 1]
-
 
 @flax.struct.dataclass
 class DensePoseTargets:
@@ -72,6 +70,7 @@ class DensePoseWeights:
     body_mask: float = 5.0  # M
     keypoint: float = 0.1
     images_per_device: float = 4.0
+    point_beta: float = 1.0  # of the smooth L1 of U and V, which are within [0, 1]
     min_variance: float = 0.01  # of the confidence models
     coarse_segm_from_masks: bool = False
 
@@ -108,7 +107,7 @@ def densepose_losses(
         "coarse_segm": weights.coarse_segm,
         "body_mask": weights.body_mask,
     }
-    losses = point_losses(outputs, targets, num_images, weights.min_variance)
+    losses = point_losses(outputs, targets, num_images, weights.point_beta, weights.min_variance)
     losses |= area_losses(outputs, targets, weights.coarse_segm_from_masks)
     surface = jnp.where(targets.point_i > 0, point_weights(targets), 0).sum()
     weighted = {
@@ -145,6 +144,7 @@ def point_losses(
     outputs: DensePoseOutputs[Array],
     targets: DensePoseTargets,
     num_images: int,
+    beta: float = 1.0,
     min_variance: float = 0.01,
 ) -> dict[str, LossTerm]:
     """Computes the losses at the points: U, V and the surface patch.
@@ -157,6 +157,7 @@ def point_losses(
         outputs: maps of the N ROIs.
         targets: their targets.
         num_images: that the ROIs are of.
+        beta: of the smooth L1.
         min_variance: of the confidence models.
 
     Returns:
@@ -177,7 +178,7 @@ def point_losses(
     losses = {"fine_segm": weighted_mean(entropy, weight)}
     if outputs.sigma is None:
         for name, value, true in (("u", u, targets.point_u), ("v", v, targets.point_v)):
-            distance = weighted_sum(smooth_l1(value, true, _UV_BETA), on_body)
+            distance = weighted_sum(smooth_l1(value, true, beta), on_body)
             losses[name] = quotient(distance, num_images)
         return losses
     residual = (u - targets.point_u, v - targets.point_v, read(outputs.sigma))

@@ -94,6 +94,7 @@ def densepose_weights(loss: ConfigDict) -> DensePoseWeights:
     """The weights of the DensePose losses in the `loss` part of a configuration."""
     return DensePoseWeights(
         point=loss.point_weight,
+        point_beta=loss.point_smooth_l1_beta,
         fine_segm=loss.fine_segm_weight,
         coarse_segm=loss.coarse_segm_weight,
         body_mask=loss.body_mask_weight,

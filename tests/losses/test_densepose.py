@@ -75,8 +75,8 @@ def _densepose_losses(*arguments, **options):
     return values_of(densepose.densepose_losses(*arguments, **options))
 
 
-def _point_losses(outputs, targets):
-    return values_of(densepose.point_losses(outputs, targets, num_images=1))
+def _point_losses(outputs, targets, **options):
+    return values_of(densepose.point_losses(outputs, targets, num_images=1, **options))
 
 
 def _area_losses(*arguments, **options):
@@ -116,18 +116,20 @@ def _points_by_loop(outputs, targets):
             yield roi, patch, truth, logits, (u[patch], v[patch])
 
 
-def _smooth(difference):
-    return np.where(abs(difference) < 1, 0.5 * difference**2, abs(difference) - 0.5)
+def _smooth(difference, beta=1.0):
+    square = 0.5 * difference**2 / beta
+    return np.where(abs(difference) < beta, square, abs(difference) - 0.5 * beta)
 
 
-def test_point_losses_equal_a_loop_over_the_points():
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_point_losses_equal_a_loop_over_the_points(beta):
     outputs, targets = _outputs(4), _targets(4)
-    losses = _point_losses(outputs, targets)
+    losses = _point_losses(outputs, targets, beta=beta)
     entropy, distance = [], np.zeros(2)
     for _, patch, truth, logits, read in _points_by_loop(outputs, targets):
         entropy.append(-_log_softmax(logits)[patch])
         if patch > 0:
-            distance += _smooth(np.subtract(read, truth))
+            distance += _smooth(np.subtract(read, truth), beta)
     assert 5 < len(entropy) < np.asarray(targets.point_is_valid).sum()  # some are outside
     np.testing.assert_allclose(losses["fine_segm"], np.mean(entropy), rtol=1e-5)
     np.testing.assert_allclose([losses["u"], losses["v"]], distance, rtol=1e-5)
