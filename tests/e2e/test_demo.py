@@ -56,14 +56,20 @@ def _losses(folder):
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.extended
-def test_a_demo_learns_to_find_people(tmp_path):
-    done = _ktn(tmp_path, "demo", *_LONG)
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("learnt")
+    done = _ktn(folder, "demo", *_LONG)
     assert done.returncode == 0, done.stderr[-3000:]
-    scores = json.loads((tmp_path / "demo" / "demo.json").read_text())["scores"]
+    return folder
+
+
+@pytest.mark.extended
+def test_a_demo_learns_to_find_people(learnt):
+    scores = json.loads((learnt / "demo" / "demo.json").read_text())["scores"]
     for measure, floor in _FLOORS.items():
         assert scores[measure]["AP50"] > floor, scores[measure]
-    losses = _losses(tmp_path)
+    losses = _losses(learnt)
     assert losses[-1]["loss"] < 0.5 * losses[0]["loss"]
     assert losses[-1]["loss/fine_segm"] < 0.8 * losses[0]["loss/fine_segm"]
 
@@ -99,23 +105,23 @@ def test_other_settings_do_not_mix(first, folder):
 
 
 @pytest.mark.extended
-def test_the_commands_on_the_page_load_the_weights(first, folder):
-    page = (folder / "demo" / "report.html").read_text(encoding="utf-8")
+def test_the_commands_on_the_page_load_the_weights(learnt):
+    page = (learnt / "demo" / "report.html").read_text(encoding="utf-8")
     texts = [html.unescape(text) for text in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)]
     assert all(len(line) < 100 for text in texts for line in text.splitlines())
     own, predict, draw, score, _ = (shlex.split(text.replace("\\\n", "")) for text in texts)
     assert own[:3] == ["ktn", "predict", "photo.jpg"]
     assert predict[:2] == ["ktn", "predict"] and score[:2] == ["ktn", "eval"]
-    done = _ktn(folder, *score[1:])
+    done = _ktn(learnt, *score[1:])
     assert done.returncode == 0, done.stderr[-2000:]
-    stored = json.loads((folder / "demo" / "demo.json").read_text())["scores"]
-    scored = json.loads((folder / "demo" / "scored" / "metrics.json").read_text())
+    stored = json.loads((learnt / "demo" / "demo.json").read_text())["scores"]
+    scored = json.loads((learnt / "demo" / "scored" / "metrics.json").read_text())
     for measure in ("bbox", "GPS", "GPSm"):
         assert scored[measure] == stored[measure]
     predict[2] = "demo/test_people/images/000000000001.jpg"
-    done = _ktn(folder, *predict[1:])
+    done = _ktn(learnt, *predict[1:])
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (folder / "demo" / "predicted" / "000000000001_iuv.png").is_file()
-    done = _ktn(folder, *draw[1:])
+    assert (learnt / "demo" / "predicted" / "000000000001_iuv.png").is_file()
+    done = _ktn(learnt, *draw[1:])
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (folder / "demo" / "drawn" / "000000000001_contour+bbox.png").is_file()
+    assert (learnt / "demo" / "drawn" / "000000000001_contour+bbox.png").is_file()
