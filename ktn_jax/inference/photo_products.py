@@ -56,18 +56,17 @@ class Products:
         )
 
     def options(self) -> list[Any]:
-        """JSON values that differ where the files would."""
-        own = self.settings
-        given = [
-            None if picture is None else hashlib.sha256(picture.tobytes()).hexdigest()
-            for picture in (own.atlas, own.mesh_texture)
-        ]
-        drawn = [list(self.pictures), own.background, own.colormap, own.opacity, *given]
+        """JSON values that differ where the files would.
+
+        Raises:
+            OSError: a file of a mesh cannot be read.
+        """
         body = None
         if self.template is not None:
             arrays = (self.template.vertices, self.template.chart_uv, self.template.chart_faces)
             body = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
         charts = None if self.charts is None else self.charts.digest
+        drawn = [list(self.pictures), self.settings.facts()]
         return [*drawn, self.with_confidences, self.with_dump, body, charts]
 
     def write(

@@ -1,7 +1,6 @@
 """What is written of a video, and of which of its frames and people."""
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -74,10 +73,11 @@ class VideoOptions:
         return PeopleOverTime(smooth_s=self.smooth_s, only_tracks=self.only_tracks)
 
     def facts(self) -> list[Any]:
-        """JSON values that differ where the outputs would."""
-        settings = dataclasses.asdict(self.settings)
-        if self.settings.atlas is not None:
-            settings["atlas"] = hashlib.sha256(self.settings.atlas.tobytes()).hexdigest()
+        """JSON values that differ where the outputs would.
+
+        Raises:
+            OSError: a file of a mesh cannot be read.
+        """
         chosen = [str(value) for value in dataclasses.astuple(self.selection)]
         people = [self.min_score, self.with_confidences, self.is_tracked, self.smooth_s]
-        return [list(self.pictures), settings, chosen, people, list(self.only_tracks)]
+        return [list(self.pictures), self.settings.facts(), chosen, people, list(self.only_tracks)]

@@ -8,7 +8,10 @@ NumPy in, uint8 RGB out.
 """
 
 import dataclasses
+import hashlib
+import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -98,9 +101,27 @@ class StyleSettings:
         if style == "mesh_texture" and self.mesh_texture is None:
             raise ValueError("the style mesh_texture needs a texture (--mesh-texture FILE)")
 
+    def facts(self) -> list[Any]:
+        """JSON values that differ where pictures would.
+
+        Raises:
+            OSError: a file of a mesh cannot be read.
+        """
+        given = [
+            None if picture is None else _digest(picture.tobytes())
+            for picture in (self.atlas, self.mesh_texture)
+        ]
+        files = [pathlib.Path(file) for file in self.mesh_files]
+        meshes = [[file.stem, _digest(file.read_bytes())] for file in files]
+        return [self.background, self.colormap, self.opacity, *given, meshes]
+
     def colours(self, style: str) -> np.ndarray:
         """The RGB colours of a style's values, uint8 [256, 3]."""
         return colours_of(self.colormap or _OWN_COLORMAPS.get(style, "parula"))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def colours_of(colormap: str) -> np.ndarray:

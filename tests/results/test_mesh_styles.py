@@ -1,8 +1,13 @@
 """Pictures of vertices against those that detectron2 drew, every pixel; and what is refused."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
+from ktn_jax.inference.photo_products import Products
+from ktn_jax.inference.video_options import VideoOptions
 from ktn_jax.results import drawing, maps, mesh_styles
 from ktn_jax.results.people import People
 from ktn_jax.results.records import PersonResult
@@ -92,3 +97,28 @@ def test_what_cannot_be_drawn_is_refused(people, settings, tmp_path):
         draw_styles(image, people, ["mesh_texture"], wrong)
     charts = PersonResult([0, 0, 2, 2], 0.5, np.zeros((3, 2, 2), np.uint8))
     np.testing.assert_array_equal(draw_styles(image, [charts], ["vertex"]), image)
+
+
+def test_facts_differ_where_pictures_would(tmp_path):
+    mesh = tmp_path / "own.npz"
+    mesh.write_bytes(b"one")
+    texture = np.zeros((2, 2, 4), np.uint8)
+    settings = StyleSettings(mesh_texture=texture, mesh_files=(str(mesh),))
+    facts = [json.dumps(settings.facts())]
+    for changes in (
+        {"background": "grey"},
+        {"colormap": "jet"},
+        {"opacity": 0.5},
+        {"atlas": np.zeros((6, 4, 3), np.uint8)},
+        {"mesh_texture": texture + 1},
+        {"mesh_files": ()},
+    ):
+        facts.append(json.dumps(dataclasses.replace(settings, **changes).facts()))
+    mesh.write_bytes(b"two")
+    facts.append(json.dumps(settings.facts()))
+    assert len(set(facts)) == len(facts) == 8
+    # The runs that they describe are of photos and of videos.
+    json.dumps([Products(settings=settings).options(), VideoOptions(settings=settings).facts()])
+    mesh.unlink()
+    with pytest.raises(FileNotFoundError, match="own.npz"):
+        settings.facts()
