@@ -125,6 +125,10 @@ def _check_vertices(where: str, record: Mapping[str, Any]) -> None:
     size = _png_size_hw(f"{place}: data", found["data"])
     if list(size) != list(shape):
         raise ResultsError(f"{place}: shape {shape} is not that of data, {list(size)}")
+    if "uv_shape" in record and list(shape) != list(record["uv_shape"][1:]):
+        raise ResultsError(
+            f"{place}: shape {shape} is not that of the picture, uv_shape {record['uv_shape']}"
+        )
 
 
 def _are_sizes(values: Any, count: int) -> bool:

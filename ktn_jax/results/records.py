@@ -24,7 +24,7 @@ from ktn_jax.results.detection_checks import (
     check_record,
     length_of_pixels,
 )
-from ktn_jax.results.iuv_pictures import decode_record, encode_iuv
+from ktn_jax.results.iuv_pictures import check_iuv, decode_record, encode_iuv
 from ktn_jax.results.placed_masks import PlacedMask
 from ktn_jax.results.vertex_pictures import decode_vertices, encode_vertices
 from ktn_jax.runtime import atomic_files
@@ -168,8 +168,7 @@ class PersonResult:
 
 
 def _checked_iuv(iuv: np.ndarray, box: np.ndarray) -> np.ndarray:
-    if iuv.ndim != 3 or len(iuv) != 3 or iuv.dtype != np.uint8:
-        raise ResultsError(f"iuv must be [3, h, w] uint8, got {iuv.shape} {iuv.dtype}")
+    check_iuv(iuv)
     _check_size("iuv", iuv.shape[1:], box)
     return iuv
 

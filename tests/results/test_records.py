@@ -327,3 +327,16 @@ def test_vertices_that_are_wrong_are_named(change, message):
     wrong = record | {"vertices": change(record["vertices"])}
     with pytest.raises(ResultsError, match=f"record 0: .*{message}"):
         records.records_to_people([wrong])
+
+
+def test_a_picture_and_vertices_of_different_sizes_are_named():
+    box = {"box_xyxy": [10.0, 20.0, 11.0, 23.0]}
+    vertices = np.zeros((3, 1), np.int32)
+    (record,) = records.people_to_records(7, [_person(**box, vertices=vertices, mesh="cat")])
+    # Either size fits the box, as some systems round it.
+    (larger,) = records.people_to_records(
+        7, [_person(**box | {"box_xyxy": [10, 20, 12, 23]}, iuv=np.repeat(PICTURE, 2, axis=2))]
+    )
+    wrong = record | {name: larger[name] for name in ("uv_shape", "uv_data")}
+    with pytest.raises(ResultsError, match=r"record 0: vertices: shape \[3, 1\] is not that"):
+        records.records_to_people([wrong])
