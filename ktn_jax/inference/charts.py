@@ -37,6 +37,14 @@ def resize_maps(maps: np.ndarray, size_hw: tuple[int, int], interpolation: int) 
     return resized.reshape(height, width, maps.shape[-1])
 
 
+def check_mask_threshold(mask_threshold: float, num_channels: int) -> None:
+    """Raises ValueError for another threshold than 0.5 with more than two channels."""
+    if mask_threshold != 0.5 and num_channels != 2:
+        raise ValueError(
+            f"mask_threshold {mask_threshold} needs a two-channel mask, got {num_channels}"
+        )
+
+
 def person_mask(coarse: np.ndarray, mask_threshold: float) -> np.ndarray:
     """Decides person against background from resized coarse logits [h, w, 2 or 15].
 
@@ -46,14 +54,11 @@ def person_mask(coarse: np.ndarray, mask_threshold: float) -> np.ndarray:
     Raises:
         ValueError: another threshold with more than two channels.
     """
+    check_mask_threshold(mask_threshold, coarse.shape[-1])
     if mask_threshold == 0.5:
         if coarse.shape[-1] == 2:  # the same, in a fraction of the time
             return np.asarray(coarse[..., 1] > coarse[..., 0])
         return np.asarray(coarse.argmax(-1) > 0)
-    if coarse.shape[-1] != 2:
-        raise ValueError(
-            f"mask_threshold {mask_threshold} needs a two-channel mask, got {coarse.shape[-1]}"
-        )
     # softmax over two channels is the sigmoid of their difference
     with np.errstate(over="ignore"):  # 1 / infinity is the right 0
         probability = 1 / (1 + np.exp(coarse[..., 0] - coarse[..., 1]))

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ktn_jax.checkpoints import files
 from ktn_jax.inference import export_manifest, standalone
-from ktn_jax.inference.stages import Stages
+from ktn_jax.inference.stages import Stages, choose_compute
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.runtime import atomic_files, progress
 
@@ -206,7 +206,7 @@ def _groups(config: ConfigDict, platforms: Sequence[str]) -> list[tuple[str, lis
     """
     groups: dict[Compute, list[str]] = {}
     for platform in platforms:
-        groups.setdefault(standalone.choose_compute(config, platform), []).append(platform)
+        groups.setdefault(choose_compute(config, platform), []).append(platform)
     return [(group[0], group) for group in groups.values()]
 
 

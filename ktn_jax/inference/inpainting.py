@@ -19,8 +19,8 @@ from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, PersonRecord
 from ktn_jax.data_pipelines.loading.person_crops import CropShape, cut_window
 from ktn_jax.inference.mirroring import mirror_boxes, mirror_outputs
+from ktn_jax.inference.stages import choose_compute
 from ktn_jax.inference.symmetries import Symmetry
-from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.teacher import Teacher, build_teacher
 from ktn_jax.structures import DensePoseOutputs
 
@@ -88,13 +88,7 @@ class Inpainter:
         sizes = config.test.crop_sizes_hw or (crops.size_hw,)
         self._shapes = [CropShape(tuple(size_hw), crops.margin) for size_hw in sizes]
         self.batch_size: int = config.test.batch_size  # people at a time
-        compute = Compute.choose(
-            config.model.dtype,
-            platform=jax.default_backend(),
-            winograd=config.test.winograd,
-            bands=True,
-            matmul_dtype=config.test.matmul_dtype,
-        )
+        compute = choose_compute(config, jax.default_backend())
         model = build_teacher(config.model, compute=compute)
 
         def predict(variables: Any, crops: Array, part_mask: Array, boxes: Array) -> Any:

@@ -101,15 +101,8 @@ class Stages:
 
     def _build(self, config: ConfigDict) -> None:
         self.config = config
-        test = config.test
-        self._mesh = _make_mesh(test.num_devices)
-        compute = Compute.choose(
-            config.model.dtype,
-            platform=self._mesh.devices.flat[0].platform,
-            winograd=test.winograd,
-            bands=True,
-            matmul_dtype=test.matmul_dtype,
-        )
+        self._mesh = _make_mesh(config.test.num_devices)
+        compute = choose_compute(config, self._mesh.devices.flat[0].platform)
         self.model = build_model(without_norms(config.model), compute=compute)
         whole = build_model(config.model)
         self._synthesise = jax.jit(
@@ -298,6 +291,23 @@ class Stages:
         self._build(state["config"])
         self._shapes = state["shapes"]
         self._put(state["variables"], state["constants"])
+
+
+def choose_compute(config: ConfigDict, platform: str) -> Compute:
+    """How the model of a configuration computes without gradients.
+
+    Args:
+        config: a whole configuration.
+        platform: as `jax.default_backend()` or `jax.export` names it.
+    """
+    test = config.test
+    return Compute.choose(
+        config.model.dtype,
+        platform=platform,
+        winograd=test.winograd,
+        bands=True,
+        matmul_dtype=test.matmul_dtype,
+    )
 
 
 def people_bucket(count: int) -> int:

@@ -16,9 +16,9 @@ from flax import traverse_util
 from jax import lax
 from ml_collections import ConfigDict
 
+from ktn_jax.inference.charts import check_mask_threshold
 from ktn_jax.inference.folding import without_norms
-from ktn_jax.inference.stages import Stages
-from ktn_jax.modeling.compute import Compute
+from ktn_jax.inference.stages import Stages, choose_compute
 from ktn_jax.modeling.detector import Detector, build_model
 from ktn_jax.results.detection_checks import CONFIDENCES
 from ktn_jax.structures import DensePoseOutputs, Detections, PersonMaps
@@ -56,17 +56,6 @@ def weights_of(stages: Stages) -> dict[str, np.ndarray]:
     trees = {**stages.variables, _KERNELS: {k: v for k, v in kernels.items() if v is not None}}
     flat = traverse_util.flatten_dict(trees, sep="/")
     return {name: np.asarray(value) for name, value in sorted(flat.items())}
-
-
-def choose_compute(config: ConfigDict, platform: str) -> Compute:
-    """How the model of a configuration computes on a platform of `jax.export`."""
-    return Compute.choose(
-        config.model.dtype,
-        platform={"cuda": "gpu"}.get(platform, platform),
-        winograd=config.test.winograd,
-        bands=True,
-        matmul_dtype=config.test.matmul_dtype,
-    )
 
 
 def make_program(
@@ -200,8 +189,13 @@ def _named(maps: PersonMaps[Array], mask_threshold: float) -> Outputs:
 
 
 def _iuv(charts: DensePoseOutputs[Array], mask_threshold: float) -> Array:
-    """I, 255 U, 255 V at the cells of chart maps, as `charts.chart_in_box` makes them of pixels."""
+    """I, 255 U, 255 V at the cells of chart maps, as `charts.chart_in_box` makes them of pixels.
+
+    Raises:
+        ValueError: see `charts.check_mask_threshold`.
+    """
     coarse = charts.coarse_segm
+    check_mask_threshold(mask_threshold, coarse.shape[-1])
     is_person = coarse.argmax(-1) > 0
     if mask_threshold != 0.5:
         is_person = jax.nn.sigmoid(coarse[..., 1] - coarse[..., 0]) > mask_threshold

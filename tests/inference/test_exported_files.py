@@ -11,7 +11,7 @@ from ktn_jax.checkpoints import files
 from ktn_jax.inference import exported_files, standalone
 from ktn_jax.inference.stages import Stages
 from ktn_jax.runtime.configuration import load_config
-from ktn_jax.structures import Detections
+from ktn_jax.structures import DensePoseOutputs, Detections
 
 CANVAS = (96, 128)
 
@@ -61,6 +61,12 @@ def test_a_folder_of_the_user_is_left_alone(tmp_path):
         with pytest.raises(ValueError, match="is there already: give a new folder"):
             write(NoStages(), tmp_path, settings)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_mask_threshold_of_many_channels_is_refused_as_in_prediction():
+    maps = (np.zeros((1, 2, 2, channels), np.float32) for channels in (15, 25, 25, 25))
+    with pytest.raises(ValueError, match="mask_threshold 0.3 needs a two-channel mask, got 15"):
+        standalone._iuv(DensePoseOutputs(*maps), 0.3)
 
 
 @pytest.fixture(scope="module")
