@@ -70,13 +70,13 @@ class AugmentedPredictor:
     """
 
     def __init__(self, stages: Stages, symmetry: Symmetry | None):
-        """Takes the programs of a model, and what mirrors its surfaces, see
-            `symmetries.load_symmetry`.
+        """Takes the programs of a model, and what mirrors its surfaces.
 
         Args:
             stages: `test.augmentation` of their configuration sets the views.
-            symmetry: of the charts or the meshes that the model predicts; None is allowed without
-                flip, and for a model without either.
+            symmetry: of the charts or the meshes that the model predicts, from
+                `symmetries.load_symmetry`; None is allowed without flip, and for a model without
+                either.
 
         Raises:
             ValueError: flip without symmetry, or no scales.

@@ -235,14 +235,12 @@ def to_result(
     if person.maps.embeddings is not None:
         mesh = config.meshes.of_classes[person.class_index]
         size_hw = charts.box_size_hw(boxes[0])
-        found["mesh"], found["vertices"] = (
-            mesh,
-            vertices_in_box(
-                person.maps.embeddings,
-                vertex_embeddings[mesh],
-                size_hw,
-                config.predictor.mask_threshold,
-            ),
+        found["mesh"] = mesh
+        found["vertices"] = vertices_in_box(
+            person.maps.embeddings,
+            vertex_embeddings[mesh],
+            size_hw,
+            config.predictor.mask_threshold,
         )
         confidence = person.maps.embeddings.coarse_segm_confidence
         if confidence is not None:
