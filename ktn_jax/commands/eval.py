@@ -165,10 +165,10 @@ def _check(arguments: argparse.Namespace) -> None:
                 "--results scores a file and runs no model: leave out --model, --config, "
                 "--weights, --set, --tta"
             )
-        if arguments.confidences:
-            raise ValueError("--results runs no model: leave out --confidences")
-        if arguments.true_boxes:
-            raise ValueError("--results runs no model: leave out --true-boxes")
+        for name in ("confidences", "true_boxes", "key_vertices"):
+            if getattr(arguments, name):
+                option = name.replace("_", "-")
+                raise ValueError(f"--results runs no model: leave out --{option}")
         if arguments.data == "synthetic" or not (arguments.annotations or arguments.data):
             raise ValueError(
                 "--results needs --annotations (or --data) with the images of the file"

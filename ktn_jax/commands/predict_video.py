@@ -17,6 +17,9 @@ _TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
 # Options of photos that have no meaning for a video, and why.
 _NOT_FOR_VIDEOS = {
     "dump": "the JSON lines of a video have its people",
+    "vertices": "they go into the dump of a photo",
+    "body": "it goes with --vertices",
+    "template": "the JSON lines of a video have its vertices",
     "annotations": "frames of a video are numbered",
     "recursive": "name the videos",
 }

@@ -256,6 +256,8 @@ def test_rendered_truth_as_results_scores_100(evaluated, tmp_path, capsys):
         (["--results=r.json"], "--results needs --annotations"),
         ([*MODEL, "--annotations=a.json", "--images=."], "--template is needed"),
         (["--results=r.json", *MODEL], "leave out --model, --config"),
+        (["--results=r.json", "--key-vertices=k.json"], "leave out --key-vertices"),
+        (["--results=r.json", "--true-boxes"], "leave out --true-boxes"),
         (["--results=r.json", "--annotations=a.json", "--template=t"], "a.json"),
     ],
 )
