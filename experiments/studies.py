@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ktn_jax.commands.train import EXIT_INTERRUPTED
+from ktn_jax.commands import EXIT_INTERRUPTED
 from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.runtime import atomic_files, locks

@@ -8,7 +8,8 @@ import argparse
 import math
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ktn_jax.runtime import addresses
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from ktn_jax.runtime.processes import Processes
+
+# sysexits' EX_TEMPFAIL: what is done is kept, the same command resumes. Neither 0 nor 1, so that a
+# scheduler can tell them apart.
+EXIT_INTERRUPTED = 75
 
 # The convention of ml_collections' config_flags.
 _CHANGE = "--config."
@@ -116,6 +121,23 @@ def size_hw(text: str) -> tuple[int, int]:
 def folder_or_address(text: str) -> "pathlib.Path | str":
     """The type of arguments that name a local path or an address of a store, gs://bucket/folder."""
     return text if addresses.is_store(text) else pathlib.Path(text)
+
+
+def run_resumable(name: str, run: Callable[[], int]) -> int:
+    """Runs a command whose work is kept when it is stopped, by Ctrl-C or SIGTERM.
+
+    Args:
+        name: of the command, without `ktn`.
+        run: its work.
+
+    Returns:
+        Its exit code; `EXIT_INTERRUPTED` if it was stopped.
+    """
+    try:
+        return run()
+    except KeyboardInterrupt:
+        print(f"ktn {name}: stopped; the same command resumes it", file=sys.stderr)  # noqa: T201
+        return EXIT_INTERRUPTED
 
 
 def fetch_inputs(arguments: argparse.Namespace, *names: str) -> None:

@@ -76,14 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Labels the photos; the exit code is 1 if some were left out, 75 if it can be resumed."""
-    from ktn_jax.commands import train
+    from ktn_jax import commands
+
+    return commands.run_resumable("data bootstrap", lambda: _report(arguments))
+
+
+def _report(arguments: argparse.Namespace) -> int:
     from ktn_jax.inference import bootstrapped_files
 
-    try:
-        summary = _bootstrap(arguments)
-    except KeyboardInterrupt:
-        print("ktn data bootstrap: stopped; the same command resumes it", file=sys.stderr)  # noqa: T201
-        return train.EXIT_INTERRUPTED
+    summary = _bootstrap(arguments)
     for failure in summary.failures:
         print(f"left out: {failure}", file=sys.stderr)  # noqa: T201
     print(bootstrapped_files.describe(summary, arguments.output))  # noqa: T201

@@ -2,7 +2,6 @@
 
 import argparse
 import pathlib
-import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,13 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Labels the people; the exit code is 75 if it was stopped and can be resumed."""
-    from ktn_jax.commands import train
+    from ktn_jax import commands
 
-    try:
-        return _inpaint(arguments)
-    except KeyboardInterrupt:
-        print("ktn data inpaint: stopped; the same command resumes it", file=sys.stderr)  # noqa: T201
-        return train.EXIT_INTERRUPTED
+    return commands.run_resumable("data inpaint", lambda: _inpaint(arguments))
 
 
 def _inpaint(arguments: argparse.Namespace) -> int:

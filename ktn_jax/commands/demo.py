@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the demo; the exit code is that of `ktn train` where training stops early."""
+    from ktn_jax import commands
     from ktn_jax.commands import train
     from ktn_jax.demo.run import DemoRequest, run_demo
     from ktn_jax.training.trainer import NonFiniteError
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         outcome = None
     if outcome is None or not outcome.is_complete:
         print("ktn demo: stopped; the same command resumes it", file=sys.stderr)  # noqa: T201
-        return train.EXIT_INTERRUPTED
+        return commands.EXIT_INTERRUPTED
     _show(outcome.record)
     print(f"Report: {outcome.report.resolve()}")  # noqa: T201
     return 0

@@ -134,7 +134,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates; the exit code is 75 if it was stopped and can be resumed."""
     from ktn_jax import commands
-    from ktn_jax.commands import train
 
     _check(arguments)
     commands.fetch_inputs(arguments, "results", "annotations", "images", "template", "data")
@@ -142,11 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _score_file(arguments)
     if arguments.key_vertices:
         return _measure_alignment(arguments)
-    try:
-        return _evaluate_model(arguments)
-    except KeyboardInterrupt:
-        print("ktn eval: stopped; the same command resumes it", file=sys.stderr)  # noqa: T201
-        return train.EXIT_INTERRUPTED
+    return commands.run_resumable("eval", lambda: _evaluate_model(arguments))
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -106,20 +106,20 @@ def run(arguments: argparse.Namespace) -> int:
     It is 75 if the command was stopped and can be resumed.
     """
     from ktn_jax import commands
-    from ktn_jax.commands import predict_video, train
+    from ktn_jax.commands import predict_video
     from ktn_jax.runtime import mirrors
 
     commands.fetch_inputs(arguments, "inputs", "annotations")
     arguments.inputs = [os.fspath(name) for name in arguments.inputs]
     predict = predict_video.run if predict_video.is_wanted(arguments) else _predict
-    try:
+
+    def run_in_folder() -> int:
         if arguments.output is None:
             return predict(arguments, None)
         with mirrors.output_folder(arguments.output) as (folder, _):
             return predict(arguments, folder)
-    except KeyboardInterrupt:
-        _say(["ktn predict: stopped; the same command resumes it"])
-        return train.EXIT_INTERRUPTED
+
+    return commands.run_resumable("predict", run_in_folder)
 
 
 def _predict(arguments: argparse.Namespace, folder: pathlib.Path | None) -> int:

@@ -4,8 +4,8 @@ import argparse
 import contextlib
 import sys
 
-# Neither 0 nor 1, so that a scheduler can tell them apart.
-EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: the state is saved, the same command resumes
+from ktn_jax.commands import EXIT_INTERRUPTED
+
 EXIT_NOT_FINITE = 76
 
 EXAMPLES = f"""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ktn_jax import cli
 from ktn_jax.checkpoints import weights
-from ktn_jax.commands.train import EXIT_INTERRUPTED
+from ktn_jax.commands import EXIT_INTERRUPTED
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED, HeldOutPeople
 from ktn_jax.data_pipelines.synthetic.scene import PRESETS
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource

@@ -8,7 +8,7 @@ import pytest
 
 from ktn_jax import cli
 from ktn_jax.checkpoints import files
-from ktn_jax.commands import train
+from ktn_jax.commands import EXIT_INTERRUPTED, train
 from ktn_jax.runtime import jax_setup
 from ktn_jax.training import configured, distributed, trainer
 
@@ -88,7 +88,7 @@ def pretend(monkeypatch):
     return put
 
 
-@pytest.mark.parametrize(("is_complete", "code"), [(True, 0), (False, train.EXIT_INTERRUPTED)])
+@pytest.mark.parametrize(("is_complete", "code"), [(True, 0), (False, EXIT_INTERRUPTED)])
 def test_exit_codes_tell_a_finished_run_from_an_interrupted_one(
     tmp_path, pretend, is_complete, code
 ):
