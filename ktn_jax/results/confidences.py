@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ktn_jax.results.detection_checks import ResultsError
-from ktn_jax.results.png_text import decode_png, encode_png
+from ktn_jax.results.png_text import decode_grey, encode_png
 
 ON_BODY = ("sigma", "kappa_u", "kappa_v")
 """Those that belong to a patch: 0 on background."""
@@ -75,15 +75,7 @@ def decode_confidences(
     """
     decoded = {}
     for name, entry in encoded.items():
-        try:
-            mode, levels = decode_png(entry["data"])
-        except ResultsError as error:
-            raise ResultsError(f"{where}: {name}: {error}") from error
-        if not mode.startswith("I") or levels.shape != is_body.shape:
-            raise ResultsError(
-                f"{where}: {name}: wanted a grey PNG of 16 bits and {is_body.shape} pixels, got "
-                f"{mode} {levels.shape}"
-            )
+        levels = decode_grey(f"{where}: {name}", entry["data"], is_body.shape)
         low, high = entry["range"]
         values = low + levels.astype(np.float64) * ((high - low) / _LEVELS)
         if name in ON_BODY:

@@ -40,3 +40,28 @@ def decode_png(text: str) -> tuple[str, np.ndarray]:
             return png.mode, np.array(png)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ResultsError(f"not a PNG in base64: {explain_error(error)}") from error
+
+
+def decode_grey(where: str, text: str, size_hw: tuple[int, ...]) -> np.ndarray:
+    """Decodes a grey PNG of 16 bits in base64.
+
+    Args:
+        where: names record and field in messages.
+        text: as `decode_png` takes it.
+        size_hw: that it must have.
+
+    Returns:
+        [h, w], 0 to 65,535.
+
+    Raises:
+        ResultsError: damaged, or another picture.
+    """
+    try:
+        mode, levels = decode_png(text)
+    except ResultsError as error:
+        raise ResultsError(f"{where}: {error}") from error
+    if not mode.startswith("I") or levels.shape != size_hw:
+        raise ResultsError(
+            f"{where}: wanted a grey PNG of 16 bits and {size_hw} pixels, got {mode} {levels.shape}"
+        )
+    return levels

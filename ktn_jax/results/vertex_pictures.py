@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ktn_jax.results.detection_checks import ResultsError
-from ktn_jax.results.png_text import decode_png, encode_png
+from ktn_jax.results.png_text import decode_grey, encode_png
 
 MOST_VERTICES = 65_535  # numbers of 16 bits but 0, which is background
 
@@ -47,13 +47,5 @@ def decode_vertices(where: str, encoded: Mapping[str, Any]) -> np.ndarray:
     Raises:
         ResultsError: the picture is damaged, or not grey with 16 bits and of the given shape.
     """
-    try:
-        mode, numbers = decode_png(encoded["data"])
-    except ResultsError as error:
-        raise ResultsError(f"{where}: vertices: {error}") from error
-    if not mode.startswith("I") or list(numbers.shape) != list(encoded["shape"]):
-        raise ResultsError(
-            f"{where}: vertices: wanted a grey PNG of 16 bits and {encoded['shape']} pixels, got "
-            f"{mode} {numbers.shape}"
-        )
+    numbers = decode_grey(f"{where}: vertices", encoded["data"], tuple(encoded["shape"]))
     return numbers.astype(np.int32) - 1
