@@ -91,9 +91,10 @@ class StoreLock:
 
     def _is_taken(self) -> bool:
         """Makes the lock where there is none."""
-        if not self._store.create(locks.LOCK_FILE, self._text()):
-            return False
-        content = self._content()  # a store that knows no condition may have let two write
+        self._store.create(locks.LOCK_FILE, self._text())
+        # Its answer is no proof: a store that knows no condition may have let two write, and a
+        # request that the network made the library repeat was refused for its own first try.
+        content = self._content()
         return content is not None and _field(content, "token") == self._token
 
     def _content(self) -> bytes | None:

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from ktn_jax.runtime import addresses, atomic_files, caches, progress
+from ktn_jax.runtime import addresses, atomic_files, caches, locks, progress
 
 AT_ONCE = 16  # objects that are sent or fetched: each waits for the network
 # Schemes whose libraries are extras of this package; those of others are named by fsspec.
@@ -139,6 +139,9 @@ class Store:
 
         Of two processes that do this at once only one succeeds, where the store can write on that
         condition, as GCS, S3 and Azure do.
+
+        Raises:
+            StoreError: it cannot be written, and there is none.
         """
         with self._naming(name):
             self._make_folder(name)
@@ -146,8 +149,8 @@ class Store:
                 self._system.pipe_file(self._at(name), content, mode="create")
             except FileExistsError:
                 return False
-            except Exception as error:  # s3fs raises what the store's answer is translated to
-                if "PreconditionFailed" in repr(error) or "412" in repr(error):
+            except Exception:  # s3fs knows how AWS refuses, and not how other servers of S3 do
+                if self._system.exists(self._at(name)):
                     return False
                 raise
         return True
@@ -270,25 +273,33 @@ _FETCHING = threading.Lock()
 def _fetch(address: str, keep: bool, only: str) -> pathlib.Path:
     folder = caches.folder("stores") if keep else _scratch()
     folder /= hashlib.sha256(address.encode()).hexdigest()[:12]
-    store = Store(f"{address}/{only}" if only else address)
     target = folder / posixpath.basename(address)
-    if store.is_file():
-        parent, _, name = store.address.rpartition("/")
-        store = Store(parent)
-        files = {name: store.describe(name)}
-    else:
-        files, folder = store.files(), target / only
-    if not files:
-        raise FileNotFoundError(f"{store} is not there")
+    with locks.hold(folder, wait=True):  # another process may be fetching the same
+        store = Store(f"{address}/{only}" if only else address)
+        if store.is_file():
+            parent, _, name = store.address.rpartition("/")
+            store = Store(parent)
+            _update(store, {name: store.describe(name)}, folder, address)
+        else:
+            files, copies = store.files(), target / only
+            if not files:
+                raise FileNotFoundError(f"{store} is not there")
+            _update(store, files, copies, address)
+            for path in copies.rglob("*"):  # of what is there no more
+                if path.is_file() and path.relative_to(copies).as_posix() not in files:
+                    path.unlink()
+    return target
+
+
+def _update(
+    store: Store, files: Mapping[str, StoredFile], folder: pathlib.Path, address: str
+) -> None:
+    """Fetches those files of which a local folder has no copy, or an old one."""
     missing = {n: file for n, file in files.items() if not _is_copy(inside(folder, n), file)}
     if missing:
         size = sum(file.size for file in missing.values()) / 1e6
         progress.say(f"fetching {address}: {len(missing):,} files, {size:,.1f} MB")
     fetch_files(store, missing, folder)
-    for path in folder.rglob("*"):  # copies of what is there no more
-        if path.is_file() and path.relative_to(folder).as_posix() not in files:
-            path.unlink()
-    return target
 
 
 def fetch_files(store: Store, files: Mapping[str, StoredFile], target: pathlib.Path) -> None:

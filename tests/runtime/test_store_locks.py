@@ -69,6 +69,15 @@ def test_that_of_a_dead_process_here_is_taken_at_once(store, monkeypatch):
         pass
 
 
+def test_a_request_that_was_sent_twice_is_no_other_owner(store, monkeypatch):
+    create = store.create
+    # The first try arrived, its answer did not, and the second is told that there is an object.
+    monkeypatch.setattr(store, "create", lambda *given: create(*given) and create(*given))
+    with store_locks.hold(store) as lock:
+        lock.check()
+    assert not store.files()
+
+
 def test_a_damaged_one_counts_as_dead(store):
     store.write(locks.LOCK_FILE, b"\xff[")
     with store_locks.hold(store) as lock:

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import threading
+from unittest import mock
 
 import fsspec
 import pytest
@@ -64,6 +66,23 @@ def test_only_one_creates_an_object(store):
     assert store.read("lock") == b"first"
 
 
+def test_a_refusal_to_create_is_no_sign_of_an_object(store, monkeypatch):
+    """Else a lock that nobody holds and that cannot be written would be waited for for ever."""
+
+    def refuse(*arguments, **options):
+        raise OSError("Forbidden: https://storage.googleapis.com/b/run412/o")
+
+    monkeypatch.setattr(store._system, "pipe_file", refuse)
+    with pytest.raises(stores.StoreError, match="bucket/run/lock: Forbidden"):
+        store.create("lock", b"1")
+    monkeypatch.undo()
+    store.write("lock", b"0")
+    # Other servers of S3 than AWS: s3fs makes this of their answer.
+    refusal = OSError(22, "At least one of the pre-conditions you specified did not hold")
+    monkeypatch.setattr(store._system, "pipe_file", mock.Mock(side_effect=refusal))
+    assert not store.create("lock", b"1")
+
+
 def test_what_is_missing_is_said(monkeypatch):
     with pytest.raises(ValueError, match="nostore://x: .*give a local path, gs://"):
         Store("nostore://x")
@@ -108,6 +127,24 @@ def test_inputs_are_fetched_once_and_only_what_changed(store, monkeypatch):
     modified = store.files()["images/3.jpg"].modified
     assert (folder / "3.jpg").stat().st_mtime == pytest.approx(modified, abs=1e-5)
     assert stores.fetched("local") == pathlib.Path("local")
+
+
+def test_processes_that_share_the_cache_fetch_one_after_the_other(store):
+    store.write("a.json", b"{}")
+    (folder,) = {stores.fetched(f"{store}/a.json").parent}
+    stores._fetch.cache_clear()
+    store.write("a.json", b"new")
+    other = threading.Thread(target=stores.fetched, args=(f"{store}/a.json",))
+    with locks.hold(folder):  # of a process that is writing
+        unfinished = folder / ".a.0123456789ab.json"
+        unfinished.write_bytes(b"ne")
+        other.start()
+        other.join(0.2)
+        assert other.is_alive() and unfinished.exists()
+        assert (folder / "a.json").read_bytes() == b"{}"
+        unfinished.unlink()
+    other.join(10)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a.json": b"new"}
 
 
 def test_a_part_of_a_folder_is_fetched(store):
