@@ -14,7 +14,6 @@ import re
 import shutil
 import tempfile
 import threading
-import types
 from collections.abc import Collection, Iterator
 
 from ktn_jax.runtime import locks, progress, stores
@@ -67,25 +66,21 @@ class Mirror:
     def __enter__(self) -> "Mirror":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Sends what has changed and removes the local folder.
 
         Raises:
-            StoreError: it cannot be sent; the local folder is kept, and the message names it.
+            StoreError: it cannot be sent, or copied for that as the disk is full; the local folder
+                is kept, and the message names it.
         """
         self._ended.set()
         self._sender.join()  # else it could take what is removed here for removed by its owner
         try:
             self.push()
-        except StoreError as error:
+        except OSError as error:
             raise StoreError(f"{error}; what was written is in {self.folder}") from error
         shutil.rmtree(self.folder)
 
@@ -143,7 +138,7 @@ class Mirror:
         while not self._ended.wait(_SECONDS):
             try:
                 self.push()
-            except StoreError as error:  # the network may come back, and closing tries again
+            except OSError as error:  # it may get better, and closing tries again
                 progress.warn(str(error))
 
     def _local_files(self) -> dict[str, tuple[int, int]]:

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import pathlib
-import types
 from collections.abc import Iterator, Mapping
 from typing import IO
 
@@ -39,12 +38,7 @@ class NpzFile(Mapping[str, np.ndarray]):
     def __enter__(self) -> "NpzFile":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ import logging
 import sys
 import threading
 import time
-import types
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
@@ -93,12 +92,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def advance(self, count: float = 1) -> None:

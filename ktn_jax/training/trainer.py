@@ -8,7 +8,6 @@ import collections
 import contextlib
 import dataclasses
 import os
-import types
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, TypeGuard
 
@@ -173,12 +172,7 @@ class Trainer:
     def __enter__(self) -> "Trainer":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

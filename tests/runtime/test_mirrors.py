@@ -94,9 +94,10 @@ def test_a_local_output_is_itself(tmp_path):
     assert not folder.exists()
 
 
-def test_nothing_is_lost_where_it_cannot_be_sent(store, monkeypatch):
+@pytest.mark.parametrize("kind", [stores.StoreError, OSError])  # of the network, of the disk
+def test_nothing_is_lost_where_it_cannot_be_sent(store, monkeypatch, kind):
     def refuse(path, name):
-        raise stores.StoreError(f"{name}: no network")
+        raise kind(f"{name}: no network")
 
     mirror = Mirror(store)
     (mirror.folder / "result").write_text("7")
