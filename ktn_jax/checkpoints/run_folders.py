@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+from collections.abc import Sequence
 
 from ktn_jax.runtime import checksums
 
@@ -15,7 +16,6 @@ FOLDER = "checkpoints"
 SET_ASIDE = "set_aside"  # beside it: checkpoints after the one that a run was told to resume from
 STATE, RUN, METRICS = "state", "run", "metrics"  # parts of a checkpoint
 RESUME = "ktn train ... --from-step {step} resumes from it"  # advice, see `checkpoint_before`
-
 NONE_BEFORE = "there is no whole checkpoint before it"
 
 _LOGGER = logging.getLogger(__name__)
@@ -56,10 +56,13 @@ def checkpoint_steps(directory: pathlib.Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(
-        int(child.name)
-        for child in directory.iterdir()
-        if child.name.isdecimal() and child.name == str(int(child.name)) and child.is_dir()
+        int(child.name) for child in directory.iterdir() if is_step(child.name) and child.is_dir()
     )
+
+
+def is_step(name: str) -> bool:
+    """Whether a folder's name is that of a checkpoint: a step, without zeros before it."""
+    return name.isdecimal() and name == str(int(name))
 
 
 def check_checkpoint(path: pathlib.Path, advice: str) -> None:
@@ -109,13 +112,27 @@ def check_metrics(path: pathlib.Path) -> None:
     if not file.is_file():  # it has none
         return
     try:
-        metrics = json.loads(file.read_bytes())
-        if not all(type(value) in (int, float) for value in metrics.values()):
-            raise ValueError("not all are numbers")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        parse_metrics(file.read_bytes())
+    except (OSError, ValueError) as error:
         is_newest = path.name == str(checkpoint_steps(path.parent)[-1])
         rest = checkpoint_before(path, RESUME) if is_newest else f"move the folder {path} away"
         raise CheckpointError(f"{file}: damaged: {error}; {rest}") from error
+
+
+def parse_metrics(content: bytes) -> dict[str, float]:
+    """Reads the file of a checkpoint's metrics, which orbax writes.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        metrics: dict[str, float] = json.loads(content)
+        is_whole = all(type(value) in (int, float) for value in metrics.values())
+    except (AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    if not is_whole:
+        raise ValueError("not all are numbers")
+    return metrics
 
 
 def first_lines(error: Exception) -> str:
@@ -139,13 +156,9 @@ def return_to(workdir: str | os.PathLike[str], step: int, *, verify: bool = True
         CheckpointError: there is no checkpoint of that step, or it is damaged; nothing is moved.
     """
     directory = pathlib.Path(workdir).absolute() / FOLDER
-    steps = checkpoint_steps(directory)
-    if step not in steps:
-        have = ", ".join(map(str, steps)) or "none"
-        raise CheckpointError(f"{directory}: no checkpoint of step {step}, it has {have}")
+    later = steps_after(checkpoint_steps(directory), step, directory)
     if verify:
         check_checkpoint(directory / str(step), RESUME)
-    later = [number for number in steps if number > step]
     for number in later:
         target, copy = directory.parent / SET_ASIDE / str(number), 1
         while target.exists():
@@ -154,3 +167,15 @@ def return_to(workdir: str | os.PathLike[str], step: int, *, verify: bool = True
         target.parent.mkdir(exist_ok=True)
         os.rename(directory / str(number), target)
     return later
+
+
+def steps_after(steps: Sequence[int], step: int, folder: object) -> list[int]:
+    """The steps of a folder's checkpoints after one that has to be there.
+
+    Raises:
+        CheckpointError: it is not; the message names the folder.
+    """
+    if step not in steps:
+        have = ", ".join(map(str, steps)) or "none"
+        raise CheckpointError(f"{folder}: no checkpoint of step {step}, it has {have}")
+    return [number for number in steps if number > step]

@@ -56,28 +56,6 @@ def ranked_metrics(metrics: Mapping[str, float], score: str) -> dict[str, float]
     return known if LOSS in known or score in known else None
 
 
-def to_record(content: Mapping[str, Any], path: object) -> RunRecord:
-    """Makes the description of a run of what a checkpoint holds.
-
-    Raises:
-        CheckpointError: it is of another version of this software.
-        TypeError: it is damaged.
-    """
-    run = RunRecord(**content)
-    if run.format != FORMAT:
-        raise CheckpointError(f"{path}: is of format {run.format}, this software's is {FORMAT}")
-    return run
-
-
-def place(abstract_state: Tree, shardings: Any) -> Tree:
-    """What a state is restored into: shapes, types and places of its arrays."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract_state,
-        shardings,
-    )
-
-
 class Checkpoints:
     """Saves and restores the states of one run.
 
@@ -251,14 +229,15 @@ class Checkpoints:
         path = self.directory / str(step)
         try:
             args = ocp.args.Composite(**{RUN: ocp.args.JsonRestore()})
-            return to_record(self._manager.restore(step, args=args)[RUN], path)
-        except CheckpointError:
-            raise
+            run = RunRecord(**self._manager.restore(step, args=args)[RUN])
         except Exception as error:  # orbax raises a dozen kinds on damaged files
             raise CheckpointError(
                 f"{path}: cannot be read: {run_folders.first_lines(error)}; "
                 + run_folders.checkpoint_before(path, run_folders.RESUME)
             ) from error
+        if run.format != FORMAT:
+            raise CheckpointError(f"{path}: is of format {run.format}, this software's is {FORMAT}")
+        return run
 
     def restore(self, step: int, abstract_state: Tree, shardings: Any) -> Tree:
         """Restores a state, on any number of devices.
@@ -276,7 +255,11 @@ class Checkpoints:
         """
         self.check(step)
         path = self.directory / str(step)
-        target = place(abstract_state, shardings)
+        target = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract_state,
+            shardings,
+        )
         try:
             args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(target)})
             return self._manager.restore(step, args=args)[STATE]

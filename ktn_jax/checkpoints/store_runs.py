@@ -7,7 +7,6 @@ one gathers the state and sends it; to resume, each fetches the whole.
 """
 
 import concurrent.futures
-import json
 import pathlib
 import shutil
 import tempfile
@@ -168,15 +167,13 @@ class StoreCheckpoints:
         def send(name: str) -> None:
             self._store.send(folder / name, f"{step}/{name}")
 
+        names.remove(checksums.CHECKSUM_FILE)
         try:
             self._check_lock()
             self._send_before()
-            names.remove(checksums.CHECKSUM_FILE)
             with concurrent.futures.ThreadPoolExecutor(stores.AT_ONCE) as pool:
-                list(
-                    pool.map(lambda name: self._store.send(folder / name, f"{step}/{name}"), names)
-                )
-            self._store.send(folder / checksums.CHECKSUM_FILE, f"{step}/{checksums.CHECKSUM_FILE}")
+                list(pool.map(send, names))
+            send(checksums.CHECKSUM_FILE)
             self._remove_others()
         except StoreError as error:
             raise CheckpointError(f"the checkpoint of step {step} cannot be saved: {error}") from (
@@ -192,11 +189,10 @@ class StoreCheckpoints:
     def _read_metrics(self, step: int) -> dict[str, float] | None:
         name = f"{step}/{METRICS}/{METRICS}"
         try:
-            metrics = json.loads(self._store.read(name))
-            return {str(key): float(value) for key, value in metrics.items()}
+            return run_folders.parse_metrics(self._store.read(name))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except ValueError as error:
             raise CheckpointError(
                 f"{self._store}/{name}: damaged: {error}; move the checkpoint away"
             ) from error
@@ -245,7 +241,7 @@ def checkpoint_steps(store: Store) -> list[int]:
     found = []
     for name in store.files():
         step, _, rest = name.partition("/")
-        if rest == checksums.CHECKSUM_FILE and step.isdecimal() and step == str(int(step)):
+        if rest == checksums.CHECKSUM_FILE and run_folders.is_step(step):
             found.append(int(step))
     return sorted(found)
 
@@ -287,12 +283,9 @@ def return_to(store: Store, step: int) -> list[int]:
     Raises:
         CheckpointError: there is no checkpoint of that step; nothing is moved.
     """
-    steps = checkpoint_steps(store / FOLDER)
-    if step not in steps:
-        have = ", ".join(map(str, steps)) or "none"
-        raise CheckpointError(f"{store}/{FOLDER}: no checkpoint of step {step}, it has {have}")
+    directory = store / FOLDER
+    later = run_folders.steps_after(checkpoint_steps(directory), step, directory)
     files = store.files()
-    later = [number for number in steps if number > step]
     for number in later:
         target, copy = f"{SET_ASIDE}/{number}", 1
         while any(name.startswith(f"{target}/") for name in files):
