@@ -1,8 +1,6 @@
 """Datasets as a configuration's `data` section describes them."""
 
 import dataclasses
-import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -175,7 +173,7 @@ def make_source(data: Any, needs_symmetry: bool = True) -> Source:
     _check_files(data, needs_symmetry)
     datasets = [
         parse_dataset(
-            _path(file),
+            stores.fetched(file),
             data.on_bad,
             data.max_skipped_fraction,
             categories=tuple(data.categories),
@@ -190,29 +188,40 @@ def make_source(data: Any, needs_symmetry: bool = True) -> Source:
         )
     return _as_one(
         [
-            FolderSource(dataset, _path(folder), labels_dir=_path(file).parent)
+            FolderSource(dataset, stores.fetched(folder), labels_dir=stores.fetched(file).parent)
             for dataset, file, folder in zip(datasets, data.annotations, data.images, strict=True)
         ],
         data.weights,
     )
 
 
-def _path(name: str) -> pathlib.Path:
-    return stores.fetched(os.path.expanduser(name))
-
-
 def _check_files(data: Any, needs_symmetry: bool) -> None:
-    """Raises FileNotFoundError that names all files and folders that are missing."""
+    """Checks the files and folders that annotations are read from.
+
+    Raises:
+        FileNotFoundError: some are missing; all are named.
+        ValueError: an address of what is read one by one.
+    """
     for name in data.images:
         if stores.is_address(name):
             raise ValueError(
                 f"data.images: {name}: photos are read one by one, at random: mount the bucket, "
                 "copy them here, or set data.source=tfds, whose data.tfds.dir may be an address"
             )
-    missing = [f"data.annotations: {name}" for name in data.annotations if not _path(name).exists()]
-    missing += [f"data.images: {name}" for name in data.images if not _path(name).is_dir()]
+    for name in data.annotations:
+        if data.dense_points and stores.is_address(name):
+            raise ValueError(
+                f"data.annotations: {name}: data.dense_points reads the pictures beside the file "
+                "one by one, at random: mount the bucket, or copy file and pictures here"
+            )
+    missing = [
+        f"data.annotations: {name}"
+        for name in data.annotations
+        if not stores.fetched(name).exists()
+    ]
+    missing += [f"data.images: {name}" for name in data.images if not stores.fetched(name).is_dir()]
     needs_symmetry = needs_symmetry and data.flip_probability > 0 and bool(data.symmetry)
-    if needs_symmetry and not _path(data.symmetry).exists():
+    if needs_symmetry and not stores.fetched(data.symmetry).exists():
         missing.append(f"data.symmetry: {data.symmetry}")
     if missing:
         listed = "\n".join(f"  {line}" for line in missing)
@@ -269,4 +278,4 @@ def _trains_surface(config: Any) -> bool:
 def _symmetry(data: Any) -> UVSymmetry | None:
     if data.source == "synthetic":
         return uv_symmetry_tables(assembly.make_body().template.mirror_iuv)
-    return load_uv_symmetry(_path(data.symmetry)) if data.symmetry else None
+    return load_uv_symmetry(stores.fetched(data.symmetry)) if data.symmetry else None

@@ -51,8 +51,10 @@ _NOT_NEGATIVE = (
 )
 # Files and folders, in which a `~` at the start is the home folder.
 _PATHS = (
+    "model.meshes.files",
     "training.weights",
     "training.graph",
+    "training.vertex_init",
     "data.annotations",
     "data.images",
     "data.symmetry",

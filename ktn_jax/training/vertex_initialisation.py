@@ -83,7 +83,7 @@ def _laplacian(meshes: ConfigDict, name: str) -> dict[str, np.ndarray]:
 
 def _read(name: str, source: str) -> dict[str, Any]:
     """Reads the arrays of a file or address."""
-    path = pathlib.Path(source).expanduser()
+    path = pathlib.Path(source)
     if "://" in source:
         file = urllib.parse.urlsplit(source).path.rpartition("/")[2]
         target = caches.folder("meshes") / name / file

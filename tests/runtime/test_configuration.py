@@ -186,9 +186,13 @@ def test_files_may_be_in_the_home_folder(elsewhere, monkeypatch):
         "    config.data.symmetry = '~/s.mat'\n    return config\n"
     )
     changes = ["data.annotations=~/a.json,b.json", "training.weights=~/w", "name=~/x"]
+    changes += ["model.meshes.files=('~/ball.npz',)"]
+    changes += ["training.vertex_init=('','laplacian','~/v.npz')"]
     config = load_config("own.py", changes)
     assert config.data.symmetry == "/home/me/s.mat" and config.training.weights == "/home/me/w"
     assert config.data.annotations == ("/home/me/a.json", "b.json")
+    assert config.model.meshes.files == ("/home/me/ball.npz",)
+    assert config.training.vertex_init == ("", "laplacian", "/home/me/v.npz")
     assert config.name == "~/x"  # no file
 
 

@@ -142,7 +142,9 @@ def test_points_cannot_be_drawn_without_pictures(labelled):
     data.flip_probability, data.dense_points = 0.0, 10
     with pytest.raises(ValueError, match="nobody in .*annotations.json has a picture of labels"):
         configured.make_source(data)
-    data.annotations = (str(labelled / "b.json"),)
+    data.annotations = ("gs://bucket/annotations.json",)
+    with pytest.raises(ValueError, match="annotations.json: data.dense_points reads the pictures"):
+        configured.make_source(data)
     data.source = "synthetic"
     with pytest.raises(ValueError, match="set it to densepose_coco"):
         configured.make_source(data)
