@@ -8,7 +8,35 @@ from typing import Any
 import jax
 import numpy as np
 from jax import export
-from jaxlib.mlir.dialects import stablehlo
+
+
+def check_libraries() -> None:
+    """Checks that `write` can be called, before the programs are made, which takes minutes.
+
+    Raises:
+        ImportError: TensorFlow is not installed; or it or JAX no longer has what no public
+            function of theirs does.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ImportError(
+            "writing a SavedModel needs TensorFlow: pip install 'ktn_jax[tfds]'"
+        ) from error
+    try:
+        # Neither promises to keep these; the functions are those that jax2tf is made of.
+        from jaxlib.mlir.dialects.stablehlo import (  # noqa: F401
+            StablehloCompatibilityRequirement,
+            get_version_from_compatibility_requirement,
+            serialize_portable_artifact_str,
+        )
+        from tensorflow.compiler.tf2xla.python.xla import call_module  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"TensorFlow {tf.__version__} and JAX {jax.__version__} cannot write a "
+            f"SavedModel: {error}. Write --format stablehlo, or install other versions of them"
+        ) from error
 
 
 def write(
@@ -28,16 +56,11 @@ def write(
         weights: arrays by name.
 
     Raises:
-        ImportError: TensorFlow is not installed.
+        ImportError: see `check_libraries`.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        import tensorflow as tf
-        from tensorflow.compiler.tf2xla.python import xla
-    except ImportError as error:
-        raise ImportError(
-            "writing a SavedModel needs TensorFlow: pip install 'ktn_jax[tfds]'"
-        ) from error
+    check_libraries()
+    import tensorflow as tf
+
     tf.config.set_visible_devices([], "GPU")  # TensorFlow would reserve the memory JAX needs
     module = tf.Module()
     # A list, as modules do not take names with slashes.
@@ -47,14 +70,17 @@ def write(
         module,
         str(folder),
         signatures={
-            name: _to_function(tf, xla, program, variables).get_concrete_function()
+            name: _to_function(tf, program, variables).get_concrete_function()
             for name, program in programs.items()
         },
     )
 
 
-def _to_function(tf: Any, xla: Any, program: export.Exported, variables: Mapping[str, Any]) -> Any:
+def _to_function(tf: Any, program: export.Exported, variables: Mapping[str, Any]) -> Any:
     """Makes a `tf.function` of images and their sizes, by the operation that jax2tf makes too."""
+    from jaxlib.mlir.dialects import stablehlo
+    from tensorflow.compiler.tf2xla.python import xla
+
     version = stablehlo.get_version_from_compatibility_requirement(
         stablehlo.StablehloCompatibilityRequirement.WEEK_12
     )

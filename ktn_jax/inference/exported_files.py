@@ -17,7 +17,7 @@ import numpy as np
 from jax import export
 from ml_collections import ConfigDict
 
-from ktn_jax.checkpoints import files
+from ktn_jax.checkpoints import files, saved_model
 from ktn_jax.inference import export_manifest, standalone
 from ktn_jax.inference.stages import Stages, choose_compute
 from ktn_jax.modeling.compute import Compute
@@ -158,15 +158,14 @@ def write_saved_model(stages: Stages, output: pathlib.Path, settings: Settings) 
 
     Raises:
         ValueError: the folder holds something.
-        ImportError: TensorFlow is not installed.
+        ImportError: TensorFlow is not installed, or is of a version that cannot be used.
     """
-    from ktn_jax.checkpoints import saved_model  # few need it, and it needs jaxlib's MLIR
-
     weights = standalone.weights_of(stages)
     is_for_cpus = tuple(settings.platforms) == ("cpu",)
     # One image after the other: TensorFlow 2.21 fails at lax.top_k of a batch of unknown size.
     group = (("cpu" if is_for_cpus else "cuda"), list(settings.platforms))
     with atomic_files.creating_folder(output) as folder:
+        saved_model.check_libraries()
         parts = {
             f"find_{part.canvas_hw[0]}x{part.canvas_hw[1]}": part
             for part in _exports(stages.config, weights, settings, [group], one_by_one=True)
