@@ -16,7 +16,7 @@ from typing import Any
 
 import studies
 import study_results
-from studies import Run
+from studies import FOUND, Run
 
 from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
@@ -30,7 +30,6 @@ MODELS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     CHARTS: ("cse:demo", ("model.predictor.name=chart",)),
     EMBEDDINGS: ("cse:demo", ()),
 }
-SCORES = "scores"  # folder of the evaluation of a run
 COLUMNS = (
     *(("GPSm", "AP"), ("GPS", "AP"), ("GPSm", "AP50"), ("GPSm", "AP75")),
     *(("GPS", "AP50"), ("GPS", "AP75"), ("bbox", "AP"), ("IOU", "AP")),
@@ -97,18 +96,16 @@ def _make_run(size: Size, output: pathlib.Path, model: str, seed: int) -> Run:
         f"seed={seed}",
     )
     workdir = folder / "training"
-    commands = {
-        "train": studies.train_words(config, changes, workdir),
-        SCORES: studies.eval_words(
-            config,
-            changes,
-            weights=workdir,
-            people=test_people,
-            template=output / "template",
-            output=folder / SCORES,
-        ),
-    }
-    return Run(folder, commands)
+    scored = studies.eval_commands(
+        config,
+        changes,
+        weights=workdir,
+        people=test_people,
+        template=output / "template",
+        folder=folder,
+    )
+    train = studies.train_words(config, changes, workdir)
+    return Run(folder, {"train": train, FOUND: scored[FOUND]})
 
 
 def table(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -141,7 +138,7 @@ def _values(runs: Sequence[Mapping[str, Any]], measure: str, name: str) -> list[
 def report(size: Size, output: pathlib.Path, runs: Mapping[str, Sequence[Run]]) -> pathlib.Path:
     """Writes the page of the study; returns its path."""
     scores = {
-        name: [studies.read_scores(run.folder / SCORES) for run in runs_of]
+        name: [studies.read_scores(run.folder / FOUND) for run in runs_of]
         for name, runs_of in runs.items()
     }
     panels = {

@@ -2,6 +2,7 @@
 
 import embeddings
 import pytest
+from studies import FOUND
 
 from ktn_jax.runtime.configuration import load_config
 
@@ -14,6 +15,23 @@ def test_charts_and_embeddings_differ_in_the_predictor_alone():
     with charts.unlocked():
         charts.model.predictor.name = "embedding"
     assert charts.to_dict() == vertices.to_dict()
+
+
+def test_each_model_is_trained_on_its_seed_and_scored(tmp_path):
+    for name, runs in embeddings.make_runs(embeddings.SIZES["small"], tmp_path).items():
+        config, own = embeddings.MODELS[name]
+        for seed, run in enumerate(runs):
+            assert list(run.commands) == ["train", FOUND]
+            for step, flag in (("train", "--workdir"), (FOUND, "--weights")):
+                words = run.commands[step]
+                assert words[words.index(flag) + 1] == str(run.folder / "training")
+                changes = [b for a, b in zip(words, words[1:], strict=False) if a == "--set"]
+                read = load_config(words[words.index("--config") + 1], changes)
+                assert read.model == load_config(config, own).model and read.seed == seed
+                assert read.data.images == (str(tmp_path / f"people_seed{seed}" / "images"),)
+            words = run.commands[FOUND]
+            assert words[words.index("--output") + 1] == str(run.folder / FOUND)
+            assert words[words.index("--data") + 1] == str(tmp_path / f"test_seed{seed}")
 
 
 def test_the_table_pairs_seeds():
