@@ -216,10 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs what the arguments ask for."""
     flags = {"remedies": "train KTNv2 in other ways too"}
     arguments = studies.parse_arguments(__doc__, SIZES, "ablation", argv, flags)
-    size, output = SIZES[arguments.size], arguments.output
-    size = dataclasses.replace(
-        size, steps=arguments.steps or size.steps, seeds=arguments.seeds or size.seeds
-    )
+    size, output = studies.chosen_size(SIZES, arguments), arguments.output
     with studies.resumable(output):
         runs: list[studies.Run] = []
         for seed in range(size.seeds):

@@ -19,8 +19,8 @@ from typing import Any
 import studies
 import study_results
 from studies import FOUND, TRUE_BOXES, Run
+from study_results import Scores
 
-from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
 from ktn_jax.data_pipelines.synthetic.scene import FRONTAL, Scene
 from ktn_jax.evaluation import template_files
@@ -108,9 +108,7 @@ def _make_run(size: Size, output: pathlib.Path, model: str, seed: int) -> Run:
     changes = (
         *size.changes,
         *MODELS[model],
-        "data.source=densepose_coco",
-        f"data.annotations={(str(people / dataset_files.ANNOTATION_FILE),)!r}",
-        f"data.images={(str(people / dataset_files.IMAGE_FOLDER),)!r}",
+        *studies.people_changes(people),
         f"total_steps={size.steps}",
         f"seed={seed}",
     )
@@ -132,17 +130,7 @@ def read_scores(run: Run) -> dict[str, Any]:
     return {**found, "GPSm in true boxes": in_boxes["GPSm"]}
 
 
-def table(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Markdown: a row for each model with its scores."""
-    heads = ("model", *(f"{measure} {name}" for measure, name in COLUMNS))
-    rows = [
-        (name, *(study_results.format_mean(_values(runs, *column)) for column in COLUMNS))
-        for name, runs in scores.items()
-    ]
-    return study_results.markdown_table(heads, rows)
-
-
-def gain_table(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def gain_table(scores: Scores) -> str:
     """Markdown: what each model gains over the one before it in the paper's table, and the first.
 
     Seed by seed: seeds differ in their people, the models of a seed do not.
@@ -154,7 +142,9 @@ def gain_table(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     for name, base in pairs:
         cells = []
         for column in SURFACE:
-            values = (_values(scores[model], *column) for model in (name, base))
+            values = (
+                study_results.score_of_seeds(scores[model], *column) for model in (name, base)
+            )
             gains = study_results.paired_gains(*values)
             better = sum(gain > 0 for gain in gains)
             cells += [study_results.format_gain(gains), f"{better} of {len(gains)}"]
@@ -163,28 +153,16 @@ def gain_table(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return study_results.markdown_table(("gain", *columns), rows)
 
 
-def _values(runs: Sequence[Mapping[str, Any]], measure: str, name: str) -> list[Any]:
-    """A score of every seed; None where a run does not have it."""
-    return [run.get(measure, {}).get(name) for run in runs]
-
-
 def report(size: Size, output: pathlib.Path, runs: Mapping[str, Sequence[Run]]) -> pathlib.Path:
     """Writes the page of the study; returns its path."""
     scores = {name: [read_scores(run) for run in runs_of] for name, runs_of in runs.items()}
-    panels = {
-        f"{measure} {name}": {
-            model: [value or 0.0 for value in _values(scores[model], measure, name)]
-            for model in scores
-        }
-        for measure, name in COLUMNS[:4]
-    }
-    study_results.draw_bars(panels, output / PICTURE)
+    study_results.draw_scores(scores, COLUMNS[:4], output / PICTURE)
     blocks = [
         f"{CONFIG}, {size.steps} steps on {size.num_images} pictures, of whose people "
         f"{SCENE.densepose_fraction:.0%} carry surface points; {size.num_test_images} test "
         f"pictures; {size.seeds} seeds: mean ± standard deviation, gains seed by seed with their "
         "90 % bootstrap interval.",
-        table(scores),
+        study_results.score_table(scores, COLUMNS),
         "Gains with the number of seeds that gain:",
         gain_table(scores),
         f"![Scores of every seed and their means]({PICTURE})",
@@ -197,16 +175,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs what the arguments ask for."""
     documentation = __doc__ or ""
     arguments = studies.parse_arguments(documentation, SIZES, "cascade", argv)
-    size = SIZES[arguments.size]
-    size = dataclasses.replace(
-        size, steps=arguments.steps or size.steps, seeds=arguments.seeds or size.seeds
-    )
+    size = studies.chosen_size(SIZES, arguments)
     with studies.resumable(arguments.output):
         prepare(size, arguments.output)
         runs = make_runs(size, arguments.output)
-        # All models of a seed first: a stopped study can be compared.
-        by_seed = [run for runs_of_seed in zip(*runs.values(), strict=True) for run in runs_of_seed]
-        studies.run_all(by_seed, arguments.jobs)
+        studies.run_by_seed(runs, arguments.jobs)
         report(size, arguments.output, runs)
 
 

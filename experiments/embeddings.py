@@ -12,13 +12,12 @@ ones. The same command resumes a stopped study.
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import studies
 import study_results
 from studies import FOUND, Run
+from study_results import Scores
 
-from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
 from ktn_jax.data_pipelines.synthetic.scene import FRONTAL
 from ktn_jax.evaluation import template_files
@@ -89,9 +88,7 @@ def _make_run(size: Size, output: pathlib.Path, model: str, seed: int) -> Run:
     config, own = MODELS[model]
     changes = (
         *own,
-        "data.source=densepose_coco",
-        f"data.annotations={(str(people / dataset_files.ANNOTATION_FILE),)!r}",
-        f"data.images={(str(people / dataset_files.IMAGE_FOLDER),)!r}",
+        *studies.people_changes(people),
         f"total_steps={size.steps}",
         f"seed={seed}",
     )
@@ -108,31 +105,21 @@ def _make_run(size: Size, output: pathlib.Path, model: str, seed: int) -> Run:
     return Run(folder, {"train": train, FOUND: scored[FOUND]})
 
 
-def table(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def table(scores: Scores) -> str:
     """Markdown: a row for each model with its scores, and one of what embeddings gain."""
-    heads = ("model", *(f"{measure} {name}" for measure, name in COLUMNS))
-    rows = [
-        (name, *(study_results.format_mean(_values(runs, *column)) for column in COLUMNS))
-        for name, runs in scores.items()
-    ]
-    rows.append(
-        (f"{EMBEDDINGS}, over {CHARTS}", *(_format_gain(scores, *column) for column in COLUMNS))
-    )
-    return study_results.markdown_table(heads, rows)
+    gain = (f"{EMBEDDINGS}, over {CHARTS}", *(_format_gain(scores, *column) for column in COLUMNS))
+    return study_results.score_table(scores, COLUMNS, [gain])
 
 
-def _format_gain(scores: Mapping[str, Sequence[Mapping[str, Any]]], *column: str) -> str:
+def _format_gain(scores: Scores, measure: str, name: str) -> str:
     """What embeddings gain over charts, of the seeds that have the score; a dash without any."""
-    values = zip(*(_values(scores[name], *column) for name in (EMBEDDINGS, CHARTS)), strict=True)
-    pairs = [pair for pair in values if None not in pair]
+    ours, theirs = (
+        study_results.score_of_seeds(scores[model], measure, name) for model in (EMBEDDINGS, CHARTS)
+    )
+    pairs = [pair for pair in zip(ours, theirs, strict=True) if None not in pair]
     if not pairs:
         return "–"
     return study_results.format_gain(study_results.paired_gains(*zip(*pairs, strict=True)))
-
-
-def _values(runs: Sequence[Mapping[str, Any]], measure: str, name: str) -> list[Any]:
-    """A score of every seed; None where a run does not have it."""
-    return [run.get(measure, {}).get(name) for run in runs]
 
 
 def report(size: Size, output: pathlib.Path, runs: Mapping[str, Sequence[Run]]) -> pathlib.Path:
@@ -141,14 +128,7 @@ def report(size: Size, output: pathlib.Path, runs: Mapping[str, Sequence[Run]]) 
         name: [studies.read_scores(run.folder / FOUND) for run in runs_of]
         for name, runs_of in runs.items()
     }
-    panels = {
-        f"{measure} {name}": {
-            model: [value or 0.0 for value in _values(scores[model], measure, name)]
-            for model in scores
-        }
-        for measure, name in COLUMNS[:4]
-    }
-    study_results.draw_bars(panels, output / PICTURE)
+    study_results.draw_scores(scores, COLUMNS[:4], output / PICTURE)
     blocks = [
         f"{size.steps} steps on {size.num_images} pictures, {size.num_test_images} test pictures, "
         f"{size.seeds} seeds: mean ± standard deviation, gains seed by seed with their 90 % "
@@ -163,16 +143,11 @@ def report(size: Size, output: pathlib.Path, runs: Mapping[str, Sequence[Run]]) 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs what the arguments ask for."""
     arguments = studies.parse_arguments(__doc__ or "", SIZES, "embeddings", argv)
-    size = SIZES[arguments.size]
-    size = dataclasses.replace(
-        size, steps=arguments.steps or size.steps, seeds=arguments.seeds or size.seeds
-    )
+    size = studies.chosen_size(SIZES, arguments)
     with studies.resumable(arguments.output):
         prepare(size, arguments.output)
         runs = make_runs(size, arguments.output)
-        # All models of a seed first: a stopped study can be compared.
-        by_seed = [run for runs_of_seed in zip(*runs.values(), strict=True) for run in runs_of_seed]
-        studies.run_all(by_seed, arguments.jobs)
+        studies.run_by_seed(runs, arguments.jobs)
         report(size, arguments.output, runs)
 
 

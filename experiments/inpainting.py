@@ -364,10 +364,7 @@ def report(output: pathlib.Path, seeds: Sequence[Seed], runs: Sequence[studies.R
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs what the arguments ask for."""
     arguments = studies.parse_arguments(str(__doc__), SIZES, "inpainting", argv)
-    size = SIZES[arguments.size]
-    size = dataclasses.replace(
-        size, steps=arguments.steps or size.steps, seeds=arguments.seeds or size.seeds
-    )
+    size: Size = studies.chosen_size(SIZES, arguments)
     output: pathlib.Path = arguments.output
     seeds = [Seed(output, size, number) for number in range(size.seeds)]
     with studies.resumable(output):

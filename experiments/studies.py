@@ -95,6 +95,23 @@ def parse_arguments(
     return arguments
 
 
+def chosen_size(sizes: Mapping[str, Any], arguments: argparse.Namespace) -> Any:
+    """The size that arguments name, a dataclass, with the steps and seeds that they give."""
+    size = sizes[arguments.size]
+    return dataclasses.replace(
+        size, steps=arguments.steps or size.steps, seeds=arguments.seeds or size.seeds
+    )
+
+
+def people_changes(people: pathlib.Path) -> tuple[str, ...]:
+    """Changes of a configuration, to train on the folder that `render_people` made."""
+    return (
+        "data.source=densepose_coco",
+        f"data.annotations={(str(people / dataset_files.ANNOTATION_FILE),)!r}",
+        f"data.images={(str(people / dataset_files.IMAGE_FOLDER),)!r}",
+    )
+
+
 def train_words(
     config: str,
     changes: Sequence[str],
@@ -194,6 +211,16 @@ def run_all(runs: Sequence[Run], jobs: int = 1) -> None:
                 active.pop(_wait_for(active))
     if failures:
         raise RunError(f"{len(failures)} runs failed:\n" + "\n".join(failures))
+
+
+def run_by_seed(runs: Mapping[str, Sequence[Run]], jobs: int = 1) -> None:
+    """As `run_all`, the models of a seed first, so that those of a stopped study can be compared.
+
+    Args:
+        runs: of each model, one for each seed.
+        jobs: runs side by side.
+    """
+    run_all([run for of_seed in zip(*runs.values(), strict=True) for run in of_seed], jobs)
 
 
 @dataclasses.dataclass

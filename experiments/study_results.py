@@ -17,6 +17,9 @@ from studies import Run, cost_of, say
 
 from ktn_jax.runtime import atomic_files
 
+Scores = Mapping[str, Sequence[Mapping[str, Any]]]  # by model, `read_scores` of each seed
+Columns = Sequence[tuple[str, str]]  # measure and name, such as ("GPSm", "AP")
+
 _MOST_RESAMPLED = 5  # values of which all resamples are made; of more a random part
 _NUM_RESAMPLES = 10_000
 
@@ -72,6 +75,33 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         if len(line) != len(heads):
             raise ValueError(f"a row of {len(line)} cells for {len(heads)} columns: {line}")
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def score_of_seeds(runs: Sequence[Mapping[str, Any]], measure: str, name: str) -> list[Any]:
+    """A score of every seed; None where a run does not have it."""
+    return [run.get(measure, {}).get(name) for run in runs]
+
+
+def score_table(scores: Scores, columns: Columns, more: Iterable[Sequence[str]] = ()) -> str:
+    """Markdown: a row for each model with the means of its scores, and `more` rows below."""
+    heads = ("model", *(f"{measure} {name}" for measure, name in columns))
+    rows = [
+        (model, *(format_mean(score_of_seeds(runs, *column)) for column in columns))
+        for model, runs in scores.items()
+    ]
+    return markdown_table(heads, [*rows, *more])
+
+
+def draw_scores(scores: Scores, columns: Columns, path: pathlib.Path) -> None:
+    """Draws the bars of some scores; a score that a run does not have is drawn as 0."""
+    panels = {
+        f"{measure} {name}": {
+            model: [value or 0.0 for value in score_of_seeds(runs, measure, name)]
+            for model, runs in scores.items()
+        }
+        for measure, name in columns
+    }
+    draw_bars(panels, path)
 
 
 def draw_bars(panels: Mapping[str, Mapping[str, Sequence[float]]], path: pathlib.Path) -> None:
@@ -155,9 +185,10 @@ def write_page(
 
 def _origin(runs: Sequence[Run]) -> str:
     seconds, cpu_seconds = cost_of(runs)
-    today = datetime.date.today().isoformat()
+    today, number = datetime.date.today().isoformat(), len(runs)
     return (
-        f"Measured on {today} at commit {_commit()} on {_machine()}: {len(runs)} runs, "
+        f"Measured on {today} at commit {_commit()} on {_machine()}: "
+        f"{number} {'run' if number == 1 else 'runs'}, "
         f"{seconds / 60:.0f} minutes one after the other, {cpu_seconds / 60:.0f} minutes of "
         "processor time."
     )

@@ -2,6 +2,7 @@
 
 import cascade
 import pytest
+import study_results
 
 from ktn_jax.runtime.configuration import load_config
 
@@ -34,7 +35,7 @@ def test_the_table_pairs_seeds_and_leaves_out_what_a_model_lacks():
         "+ keypoints": [_scores(11.0, 40.0), _scores(24.0, 50.0)],
         "cascade with keypoints": [_scores(12.0, 41.0), _scores(23.0, 51.0)],
     }
-    text = cascade.table(scores)
+    text = study_results.score_table(scores, cascade.COLUMNS)
     assert _cells(text, "DensePose")[:2] == ["15.0 ± 7.1", "30.0 ± 14.1"]
     assert _cells(text, "DensePose")[-1] == "–"
     assert _cells(text, "+ keypoints")[-1] == "45.0 ± 7.1"

@@ -146,5 +146,5 @@ def test_the_page_says_where_its_numbers_come_from(tmp_path, programs, monkeypat
     study_results.draw_curves(curves, tmp_path / "curves.png", "people")
     page = study_results.write_page(tmp_path, "A study", ["| a |"], [run]).read_text()
     assert page.startswith("# A study\n\n    python experiments/cascade.py --size smoke\n\n| a |\n")
-    assert "1 runs" in page and "commit" in page and f"{os.cpu_count()} cores" in page
+    assert ": 1 run, " in page and "commit" in page and f"{os.cpu_count()} cores" in page
     assert all((tmp_path / name).stat().st_size > 5_000 for name in ("bars.png", "curves.png"))
