@@ -344,10 +344,10 @@ class Trainer:
 
     def _say_where_it_begins(self, log: RunLog) -> None:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-        log.say(
-            f"{parameters:,} parameters on {self.mesh.size} devices of {jax.process_count()} "
-            f"processes ({jax.devices()[0].platform})"
-        )
+        devices = _counted(self.mesh.size, "device", "devices")
+        processes = _counted(jax.process_count(), "process", "processes")
+        platform = distributed.platform_of(self.mesh)
+        log.say(f"{parameters:,} parameters on {devices} of {processes} ({platform})")
         statistics = traverse_util.flatten_dict(dict(self.state.batch_stats))
         if any(path[-1] == "count" for path in statistics):  # frozen norms do not count batches
             images = self.config.batch_size // self.config.training.accumulate
@@ -367,6 +367,10 @@ class Trainer:
             before, now = stored.get(name), current.get(name)
             if before != now:
                 log.say(f"changed since: {name}: {before} -> {now}")
+
+
+def _counted(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
 
 
 def _is_on_devices(batch: HostBatch | Batch) -> TypeGuard[Batch]:

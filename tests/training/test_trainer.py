@@ -186,6 +186,7 @@ def test_resuming_says_what_changed(stand_in, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("batch norms in training average over 8 images, those of all devices") == 2
     assert "resuming after step 2" in said
+    assert said.count(" parameters on 1 device of 1 process (cpu)") == 2
     changed = [line.strip() for line in said.splitlines() if "changed since" in line]
     assert changed == ["changed since: total_steps: 2 -> 3"]
 
