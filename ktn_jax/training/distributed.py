@@ -46,8 +46,8 @@ def join_processes(
 ) -> None:
     """Joins the processes of a run; call it before anything else touches JAX.
 
-    If one of them dies or does not answer for `HEARTBEAT_SECONDS`, JAX ends the others. The same
-    if one ends and the others do not end as soon.
+    If one of them dies or does not answer for `HEARTBEAT_SECONDS`, JAX ends the others; so it does
+    where one has ended and the others have not within as long.
 
     Args:
         coordinator: HOST:PORT of process 0; None asks the cluster's environment for everything.
@@ -88,7 +88,7 @@ def join_processes(
 def _no_cluster(cluster: str | None, error: Exception) -> str:
     advice = "or give --coordinator HOST:PORT, --num-processes and --process-id"
     if cluster is not None:
-        return f"--cluster {cluster}: this process has not what that needs ({error!r}); {advice}"
+        return f"--cluster {cluster}: this process lacks what that needs ({error!r}); {advice}"
     hint = ""
     if "SLURM_JOB_ID" in os.environ:
         hint = "; in a job of SLURM, start it with srun"

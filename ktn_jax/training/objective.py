@@ -34,8 +34,8 @@ from ktn_jax.training.step import LossFn
 
 Array = jax.Array
 Geodesics = Mapping[str, Array] | None  # distances along each mesh, where losses need them
-# run(params, batch_stats, shared, batch, key) -> (terms, new batch_stats), where `shared` is what
-# all devices have the same of, such as surface kernels.
+# run(params, batch_stats, shared, batch, key) -> (terms, new batch_stats), where `shared` is the
+# same on all devices, such as surface kernels.
 RunImages = Callable[[Variables, Variables, Any, Batch, Array], tuple[Terms, Variables]]
 
 

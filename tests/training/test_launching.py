@@ -171,7 +171,7 @@ def test_kubernetes(joined, monkeypatch):
 def test_what_is_missing_is_said(joined, monkeypatch):
     with pytest.raises(ValueError, match="no cluster was found: .*or give --coordinator HOST:PORT"):
         join("--cluster")
-    with pytest.raises(ValueError, match="--cluster slurm: this process has not what that needs"):
+    with pytest.raises(ValueError, match="--cluster slurm: this process lacks what that needs"):
         join("--cluster", "slurm")
     with pytest.raises(ValueError, match="--cluster pbs: one of slurm, ompi, mpi4py"):
         join("--cluster", "pbs")
