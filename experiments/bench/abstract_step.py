@@ -57,7 +57,9 @@ def abstract_step(config: Any, mesh: Any, size_hw: tuple[int, int]) -> AbstractS
     params, batch_stats = abstract["params"], abstract.get("batch_stats", {})
     labels = optimizer.label_parameters(params, batch_stats, optimizer.frozen_patterns(config))
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
-    trained = [leaf.size * leaf.dtype.itemsize for leaf, label in pairs if label == "trained"]
+    trained = [
+        leaf.size * leaf.dtype.itemsize for leaf, label in pairs if label == optimizer.TRAINED
+    ]
     return AbstractStep(prepared.take, (state, batch, _tables(config, mesh)), sum(trained))
 
 
@@ -66,10 +68,10 @@ def _tables(config: Any, mesh: Any) -> tuple[Any, ...]:
     import jax
     import jax.numpy as jnp
 
-    from ktn_jax.training import distributed
+    from ktn_jax.training import distributed, embeddings
 
-    loss, meshes = config.loss, config.model.meshes
-    if not loss.embedding.has_soft_targets and not loss.shape_cycle.weight:
+    meshes = config.model.meshes
+    if not embeddings.needs_geodesics(config.loss):
         return ()
     same = distributed.replicated(mesh)
     sizes = zip(meshes.names, meshes.num_vertices, strict=True)

@@ -79,13 +79,13 @@ class Ours:
 
     def __init__(self, config, variables, size_hw, people=3):
         from ktn_jax.checkpoints import weights
-        from ktn_jax.training import distributed, initialisation, objective
+        from ktn_jax.training import configured, distributed, initialisation
         from ktn_jax.training.trainer import Trainer
 
         self.config = config
         mesh = distributed.make_mesh(config.training.num_devices)
         self.model = initialisation.build_trained_model(config, distributed.platform_of(mesh))
-        self.loss_fn = objective.make_loss_fn(self.model, config.loss, mesh, config.training)
+        self.loss_fn = configured.make_loss_fn(self.model, config, mesh)
         self.folder = tempfile.TemporaryDirectory()  # nothing is saved there
         self.trainer = Trainer(
             config,

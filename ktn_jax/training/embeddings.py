@@ -134,9 +134,7 @@ def embedding_losses(
         taught = dataclasses.replace(taught, mask_labels=coarse_labels)
     tables = [vertex_embeddings[name] for name in names]
     options = loss.embedding
-    lengths = None
-    if options.has_soft_targets or loss.shape_cycle.weight > 0:
-        lengths = _lengths(names, geodesics)
+    lengths = _lengths(names, geodesics) if needs_geodesics(loss) else None
     of_meshes = losses.vertex_losses(
         outputs.embedding,
         taught,
@@ -175,6 +173,11 @@ def embedding_losses(
     return {name: term.learnt_from(points) for name, term in weighted.items()}
 
 
+def needs_geodesics(loss: ConfigDict) -> bool:
+    """Whether the `loss` part of a configuration compares distances along meshes."""
+    return bool(loss.embedding.has_soft_targets or loss.shape_cycle.weight > 0)
+
+
 def load_geodesics(config: ConfigDict) -> dict[str, np.ndarray] | None:
     """Opens the distances along the meshes of an embedding model.
 
@@ -188,7 +191,7 @@ def load_geodesics(config: ConfigDict) -> dict[str, np.ndarray] | None:
         ValueError: an unknown mesh, one of another number of vertices, or a damaged file.
         ktn_jax.runtime.downloads.DownloadError: a released one could not be fetched.
     """
-    if not (config.loss.embedding.has_soft_targets or config.loss.shape_cycle.weight > 0):
+    if not needs_geodesics(config.loss):
         return None
     return {
         name: mesh_tables.load_geodesics(load_mesh(config.model.meshes, name))
