@@ -102,7 +102,7 @@ def compile_step(
         The figures, per device and step.
     """
     mesh = make_mesh(topology)
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     step = abstract_step.abstract_step(config, mesh, size_hw)
     lowered = step.take.lower(*step.arguments)
     lowered_at = time.perf_counter()
@@ -141,7 +141,7 @@ def compile_step(
         "estimated_cycles": hlo.estimated_cycles(text),
         "lower_s": lowered_at - start,
         "compile_s": compiled_at - lowered_at,
-        "processor_s": time.process_time(),
+        "processor_s": time.process_time() - processor,  # lowering included
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "level": "O1" if quick else "default",
     }

@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from fractions import Fraction
 
 import common
@@ -43,13 +42,6 @@ def make_clip(path, num_frames):
         x, y = number % 400, (number * 3 // 2) % 400
         writer.add(large[y : y + SIZE_HW[0], x : x + SIZE_HW[1]], number * Fraction(1, 10))
     writer.close()
-
-
-def timed(call):
-    """Seconds and processor seconds of a call."""
-    start, processor = time.perf_counter(), time.process_time()
-    call()
-    return time.perf_counter() - start, time.process_time() - processor
 
 
 def measure_speed(clip, arguments, folder, report):
@@ -92,11 +84,12 @@ def measure_speed(clip, arguments, folder, report):
 
     calls = {"network alone": network, "model in memory": in_memory, "ktn predict": whole}
     answers = common.take_turns(
-        {name: functools.partial(timed, call) for name, call in calls.items()}, arguments.repeats
+        {name: functools.partial(common.time_once, call) for name, call in calls.items()},
+        arguments.repeats,
     )
     rows, ratios = [], {}
-    for index, kind in enumerate(("time", "processor time")):
-        of = {name: [answer[index] for answer in found] for name, found in answers.items()}
+    for key, kind in (("seconds", "time"), ("processor", "processor time")):
+        of = {name: [answer[key] for answer in found] for name, found in answers.items()}
         for name, values in of.items():
             rows.append(common.Row(f"{name}: {kind}", values, len(frames)))
             if name != "ktn predict":
