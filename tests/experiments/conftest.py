@@ -3,4 +3,5 @@
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "experiments"))
+_FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
+sys.path[:0] = [str(_FOLDER), str(_FOLDER / "bench")]

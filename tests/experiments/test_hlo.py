@@ -1,12 +1,7 @@
 """What is found in the text of programs: collectives with their bytes, and what is irregular."""
 
-import importlib.util
-import pathlib
-import sys
+import hlo
 
-import pytest
-
-_FILE = pathlib.Path(__file__).parents[2] / "experiments" / "bench" / "hlo.py"
 PROGRAM = """
 ENTRY %main (x: f32[8,4]) -> f32[4] {
   %x = f32[8,4]{1,0} parameter(0)
@@ -25,16 +20,7 @@ ENTRY %main (x: f32[8,4]) -> f32[4] {
 """
 
 
-@pytest.fixture(scope="module")
-def hlo():
-    spec = importlib.util.spec_from_file_location("hlo", _FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hlo"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_collective_is_found_once(hlo):
+def test_every_collective_is_found_once():
     found = list(hlo.collectives(PROGRAM))
     assert [each.kind for each in found] == ["all-reduce", "all-gather", "all-gather", "all-to-all"]
     # Results only: an asynchronous operation also names its operands, in front.
@@ -43,10 +29,10 @@ def test_every_collective_is_found_once(hlo):
     assert found[0].source == "jit(f)/psum"
 
 
-def test_irregular_operations_are_counted(hlo):
+def test_irregular_operations_are_counted():
     counts = {"gather": 1, "scatter": 1, "sort": 0, "while": 1, "TopK": 1, "rows": 10}
     assert hlo.irregular(PROGRAM) == counts
 
 
-def test_estimated_cycles_are_added_by_kind(hlo):
+def test_estimated_cycles_are_added_by_kind():
     assert hlo.estimated_cycles(PROGRAM) == {"total": 100, "fusion": 70, "copy": 30}
