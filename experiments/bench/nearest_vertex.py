@@ -11,6 +11,8 @@ Both sides run in turn, each in a process of its own; memory is what a search ad
 """
 
 import argparse
+import contextlib
+import functools
 
 import common
 import cv2
@@ -142,6 +144,21 @@ def serve(arguments):
     common.answer_questions(answer)
 
 
+def show(report, case, answers):
+    """Adds a case's section to the report."""
+    seconds = {side: [a["seconds"] for a in found] for side, found in answers.items()}
+    report.section(
+        f"{case}: {answers['ours'][0]['pixels']:,} pixels, {NUM_VERTICES:,} vertices",
+        [common.Row(side, values) for side, values in seconds.items()],
+        times_as_fast=common.median_ratio(seconds["PyTorch"], seconds["ours"]),
+        **{
+            f"{side}_adds_MB": max(a["added_bytes"] for a in found) / 1e6
+            for side, found in answers.items()
+        },
+        **{f"{side}_differs_from_float64": found[0]["wrong"] for side, found in answers.items()},
+    )
+
+
 def main():
     """Runs both sides in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -154,28 +171,17 @@ def main():
         serve(arguments)
         return
     report = common.Report("nearest_vertex", arguments.output)
-    sides = {}
-    for side in ("ours", "PyTorch"):
-        sides[side] = common.Server(["--serve", side, "--threads", str(arguments.threads)])
-    for case in arguments.cases:
-        calls = {side: lambda s=server: s.ask(case) for side, server in sides.items()}  # noqa: B023
-        answers = common.take_turns(calls, arguments.repeats, warm_up=0)
-        seconds = {side: [a["seconds"] for a in found] for side, found in answers.items()}
-        report.section(
-            f"{case}: {answers['ours'][0]['pixels']:,} pixels, {NUM_VERTICES:,} vertices",
-            [common.Row(side, values) for side, values in seconds.items()],
-            times_as_fast=common.median_ratio(seconds["PyTorch"], seconds["ours"]),
-            **{
-                f"{side}_adds_MB": max(a["added_bytes"] for a in found) / 1e6
-                for side, found in answers.items()
-            },
-            **{
-                f"{side}_differs_from_float64": found[0]["wrong"] for side, found in answers.items()
-            },
-        )
+    with contextlib.ExitStack() as stack:
+        sides = {
+            side: stack.enter_context(
+                common.Server(["--serve", side, "--threads", str(arguments.threads)])
+            )
+            for side in ("ours", "PyTorch")
+        }
+        for case in arguments.cases:
+            calls = {side: functools.partial(server.ask, case) for side, server in sides.items()}
+            show(report, case, common.take_turns(calls, arguments.repeats, warm_up=0))
     report.close()
-    for server in sides.values():
-        server.__exit__()
 
 
 if __name__ == "__main__":
