@@ -5,6 +5,10 @@ import pathlib
 
 import studies
 
+from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
+from ktn_jax.data_pipelines.synthetic.scene import LARGE
+from ktn_jax.evaluation import template_files
+
 CHART = ("model.predictor.name=chart", "model.predictor.num_coarse_channels=15")
 # All people train their keypoints; the losses of the surface are those of people with points.
 KTM = ("loss.densepose_people_only=False",)
@@ -203,10 +207,6 @@ def models_at(size: Size, labelled: int) -> tuple[str, ...]:
 
 def render(size: Size, output: pathlib.Path, seed: int) -> None:
     """Renders the people of a seed, and once the test people and their template."""
-    from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
-    from ktn_jax.data_pipelines.synthetic.scene import LARGE
-    from ktn_jax.evaluation import template_files
-
     scene = dataclasses.replace(LARGE, image_size_hw=(size.image_side, size.image_side))
     studies.render_people(output / f"people_seed{seed}", size.num_images, seed, scene)
     studies.render_people(output / "test_people", size.num_test_images, HELD_OUT_SEED, scene)

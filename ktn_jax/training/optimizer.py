@@ -5,7 +5,7 @@ Kinds follow from the tree: a module with a `scale` is a norm, and a norm whose 
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -136,7 +136,7 @@ def label_parameters(params: Tree, batch_stats: Tree, patterns: Sequence[str]) -
     return nested
 
 
-def _compile(patterns: Sequence[str], paths: Iterable[str], key: str) -> list[re.Pattern[str]]:
+def _compile(patterns: Sequence[str], paths: Collection[str], key: str) -> list[re.Pattern[str]]:
     """Compiles expressions of `key`, each of which must match the start of a path."""
     compiled = [re.compile(pattern) for pattern in patterns]
     unused = [p.pattern for p in compiled if not any(p.match(path) for path in paths)]
