@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ktn_jax.body import mesh_tables
+from ktn_jax.modeling.person_branches import has_embeddings
 from ktn_jax.runtime import caches, downloads, npz_files, pickles
 from ktn_jax.training.embeddings import load_mesh
 
@@ -28,7 +29,7 @@ def initial_vertices(
 
     Returns:
         Parameters of the embedders, [V, num_features] or [num_features or V, channels], by mesh and
-        name; random ones are not in it.
+        name; random ones are not in it. Nothing for a model of charts, which has no embedders.
 
     Raises:
         ValueError: not one for each mesh, features for a mesh without any, or a file that is
@@ -37,7 +38,7 @@ def initial_vertices(
         ktn_jax.runtime.downloads.DownloadError: one could not be fetched.
     """
     meshes, chosen = config.model.meshes, tuple(config.training.vertex_init)
-    if not chosen:
+    if not chosen or not has_embeddings(config.model):
         return {}
     names = tuple(meshes.names)
     if len(chosen) != len(names):

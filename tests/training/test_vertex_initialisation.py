@@ -62,6 +62,12 @@ def test_each_mesh_starts_from_what_is_named(config, tmp_path, file_server, monk
         initial_vertices(config)
 
 
+def test_a_model_of_charts_has_no_vertices_to_start(config):
+    config.training.vertex_init = ("laplacian", "nowhere.npz")
+    config.model.predictor.name = "chart"
+    assert initial_vertices(config) == {}
+
+
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
