@@ -69,7 +69,13 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(steps=2, seeds=1, num_images=8, num_test_images=4),
+    "smoke": Size(
+        steps=2,
+        seeds=1,
+        num_images=8,
+        num_test_images=4,
+        changes=("training.num_devices=1",),  # the batch does not divide into any number
+    ),
     "small": Size(steps=1400, seeds=3, num_images=2000, num_test_images=200),
 }
 # That of the demo: large people, who are found soon, so that the surface decides the scores.

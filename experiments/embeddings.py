@@ -46,16 +46,24 @@ class Size:
         seeds: runs of each model.
         num_images: to train on.
         num_test_images: for the scores of a run.
+        changes: of all configurations.
     """
 
     steps: int
     seeds: int
     num_images: int
     num_test_images: int
+    changes: tuple[str, ...] = ()
 
 
 SIZES = {
-    "smoke": Size(steps=2, seeds=1, num_images=8, num_test_images=4),
+    "smoke": Size(
+        steps=2,
+        seeds=1,
+        num_images=8,
+        num_test_images=4,
+        changes=("training.num_devices=1",),  # the batch does not divide into any number
+    ),
     "small": Size(steps=1600, seeds=3, num_images=2000, num_test_images=100),
 }
 
@@ -87,6 +95,7 @@ def _make_run(size: Size, output: pathlib.Path, model: str, seed: int) -> Run:
     people, test_people = _folders(output, seed)
     config, own = MODELS[model]
     changes = (
+        *size.changes,
         *own,
         *studies.people_changes(people),
         f"total_steps={size.steps}",

@@ -210,7 +210,7 @@ def run_all(runs: Sequence[Run], jobs: int = 1) -> None:
             while active:
                 active.pop(_wait_for(active))
     if failures:
-        raise RunError(f"{len(failures)} runs failed:\n" + "\n".join(failures))
+        raise RunError(f"{len(failures)} of {len(runs)} runs failed:\n" + "\n".join(failures))
 
 
 def run_by_seed(runs: Mapping[str, Sequence[Run]], jobs: int = 1) -> None:
