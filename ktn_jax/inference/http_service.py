@@ -29,12 +29,21 @@ class Limits:
         megabytes: of the file of a photo.
         megapixels: of a photo.
         upload_seconds: for sending it.
+
+    Raises:
+        ValueError: one is not above 0, so that every request would be refused.
     """
 
     photos: int = 32
     megabytes: float = 32
     megapixels: float = 50
     upload_seconds: float = 30
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        for name, value in dataclasses.asdict(self).items():
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
 
 
 def make_service(predictor: Predictor, limits: Limits) -> FastAPI:

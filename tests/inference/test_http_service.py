@@ -144,6 +144,8 @@ def test_the_command_says_what_is_missing_or_taken_before_it_reads_weights(monke
         port = str(taken.getsockname()[1])
         assert cli.main([*arguments, "--port", port]) == 1
     assert f"--port {port}: " in capsys.readouterr().err
+    assert cli.main([*arguments, "--max-megabytes=-1"]) == 1
+    assert "megabytes must be above 0, got -1.0" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert cli.main(arguments) == 1
     assert "pip install 'ktn_jax[serve]'" in capsys.readouterr().err
