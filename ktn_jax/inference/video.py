@@ -90,7 +90,7 @@ def predict_videos(
         output_dir: made if it does not exist.
         options: what to write of which frames.
         run: describes weights and configuration, see `dataset.describe_run`. The same call resumes
-            a stopped one after its last complete segment; a camera or stream goes on there with
+            a stopped one after its last complete segment; a camera or stream resumes there with
             what it shows now. None: nothing is resumed.
         overwrite: replace the files of another run; never what is read.
 

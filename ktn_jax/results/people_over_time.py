@@ -68,7 +68,7 @@ class PeopleOverTime:
                 np.savez_compressed(file, allow_pickle=False, **arrays)
 
     def read(self, path: str | os.PathLike[str]) -> None:
-        """Goes on from a state that was written with the same options.
+        """Resumes from a state that was written with the same options.
 
         Raises:
             FileNotFoundError: there is no such file.

@@ -109,7 +109,7 @@ class Smoother:
         return _Smoothed(time_s, found, box, own_box, speed, labels, uv), reframed
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a smoother in another process needs to go on, as arrays to write in an .npz file."""
+        """What a smoother in another process needs to resume, as arrays for an .npz file."""
         arrays = {}
         for number, person in self._people.items():
             for name in _FIELDS:

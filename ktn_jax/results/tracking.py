@@ -167,7 +167,7 @@ class Tracker:
         return likeness
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a tracker in another process needs to go on, as arrays to write in an .npz file."""
+        """What a tracker in another process needs to resume, as arrays for an .npz file."""
         tracks = self._tracks
         arrays = {
             "next_number": np.array(self._next_number),

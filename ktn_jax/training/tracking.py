@@ -172,7 +172,7 @@ class Averages:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Averages":
-        """Continues from what `to_json` gave; from no step if it is empty."""
+        """Resumes from what `to_json` gave; from no step if it is empty."""
         averages = cls()
         averages._sums.update(content.get("sums", {}))
         averages._count = content.get("steps", 0)
