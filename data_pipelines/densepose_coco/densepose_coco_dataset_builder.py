@@ -26,6 +26,7 @@ from ktn_jax.data_pipelines.coco.annotations import (
     parse_dataset,
 )
 from ktn_jax.data_pipelines.coco.findings import Finding, is_error
+from ktn_jax.data_pipelines.coco.image_checks import check_image_bytes
 from ktn_jax.data_pipelines.densepose_coco import layout, origin
 
 _POINT_FIELDS = ("x", "y", "i", "u", "v")
@@ -173,7 +174,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ) -> tuple[bytes, Finding | None]:
         path = images / record.file_name
         content = path.read_bytes() if path.is_file() else b""
-        wrong = checks.check_image_bytes(content, record.height, record.width)
+        wrong = check_image_bytes(content, record.height, record.width)
         if not path.is_file():
             wrong = ("image_missing", f"no file {path}")
         if wrong is None or not is_error(wrong[0]):

@@ -10,7 +10,8 @@ EXAMPLES = """
   ktn config --config ktn:r50 --config.total_steps=12 > own.py
   ktn train --config own.py --workdir W
 
-The output is a configuration file. `configs/base.py` says what every key means.
+The output is a configuration file. `configs/base.py` and `configs/base_model.py` say what every key
+means.
 """
 
 

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from ktn_jax import configs
 from ktn_jax.configs import base
 
+_NO_CONFIGURATIONS = {"__init__", "base_model"}  # of the package's files of configurations
 _POSITIVE = (
     "total_steps",
     "batch_size",
@@ -213,7 +214,7 @@ def _find(name: str) -> tuple[pathlib.Path, str]:
     file_name, variant = match.groups("") if match else name.partition(":")[::2]
     path = pathlib.Path(file_name)
     shipped = pathlib.Path(configs.__file__).parent
-    known = sorted(p.stem for p in shipped.glob("*.py") if p.stem != "__init__")
+    known = sorted({path.stem for path in shipped.glob("*.py")} - _NO_CONFIGURATIONS)
     if path.suffix == ".py" and path.is_file():
         return path, variant
     if os.fspath(path.parent) in (".", "configs") and path.stem in known:

@@ -28,7 +28,7 @@ from pycocotools import mask as coco_mask
 from ktn_jax.body import loading
 from ktn_jax.body.graph import body_graph, co_occurrence, word_similarity
 from ktn_jax.checkpoints.files import read_state_dict
-from ktn_jax.data_pipelines.coco import annotations, checks
+from ktn_jax.data_pipelines.coco import annotations, checks, image_checks
 from ktn_jax.evaluation import evaluator, ground_truth, template_files
 from ktn_jax.evaluation.options import ScoringOptions
 from ktn_jax.inference import video, video_recording
@@ -227,7 +227,7 @@ def _read_pictures(folder):
     for path in sorted(folder.glob("p.*")):
         images.count_frames(path)
         images.peek_size_hw(path)
-        checks.check_image_file(path, 12, 16)
+        image_checks.check_image_file(path, 12, 16)
     for path in sorted(folder.glob("p.*")):
         images.read_image(path)
 
