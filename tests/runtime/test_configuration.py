@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ktn_jax import configs
-from ktn_jax.configs import base, densepose_rcnn, keypoint_mid, ktn, rcnn, teacher
+from ktn_jax.configs import base, cse, densepose_rcnn, keypoint_mid, ktn, rcnn, teacher
 from ktn_jax.runtime.configuration import (
     ConfigurationError,
     check_config,
@@ -21,7 +21,9 @@ VARIANTS = [
     *(f"ktn:{name}" for name in ktn.VARIANTS),
     *(f"keypoint_mid:{name}" for name in keypoint_mid.VARIANTS),
     *(f"teacher:{name}" for name in teacher.VARIANTS),
+    *(f"cse:{name}" for name in cse.VARIANTS),
     *(f"densepose_rcnn:{name}" for name in densepose_rcnn.DEPTHS),
+    *(f"densepose_rcnn:{name}" for name in densepose_rcnn.HRNET_WIDTHS),
     *(f"rcnn:{name}" for name in rcnn.TASKS),
     "base",
 ]
