@@ -59,8 +59,8 @@ class SurfaceMesh:
     def _checked(self, field: str, values: Any, dtype: type, columns: tuple[int, ...]) -> Any:
         """Raises ValueError, naming the field, for an array that cannot be one of a mesh."""
         array = np.asarray(values)
-        count = len(self.vertices)
-        wanted = (len(array) if field in ("vertices", "faces") else count, *columns)
+        count, rows = (len(np.atleast_1d(x)) for x in (self.vertices, array))
+        wanted = (rows if field in ("vertices", "faces") else count, *columns)
         if array.dtype.kind not in "iuf" or array.shape != wanted or not array.size:
             found = f"{array.dtype} {array.shape}"
             raise ValueError(f"mesh {self.name}: {field} must be numbers {wanted}, got {found}")

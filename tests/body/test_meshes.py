@@ -118,6 +118,10 @@ def test_own_meshes_are_files(tmp_path):
     np.savez(path, vertices=vertices, faces=faces + 1)
     with pytest.raises(ValueError, match=r"ball.npz: mesh ball: faces must be vertices, 0..17"):
         meshes.load_mesh("ball", [path])
+    for field in ("vertices", "faces"):
+        np.savez(path, **{"vertices": vertices, "faces": faces, field: 7})
+        with pytest.raises(ValueError, match=rf"ball.npz: mesh ball: {field} must be numbers"):
+            meshes.load_mesh("ball", [path])
     np.savez(path, vertices=vertices)
     with pytest.raises(ValueError, match=r"ball.npz: lacks \['faces'\]"):
         meshes.load_mesh("ball", [path])
