@@ -1,7 +1,7 @@
 """What is computed from a mesh and kept in the cache: geodesic distances, features of vertices."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -30,14 +30,11 @@ def load_geodesics(mesh: SurfaceMesh) -> np.ndarray:
         ktn_jax.runtime.downloads.DownloadError: they could not be fetched.
     """
     count = len(mesh.vertices)
-    path = _folder(mesh) / "geodesics.npy"
-    if not path.is_file():
-        with locks.hold(path.parent, wait=True):  # another process may be doing it
-            if not path.is_file():
-                rows = _released_rows(mesh) if mesh.is_released else _computed_rows(mesh)
-                with atomic_files.replacing(path) as temporary:
-                    npy_files.write_blocks(temporary, rows, (count, count), np.float16)
-    return npy_files.open_mapped(path, (count, count))
+
+    def compute() -> Iterable[np.ndarray]:
+        return _released_rows(mesh) if mesh.is_released else _computed_rows(mesh)
+
+    return _made_once(_folder(mesh) / "geodesics.npy", compute, (count, count), np.float16)
 
 
 def load_features(mesh: SurfaceMesh, number: int) -> np.ndarray:
@@ -53,16 +50,29 @@ def load_features(mesh: SurfaceMesh, number: int) -> np.ndarray:
     Raises:
         ValueError: too many features, or a damaged file.
     """
+
+    def compute() -> Iterable[np.ndarray]:
+        if len(mesh.vertices) > _ROWS:
+            progress.say(f"Computing {number} features of the vertices of {mesh.name}.")
+        return [laplacian.eigenfunctions(mesh.vertices, mesh.faces, number)]
+
     path = _folder(mesh) / f"features_{number}.npy"
+    return np.array(_made_once(path, compute, (len(mesh.vertices), number), np.float32))
+
+
+def _made_once(
+    path: pathlib.Path,
+    compute: Callable[[], Iterable[np.ndarray]],
+    shape: tuple[int, ...],
+    dtype: type,
+) -> np.ndarray:
+    """Maps a table, whose blocks are computed where it is not there yet."""
     if not path.is_file():
-        with locks.hold(path.parent, wait=True):
+        with locks.hold(path.parent, wait=True):  # another process may be doing it
             if not path.is_file():
-                if len(mesh.vertices) > _ROWS:
-                    progress.say(f"Computing {number} features of the vertices of {mesh.name}.")
-                found = laplacian.eigenfunctions(mesh.vertices, mesh.faces, number)
                 with atomic_files.replacing(path) as temporary:
-                    npy_files.write_blocks(temporary, [found], found.shape, np.float32)
-    return np.array(npy_files.open_mapped(path, (len(mesh.vertices), number)))
+                    npy_files.write_blocks(temporary, compute(), shape, dtype)
+    return npy_files.open_mapped(path, shape)
 
 
 def _folder(mesh: SurfaceMesh) -> pathlib.Path:
