@@ -92,20 +92,22 @@ class GroundTruth:
     Attributes:
         name: of the file, for messages.
         images: by ascending image id.
-        person_categories: ids of the categories that are people; usually one.
+        scored_categories: ids of the categories that are scored; usually one.
         categories: ids of all categories of the file.
         coco: images and people in COCO's format, for COCO's own measures.
         skipped_images: ids of bad images that were left out.
         notes: remarks for the reader of scores.
+        category: the name that was asked for, for messages.
     """
 
     name: str
     images: tuple[ImageTruth, ...]
-    person_categories: frozenset[int]
+    scored_categories: frozenset[int]
     categories: frozenset[int]
     coco: Mapping[str, list[dict[str, Any]]]
     skipped_images: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
+    category: str = PERSON
 
     @property
     def has_vertices(self) -> bool:
@@ -121,7 +123,7 @@ class GroundTruth:
     @property
     def category_id(self) -> int:
         """The category id for results of a model."""
-        return min(self.person_categories)
+        return min(self.scored_categories)
 
     def only(self, image_ids: Set[int]) -> "GroundTruth":
         """The same without other images and their people."""
@@ -202,10 +204,11 @@ def read_ground_truth(
     return GroundTruth(
         name=name,
         images=tuple(images),
-        person_categories=frozenset(dataset.report.classes),
+        scored_categories=frozenset(dataset.report.classes),
         categories=dataset.report.categories,
         coco={"images": sizes, "annotations": annotations},
         skipped_images=dataset.skipped_images,
+        category=category,
         notes=(*_skip_notes(dataset), *_notes(images)),
     )
 

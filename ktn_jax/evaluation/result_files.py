@@ -153,7 +153,7 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
         truth: the annotations that the results belong to.
 
     Returns:
-        The index of the person detections.
+        The index of the detections of the category that is scored.
 
     Raises:
         EvaluationError: the file is not JSON, or a detection has a wrong or missing field.
@@ -169,7 +169,7 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
         where = f"{path.name}: detection {number}"
         if "results" in entry and "bbox" not in entry:
             raise EvaluationError(f"{where}: this is a shard of results; merge the shards first")
-        if not _is_person(where, entry, truth):
+        if not _is_scored(where, entry, truth):
             other_categories += 1
             continue
         record = check_entry(where, entry)
@@ -211,9 +211,9 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
         by_image.setdefault(detection.image_id, []).append(detection)
     if other_categories and not seen and not on_skipped:
         raise EvaluationError(
-            f"{path.name}: all {other_categories} detections are of other categories than person, "
-            f"which has category_id {truth.category_id} in {truth.name}: make them with it "
-            "(`ktn predict --annotations FILE`), or change it in the results"
+            f"{path.name}: all {other_categories} detections are of other categories than "
+            f"{truth.category}, which has category_id {truth.category_id} in {truth.name}: make "
+            "them with it (`ktn predict --annotations FILE`), or change it in the results"
         )
     notes = []
     total = sum(map(len, by_image.values()))
@@ -230,7 +230,9 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
             "false positives, as in the reference"
         )
     if other_categories:
-        notes.append(f"{other_categories} detections of other categories than person left out")
+        notes.append(
+            f"{other_categories} detections of other categories than {truth.category} left out"
+        )
     if on_skipped:
         notes.append(f"{on_skipped} detections on images that were left out")
     ranked = {
@@ -247,16 +249,16 @@ def _mesh_of(record: Mapping[str, Any]) -> str:
     return str(record["vertices"]["mesh"])
 
 
-def _is_person(where: str, entry: Mapping[str, Any], truth: GroundTruth) -> bool:
+def _is_scored(where: str, entry: Mapping[str, Any], truth: GroundTruth) -> bool:
     category = entry.get("category_id", truth.category_id)
     if type(category) is not int:
         return True  # `check_record` says what is wrong
     if category not in truth.categories:
         raise EvaluationError(
             f"{where}: category_id {category!r:.50} is not in {truth.name}, which has "
-            f"{sorted(truth.categories)}; person is {truth.category_id}"
+            f"{sorted(truth.categories)}; {truth.category} is {truth.category_id}"
         )
-    return category in truth.person_categories
+    return category in truth.scored_categories
 
 
 def check_entry(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:

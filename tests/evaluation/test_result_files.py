@@ -115,6 +115,22 @@ def test_a_wrong_field_is_named(flat_world, truth, tmp_path, change, message):
         _index(tmp_path, entries, truth)
 
 
+def test_the_category_that_is_scored_is_named(flat_world, tmp_path):
+    annotations = copy.deepcopy(flat_world.annotations)
+    annotations["categories"] = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    truth = ground_truth.read_ground_truth(annotations, category="cat")
+    entries = _entries(flat_world, tmp_path)
+    entries[1]["category_id"] = 2
+    notes = _index(tmp_path, entries, truth).notes
+    assert "1 detections of other categories than cat left out" in notes
+    entries[1]["category_id"] = 3
+    with pytest.raises(EvaluationError, match=r"category_id 3 is not in .* \[1, 2\]; cat is 1"):
+        _index(tmp_path, entries, truth)
+    wrong = [entry | {"category_id": 2} for entry in entries]
+    with pytest.raises(EvaluationError, match="other categories than cat, which has category_id 1"):
+        _index(tmp_path, wrong, truth)
+
+
 def test_a_damaged_picture_is_named(flat_world, truth, tmp_path):
     entries = _entries(flat_world, tmp_path)
     entries[0]["uv_data"] = entries[0]["uv_data"][:-40]  # its header is whole
