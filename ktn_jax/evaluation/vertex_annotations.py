@@ -66,6 +66,7 @@ def convert_file(
 
     Raises:
         ValueError: the output is there, or the mesh has another number of vertices.
+        FileNotFoundError: there is no folder for the output.
         ktn_jax.data_pipelines.coco.checks.DatasetError: the file cannot be read or has errors.
         ktn_jax.evaluation.errors.EvaluationError: the template cannot be read.
     """
@@ -85,10 +86,11 @@ def convert_file(
     name = _mesh_name(template, mesh)
     finder = VertexFinder(template)
     people = points = dropped = 0
+    bad = report.bad_annotations | report.bad_densepose
     for position, annotation in enumerate(raw["annotations"]):
-        is_sound = position not in report.bad_annotations | report.bad_densepose
-        wanted = is_sound and checks.is_of_category(annotation, report.classes.keys())
-        if wanted and has_charts(annotation):
+        if position in bad or not checks.is_of_category(annotation, report.classes.keys()):
+            continue
+        if has_charts(annotation):
             count = len(annotation["dp_x"])
             kept = add_vertices(annotation, finder, template, name)
             people, points, dropped = people + bool(kept), points + kept, dropped + count - kept

@@ -63,10 +63,10 @@ def test_vertices_are_those_that_the_points_show(rendered, template, tmp_path):
         exact = np.array(one["dp_vertex"])
         if one is rendered["annotations"][0]:
             exact = np.delete(exact, 2)
-        assert other["ref_model"] == "body" and len(
-            other["dp_annotated" if one is first else "dp_x"]
-        )
         found = np.array(other["dp_vertex"])
+        assert other["ref_model"] == "body" and len(found) == len(exact)
+        columns = [other[key] for key in ("dp_x", "dp_U", "dp_annotated") if key in other]
+        assert {len(column) for column in columns} == {len(found)}
         distances.append(np.linalg.norm(vertices[exact] - vertices[found], axis=1))
         same.append(exact == found)
     # Nearest in the chart, which stretches the surface, and nearest on the face differ here and
