@@ -38,7 +38,8 @@ class PersonTruth:
         points: [5, P] float64: x and y in 0..255 of the box, patch, U, V, of the points that an
             annotator set; None without any: such a person is neither found nor missed. Patch, U
             and V are 0 where only vertices are annotated.
-        dp_masks: coarse masks as annotated, their run lengths checked, or None.
+        dp_masks: list of coarse masks, or of that of the whole body, as annotated, their run
+            lengths checked, or None.
         segmentation: COCO polygons or RLE as annotated, its run lengths checked, or None.
         vertices: [P] int64, the vertex of `mesh` at each point; None where only charts are known.
         mesh: name of the mesh of the vertices.
@@ -224,13 +225,16 @@ def _person_truth(entry: Mapping[str, Any]) -> PersonTruth:
         is_annotated = np.asarray(entry["dp_annotated"], bool)
         points = points[:, is_annotated] if is_annotated.any() else None
         vertices = None if points is None or vertices is None else vertices[is_annotated]
+    dp_masks = entry.get("dp_masks")
+    if isinstance(dp_masks, Mapping):  # of the whole body
+        dp_masks = [dp_masks]
     return PersonTruth(
         annotation_id=entry["id"],
         box_xywh=tuple(entry["bbox"]),
         area=entry["area"],
         is_crowd=bool(entry["iscrowd"]),
         points=points,
-        dp_masks=entry.get("dp_masks"),
+        dp_masks=dp_masks,
         segmentation=entry.get("segmentation"),
         vertices=vertices,
         mesh="" if vertices is None else entry["ref_model"],

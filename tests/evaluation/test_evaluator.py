@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.evaluation import evaluator, geodesic_similarity
@@ -245,6 +246,18 @@ def test_masks_that_cannot_be_drawn_are_named(flat_world, tmp_path, change, mess
 def test_an_option_out_of_range_is_refused(option, text):
     with pytest.raises(ValueError, match=text):
         ScoringOptions(**option)
+
+
+def test_a_mask_of_the_whole_body_is_scored_as_the_union_of_its_parts(flat_world, tmp_path):
+    expected = _run(flat_world, tmp_path).summaries
+    annotations = copy.deepcopy(flat_world.annotations)
+    for person in annotations["annotations"]:
+        if "dp_masks" in person:
+            whole = coco_mask.merge([mask for mask in person["dp_masks"] if mask])
+            person["dp_masks"] = whole | {"counts": whole["counts"].decode()}
+    results, truth = flat_world.write(tmp_path, annotations=annotations)
+    found = evaluator.evaluate_files(results, truth, flat_world.template_dir)
+    assert found.summaries == expected and found.summaries["IOU"]["AP"] > 0
 
 
 def test_ktn_masks_are_larger(flat_world, tmp_path):
