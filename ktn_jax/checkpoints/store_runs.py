@@ -237,7 +237,11 @@ def _is_last(name: str) -> bool:
 
 
 def checkpoint_steps(store: Store) -> list[int]:
-    """Steps of the complete checkpoints in a folder of a store, ascending."""
+    """Steps of the complete checkpoints in a folder of a store, ascending.
+
+    Raises:
+        StoreError: it cannot be listed.
+    """
     found = []
     for name in store.files():
         step, _, rest = name.partition("/")
@@ -251,6 +255,9 @@ def fetch(store: Store, step: int, target: pathlib.Path) -> pathlib.Path:
 
     Returns:
         Its local folder.
+
+    Raises:
+        StoreError: it cannot be read.
     """
     stores.fetch_files(store / str(step), (store / str(step)).files(), target / str(step))
     return target / str(step)

@@ -85,7 +85,11 @@ class Mirror:
         shutil.rmtree(self.folder)
 
     def pull(self) -> None:
-        """Fetches what others have written since the last time, and removes what they removed."""
+        """Fetches what others have written since the last time, and removes what they removed.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
         with self._lock:
             theirs = {
                 name: file for name, file in self._store.files().items() if self._is_kept(name)
@@ -99,7 +103,11 @@ class Mirror:
                 del self._known[name]
 
     def push(self) -> None:
-        """Sends what has changed here since the last time, and removes what was removed."""
+        """Sends what has changed here since the last time, and removes what was removed.
+
+        Raises:
+            StoreError: it cannot be sent; the next time it is tried again.
+        """
         with self._lock:
             ours = self._local_files()
             changed = [n for n, state in ours.items() if self._known.get(n, (0, None))[1] != state]

@@ -84,7 +84,11 @@ class Store:
         return Store(f"{self.address}/{name}")
 
     def files(self) -> dict[str, StoredFile]:
-        """All objects of the folder and its subfolders, by name relative to it, sorted."""
+        """All objects of the folder and its subfolders, by name relative to it, sorted.
+
+        Raises:
+            StoreError: it cannot be listed; one that is not there has no objects.
+        """
         with self._naming():
             self._system.invalidate_cache()
             found: Mapping[str, Mapping[str, Any]] = self._system.find(self._root, detail=True)
@@ -97,7 +101,11 @@ class Store:
         }
 
     def is_file(self) -> bool:
-        """Whether the address is that of an object."""
+        """Whether the address is that of an object.
+
+        Raises:
+            StoreError: the store cannot be asked.
+        """
         with self._naming():
             self._system.invalidate_cache()
             return bool(self._system.isfile(self._root))
@@ -176,13 +184,22 @@ class Store:
             self._system.put_file(os.fspath(source), self._at(name))
 
     def copy(self, name: str, target: str) -> None:
-        """Copies an object inside of the folder."""
+        """Copies an object inside of the folder, in place of an older one.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            StoreError: it cannot be copied.
+        """
         with self._naming(name):
             self._make_folder(target)
             self._system.cp_file(self._at(name), self._at(target))
 
     def remove(self, names: Collection[str]) -> None:
-        """Removes objects, in this order; those that are not there are passed over."""
+        """Removes objects, in this order; those that are not there are passed over.
+
+        Raises:
+            StoreError: one cannot be removed; those after it are left.
+        """
         for name in names:
             with self._naming(name), contextlib.suppress(FileNotFoundError):
                 self._system.rm_file(self._at(name))
@@ -303,7 +320,12 @@ def _update(
 
 
 def fetch_files(store: Store, files: Mapping[str, StoredFile], target: pathlib.Path) -> None:
-    """Copies objects of a store into a local folder, with the times that they have there."""
+    """Copies objects of a store into a local folder, with the times that they have there.
+
+    Raises:
+        FileNotFoundError: one was removed meanwhile.
+        StoreError: one cannot be read, or its name leads out of the folder.
+    """
 
     def fetch_one(name: str) -> None:
         path = inside(target, name)
