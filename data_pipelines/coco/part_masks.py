@@ -13,6 +13,11 @@ from ktn_jax.runtime import rle
 # Polygons or a run-length mask in pixels of the image, as in annotation files.
 Segmentation = Sequence[Sequence[float]] | Mapping[str, Any] | None
 
+# Cells from the box beyond which polygons are cut off, 390 times its side. pycocotools takes memory
+# for every cell along an edge, and crashes where they are more than 32 bits hold: of tiny boxes.
+_FARTHEST = 1e5
+_SMALLEST_CELL = 1e-9  # pixels; a box may be so small that 256 of its cells are none
+
 
 def decode_part_mask(dp_masks: Sequence[Any] | Mapping[str, Any]) -> np.ndarray:
     """Decodes the part masks of one person.
@@ -52,12 +57,13 @@ def grid_mask(segmentation: Segmentation, box_xywh: np.ndarray) -> np.ndarray | 
     """
     if not segmentation:
         return None
-    cell = box_xywh[2:] / PART_GRID
+    cell = np.maximum(box_xywh[2:] / PART_GRID, _SMALLEST_CELL)
     if not isinstance(segmentation, Mapping):
         rings = [
-            ((np.reshape(ring, (-1, 2)) - box_xywh[:2]) / cell).ravel().tolist()
+            ((np.reshape(ring, (-1, 2)) - box_xywh[:2]) / cell).clip(-_FARTHEST, _FARTHEST)
             for ring in segmentation
         ]
+        rings = [ring.ravel().tolist() for ring in rings]
         runs = coco_mask.frPyObjects(rings, PART_GRID, PART_GRID)
         # pycocotools' own decode warns under NumPy 2.
         inside: np.ndarray = np.any([rle.decode_rle(ring) for ring in runs], axis=0)

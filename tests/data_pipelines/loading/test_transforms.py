@@ -319,6 +319,8 @@ def test_person_mask_is_the_segmentation_on_the_grid_of_the_box():
     runs = coco_mask.encode(np.asfortranarray(pixels))
     np.testing.assert_array_equal(part_masks.grid_mask(runs, box), expected)
     assert part_masks.grid_mask(None, box) is None and part_masks.grid_mask([], box) is None
+    for side in (1e-9, 5e-324):  # pycocotools would end the process
+        assert part_masks.grid_mask(polygon, np.array([10.0, 20.0, side, side])).all()
 
 
 def test_person_mask_moves_with_the_person():
