@@ -170,7 +170,7 @@ def fit_rendered_people(config: ConfigDict) -> None:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
     config.optimizer.clip, config.optimizer.clip_value = "global_norm", 5.0
-    config.total_steps, config.batch_size, config.checkpoint_every = 1600, 6, 200
+    config.total_steps, config.batch_size, config.checkpoint_every = 1200, 6, 200
     config.training.log_every, config.training.keep_last = 10, 1
     config.test.short_side = config.test.max_side = side
     config.test.size_buckets = ((side, side),)

@@ -64,7 +64,7 @@ SIZES = {
         num_test_images=4,
         changes=("training.num_devices=1",),  # the batch does not divide into any number
     ),
-    "small": Size(steps=1600, seeds=3, num_images=2000, num_test_images=100),
+    "small": Size(steps=1200, seeds=3, num_images=2000, num_test_images=100),
 }
 
 
