@@ -28,17 +28,23 @@ _LONG = ("--steps", 160, "--test-images", 24, *_OPTIONS, "--set", "data.syntheti
 _FLOORS = {"bbox": 40.0, "IOU": 15.0, "GPSm": 2.0}
 
 
-def _ktn(folder, *arguments):
-    # One device, as a user has; optimised less, which compiles sooner and trains as fast.
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
-    return subprocess.run(
-        [sys.executable, "-m", "ktn_jax", *map(str, arguments)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+@pytest.fixture(scope="module")
+def ktn(quick_compiler):
+    """Runs a command in a folder, on one device, as a user has."""
+
+    def run(folder, *arguments):
+        # Optimised a little, which compiles as soon and trains faster.
+        flags = f"{quick_compiler} --xla_backend_optimization_level=1"
+        return subprocess.run(
+            [sys.executable, "-m", "ktn_jax", *map(str, arguments)],
+            cwd=folder,
+            env=os.environ | {"XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +53,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def first(folder):
-    return _ktn(folder, "demo", *_SHORT)
+def first(ktn, folder):
+    return ktn(folder, "demo", *_SHORT)
 
 
 def _losses(folder):
@@ -57,9 +63,9 @@ def _losses(folder):
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory):
+def learnt(ktn, tmp_path_factory):
     folder = tmp_path_factory.mktemp("learnt")
-    done = _ktn(folder, "demo", *_LONG)
+    done = ktn(folder, "demo", *_LONG)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -91,37 +97,38 @@ def test_the_page_holds_everything(first, folder):
     assert str(pathlib.Path("demo") / "report.html") in first.stdout
 
 
-def test_the_same_command_again_says_that_it_is_done(first, folder):
-    again = _ktn(folder, "demo", *_SHORT)
+def test_the_same_command_again_says_that_it_is_done(ktn, first, folder):
+    again = ktn(folder, "demo", *_SHORT)
     assert again.returncode == 0
     assert "done already" in again.stdout
     assert "report.html" in again.stdout
 
 
-def test_other_settings_do_not_mix(first, folder):
-    other = _ktn(folder, "demo", *_SHORT, "--steps", 41)
+@pytest.mark.extended
+def test_other_settings_do_not_mix(ktn, first, folder):
+    other = ktn(folder, "demo", *_SHORT, "--steps", 41)
     assert other.returncode == 1
     assert "other settings" in other.stderr
 
 
 @pytest.mark.extended
-def test_the_commands_on_the_page_load_the_weights(learnt):
+def test_the_commands_on_the_page_load_the_weights(ktn, learnt):
     page = (learnt / "demo" / "report.html").read_text(encoding="utf-8")
     texts = [html.unescape(text) for text in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)]
     assert all(len(line) < 100 for text in texts for line in text.splitlines())
     own, predict, draw, score, _ = (shlex.split(text.replace("\\\n", "")) for text in texts)
     assert own[:3] == ["ktn", "predict", "photo.jpg"]
     assert predict[:2] == ["ktn", "predict"] and score[:2] == ["ktn", "eval"]
-    done = _ktn(learnt, *score[1:])
+    done = ktn(learnt, *score[1:])
     assert done.returncode == 0, done.stderr[-2000:]
     stored = json.loads((learnt / "demo" / "demo.json").read_text())["scores"]
     scored = json.loads((learnt / "demo" / "scored" / "metrics.json").read_text())
     for measure in ("bbox", "GPS", "GPSm"):
         assert scored[measure] == stored[measure]
     predict[2] = "demo/test_people/images/000000000001.jpg"
-    done = _ktn(learnt, *predict[1:])
+    done = ktn(learnt, *predict[1:])
     assert done.returncode == 0, done.stderr[-2000:]
     assert (learnt / "demo" / "predicted" / "000000000001_iuv.png").is_file()
-    done = _ktn(learnt, *draw[1:])
+    done = ktn(learnt, *draw[1:])
     assert done.returncode == 0, done.stderr[-2000:]
     assert (learnt / "demo" / "drawn" / "000000000001_contour+bbox.png").is_file()

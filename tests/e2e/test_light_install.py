@@ -27,7 +27,7 @@ TINY = (
 
 
 @pytest.fixture
-def ktn(tmp_path):
+def ktn(tmp_path, quick_compiler):
     """Runs a command as if TensorFlow were not installed, in worker processes too."""
     for name in ("tensorflow", "tensorflow_datasets"):
         (tmp_path / "missing" / name).mkdir(parents=True)
@@ -36,7 +36,7 @@ def ktn(tmp_path):
         )
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path / "missing"),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": quick_compiler,
     }
 
     def run(*arguments):
@@ -69,6 +69,7 @@ def test_building_a_tfds_dataset_says_what_to_install(ktn):
     assert "pip install 'ktn_jax[tfds]'" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.extended  # the next has the same in this process
 def test_training_on_a_tfds_dataset_says_what_to_install(ktn):
     done = ktn("train", *TINY, "--workdir=work", "--config.data.source=tfds")
     assert done.returncode == 1

@@ -86,6 +86,7 @@ def test_more_people_than_a_call_takes(predictor, photos, people, monkeypatch):
         _assert_same_people(one, other)
 
 
+@pytest.mark.extended  # test_stages.py has the maps of any boxes
 def test_in_the_boxes_of_people_who_were_found_the_same_is_found(predictor, photos):
     expected = predictor(photos)
     boxes = [np.stack([person.box_xyxy for person in people]) for people in expected]

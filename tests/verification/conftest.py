@@ -4,13 +4,14 @@ import pytest
 
 from ktn_jax.verification.dump import Dump
 
-# Each compiles for tens of seconds.
-CASES = ("ktnv2_r50_tiny", "densepose_r50_legacy_tiny")
+# It compiles for tens of seconds, and has every part of KTN and of DensePose R-CNN.
+STEP = "ktnv2_r50_tiny"
 # These for inference; their steps run with the extended tests, and losses of confidences and
 # embeddings have tests of their own.
 INFERENCE = ("densepose_r50_wc2_tiny", "densepose_cse_r50_animals_tiny")
 # What is new in these, backbones, heads, predictors and groups of channels, has cheaper tests too.
 COVERED = (
+    "densepose_r50_legacy_tiny",
     "ktnv2_hrnet_tiny",
     "ktnv2_hrnet_v3_tiny",
     "densepose_r50_dl_nonlocal_tiny",
@@ -30,19 +31,19 @@ COVERED = (
 
 
 def _params(cases):
-    """All dumps; those but `cases`, which a neighbour covers, run with the extended tests only."""
-    others = (case for case in (*CASES, *INFERENCE, *COVERED) if case not in cases)
+    """All dumps; those but `cases`, which neighbours cover, run with the extended tests only."""
+    others = (case for case in (STEP, *INFERENCE, *COVERED) if case not in cases)
     return [*cases, *(pytest.param(case, marks=pytest.mark.extended) for case in others)]
 
 
 # Inference of the legacy model is that of the model of confidences without them.
-@pytest.fixture(scope="module", params=_params([CASES[0], *INFERENCE]))
+@pytest.fixture(scope="module", params=_params([STEP, *INFERENCE]))
 def dump(request, golden_dir):
     """Every dump, for inference."""
     return Dump(golden_dir / f"{request.param}.npz")
 
 
-@pytest.fixture(scope="module", params=_params(CASES))
+@pytest.fixture(scope="module", params=_params([STEP]))
 def dump_of_step(request, golden_dir):
     """Every dump, for a training step."""
     return Dump(golden_dir / f"{request.param}.npz")
