@@ -10,6 +10,7 @@ from ktn_jax.body.procedural import assembly
 from ktn_jax.body.symmetry import UVSymmetry, uv_symmetry_tables
 from ktn_jax.data_pipelines.coco.annotations import parse_dataset
 from ktn_jax.data_pipelines.loading import pipeline
+from ktn_jax.data_pipelines.loading.examples import ArraySpec, batch_spec
 from ktn_jax.data_pipelines.loading.few_labels import FewLabels
 from ktn_jax.data_pipelines.loading.known_meshes import KnownMeshes
 from ktn_jax.data_pipelines.loading.person_crops import CropShape, PersonCrops
@@ -72,9 +73,7 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
         loader=data.loader,
         workers=data.workers,
         batches_ahead=data.batches_ahead,
-        with_person_masks=data.with_person_masks
-        or config.loss.coarse_segm_from_masks
-        or "masks" in config.model.tasks,
+        with_person_masks=_learns_person_masks(config),
         needs_surface=data.needs_surface and _trains_surface(config),
         on_bad=data.on_bad,
         max_skipped_fraction=data.max_skipped_fraction,
@@ -94,6 +93,35 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
     )
 
 
+def training_batch_spec(config: Any, canvas_hw: tuple[int, int]) -> dict[str, ArraySpec]:
+    """Describes the batches of all processes together, without data.
+
+    Args:
+        config: a whole configuration.
+        canvas_hw: of their images.
+
+    Returns:
+        Shape and dtype by name, see `examples.batch_spec`, where annotators set all points.
+    """
+    return batch_spec(
+        config.batch_size,
+        canvas_hw,
+        config.data.max_people,
+        config.data.max_points,
+        with_person_masks=_learns_person_masks(config),
+        with_vertices=_learns_vertices(config),
+    )
+
+
+def _learns_person_masks(config: Any) -> bool:
+    wanted = config.data.with_person_masks or config.loss.coarse_segm_from_masks
+    return bool(wanted) or "masks" in config.model.tasks
+
+
+def _learns_vertices(config: Any) -> bool:
+    return config.model.predictor.name == "embedding" and "densepose" in config.model.tasks
+
+
 def _known_meshes(config: Any) -> KnownMeshes | None:
     """The meshes of a whole configuration; None for models of charts.
 
@@ -102,7 +130,7 @@ def _known_meshes(config: Any) -> KnownMeshes | None:
             category for each class.
     """
     meshes, data = config.model.meshes, config.data
-    if config.model.predictor.name != "embedding" or "densepose" not in config.model.tasks:
+    if not _learns_vertices(config):
         return None
     if data.dense_points:
         raise ValueError("data.dense_points draws points on charts, and the model learns vertices")

@@ -17,7 +17,7 @@ import numpy as np
 from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.data_pipelines.coco.annotations import ImageFacts
 from ktn_jax.data_pipelines.loading import loaders
-from ktn_jax.data_pipelines.loading.examples import ArraySpec, Batch, ExampleMaker, batch_spec
+from ktn_jax.data_pipelines.loading.examples import ArraySpec, Batch, ExampleMaker
 from ktn_jax.data_pipelines.loading.known_meshes import KnownMeshes
 from ktn_jax.data_pipelines.loading.loaders import Request
 from ktn_jax.data_pipelines.loading.plan import Augmentation, TrainingPlan
@@ -29,7 +29,6 @@ __all__ = [
     "Batch",
     "DataSettings",
     "TrainingData",
-    "batch_spec",
     "make_training_data",
 ]
 

@@ -27,8 +27,7 @@ def abstract_step(config: Any, mesh: Any, size_hw: tuple[int, int]) -> AbstractS
     import jax
 
     from ktn_jax.checkpoints import weights
-    from ktn_jax.data_pipelines.loading.examples import batch_spec
-    from ktn_jax.modeling.person_branches import has_embeddings
+    from ktn_jax.data_pipelines.loading.configured import training_batch_spec
     from ktn_jax.training import configured, distributed, initialisation, optimizer, step
 
     model = initialisation.build_trained_model(config, distributed.platform_of(mesh))
@@ -40,19 +39,10 @@ def abstract_step(config: Any, mesh: Any, size_hw: tuple[int, int]) -> AbstractS
         prepared.shapes,
         prepared.shardings,
     )
-    data = config.data
-    spec = batch_spec(
-        config.batch_size,
-        size_hw,
-        data.max_people,
-        data.max_points,
-        with_person_masks=data.with_person_masks or "masks" in config.model.tasks,
-        with_vertices=has_embeddings(config.model),
-    )
     over = distributed.over_batch(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=over)
-        for name, rows in spec.items()
+        for name, rows in training_batch_spec(config, size_hw).items()
     }
     params, batch_stats = abstract["params"], abstract.get("batch_stats", {})
     labels = optimizer.label_parameters(params, batch_stats, optimizer.frozen_patterns(config))

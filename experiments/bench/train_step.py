@@ -31,22 +31,14 @@ COMPARED = ("configs/ktn.py:r50", "configs/densepose_rcnn.py:r50")
 ROIS_PER_IMAGE = 16
 
 
-def make_batch(config, batch_size, size_hw, people=3, points=100):
+def make_batch(config, size_hw, people=3, points=100):
     """A batch of random images, as many people in each with DensePose and keypoints."""
-    from ktn_jax.data_pipelines.loading.pipeline import batch_spec
-    from ktn_jax.modeling.person_branches import has_embeddings
+    from ktn_jax.data_pipelines.loading.configured import training_batch_spec
 
     rng = np.random.default_rng(0)
-    height, width = size_hw
+    batch_size, (height, width) = config.batch_size, size_hw
     people, points = min(people, config.data.max_people), min(points, config.data.max_points)
-    spec = batch_spec(
-        batch_size,
-        size_hw,
-        config.data.max_people,
-        config.data.max_points,
-        with_person_masks=config.data.with_person_masks,
-        with_vertices=has_embeddings(config.model),
-    )
+    spec = training_batch_spec(config, size_hw)
     batch = {name: np.zeros(array.shape, array.dtype) for name, array in spec.items()}
     batch["image"] = rng.integers(0, 256, spec["image"].shape, np.uint8)
     batch["image_size_hw"][:] = size_hw
@@ -66,7 +58,7 @@ def make_batch(config, batch_size, size_hw, people=3, points=100):
         batch[name][dots] = rng.random(shape)
     batch["point_i"][dots] = rng.integers(1, 25, shape)
     batch["part_mask"][slots] = rng.integers(0, 15, (batch_size, people, 256, 256))
-    if config.data.with_person_masks:
+    if "person_mask" in batch:
         batch["person_mask"] = np.minimum(batch["part_mask"], 1)
         batch["has_person_mask"] = batch["is_valid"]
     if "point_vertex" in batch:  # of the first mesh
@@ -86,6 +78,7 @@ class Ours:
         mesh = distributed.make_mesh(config.training.num_devices)
         self.model = initialisation.build_trained_model(config, distributed.platform_of(mesh))
         self.loss_fn = configured.make_loss_fn(self.model, config, mesh)
+        self.tables = configured.load_tables(config)
         self.folder = tempfile.TemporaryDirectory()  # nothing is saved there
         self.trainer = Trainer(
             config,
@@ -93,8 +86,9 @@ class Ours:
             self.loss_fn,
             weights.abstract_variables(self.model),
             lambda: variables or weights.draw_variables(self.model, config.seed),
+            tables=self.tables,
         )
-        batch = make_batch(config, config.batch_size, size_hw, people)
+        batch = make_batch(config, size_hw, people)
         self.batch = distributed.to_devices(batch, distributed.over_batch(mesh))
         start = time.perf_counter()
         self.compiled = self.trainer.compiled(self.batch).take
@@ -120,7 +114,7 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        def pyramid_loss(params, stats, batch, key):
+        def pyramid_loss(params, stats, batch, key, tables):
             def run(detector):
                 inputs = detector.normalise(batch["image"], batch["image_size_hw"])
                 return detector.extract(inputs, None, train=True).maps
@@ -129,8 +123,8 @@ class Ours:
             maps, _ = self.model.apply(variables, method=run, mutable=["batch_stats"])
             return sum(jnp.square(level.astype(jnp.float32)).mean() for level in maps.values())
 
-        def partial_loss(names, params, stats, batch, key):
-            losses = self.loss_fn(params, stats, batch, key)[1][0]
+        def partial_loss(names, params, stats, batch, key, tables):
+            losses = self.loss_fn(params, stats, batch, key, *tables)[1][0]
             return sum(loss for name, loss in losses.items() if names is None or name in names)
 
         losses = {
@@ -139,12 +133,11 @@ class Ours:
             "box head": functools.partial(partial_loss, RPN_LOSSES + BOX_LOSSES),
             "DensePose": functools.partial(partial_loss, None),
         }
-        key = jax.random.key(0)
+        rest = (self.batch, jax.random.key(0), jax.device_put(self.tables))
 
         def gradient(compiled):
-            jax.block_until_ready(
-                compiled(self.trainer.state.params, self.trainer.state.batch_stats, self.batch, key)
-            )
+            state = self.trainer.state  # each step makes a new one
+            jax.block_until_ready(compiled(state.params, state.batch_stats, *rest))
 
         return {
             name: functools.partial(gradient, jax.jit(jax.grad(loss)))
@@ -321,7 +314,7 @@ def serve(arguments):
 
         torch.set_num_threads(arguments.threads)
         state = files.read_state_dict(arguments.weights)
-        images = make_batch(config, config.batch_size, size_hw)["image"]
+        images = make_batch(config, size_hw)["image"]
         trainer = Trainer(config, state, images)
         del state
         with np.load(samples) as arrays:

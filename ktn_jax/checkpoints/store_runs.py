@@ -11,7 +11,7 @@ import pathlib
 import shutil
 import tempfile
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -217,12 +217,20 @@ class StoreCheckpoints:
             with runs.Checkpoints(folder, verify=verify) as local:
                 return read(local)
         except CheckpointError as error:
-            message = str(error).replace(str(folder / FOLDER), self.directory)
-            earlier = [other for other in self.steps() if other < step]
-            if earlier:  # of which no copy is here
-                advice = f"--from-step {earlier[-1]} resumes from the one before"
-                message = message.replace(run_folders.NONE_BEFORE, advice)
+            message = _of_store(error, folder / FOLDER, self._store, step, self.steps())
             raise CheckpointError(message) from error
+
+
+def _of_store(
+    error: CheckpointError, copies: pathlib.Path, store: Store, step: int, steps: Sequence[int]
+) -> str:
+    """What is wrong with a checkpoint of a step, found in a local copy of one alone."""
+    message = str(error).replace(str(copies), store.address)
+    earlier = [other for other in steps if other < step]
+    if not earlier:
+        return message
+    advice = f"--from-step {earlier[-1]} resumes from the one before"
+    return message.replace(run_folders.NONE_BEFORE, advice)
 
 
 def _gather(leaf: Any) -> np.ndarray:
@@ -284,14 +292,26 @@ def fetch_weights(path: str) -> pathlib.Path:
     return stores.fetched(path, keep=False)
 
 
-def return_to(store: Store, step: int) -> list[int]:
+def return_to(store: Store, step: int, *, verify: bool = True) -> list[int]:
     """Moves the checkpoints after a step to STORE/set_aside, see `run_folders.return_to`.
 
+    To compare the files of the step's checkpoint, it is fetched.
+
     Raises:
-        CheckpointError: there is no checkpoint of that step; nothing is moved.
+        CheckpointError: there is no checkpoint of that step, or it is damaged; nothing is moved.
+        StoreError: the store cannot be read or written.
     """
     directory = store / FOLDER
-    later = run_folders.steps_after(checkpoint_steps(directory), step, directory)
+    steps = checkpoint_steps(directory)
+    later = run_folders.steps_after(steps, step, directory)
+    if verify:
+        with tempfile.TemporaryDirectory(prefix="ktn-checkpoints-") as folder:
+            copies = pathlib.Path(folder)
+            try:
+                run_folders.check_checkpoint(fetch(directory, step, copies), run_folders.RESUME)
+            except CheckpointError as error:
+                message = _of_store(error, copies, directory, step, steps)
+                raise CheckpointError(message) from error
     files = store.files()
     for number in later:
         target, copy = f"{SET_ASIDE}/{number}", 1

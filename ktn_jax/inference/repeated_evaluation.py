@@ -69,8 +69,10 @@ class RepeatedEvaluation:
         self._template = stores.fetched(template) if template else None
         if is_rendered and not template:
             self._template = output_dir / TEMPLATE_FOLDER
-        if not is_rendered and not stores.fetched(files.images).is_dir():
-            raise ValueError(f"data.evaluation.images: there is no folder {files.images}")
+        if not is_rendered:
+            given = AnnotatedFiles(stores.fetched(files.annotations), stores.fetched(files.images))
+            if not given.images.is_dir():
+                raise ValueError(f"data.evaluation.images: there is no folder {files.images}")
         if self._processes.is_first:
             output_dir.mkdir(parents=True, exist_ok=True)
             if is_rendered:
@@ -86,7 +88,6 @@ class RepeatedEvaluation:
         if is_rendered:
             self._images = AnnotatedFiles.in_folder(output_dir / PEOPLE_FOLDER).read()
         else:
-            given = AnnotatedFiles(stores.fetched(files.annotations), stores.fetched(files.images))
             self._images = _first_images(given.read(_options(config)), files.num_images)
             _check_best_metric(config.training.best_metric, self._images)
         self._predictor: Predictor | None = None

@@ -1,6 +1,7 @@
 """The training run that a configuration describes."""
 
 import os
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -44,10 +45,20 @@ def make_trainer(
         loss_fn,
         abstract,
         initialise,
-        tables=(embeddings.load_geodesics(config),) if has_embeddings(config.model) else (),
+        tables=load_tables(config),
         from_step=from_step,
         verify=verify,
     )
+
+
+def load_tables(config: ConfigDict) -> tuple[Any, ...]:
+    """What the losses of a configuration read beside the batch, see `Trainer`.
+
+    Raises:
+        ValueError: an unknown mesh, one of another number of vertices, or a damaged file.
+        ktn_jax.runtime.downloads.DownloadError: a released one could not be fetched.
+    """
+    return (embeddings.load_geodesics(config),) if has_embeddings(config.model) else ()
 
 
 def make_loss_fn(model: Network, config: ConfigDict, mesh: Mesh) -> LossFn:

@@ -69,7 +69,7 @@ def open_workdir(
                 set_aside = (
                     run_folders.return_to(workdir, from_step, verify=verify)
                     if store is None
-                    else store_runs.return_to(store, from_step)
+                    else store_runs.return_to(store, from_step, verify=verify)
                 )
             processes.wait("checkpoints set aside")
         keep_last, score = training.keep_last, training.best_metric

@@ -107,6 +107,12 @@ def test_a_damaged_one_is_named_and_an_earlier_one_resumed(stand_in, store):
     assert "--from-step 3 resumes" in str(error.value)
     with pytest.raises(CheckpointError, match="no checkpoint of step 4, it has 3, 6"):
         stand_in.train(config, store.address, from_step=4)
+    store.copy("checkpoints/3/state/manifest.ocdbt", "kept")
+    store.write("checkpoints/3/state/manifest.ocdbt", b"")
+    with pytest.raises(CheckpointError, match="run/checkpoints/3/.*damaged.*there is no whole"):
+        stand_in.train(config, store.address, from_step=3)
+    assert checkpoints_in(store) == [3, 6]  # nothing was moved
+    store.copy("kept", "checkpoints/3/state/manifest.ocdbt")
     end = stand_in.train(config, store.address, from_step=3)
     assert end.step == 6 and checkpoints_in(store) == [3, 6]
     assert f"set_aside/6/{checksums.CHECKSUM_FILE}" in store.files()

@@ -26,10 +26,15 @@ def _config(**changes):
 def test_synthetic_people_need_no_files():
     config = _config(source="synthetic", flip_probability=0.5)
     config.data.synthetic.update({"num_images": 3, "image_size_hw": (64, 64), "keep": True})
-    batches = configured.make_training_data(config).batches_from(0)
+    config.loss.coarse_segm_from_masks = True
+    data = configured.make_training_data(config)
+    batches = data.batches_from(0)
     first, *_ = list(itertools.islice(batches, 3))
     batches.close()
     assert first["image"].shape == (2, 64, 64, 3) and first["is_valid"].any()
+    assert first["has_person_mask"].any()
+    for spec in data.specs:
+        assert spec == configured.training_batch_spec(config, spec["image"].shape[1:3])
 
 
 def test_folders_are_joined(folder):
