@@ -88,7 +88,7 @@ def write_dense_truth(people: RenderedSet, output: pathlib.Path, points: int) ->
     of_id = {record["id"]: record for record in raw["annotations"]}
     for annotation_id, labels in people.truths():
         person = parse_person(of_id[annotation_id])
-        if inpainted_files.is_labelled(person):
+        if inpainted_files.is_labelled(person, needs_parts=True):
             fields = inpainted_files.label_fields(request, person, labels)
             inpainted_files.fill_up(of_id[annotation_id], fields)
     with atomic_files.replacing(output) as temporary:

@@ -44,7 +44,7 @@ class DensePoseRecord:
     i: np.ndarray  # [P] float32 surface patch 0..24, 0 is background, or where only vertices are
     u: np.ndarray  # [P] float32 in 0..1
     v: np.ndarray  # [P] float32 in 0..1
-    part_mask: np.ndarray  # [256, 256] uint8 coarse part 0..14
+    part_mask: np.ndarray  # [256, 256] uint8 coarse part 0..14, 15 where it is not known
     is_annotated: np.ndarray  # [P] bool, False for points that a model set
     confidence: np.ndarray  # [P] float32 in 0..1, of points that a model set
     iuv_file: str = ""  # picture of the labels of all pixels, as the file names it; "" without one
@@ -331,7 +331,7 @@ def parse_person(
 
     Returns:
         The record. Missing keypoints are zeros and a missing area is the box's. Without `dp_masks`
-        the segmentation is the mask of the whole body, which has label 1.
+        the segmentation is the mask of the whole body.
     """
     raw = clean_person(raw, with_densepose)
     box = np.asarray(raw["bbox"], np.float64)
@@ -378,7 +378,9 @@ def _part_mask(raw: Mapping[str, Any], box_xywh: np.ndarray) -> np.ndarray:
     if "dp_masks" in raw:
         return decode_part_mask(raw["dp_masks"])
     mask = grid_mask(raw.get("segmentation"), box_xywh)
-    return np.zeros((parts.PART_GRID, parts.PART_GRID), np.uint8) if mask is None else mask
+    if mask is None:
+        return np.zeros((parts.PART_GRID, parts.PART_GRID), np.uint8)
+    return mask * np.uint8(parts.UNKNOWN_PART)
 
 
 def _group_by_image(raw: Mapping[str, Any], report: AnnotationReport) -> "ImageSequence":

@@ -28,20 +28,21 @@ def decode_part_mask(dp_masks: Sequence[Any] | Mapping[str, Any]) -> np.ndarray:
 
     Returns:
         [256, 256] uint8 labels 0..14. Where masks overlap the later part wins, as in the original.
-        A mask of the whole body has label 1.
+        A mask of the whole body has the label `parts.UNKNOWN_PART`, 15.
 
     Raises:
         RleError: an entry that is not such a mask.
         ValueError: more than 14 entries.
     """
+    labels = np.zeros((PART_GRID, PART_GRID), np.uint8)
     if isinstance(dp_masks, Mapping):
-        dp_masks = [dp_masks]
+        labels[rle.decode_rle(dp_masks, labels.shape)] = parts.UNKNOWN_PART
+        return labels
     if len(dp_masks) > parts.NUM_COARSE:
         raise ValueError(f"dp_masks must have at most 14 entries, got {len(dp_masks)}")
-    labels = np.zeros((PART_GRID, PART_GRID), np.uint8)
     for index, entry in enumerate(dp_masks):
         if entry:
-            labels[rle.decode_rle(entry, (PART_GRID, PART_GRID))] = index + 1
+            labels[rle.decode_rle(entry, labels.shape)] = index + 1
     return labels
 
 

@@ -27,7 +27,7 @@ _CROWD_COLOUR = (255, 60, 60)
 _OCCLUDED_COLOUR = (255, 255, 255)
 _MASK_OPACITY = 0.55
 # A coarse part is drawn in the colour of the first of its patches that is seen from the front.
-_PART_COLOURS = np.zeros((parts.NUM_COARSE + 1, 3), np.uint8)
+_PART_COLOURS = np.full((parts.UNKNOWN_PART + 1, 3), 255, np.uint8)  # white: not known
 _PART_COLOURS[parts.FINE_TO_COARSE] = PATCH_COLOURS
 
 
@@ -75,7 +75,7 @@ def draw_keypoints(image: np.ndarray, record: ImageRecord) -> np.ndarray:
 
 
 def draw_part_masks(image: np.ndarray, record: ImageRecord) -> np.ndarray:
-    """Draws the coarse parts, each in the colour of one of its patches."""
+    """Draws the coarse parts in the colour of one of their patches; unknown ones white."""
     canvas = image.copy()
     for box_xywh, dense in _dense(record):
         rows, columns, labels = _mask_in_image(box_xywh, dense.part_mask, image.shape[:2])

@@ -50,7 +50,7 @@ def batch_spec(
     `has_densepose` bool [B, G].
     `point_is_valid` bool [B, G, P]; `point_x`, `point_y` float32 [B, G, P] in 0..256 on the grid
     over the person's box; `point_i` int32 patch 0..24; `point_u`, `point_v` float32 in 0..1.
-    `part_mask` uint8 [B, G, 256, 256]: coarse part 0..14 on the same grid.
+    `part_mask` uint8 [B, G, 256, 256]: coarse part 0..14 on the same grid, 15 not known.
     With confidences also `point_is_annotated` bool [B, G, P], False for points that a model set,
     and their `point_confidence` float32 in 0..1; and `ignored_boxes` float32 [B, G, 4], xyxy as
     `boxes`: of people a model was not sure of, where no background is. The rest of them is zero.

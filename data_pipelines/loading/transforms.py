@@ -25,6 +25,7 @@ from ktn_jax.data_pipelines.coco.part_masks import grid_mask
 
 # A person of whom a zoom or a rotation leaves less than this many pixels each way is dropped.
 _MIN_BOX_SIDE = 2.0
+_MIRRORED_LABELS = np.append(parts.COARSE_FLIP, parts.UNKNOWN_PART).astype(np.uint8)
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601's luma, as of JPEG
 
 
@@ -221,7 +222,7 @@ def flip_densepose(
         patch = densepose.i.astype(np.int64)
         mirrored = mirror_by_tables(symmetry, patch, densepose.u, densepose.v)
         i, u, v = (np.asarray(values, np.float32) for values in mirrored)
-    mask = parts.COARSE_FLIP.astype(np.uint8)[densepose.part_mask[:, ::-1]]
+    mask = _MIRRORED_LABELS[densepose.part_mask[:, ::-1]]
     x = np.float32(PART_GRID) - densepose.x
     vertex = None
     if mirror is not None and densepose.vertex is not None:

@@ -14,6 +14,8 @@ NUM_COARSE = 14  # without background
 NUM_KEYPOINTS = 17
 NUM_PATCH_CHANNELS = NUM_PATCHES + 1  # with background, as maps and tables have them
 NUM_COARSE_CHANNELS = NUM_COARSE + 1
+# In masks of the whole body: on the person, and nobody said on which coarse part.
+UNKNOWN_PART = NUM_COARSE + 1
 
 BACKGROUND = 0
 

@@ -96,4 +96,9 @@ def _inpaint(arguments: argparse.Namespace) -> int:
             f"the annotator's; {counts.others} records kept as they are; written to "
             f"{arguments.output}"
         )
+        if counts.without_parts:
+            print(  # noqa: T201
+                f"note: {counts.without_parts} people were not labelled: they have one mask of the "
+                "whole body, and this teacher needs those of the parts (model.sees_parts)"
+            )
     return 0

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ktn_jax.body.parts import UNKNOWN_PART
 from ktn_jax.data_pipelines.coco import checks
 from ktn_jax.data_pipelines.coco.annotations import (
     Dataset,
@@ -86,12 +87,15 @@ class InpaintCounts:
         points: of them.
         annotated: of these, the annotator's.
         others: people who were kept as they are.
+        without_parts: of these, people with points whose mask is one of the whole body, where the
+            teacher needs those of the parts.
     """
 
     people: int
     points: int
     annotated: int
     others: int
+    without_parts: int
 
 
 def check_request(request: InpaintRequest) -> None:
@@ -152,7 +156,9 @@ def inpaint_file(
         processes.wait("prepared")
         _label_share(inpainter, request, dataset, run, processes)
         processes.wait("labelled")
-        counts = _write(request, len(dataset.images)) if processes.is_first else None
+        counts = None
+        if processes.is_first:
+            counts = _write(request, len(dataset.images), inpainter.needs_parts)
         processes.wait("written")
     if processes.is_first:
         shutil.rmtree(request.unfinished)
@@ -180,7 +186,7 @@ def _label_share(
         ) as progress:
 
             def read(index: int) -> tuple[ImageRecord, np.ndarray | None]:
-                return _read(request, dataset.images[index])
+                return _read(request, dataset.images[index], inpainter.needs_parts)
 
             def predict(
                 batch: Sequence[tuple[ImageRecord, np.ndarray | None]],
@@ -204,19 +210,24 @@ def _label_share(
             batching.run(batches, read, predict, finish)
 
 
-def is_labelled(person: PersonRecord) -> bool:
-    """Whether a person is one to label: with points on charts and part masks, no crowd."""
-    return (
-        not person.is_crowd
-        and person.densepose is not None
-        and person.densepose.has_charts
-        and bool(person.densepose.part_mask.any())
-    )
+def is_labelled(person: PersonRecord, needs_parts: bool) -> bool:
+    """Whether a person is one to label: with points on charts and part masks, no crowd.
+
+    Args:
+        person: as read.
+        needs_parts: whether a mask of the whole body is not enough for the teacher.
+    """
+    if person.is_crowd or person.densepose is None or not person.densepose.has_charts:
+        return False
+    highest = int(person.densepose.part_mask.max())
+    return highest > 0 and not (needs_parts and highest == UNKNOWN_PART)
 
 
-def _read(request: InpaintRequest, record: ImageRecord) -> tuple[ImageRecord, np.ndarray | None]:
+def _read(
+    request: InpaintRequest, record: ImageRecord, needs_parts: bool
+) -> tuple[ImageRecord, np.ndarray | None]:
     """Reads an image; None where there is nobody to label, or the image is left out."""
-    if not any(map(is_labelled, record.people)):
+    if not any(is_labelled(person, needs_parts) for person in record.people):
         return record, None
     path = request.images / record.file_name
     try:
@@ -233,7 +244,9 @@ def _label(
 ) -> list[list[tuple[PersonRecord, DenseLabels]]]:
     """Labels the people of several images together."""
     chosen = [
-        [] if image is None else [person for person in record.people if is_labelled(person)]
+        []
+        if image is None
+        else [person for person in record.people if is_labelled(person, inpainter.needs_parts)]
         for record, image in batch
     ]
     people = [
@@ -299,8 +312,13 @@ def fill_up(annotation: dict[str, Any], new: Mapping[str, Any]) -> int:
     return annotated
 
 
-def _write(request: InpaintRequest, num_images: int) -> InpaintCounts:
+def _write(request: InpaintRequest, num_images: int, needs_parts: bool) -> InpaintCounts:
     """Writes the annotation file: the given one, with the fields of the people who were labelled.
+
+    Args:
+        request: what to write, and where.
+        num_images: of the annotations.
+        needs_parts: see `is_labelled`.
 
     Raises:
         ValueError: images are missing in what the processes wrote, or the given file was removed
@@ -317,7 +335,7 @@ def _write(request: InpaintRequest, num_images: int) -> InpaintCounts:
     raw, unreadable = checks.load_json(request.annotations)
     if unreadable is not None:
         raise ValueError(str(unreadable))
-    people = points = annotated = 0
+    people = points = annotated = without_parts = 0
     for annotation in raw["annotations"]:
         # With on_bad="skip" there may be anything. Of several with one id the first was labelled,
         # and ids of other categories can be those of people.
@@ -326,6 +344,9 @@ def _write(request: InpaintRequest, num_images: int) -> InpaintCounts:
         if own is not None:
             people, annotated = people + 1, annotated + fill_up(annotation, own)
             points += len(annotation["dp_x"])
+        elif is_candidate and needs_parts:
+            without_parts += not isinstance(annotation.get("dp_masks"), list)
     with replacing(request.output) as temporary:
         temporary.write_text(json.dumps(raw, separators=(",", ":")), encoding="utf-8")
-    return InpaintCounts(people, points, annotated, len(raw["annotations"]) - people)
+    others = len(raw["annotations"]) - people
+    return InpaintCounts(people, points, annotated, others, without_parts)

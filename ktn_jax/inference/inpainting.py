@@ -2,7 +2,8 @@
 
 A view is the crop of a person at one size, plain or mirrored. The probabilities of the patches and
 U and V are averaged over the views, read at the cells of one grid over the person's box. A cell is
-labelled only inside the annotated part masks, and only with a patch of its part.
+labelled only inside the annotated part masks, and only with a patch of its part, or any patch where
+the mask is one of the whole body.
 """
 
 import dataclasses
@@ -30,10 +31,11 @@ Charts = DensePoseOutputs[np.ndarray]
 # Views whose U and V are this far apart, in the root of the mean square, are sure of nothing.
 _LARGEST_SPREAD = 0.2
 _LAST_GRID_POSITION = 255.0  # the original's annotators' points do not reach the last grid line
-# [15, 25]: patches that a cell of each coarse part may have.
-_PATCHES_OF_PART = (parts.FINE_TO_COARSE == np.arange(parts.NUM_COARSE_CHANNELS)[:, None]) & (
+# [16, 25]: patches that a cell of each coarse part may have, and one whose part is unknown.
+_PATCHES_OF_PART = (parts.FINE_TO_COARSE == np.arange(parts.UNKNOWN_PART + 1)[:, None]) & (
     np.arange(parts.NUM_PATCH_CHANNELS) > 0
 )
+_PATCHES_OF_PART[parts.UNKNOWN_PART, 1:] = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class AnnotatedPerson:
 
     image: np.ndarray  # [H, W, 3] uint8 RGB
     box_xywh: np.ndarray  # [4] in its pixels
-    part_mask: np.ndarray  # [256, 256] uint8 coarse part 0..14 over the box
+    part_mask: np.ndarray  # [256, 256] uint8 coarse part 0..14 over the box, 15 unknown
 
 
 class Inpainter:
@@ -88,6 +90,7 @@ class Inpainter:
         sizes = config.test.crop_sizes_hw or (crops.size_hw,)
         self._shapes = [CropShape(tuple(size_hw), crops.margin) for size_hw in sizes]
         self.batch_size: int = config.test.batch_size  # people at a time
+        self.needs_parts: bool = config.model.sees_parts  # a mask of the whole body is not enough
         compute = choose_compute(config, jax.default_backend())
         model = build_teacher(config.model, compute=compute)
 
@@ -209,7 +212,7 @@ def merge_views(part_mask: np.ndarray, views: Sequence[Charts]) -> DenseLabels:
     """Averages what the views of a person say, and labels the cells inside the part masks.
 
     Args:
-        part_mask: [256, 256] uint8 coarse part 0..14 over the person's box.
+        part_mask: [256, 256] uint8 coarse part 0..14 over the person's box, 15 unknown.
         views: charts of one person each, [1, h, w, 25], turned back where they were mirrored.
 
     Returns:

@@ -9,7 +9,9 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.nn import logsumexp
 
+from ktn_jax.body.parts import UNKNOWN_PART
 from ktn_jax.losses.elementwise import (
     anisotropic_gaussian_nll,
     isotropic_gaussian_nll,
@@ -43,7 +45,7 @@ class DensePoseTargets:
     point_i: Array  # int32 [N, P] patch 0..24
     point_u: Array  # [N, P] in [0, 1]
     point_v: Array  # [N, P]
-    part_mask: Array  # uint8 [N, 256, 256] coarse part 0..14 over the person's box
+    part_mask: Array  # uint8 [N, 256, 256] coarse part 0..14 over the person's box, 15 unknown
     keypoints: Array  # [N, 17, 3] x, y in pixels, visibility
     mask_labels: Array | None = None  # bool [N, S, S]: cells of the ROI that are the person's
     has_person_mask: Array | None = None  # bool [N]
@@ -223,6 +225,9 @@ def coarse_segm_loss(
 ) -> LossTerm:
     """Computes the mean cross-entropy of person against background, or of parts.
 
+    Of cells that are on the person and on nobody knows which part, the probabilities of all parts
+    are added up before the logarithm.
+
     Args:
         logits: [N, H, W, 2 or 15].
         targets: their targets.
@@ -240,14 +245,17 @@ def coarse_segm_loss(
             )
         labels = targets.mask_labels.astype(jnp.int32)
         weight = jnp.where(targets.has_person_mask, _label_weights(targets), 0)
-        return _mean_over_cells(logits, labels, weight)
+        return _mean_over_cells(softmax_cross_entropy(logits, labels), weight)
     size_hw = (logits.shape[1], logits.shape[2])
     parts = resample_chart_nearest(targets.part_mask, targets.gt_boxes, targets.boxes, size_hw)
-    labels = jnp.minimum(parts, 1) if is_binary else parts
-    return _mean_over_cells(logits, labels, people_with_points(targets))
+    weight = people_with_points(targets)
+    if is_binary:
+        return _mean_over_cells(softmax_cross_entropy(logits, jnp.minimum(parts, 1)), weight)
+    on_any_part = logsumexp(logits, axis=-1) - logsumexp(logits[..., 1:], axis=-1)
+    of_part = softmax_cross_entropy(logits, parts)
+    return _mean_over_cells(jnp.where(parts == UNKNOWN_PART, on_any_part, of_part), weight)
 
 
-def _mean_over_cells(logits: Array, labels: Array, weight: Array) -> LossTerm:
-    """Mean cross-entropy of logits [N, H, W, C] under ROI weights [N]."""
-    entropy = softmax_cross_entropy(logits, labels).mean((1, 2))
-    return weighted_mean(entropy, weight)
+def _mean_over_cells(values: Array, weight: Array) -> LossTerm:
+    """Mean of values [N, H, W] under ROI weights [N]."""
+    return weighted_mean(values.mean((1, 2)), weight)

@@ -57,8 +57,8 @@ class Teacher(nn.Module):
 
         Args:
             crops: uint8 [B, H, W, 3] RGB; H and W are multiples of `CROP_MULTIPLE`.
-            part_mask: uint8 [B, 256, 256] coarse part 0..14 over the person's box; read where
-                `model.sees_parts`.
+            part_mask: uint8 [B, 256, 256] coarse part 0..14 over the person's box, 15 where it is
+                not known; read where `model.sees_parts`, which shows unknown ones as no part.
             boxes: [B, 4] the person's box, xyxy in pixels of the crop.
             train: normalise by the batch where the norm is batch norm.
 

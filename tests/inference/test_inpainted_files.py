@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
-from ktn_jax.body.parts import FINE_TO_COARSE
+from ktn_jax.body.parts import FINE_TO_COARSE, UNKNOWN_PART
 from ktn_jax.data_pipelines.coco import annotations, checks
 from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.scene import EASY
@@ -18,7 +19,8 @@ from ktn_jax.results.shards import ShardError
 from ktn_jax.runtime.processes import Processes
 
 RUN = {"name": "teacher", "weights": "1"}
-FINE_OF_COARSE = np.array([np.flatnonzero(FINE_TO_COARSE == part)[-1] for part in range(15)])
+FINE_OF_COARSE = np.array([np.flatnonzero(FINE_TO_COARSE == part % 15)[-1] for part in range(16)])
+FINE_OF_COARSE[UNKNOWN_PART] = 1
 
 
 class _Teacher:
@@ -26,7 +28,8 @@ class _Teacher:
 
     batch_size = 2
 
-    def __init__(self, stops_after=99):
+    def __init__(self, stops_after=99, needs_parts=False):
+        self.needs_parts = needs_parts
         self.labelled, self._stops_after = 0, stops_after
 
     def __call__(self, people):
@@ -110,7 +113,9 @@ def test_what_is_written_passes_the_checks_and_stays_in_the_part_masks(filled):
     report = checks.check_file(request.output, request.images)
     assert report.ok, report.format()
     for record in annotations.parse_dataset(request.output).images:
-        for person in filter(inpainted_files.is_labelled, record.people):
+        for person in record.people:
+            if not inpainted_files.is_labelled(person, needs_parts=True):
+                continue
             dense = person.densepose
             cells = (np.floor(axis).astype(int).clip(0, 255) for axis in (dense.y, dense.x))
             part = dense.part_mask[tuple(cells)]
@@ -162,6 +167,22 @@ def test_records_that_are_left_out_stay_as_they_are(people, tmp_path):
     assert [after[0], *after[2:6]] == others
     assert len(after[1]["dp_x"]) > len(labelled["dp_x"])
     assert counts.people == sum("dp_confidence" in record for record in after[1:2] + after[6:])
+
+
+@pytest.mark.parametrize("needs_parts", [True, False])
+def test_people_with_a_mask_of_the_whole_body(people, tmp_path, needs_parts):
+    raw = json.loads((people / "annotations.json").read_bytes())
+    whole = raw["annotations"][0]
+    merged = coco_mask.merge([mask for mask in whole["dp_masks"] if mask])
+    whole["dp_masks"] = merged | {"counts": merged["counts"].decode()}
+    (tmp_path / "a.json").write_text(json.dumps(raw))
+    request = InpaintRequest(
+        tmp_path / "a.json", people / "images", tmp_path / "b.json", with_pictures=False
+    )
+    counts = inpainted_files.inpaint_file(_Teacher(needs_parts=needs_parts), request, RUN)
+    after = json.loads(request.output.read_bytes())["annotations"][0]
+    assert counts.without_parts == needs_parts
+    assert (after == whole) == needs_parts == ("dp_annotated" not in after)
 
 
 def test_processes_share_the_people(people, filled, tmp_path):

@@ -55,6 +55,13 @@ def test_labels_are_inside_the_part_masks_and_of_their_part():
     np.testing.assert_allclose(labels.confidence[~is_off], sure, rtol=1e-5)
 
 
+def test_any_patch_may_be_in_a_mask_of_the_whole_body():
+    mask = np.full((256, 256), parts.UNKNOWN_PART, np.uint8)
+    mask[:128] = 0
+    labels = inpainting.merge_views(mask, [_charts({0: 9.0, LEFT_HEAD: 2.0, TORSO_FRONT: 1.0})])
+    assert not labels.patch[:2].any() and (labels.patch[2:] == LEFT_HEAD).all()
+
+
 def test_views_are_averaged_and_doubt_each_other():
     mask = np.full((256, 256), HEAD, np.uint8)
     views = [_charts({LEFT_HEAD: 3.0}, u=0.4), _charts({RIGHT_HEAD: 1.0}, u=0.5)]

@@ -251,6 +251,23 @@ def test_coarse_loss_of_the_chart_predictor(coarse):
     np.testing.assert_allclose(losses["coarse_segm"], expected, rtol=1e-5)
 
 
+def test_where_the_part_is_not_known_any_part_will_do():
+    outputs, targets = _outputs(3, coarse=15), _targets(3)
+    known = _area_losses(outputs, targets)["coarse_segm"]
+    on_person = np.where(np.asarray(targets.part_mask) > 0, 15, 0).astype(np.uint8)
+    whole = dataclasses.replace(targets, part_mask=on_person)
+    loss = _area_losses(outputs, whole)["coarse_segm"]
+    # That of person against background, all parts together; parts 1..14 are none of it.
+    parts = np.asarray(outputs.coarse_segm, float)
+    merged = np.stack([parts[..., 0], np.log(np.exp(parts[..., 1:]).sum(-1))], -1)
+    labels = np.minimum(_labels(on_person, targets), 1)
+    np.testing.assert_allclose(loss, _mean_entropy(merged, labels), rtol=1e-5)
+    assert loss < known
+    binary = _outputs(3, coarse=2)
+    losses = [_area_losses(binary, kind)["coarse_segm"] for kind in (targets, whole)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
 def test_transfer_predictors_learn_parts_and_a_mask():
     outputs, targets = _outputs(3, parts=15), _targets(3)
     labels = _labels(targets.part_mask, targets)

@@ -436,7 +436,7 @@ def test_charts_or_vertices_are_enough(raw, missing):
         assert dense.take(np.arange(count) < 2).vertex.tolist() == [7, 7]
     assert dense.has_charts == bool(dense.i.any()) == ("dp_U" not in missing)
     # The segmentation is the box: it takes the place of the part masks as that of the body.
-    assert (dense.part_mask == 1).all() == ("dp_masks" in missing)
+    assert (dense.part_mask == 15).all() == ("dp_masks" in missing)
 
 
 def test_animals_are_read_as_lvis_has_them(raw):

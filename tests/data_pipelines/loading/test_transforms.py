@@ -90,7 +90,12 @@ def test_vertices_are_read_and_mirrored_as_the_original_does(golden_dir):
     # One mask of the whole body in place of the parts'.
     whole = raw | {"dp_masks": json.loads(str(ops["relative/single_rle/json"]))}
     mask = annotations.parse_person(whole).densepose.part_mask
-    np.testing.assert_array_equal(mask, ops["relative/single_rle/segm"])
+    # The original says torso, label 1, of all of it.
+    np.testing.assert_array_equal(mask, ops["relative/single_rle/segm"] * parts.UNKNOWN_PART)
+    np.testing.assert_array_equal(
+        transforms.flip_densepose(annotations.parse_person(whole).densepose, None).part_mask,
+        mask[:, ::-1],
+    )
 
 
 @pytest.mark.parity
