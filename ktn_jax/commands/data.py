@@ -14,6 +14,8 @@ EXAMPLES = """
   ktn data show people/annotations.json --images people/images --output pictures/ --count 5
   ktn data bootstrap --model densepose_rcnn_R_50_FPN_WC2M_s1x --sampler uv_confidence \\
       --images photos/ --output bootstrapped.json
+  ktn data bootstrap --config ktn:r50 --weights R --video clip.mp4 --every 10 --images frames/ \\
+      --output bootstrapped.json
   ktn data inpaint --config teacher:r50 --weights T --annotations a.json --images photos/ \\
       --output b.json
   ktn data build densepose_coco_2014 --manual-dir coco/ --data-dir tfds/ --on-bad skip
@@ -38,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         actions.add_parser("inpaint", help="label every pixel of annotated people with a teacher")
     )
     data_bootstrap.add_arguments(
-        actions.add_parser("bootstrap", help="label photos without annotations with a model")
+        actions.add_parser(
+            "bootstrap", help="label photos or a video without annotations with a model"
+        )
     )
     _add_build(actions.add_parser("build", help="build a TensorFlow dataset (TFDS)"))
     _add_graph(actions.add_parser("graph", help="build the commonsense graph of the body"))

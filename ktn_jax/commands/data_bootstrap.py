@@ -1,4 +1,4 @@
-"""`ktn data bootstrap`: labels photos without annotations with a trained model."""
+"""`ktn data bootstrap`: labels photos or a video without annotations with a trained model."""
 
 import argparse
 import pathlib
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ktn_jax.inference.bootstrapped_files import BootstrapSummary
+    from ktn_jax.inference.video_inputs import VideoInput
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this action."""
     from ktn_jax import commands
+    from ktn_jax.commands import predict_video
 
     commands.add_model_arguments(parser)
     parser.add_argument(
@@ -26,8 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=pathlib.Path,
         metavar="DIR",
-        help="folder of the photos, or of the frames of a video",
+        help="folder of the photos; with --video the frames are written there",
     )
+    parser.add_argument(
+        "--video",
+        metavar="FILE",
+        help="label frames of this video instead of photos: they become DIR/NAME/000123.jpg",
+    )
+    predict_video.add_selection_arguments(parser.add_argument_group("a video"))
     parser.add_argument(
         "--output", required=True, type=pathlib.Path, metavar="FILE.json", help="new file"
     )
@@ -94,6 +102,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _bootstrap(arguments: argparse.Namespace) -> "BootstrapSummary":
     from ktn_jax import commands
     from ktn_jax.checkpoints import zoo
+    from ktn_jax.commands import predict_video
     from ktn_jax.inference import bootstrapped_files, charts, dataset
     from ktn_jax.inference.bootstrapping import SAMPLERS, BootstrapSettings
     from ktn_jax.inference.predictor import Predictor
@@ -112,6 +121,7 @@ def _bootstrap(arguments: argparse.Namespace) -> "BootstrapSummary":
     bootstrapped_files.check_output(arguments.output)
     if not arguments.images.is_dir():
         raise FileNotFoundError(f"--images {arguments.images}: no such folder")
+    video = _video(arguments)
     if arguments.results is not None:
         named = (arguments.model, arguments.config, arguments.weights)
         if any(name is not None for name in named) or arguments.random_weights:
@@ -128,6 +138,45 @@ def _bootstrap(arguments: argparse.Namespace) -> "BootstrapSummary":
     described = dataset.describe_run(config, variables, data=b"")
     predictor = Predictor(Stages(config, variables))
     del variables  # so that weights which inference does not need are freed
-    return bootstrapped_files.bootstrap_photos(
-        predictor, arguments.images, arguments.output, settings, described
+    if video is None:
+        return bootstrapped_files.bootstrap_photos(
+            predictor, arguments.images, arguments.output, settings, described
+        )
+    return bootstrapped_files.bootstrap_video(
+        predictor,
+        video,
+        predict_video.read_selection(arguments),
+        arguments.images,
+        arguments.output,
+        settings,
+        described,
     )
+
+
+def _video(arguments: argparse.Namespace) -> "VideoInput | None":
+    """The video whose frames are labelled; None of photos.
+
+    Raises:
+        ValueError: it is no file, or options of a video without one.
+    """
+    from ktn_jax.commands import predict_video
+    from ktn_jax.inference import video_inputs
+
+    if arguments.video is None:
+        for name in ("every", "start", "end"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"--{name} chooses frames of a video: name it with --video")
+        return None
+    if arguments.results is not None:
+        raise ValueError(
+            "--video needs a model: the photos of --results are those that it was predicted on"
+        )
+    predict_video.read_selection(arguments)  # wrong numbers are found before the weights are read
+    if not pathlib.Path(arguments.video).is_file():
+        raise ValueError(
+            f"--video {arguments.video}: must be a video file; streams can be recorded first, and "
+            "image files are photos (--images)"
+        )
+    video = video_inputs.find_videos([arguments.video])[0]
+    with video.open():  # what is no video is found too
+        return video

@@ -1,4 +1,4 @@
-"""Annotation files of people that a model finds in photos, or that a results file holds.
+"""Annotation files of people that a model finds in photos or a video, or of a results file.
 
 What is made of each image is kept in the folder OUTPUT.unfinished as soon as it is known, so that
 the same call resumes a stopped one. OUTPUT is written when all images are done.
@@ -18,15 +18,20 @@ import numpy as np
 from ktn_jax.data_pipelines.coco.record_checks import MAX_IMAGE_ID
 from ktn_jax.inference import batching
 from ktn_jax.inference.bootstrapping import BootstrapSettings, label_people
+from ktn_jax.inference.frame_files import write_frames
 from ktn_jax.inference.inputs import CallablePredictor
 from ktn_jax.inference.photo_names import as_text, image_ids
 from ktn_jax.inference.result_photos import PhotoSearch, index_people, read_people
+from ktn_jax.inference.video_inputs import VideoInput
 from ktn_jax.results.categories import PERSON_CATEGORY
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.shards import ResultsWriter, merge_results
 from ktn_jax.runtime import image_files, images, json_stream, locks
 from ktn_jax.runtime.atomic_files import replacing
 from ktn_jax.runtime.progress import Progress
+from ktn_jax.runtime.video_frames import Selection
+
+_FRAMES = "frames.json"  # says which frames of which video were written
 
 
 @dataclasses.dataclass
@@ -38,7 +43,7 @@ class BootstrapSummary:
         people: labelled.
         points: of them.
         ignored: crowd regions, of people below `min_score`.
-        failures: a sentence about each image that was left out.
+        failures: a sentence about each image that was left out, and of what is wrong with a video.
     """
 
     images: int = 0
@@ -98,6 +103,57 @@ def bootstrap_photos(
     """
     check_output(output)
     paths = image_files.find_images([images_dir], recursive=True).paths
+    return _bootstrap_paths(predictor, paths, images_dir, output, settings, run)
+
+
+def bootstrap_video(
+    predictor: CallablePredictor,
+    video: VideoInput,
+    selection: Selection,
+    images_dir: pathlib.Path,
+    output: pathlib.Path,
+    settings: BootstrapSettings,
+    run: Mapping[str, Any],
+) -> BootstrapSummary:
+    """Labels frames of a video with a model.
+
+    Args:
+        predictor: of a model with DensePose.
+        video: that is read from files.
+        selection: which frames.
+        images_dir: folder in which a new one, named after the video, gets the frames as photos; the
+            file names in the output are relative to it.
+        output: annotation file to write.
+        settings: who is labelled, and how.
+        run: describes the model, see `dataset.describe_run`.
+
+    Returns:
+        What was made; what was wrong with the video is among the failures.
+
+    Raises:
+        ValueError: see `check_output` and `frame_files.write_frames`; or the unfinished run there
+            is another one.
+        FolderInUseError: another process writes there.
+    """
+    check_output(output)
+    unfinished = _unfinished(output)
+    with locks.hold(unfinished):
+        folder, record = images_dir / video.stem, unfinished / _FRAMES
+        paths, notes = write_frames(video, selection, folder, record)
+    summary = _bootstrap_paths(predictor, paths, images_dir, output, settings, run)
+    summary.failures += notes
+    return summary
+
+
+def _bootstrap_paths(
+    predictor: CallablePredictor,
+    paths: Sequence[pathlib.Path],
+    images_dir: pathlib.Path,
+    output: pathlib.Path,
+    settings: BootstrapSettings,
+    run: Mapping[str, Any],
+) -> BootstrapSummary:
+    """Labels photos within a folder with a model, see `bootstrap_photos`."""
     ids = _small_ids(image_ids(paths))
     planned, failures = _plan(dict(zip(ids, paths, strict=True)), images_dir, images.peek_size_hw)
     test = predictor.config.test
@@ -233,7 +289,7 @@ def _make(
 ) -> BootstrapSummary:
     """Labels the images that are not done, and writes the annotation file."""
     info = {**made_by, "settings": dataclasses.asdict(settings)}
-    unfinished = output.with_name(f"{output.name}.unfinished")
+    unfinished = _unfinished(output)
     with locks.hold(unfinished):
         with ResultsWriter(unfinished, {**info, "images": _digest(planned)}) as writer:
             done, total = len(writer.done), len(planned)
@@ -242,6 +298,11 @@ def _make(
         summary = _write(output, unfinished, planned, failures, info)
     shutil.rmtree(unfinished)
     return summary
+
+
+def _unfinished(output: pathlib.Path) -> pathlib.Path:
+    """The folder of what is done, until all is."""
+    return output.with_name(f"{output.name}.unfinished")
 
 
 def _digest(planned: Mapping[int, _Image]) -> str:

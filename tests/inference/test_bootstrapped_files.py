@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from ktn_jax.data_pipelines.coco import annotations, checks
 from ktn_jax.data_pipelines.loading import pipeline
 from ktn_jax.data_pipelines.loading.plan import Augmentation
 from ktn_jax.data_pipelines.loading.sources import FolderSource
-from ktn_jax.inference import bootstrapped_files
+from ktn_jax.inference import bootstrapped_files, frame_files, video_inputs
 from ktn_jax.inference.bootstrapping import BootstrapSettings
 from ktn_jax.results import records
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime.configuration import load_config
+from ktn_jax.runtime.video_frames import Selection
 
 SIZE_HW = (40, 60)
 SETTINGS = BootstrapSettings(points_per_patch=3)
@@ -41,7 +43,7 @@ class _Predictor:
         if self.calls == self._fails_at:
             raise KeyboardInterrupt
         self.calls += 1
-        numbers = [int(photo[0, 0, 0]) // 10 for photo in batch]
+        numbers = [int(photo[20, 40, 0]) // 10 for photo in batch]
         return [[_person(number, 0.9), _person(number + 3, 0.4)] for number in numbers]
 
 
@@ -79,6 +81,69 @@ def test_a_stopped_run_is_resumed_by_the_same_call(photos, tmp_path):
     assert not (tmp_path / "out.json.unfinished").exists()
     with pytest.raises(ValueError, match=r"out\.json exists"):
         _photos(photos, output, predictor)
+
+
+def test_frames_of_a_video_become_photos(tmp_path, write_clip, monkeypatch):
+    write_clip(tmp_path / "clip.mp4", 7)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "whole").mkdir()
+    (video,) = video_inputs.find_videos([str(tmp_path / "clip.mp4")])
+    odd = Selection(every=2, start=Fraction(1, 25))
+
+    def label(output, predictor, selection=odd, folder="photos"):
+        target = tmp_path / output
+        return bootstrapped_files.bootstrap_video(
+            predictor, video, selection, tmp_path / folder, target, SETTINGS, {"run": "a"}
+        )
+
+    write, written = frame_files.write_jpeg, []
+
+    def write_one(path, pixels):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, pixels)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(frame_files, "write_jpeg", write_one)
+        label("a.json", _Predictor())
+    time = (tmp_path / "photos" / "clip" / written[0]).stat().st_mtime_ns
+    with pytest.raises(KeyboardInterrupt):
+        label("a.json", _Predictor(fails_at=1))
+    with pytest.raises(ValueError, match="another video or other frames"):
+        label("a.json", _Predictor(), Selection())
+    with pytest.raises(ValueError, match=r"photos/clip exists .* give another --images"):
+        label("b.json", _Predictor())
+    with pytest.raises(ValueError, match=r"clip.mp4: there is no frame to label"):
+        label("c.json", _Predictor(), Selection(start=Fraction(9)), "whole")
+    (tmp_path / "whole" / "clip").rmdir()
+    predictor = _Predictor()
+    summary = label("a.json", predictor)
+    assert predictor.calls == 2 and (summary.images, summary.people, summary.failures) == (3, 3, [])
+    frames = sorted((tmp_path / "photos" / "clip").iterdir())
+    assert [path.name for path in frames] == ["000001.jpg", "000003.jpg", "000005.jpg"]
+    assert frames[0].stat().st_mtime_ns == time
+    assert checks.check_file(tmp_path / "a.json", tmp_path / "photos").ok
+    content = json.loads((tmp_path / "a.json").read_bytes())
+    named = {image["id"]: image["file_name"] for image in content["images"]}
+    assert named == {number: f"clip/{number:06d}.jpg" for number in (1, 3, 5)}
+    patches = {one["image_id"]: one["dp_I"][0] for one in content["annotations"] if "dp_I" in one}
+    assert patches == {1: 1, 3: 2, 5: 3}  # of the grey of the frames
+    label("whole.json", _Predictor(), folder="whole")
+    assert (tmp_path / "whole.json").read_bytes() == (tmp_path / "a.json").read_bytes()
+
+
+def test_a_video_that_breaks_off_is_labelled_so_far(tmp_path, write_clip):
+    path = tmp_path / "clip.mp4"
+    write_clip(path, g="10", container_options={"movflags": "+faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    (video,) = video_inputs.find_videos([str(path)])
+    summary = bootstrapped_files.bootstrap_video(
+        _Predictor(), video, Selection(), tmp_path, tmp_path / "a.json", SETTINGS, {}
+    )
+    (failure,) = summary.failures
+    assert failure.startswith(f"{path}: ends after {summary.images} of the 40 frames")
+    assert checks.check_file(tmp_path / "a.json", tmp_path).ok
 
 
 def test_the_file_is_sound_and_trains(photos, tmp_path):
@@ -151,6 +216,12 @@ def test_results_of_any_source_are_labelled(photos, tmp_path, capsys):
         (["--results", "{results}", "--images", "nowhere"], "no such folder"),
         (["--results", "{results}", "--output", "{results}.txt"], r"NAME\.json"),
         (["--results", "{results}", "--min-score", "0.05"], "ignore_score"),
+        (["--every", "2"], "--every chooses frames of a video"),
+        (["--video", "gone.mp4"], "must be a video file"),
+        (["--video", "rtsp://host/a"], "must be a video file"),
+        (["--video", "{results}", "--every", "0"], "every must be at least 1"),
+        (["--results", "{results}", "--video", "{results}"], "--video needs a model"),
+        (["--config", "ktn:tiny", "--random-weights", "--video", "{results}"], "results.json"),
         (["--config", "rcnn:keypoint_r50"], "has no charts"),
         (["--config", "cse:tiny"], "has no charts"),
         (["--config", "ktn:tiny", "--sampler", "uv_confidence"], "predicts no confidences"),
