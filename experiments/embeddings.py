@@ -121,14 +121,11 @@ def table(scores: Scores) -> str:
 
 
 def _format_gain(scores: Scores, measure: str, name: str) -> str:
-    """What embeddings gain over charts, of the seeds that have the score; a dash without any."""
-    ours, theirs = (
+    """What embeddings gain over charts."""
+    values = (
         study_results.score_of_seeds(scores[model], measure, name) for model in (EMBEDDINGS, CHARTS)
     )
-    pairs = [pair for pair in zip(ours, theirs, strict=True) if None not in pair]
-    if not pairs:
-        return "–"
-    return study_results.format_gain(study_results.paired_gains(*zip(*pairs, strict=True)))
+    return study_results.format_gain(study_results.paired_gains(*values))
 
 
 def report(size: Size, output: pathlib.Path, runs: Mapping[str, Sequence[Run]]) -> pathlib.Path:

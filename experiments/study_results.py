@@ -24,9 +24,10 @@ _MOST_RESAMPLED = 5  # values of which all resamples are made; of more a random 
 _NUM_RESAMPLES = 10_000
 
 
-def paired_gains(values: Sequence[float], base: Sequence[float]) -> list[float]:
-    """What each seed gains over the base model of the same seed."""
-    return [value - other for value, other in zip(values, base, strict=True)]
+def paired_gains(values: Sequence[float | None], base: Sequence[float | None]) -> list[float]:
+    """What each seed gains over the base model of the same seed, of seeds where both have one."""
+    pairs = zip(values, base, strict=True)
+    return [value - other for value, other in pairs if value is not None and other is not None]
 
 
 def bootstrap_interval(values: Sequence[float], level: float = 0.9) -> tuple[float, float]:
@@ -56,7 +57,9 @@ def format_mean(values: Iterable[float | None], digits: int = 1) -> str:
 
 
 def format_gain(gains: Sequence[float], digits: int = 1) -> str:
-    """Mean of paired gains with its 90 % bootstrap interval."""
+    """Mean of paired gains with its 90 % bootstrap interval; a dash where there are none."""
+    if not gains:
+        return "–"
     mean = f"{statistics.mean(gains):+.{digits}f}"
     if len(gains) == 1:
         return mean
@@ -93,28 +96,31 @@ def score_table(scores: Scores, columns: Columns, more: Iterable[Sequence[str]] 
 
 
 def draw_scores(scores: Scores, columns: Columns, path: pathlib.Path) -> None:
-    """Draws the bars of some scores; a score that a run does not have is drawn as 0."""
+    """Draws the bars of some scores, see `draw_bars`."""
     panels = {
         f"{measure} {name}": {
-            model: [value or 0.0 for value in score_of_seeds(runs, measure, name)]
-            for model, runs in scores.items()
+            model: score_of_seeds(runs, measure, name) for model, runs in scores.items()
         }
         for measure, name in columns
     }
     draw_bars(panels, path)
 
 
-def draw_bars(panels: Mapping[str, Mapping[str, Sequence[float]]], path: pathlib.Path) -> None:
+def draw_bars(
+    panels: Mapping[str, Mapping[str, Sequence[float | None]]], path: pathlib.Path
+) -> None:
     """Draws a bar of the mean for each model, and a dot for each seed.
 
     Args:
-        panels: by title, the values of the seeds by model.
+        panels: by title, the values of the seeds by model; None, which a run does not have, is
+            drawn as 0.
         path: file to write.
     """
     figure, axes_of = _figure(list(panels), width=3.0)
     for title, models in panels.items():
         axes = axes_of[title]
-        for place, values in enumerate(models.values()):
+        for place, given in enumerate(models.values()):
+            values = [value or 0.0 for value in given]
             axes.bar(place, statistics.mean(values), color=f"C{place}", alpha=0.5)
             axes.plot([place] * len(values), values, ".", color="black")
         axes.set(title=title)

@@ -9,7 +9,8 @@ from ktn_jax.runtime.configuration import load_config
 
 def _scores(precision, keypoints=None):
     surface = dict.fromkeys(("AP", "AP50", "AP75"), precision)
-    scores = {"GPSm": surface, "GPSm in true boxes": {"AP": 2 * precision}, "GPS": {"AP": 1.0}}
+    in_boxes = None if precision is None else 2 * precision
+    scores = {"GPSm": surface, "GPSm in true boxes": {"AP": in_boxes}, "GPS": {"AP": 1.0}}
     if keypoints is not None:
         scores["keypoints"] = {"AP": keypoints}
     return scores
@@ -50,6 +51,15 @@ def test_the_table_pairs_seeds_and_leaves_out_what_a_model_lacks():
     after = _cells(gains, "cascade with keypoints, over + keypoints")
     assert after[1::2] == ["1 of 2", "1 of 2"] and after[0].startswith("+0.0 ")
     assert "| cascade with keypoints, over DensePose |" in gains
+    # Nobody to find in the second seed, nor in any.
+    scores["+ keypoints"][1] = _scores(None, 50.0)
+    assert _cells(cascade.gain_table(scores), "+ keypoints, over DensePose")[:2] == [
+        "+1.0",
+        "1 of 1",
+    ]
+    nobody = dict.fromkeys(scores, [_scores(None)])
+    cells = _cells(cascade.gain_table(nobody), "+ keypoints, over DensePose")
+    assert cells == ["–", "0 of 0"] * 2
 
 
 @pytest.mark.extended

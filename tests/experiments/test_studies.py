@@ -141,7 +141,7 @@ def test_the_page_says_where_its_numbers_come_from(tmp_path, programs, monkeypat
     monkeypatch.setattr(sys, "argv", ["/elsewhere/cascade.py", "--size", "smoke"])
     run = _run(tmp_path / "run", train="1")
     studies.run_all([run])
-    study_results.draw_bars({"AP": {"KTN": [1.0, 2.0]}}, tmp_path / "bars.png")
+    study_results.draw_bars({"AP": {"KTN": [1.0, 2.0, None]}}, tmp_path / "bars.png")
     curves = {"AP": {"KTN": {30: [1.0, 2.0], 100: [3.0]}, "+ MID": {30: [2.0]}}}
     study_results.draw_curves(curves, tmp_path / "curves.png", "people")
     page = study_results.write_page(tmp_path, "A study", ["| a |"], [run]).read_text()
