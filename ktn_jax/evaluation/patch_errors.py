@@ -25,7 +25,8 @@ class PatchErrors:
     """Sums over points by true patch, which can be added over images.
 
     Attributes:
-        points: [25] annotated points of found people (row 0 is of vertices without a patch).
+        points: [25] annotated points of found people. Row 0 is of vertices without a patch; points
+            that charts have on the background are no part of it.
         on_body: [25] of them, predicted to be on the body.
         sum_cm: [25] sum of the distances of those.
         within: [3, 25] points within 5, 10 and 20 cm.
@@ -141,16 +142,18 @@ def measure_patches(
         if person.points is None:
             continue
         line = taken.get(column)
+        found = None if line is None else detections[line]
+        patches = _scored_patches(person, found)
         if line is not None:
-            _book(total, _scored_patches(person), pairs.get((line, column)))
+            _book(total, patches, pairs.get((line, column)))
         records.append(
             PersonScore(
                 image_id=image_id,
                 annotation_id=person.annotation_id,
-                detection_id=0 if line is None else detections[line].detection_id,
+                detection_id=0 if found is None else found.detection_id,
                 gps=0.0 if line is None else float(gps[line, column]),
                 box_iou=0.0 if line is None else float(box_iou[line, column]),
-                num_points=len(_scored_patches(person)),
+                num_points=len(patches),
             )
         )
     return total, tuple(records)
@@ -168,9 +171,14 @@ def _take_boxes(people: Sequence[PersonTruth], box_iou: np.ndarray) -> dict[int,
     return taken
 
 
-def _scored_patches(person: PersonTruth) -> np.ndarray:
-    """The patches [Q] of the points that count: those on the body, or all without charts."""
+def _scored_patches(person: PersonTruth, detection: Detection | None) -> np.ndarray:
+    """The patches [Q] of the points that count, whatever the detection predicts at them.
+
+    Between vertices all count, also where charts say background; between charts those on the body.
+    """
     patches = person.patches
+    if detection is not None and person.vertices is not None and detection.mesh:
+        return patches
     return patches[patches > 0] if person.has_charts else patches
 
 

@@ -1,5 +1,6 @@
 """Errors by patch: who takes which box, what is booked where."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -22,14 +23,16 @@ def _pair(patches, metres):
     return types.SimpleNamespace(patch=np.array(patches), distances=np.array(metres, np.float32))
 
 
-def _detections(count):
-    return [types.SimpleNamespace(detection_id=10 + index) for index in range(count)]
+def _detections(count, mesh=""):
+    return [types.SimpleNamespace(detection_id=10 + index, mesh=mesh) for index in range(count)]
 
 
-def _measure(people, pairs, box_iou):
+def _measure(people, pairs, box_iou, mesh=""):
     box_iou = np.array(box_iou)
     gps = np.arange(box_iou.size).reshape(box_iou.shape) / 10
-    return patch_errors.measure_patches(3, people, _detections(len(box_iou)), pairs, gps, box_iou)
+    return patch_errors.measure_patches(
+        3, people, _detections(len(box_iou), mesh), pairs, gps, box_iou
+    )
 
 
 def test_points_are_booked_to_their_true_patch():
@@ -77,6 +80,18 @@ def test_a_box_without_any_point_misses_them_all():
     total, _ = _measure([_person(1, [5, 5, 0])], {}, [[0.6]])
     row = total.rows(PATCH_NAMES)["left_foot"]
     assert (row["points"], row["on_body_percent"], row["mean_cm"]) == (2, 0, None)
+
+
+@pytest.mark.parametrize("mesh,count", [("", 2), ("body", 3)])
+def test_the_points_that_count_do_not_depend_on_what_is_predicted(mesh, count):
+    person = dataclasses.replace(_person(1, [5, 0, 7]), vertices=np.array([3, 4, 5]), mesh="body")
+    person.points[3:] = 0.5
+    patches = [5, 0, 7] if mesh else [5, 7]
+    near = {(0, 0): _pair(patches, np.zeros(count))}
+    for pairs, on_body in ((near, count), ({}, 0)):
+        total, (record,) = _measure([person], pairs, [[0.6]], mesh)
+        assert total.points.sum() == record.num_points == count
+        assert total.on_body.sum() == on_body
 
 
 def test_images_add_up():
