@@ -23,7 +23,7 @@ EXAMPLES = """
   ktn eval --model densepose_rcnn_R_50_FPN_s1x --template eval_data/ \\
       --annotations densepose_minival2014.json --images val2014/
   ktn eval --config ktn:demo --weights WORKDIR --data synthetic --num-images 200
-  ktn eval --config cse:animals --weights W --category cat --data animals/
+  ktn eval --config cse:animals --weights W --data animals/
   ktn eval --config cse:animals --weights W --key-vertices keyvertices.json
 
 Prints the table of scores and writes results.json, metrics.json and report.html to OUTPUT. The
@@ -57,10 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--category",
-        default="person",
+        dest="categories",
+        action="append",
         metavar="NAME",
-        help="what is scored: a category of the annotations, of a model of several classes one of "
-        "data.categories (default person)",
+        help="what is scored: a category of the annotations (default person; of a model of several "
+        "classes all its data.categories); may be repeated",
     )
     parser.add_argument(
         "--output",
@@ -202,16 +203,19 @@ def _locate(arguments: argparse.Namespace) -> tuple[pathlib.Path, pathlib.Path |
     return annotations, images
 
 
-def _options(arguments: argparse.Namespace) -> "ScoringOptions":
+def _options(arguments: argparse.Namespace, config: "ConfigDict | None" = None) -> "ScoringOptions":
     from ktn_jax.evaluation.options import ScoringOptions
 
+    categories = ["person"]
+    if config is not None and len(config.data.categories) > 1:
+        categories = config.data.categories
     return ScoringOptions(
         arguments.mode,
         arguments.min_iou,
         arguments.workers,
         on_bad=arguments.on_bad,
         mesh_files=tuple(arguments.meshes or ()),
-        category=arguments.category,
+        categories=tuple(arguments.categories or categories),
     )
 
 
@@ -252,8 +256,8 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
     from ktn_jax.modeling.person_branches import has_embeddings
     from ktn_jax.runtime.progress import Progress
 
-    options = _options(arguments)
     config = commands.load_model_config(arguments)
+    options = _options(arguments, config)
     # Vertices may be annotated: the evaluation says if they are not.
     needs_template = not has_embeddings(config.model)
     if needs_template and arguments.data != "synthetic" and arguments.template is None:

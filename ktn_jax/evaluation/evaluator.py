@@ -6,10 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from ktn_jax.evaluation import assignment, boxes_keypoints, metrics, patch_errors, precision_recall
+from ktn_jax.evaluation import (
+    assignment,
+    boxes_keypoints,
+    categories,
+    metrics,
+    patch_errors,
+    precision_recall,
+)
 from ktn_jax.evaluation.errors import TEMPLATE_ADVICE, EvaluationError
 from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
-from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
+from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truths
 from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
 from ktn_jax.evaluation.result_files import ResultIndex, index_results, read_segmentations
 from ktn_jax.evaluation.scorer import COCO_MAX_DETECTIONS, ImageScores, score_images
@@ -49,17 +56,22 @@ def evaluate_files(
         EvaluationError: a file cannot be scored; the message says which entry and why.
         FolderInUseError: another process writes into `output_dir`.
     """
-    truth = read_ground_truth(annotations_path, options.on_bad, options.category)
-    with contextlib.nullcontext() if output_dir is None else locks.hold(output_dir):
-        return evaluate_results(
-            results_path,
-            truth,
-            template_dir,
-            options,
-            output_dir=output_dir,
-            images_dir=images_dir,
-            progress=progress,
-        )
+    truths = read_ground_truths(annotations_path, options.on_bad, options.categories)
+    output = None if output_dir is None else pathlib.Path(output_dir)
+    with contextlib.nullcontext() if output is None else locks.hold(output):
+        found = {
+            truth.category: evaluate_results(
+                results_path,
+                truth,
+                template_dir,
+                options,
+                output_dir=folder,
+                images_dir=images_dir,
+                progress=progress,
+            )
+            for truth, folder in categories.with_folders(truths, output)
+        }
+        return categories.combine(found, output)
 
 
 def evaluate_results(
@@ -98,7 +110,8 @@ def check_no_template(results: ResultIndex, truth: GroundTruth) -> None:
     Raises:
         EvaluationError: an IUV picture, or vertices where only charts are annotated.
     """
-    if not truth.has_vertices or (results.has_pictures and len(results)):
+    has_charts_alone = truth.has_charts and not truth.has_vertices
+    if has_charts_alone or (results.has_pictures and len(results)):
         raise EvaluationError(f"{results.path.name}: {TEMPLATE_ADVICE}")
 
 

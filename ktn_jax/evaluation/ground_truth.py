@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal
 
 import numpy as np
@@ -99,6 +99,7 @@ class GroundTruth:
         skipped_images: ids of bad images that were left out.
         notes: remarks for the reader of scores.
         category: the name that was asked for, for messages.
+        others: ids of categories of the same results that are scored by themselves.
     """
 
     name: str
@@ -109,6 +110,7 @@ class GroundTruth:
     skipped_images: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
     category: str = PERSON
+    others: frozenset[int] = frozenset()
 
     @property
     def has_vertices(self) -> bool:
@@ -211,6 +213,19 @@ def read_ground_truth(
         skipped_images=dataset.skipped_images,
         category=category,
         notes=(*_skip_notes(dataset), *_notes(images)),
+    )
+
+
+def read_ground_truths(
+    source: str | pathlib.Path,
+    on_bad: Literal["raise", "skip"] = "raise",
+    categories: Sequence[str] = (PERSON,),
+) -> tuple[GroundTruth, ...]:
+    """Reads the annotations of several categories, each by itself; see `read_ground_truth`."""
+    truths = [read_ground_truth(source, on_bad, category) for category in categories]
+    every = frozenset[int]().union(*(truth.scored_categories for truth in truths))
+    return tuple(
+        dataclasses.replace(truth, others=every - truth.scored_categories) for truth in truths
     )
 
 

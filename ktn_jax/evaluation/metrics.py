@@ -29,6 +29,8 @@ class Metrics:
         curves: precision and recall of GPS, GPSm and IOU.
         meta: how the numbers were computed.
         notes: remarks for the reader.
+        by_category: the summaries of each category where there are several; `summaries` are their
+            means.
     """
 
     summaries: dict[str, dict[str, float | None]]
@@ -37,10 +39,15 @@ class Metrics:
     curves: Curves
     meta: dict[str, Any]
     notes: tuple[str, ...] = ()
+    by_category: Mapping[str, Mapping[str, Mapping[str, float | None]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def to_json(self) -> str:
         """Returns the content of `metrics.json`, numbers with all their digits."""
         content: dict[str, Any] = {**self.summaries}
+        if self.by_category:
+            content["categories"] = self.by_category
         if self.patches is not None:
             found = sum(person.detection_id > 0 for person in self.people)
             content["patches"] = self.patches.rows(PATCH_NAMES)
@@ -49,7 +56,7 @@ class Metrics:
         return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
     def table(self) -> str:
-        """Formats the scores as text: averages by measure, then the error of every patch."""
+        """Formats the scores as text: averages by measure, then by category and by patch."""
         lines = []
         for group in _groups(self.summaries):
             columns = list(self.summaries[group[0]])
@@ -57,6 +64,14 @@ class Metrics:
             for name in group:
                 values = [_number(self.summaries[name][column]) for column in columns]
                 lines.append(_row([name] + values, 11))
+            lines.append("")
+        if self.by_category:
+            names = list(self.summaries)
+            width = max(map(len, self.by_category)) + 1
+            lines.append(_row(["AP of", *names], width))
+            for category, summaries in self.by_category.items():
+                values = [_number(summaries.get(name, {}).get("AP")) for name in names]
+                lines.append(_row([category, *values], width))
             lines.append("")
         if self.patches is not None:
             header = ["patch", "points", "on body %", "mean cm"]

@@ -23,8 +23,8 @@ class ScoringOptions:
             notes how many.
         mesh_files: the user's own meshes, on which vertices are annotated, see `meshes.load_mesh`;
             others are known by name.
-        category: name of the category that is scored; a model of several classes is scored one by
-            one. A file with a single category may call it anything.
+        categories: names of the categories that are scored, see `evaluation.categories` for
+            several. A file with a single category may call it anything.
     """
 
     mode: Literal["upstream", "ktn"] = "upstream"
@@ -32,7 +32,7 @@ class ScoringOptions:
     workers: int | None = None
     on_bad: Literal["raise", "skip"] = "raise"
     mesh_files: tuple[str, ...] = ()
-    category: str = "person"
+    categories: tuple[str, ...] = ("person",)
 
     def __post_init__(self) -> None:
         """Checks the options before any work is done.
@@ -42,6 +42,8 @@ class ScoringOptions:
         """
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {self.mode!r}")
+        if not self.categories or len(set(self.categories)) < len(self.categories):
+            raise ValueError(f"categories must be different names, got {self.categories}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
         similarity_thresholds(self.min_iou)

@@ -170,7 +170,7 @@ def index_results(path: str | pathlib.Path, truth: GroundTruth) -> ResultIndex:
         if "results" in entry and "bbox" not in entry:
             raise EvaluationError(f"{where}: this is a shard of results; merge the shards first")
         if not _is_scored(where, entry, truth):
-            other_categories += 1
+            other_categories += entry["category_id"] not in truth.others
             continue
         record = check_entry(where, entry)
         image_id = record["image_id"]

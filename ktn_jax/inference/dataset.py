@@ -41,7 +41,7 @@ _FREE_KEYS = ("batch_size", "size_buckets")
 
 def predict_dataset(
     predictor: CallablePredictor | KnownBoxPredictor,
-    truth: GroundTruth,
+    truths: Mapping[int, GroundTruth],
     images_dir: pathlib.Path,
     output_dir: pathlib.Path,
     run: Mapping[str, Any],
@@ -49,14 +49,14 @@ def predict_dataset(
     *,
     on_bad: Literal["raise", "skip"] = "raise",
     with_confidences: bool = False,
-    class_index: int = 0,
-) -> tuple[pathlib.Path, GroundTruth]:
-    """Finds the people of every image of a dataset.
+) -> tuple[pathlib.Path, list[GroundTruth]]:
+    """Finds the people, or animals, of every image of a dataset.
 
     Args:
         predictor: with weights.
-        truth: names the images; only a `KnownBoxPredictor` is told of its people, whose boxes it
-            describes.
+        truths: names the images, and the category in the dataset of each class of the model whose
+            objects are written, by the number of the class; all are of one file. Only a
+            `KnownBoxPredictor` is told of the people, whose boxes it describes.
         images_dir: the folder that their file names are relative to.
         output_dir: gets `shards/`, one file for each process, and `results.json`. A folder of the
             same run that was stopped is resumed.
@@ -65,12 +65,10 @@ def predict_dataset(
         on_bad: "raise" stops at images that cannot be read; "skip" leaves them out and notes it. A
             resumed run tries them again.
         with_confidences: write the confidences of a model that predicts them.
-        class_index: of the model's classes the one whose objects are written, with the category of
-            the dataset.
 
     Returns:
-        The path of the results file, and the images that it covers: those of the dataset, with
-        "skip" without those that cannot be read.
+        The path of the results file, and the truths with the images that it covers: those of the
+        dataset, with "skip" without those that cannot be read.
 
     Raises:
         EvaluationError: image files are missing, or were changed since they were predicted; with
@@ -82,7 +80,8 @@ def predict_dataset(
     processes = processes or Processes()
     shards, results_path = output_dir / SHARD_FOLDER, output_dir / RESULTS_FILE
     # The split does not depend on what is done already: processes start at different times.
-    share = truth.images[processes.index :: processes.count]
+    dataset = next(iter(truths.values())).images
+    share = dataset[processes.index :: processes.count]
     _check_files(share, images_dir, on_bad)
     # None: what cannot be read is an error.
     unreadable: dict[int, str] | None = {} if on_bad == "skip" else None
@@ -103,8 +102,7 @@ def predict_dataset(
                 dataset=missing,
                 images_dir=images_dir,
                 writer=writer,
-                category_id=truth.category_id,
-                class_index=class_index,
+                truths=truths,
                 with_confidences=with_confidences,
                 update=progress.advance,
                 unreadable=unreadable,
@@ -113,16 +111,18 @@ def predict_dataset(
         _write_unreadable(shards, processes.index, unreadable)
     processes.wait("predicted")
     if unreadable is not None:
-        truth = truth.without_unreadable(_read_unreadable(shards, processes.count))
+        reasons = _read_unreadable(shards, processes.count)
+        truths = {index: truth.without_unreadable(reasons) for index, truth in truths.items()}
+        dataset = next(iter(truths.values())).images
     if processes.is_first:
         done, _ = merge_results(shards, results_path)
-        if done != len(truth.images):
+        if done != len(dataset):
             raise EvaluationError(
-                f"{shards} holds {done} images, the dataset {len(truth.images)}: a process stopped "
+                f"{shards} holds {done} images, the dataset {len(dataset)}: a process stopped "
                 "early, or its files are elsewhere (all processes must see the same folder)"
             )
     processes.wait("merged")
-    return results_path, truth
+    return results_path, list(truths.values())
 
 
 def _predict_images(
@@ -130,8 +130,7 @@ def _predict_images(
     dataset: Sequence[ImageTruth],
     images_dir: pathlib.Path,
     writer: ResultsWriter,
-    category_id: int,
-    class_index: int,
+    truths: Mapping[int, GroundTruth],
     with_confidences: bool,
     update: Callable[[int], Any],
     unreadable: dict[int, str] | None,
@@ -142,7 +141,7 @@ def _predict_images(
         try:
             photo = images.read_image(images_dir / image.file_name, image.image_size_hw)
             if isinstance(predictor, KnownBoxPredictor):
-                return BoxedPhoto(photo, scored_boxes(image), class_index)
+                return _boxed(photo, [(k, of_class[image.image_id]) for k, of_class in known])
             return photo
         except images.ImageError as error:
             if unreadable is None:
@@ -155,21 +154,34 @@ def _predict_images(
         batch: Sequence[ImageTruth], _: object, found: Sequence[Sequence[PersonResult]]
     ) -> None:
         for image, objects in zip(batch, found, strict=True):
-            records = people_to_records(
-                image.image_id,
-                [person for person in objects if person.category_id == wanted],
-                with_confidences=with_confidences,
-            )
-            named = [record | {"category_id": category_id} for record in records]
+            kept = [person for person in objects if person.category_id in wanted]
+            records = people_to_records(image.image_id, kept, with_confidences=with_confidences)
+            named = [
+                record | {"category_id": wanted[person.category_id]}
+                for record, person in zip(records, kept, strict=True)
+            ]
             writer.add(image.image_id, named)
         update(len(batch))
 
     test = predictor.config.test
-    wanted = category_ids(predictor.config.model.box_head.num_classes)[class_index]
+    ids = category_ids(predictor.config.model.box_head.num_classes)
+    wanted = {ids[index]: truth.category_id for index, truth in truths.items()}
+    known = [
+        (index, {image.image_id: image for image in truth.images})
+        for index, truth in truths.items()
+        if isinstance(predictor, KnownBoxPredictor)
+    ]
     batches = batching.batches_of_one_size(
         dataset, lambda image: batching.photo_bucket(image.image_size_hw, test), test.batch_size
     )
     batching.run(batches, read, predictor, write)
+
+
+def _boxed(photo: np.ndarray, annotated: Sequence[tuple[int, ImageTruth]]) -> BoxedPhoto:
+    """A photo with the boxes of its people, each with its class."""
+    boxes = [scored_boxes(image) for _, image in annotated]
+    classes = np.repeat([index for index, _ in annotated], list(map(len, boxes)))
+    return BoxedPhoto(photo, np.concatenate(boxes), classes)
 
 
 def _check_files(

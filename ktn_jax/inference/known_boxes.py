@@ -20,12 +20,12 @@ class BoxedPhoto(NamedTuple):
     Attributes:
         image: RGB uint8 [H, W, 3].
         boxes_xyxy: [N, 4] in its pixels.
-        class_index: of all of them.
+        classes: [N] of each of them, or that of all.
     """
 
     image: np.ndarray
     boxes_xyxy: np.ndarray
-    class_index: int = 0
+    classes: np.ndarray | int = 0
 
 
 def scored_boxes(image: ImageTruth) -> np.ndarray:
@@ -67,7 +67,9 @@ class KnownBoxPredictor:
         ]
         rows = np.repeat(np.arange(len(photos)), [len(own) for own in boxes]).astype(np.int32)
         flat = np.concatenate(boxes).astype(np.float32)
-        classes = np.array([photo.class_index for photo in photos], np.int32)[rows]
+        classes = np.concatenate(
+            [np.broadcast_to(photo.classes, len(photo.boxes_xyxy)) for photo in photos]
+        ).astype(np.int32)
         maps = self.stages.describe(pyramid, flat, rows, classes)
         people: list[list[PersonResult]] = [[] for _ in photos]
         for index, row in enumerate(rows.tolist()):

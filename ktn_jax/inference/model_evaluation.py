@@ -6,16 +6,16 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.held_out import HeldOutPeople
-from ktn_jax.evaluation import sharing, template_files
+from ktn_jax.evaluation import categories, sharing, template_files
 from ktn_jax.evaluation.errors import TEMPLATE_ADVICE, EvaluationError
-from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
+from ktn_jax.evaluation.ground_truth import GroundTruth, read_ground_truths
 from ktn_jax.evaluation.metrics import Metrics
 from ktn_jax.evaluation.options import DEFAULT_OPTIONS, ScoringOptions
 from ktn_jax.inference import charts, dataset
@@ -39,11 +39,11 @@ class AnnotatedImages:
     """Images to evaluate on.
 
     Attributes:
-        truth: their annotations.
+        truths: their annotations, of each category that is scored.
         folder: image folder, to which the annotations' file names are relative.
     """
 
-    truth: GroundTruth
+    truths: tuple[GroundTruth, ...]
     folder: pathlib.Path
 
 
@@ -70,13 +70,13 @@ class AnnotatedFiles:
         return cls(folder / dataset_files.ANNOTATION_FILE, folder / dataset_files.IMAGE_FOLDER)
 
     def read(self, options: ScoringOptions = DEFAULT_OPTIONS) -> AnnotatedImages:
-        """Reads the annotations, see `ground_truth.read_ground_truth`.
+        """Reads the annotations, see `ground_truth.read_ground_truths`.
 
         Raises:
             EvaluationError: they are missing or cannot be scored.
         """
-        truth = read_ground_truth(self.annotations, options.on_bad, options.category)
-        return AnnotatedImages(truth, self.images)
+        truths = read_ground_truths(self.annotations, options.on_bad, options.categories)
+        return AnnotatedImages(truths, self.images)
 
     def describe(self) -> bytes:
         """The annotations and the folder of the images, as `dataset.describe_run` takes it."""
@@ -156,49 +156,56 @@ def _evaluate(
     with_confidences: bool,
 ) -> Metrics | None:
     """What `evaluate_model` does in a folder that nobody else writes into."""
+    classes = classes_of(predictor.config, [truth.category for truth in images.truths])
     with _folder_for_results(output_dir, run is not None, processes) as folder:
-        results, truth = dataset.predict_dataset(
+        results, truths = dataset.predict_dataset(
             predictor,
-            truth=images.truth,
+            truths=dict(zip(classes, images.truths, strict=True)),
             images_dir=images.folder,
             output_dir=folder,
             run=run or _UNNAMED_RUN,
             processes=processes,
             on_bad=options.on_bad,
             with_confidences=with_confidences,
-            class_index=class_of(predictor.config, options.category),
         )
-        return sharing.evaluate_shared(
-            results,
-            truth=truth,
-            template_dir=None if template_dir is None else pathlib.Path(template_dir),
-            processes=processes,
-            options=options,
-            output_dir=output_dir,
-            images_dir=images.folder,
-            progress=progress,
-        )
+        found = {
+            truth.category: sharing.evaluate_shared(
+                results,
+                truth=truth,
+                template_dir=None if template_dir is None else pathlib.Path(template_dir),
+                processes=processes,
+                options=options,
+                output_dir=own_folder,
+                images_dir=images.folder,
+                progress=progress,
+            )
+            for truth, own_folder in categories.with_folders(truths, output_dir)
+        }
+        metrics = {name: scored for name, scored in found.items() if scored is not None}
+        return categories.combine(metrics, output_dir) if metrics else None
 
 
-def class_of(config: ConfigDict, category: str) -> int:
-    """The class of a model that is scored.
+def classes_of(config: ConfigDict, names: Sequence[str]) -> list[int]:
+    """The classes of a model that are scored.
 
     Args:
         config: its whole configuration, whose `data.categories` are those of the classes.
-        category: its name. The single class of a model may be called anything.
+        names: of their categories. The single class of a model may be called anything.
 
     Raises:
-        ValueError: a model of several classes has none of that name.
+        ValueError: a model of several classes has none of that name, or a model of one is to be
+            scored on several.
     """
-    names = tuple(config.data.categories)
-    if category in names:
-        return names.index(category)
-    if len(names) == 1:
-        return 0
-    raise ValueError(
-        f"the model's classes are {', '.join(names)}, and none of them is {category!r}: name the "
-        "one to score (--category)"
-    )
+    known = tuple(config.data.categories)
+    if len(known) == 1 and len(names) == 1:
+        return [0]
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"the model's classes are {', '.join(known)}, and none of them is {name!r}: name "
+                "those to score (--category)"
+            )
+    return [known.index(name) for name in names]
 
 
 @contextlib.contextmanager
@@ -258,7 +265,7 @@ def evaluate_weights(
             wanted, or views are to be averaged in true boxes; see `evaluate_model`.
     """
     processes = processes or Processes()
-    class_index = class_of(config, options.category)
+    classes = classes_of(config, options.categories)
     if augmented and with_true_boxes:
         raise ValueError("views are averaged of people who are found, not in true boxes")
     if with_confidences:
@@ -273,8 +280,8 @@ def evaluate_weights(
         run["confidences"] = True
     if with_true_boxes:
         run["true_boxes"] = True
-    if class_index:
-        run["category"] = options.category
+    if classes != [0]:
+        run["categories"] = list(options.categories)
     folder = output_dir or dataset.default_folder(run)
     with processes.hold(folder):
         if processes.is_first and isinstance(data, HeldOutPeople):
@@ -283,7 +290,8 @@ def evaluate_weights(
         if images is None:
             images = AnnotatedFiles.in_folder(folder / PEOPLE_FOLDER).read()
         template = template_dir
-        on_meshes = has_embeddings(config.model) and images.truth.has_vertices
+        has_vertices = any(truth.has_vertices for truth in images.truths)
+        on_meshes = has_embeddings(config.model) and has_vertices
         if template is None and not on_meshes:
             if has_embeddings(config.model) and not isinstance(data, HeldOutPeople):
                 raise EvaluationError(TEMPLATE_ADVICE)

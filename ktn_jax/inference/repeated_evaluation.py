@@ -136,10 +136,10 @@ class RepeatedEvaluation:
 
 
 def _check_best_metric(name: str, data: AnnotatedImages) -> None:
-    people = [person for image in data.truth.images for person in image.people]
+    people = [person for truth in data.truths for image in truth.images for person in image.people]
     if name != "box" and not any(person.points is not None for person in people):
         raise ValueError(
-            f"{data.truth.name}: 0 of {len(people)} people have surface points, which "
+            f"{data.truths[0].name}: 0 of {len(people)} people have surface points, which "
             f"training.best_metric {name!r} needs: take other data.evaluation.annotations, or "
             "training.best_metric=box"
         )
@@ -149,10 +149,10 @@ def _first_images(data: AnnotatedImages, number: int) -> AnnotatedImages:
     """The first images of a set by id; 0 for all."""
     if not number:
         return data
-    kept = {image.image_id for image in data.truth.images[:number]}
-    return dataclasses.replace(data, truth=data.truth.only(kept))
+    kept = {image.image_id for image in data.truths[0].images[:number]}
+    return dataclasses.replace(data, truths=tuple(truth.only(kept) for truth in data.truths))
 
 
 def _options(config: ConfigDict) -> ScoringOptions:
-    """Scores the first class alone."""
-    return ScoringOptions(on_bad=config.data.on_bad, category=config.data.categories[0])
+    """Scores all classes."""
+    return ScoringOptions(on_bad=config.data.on_bad, categories=tuple(config.data.categories))

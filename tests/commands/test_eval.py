@@ -16,6 +16,7 @@ from PIL import Image
 from ktn_jax import cli
 from ktn_jax.checkpoints import weights
 from ktn_jax.commands import EXIT_INTERRUPTED
+from ktn_jax.commands import eval as eval_command
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED, HeldOutPeople
 from ktn_jax.data_pipelines.synthetic.scene import PRESETS
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
@@ -390,12 +391,35 @@ def test_meshes_are_aligned_by_the_command(tmp_path, capsys):
     assert "keys.json: wanted {mesh: {meaning: vertex}}" in capsys.readouterr().err
 
 
-def test_one_class_of_several_is_scored():
+def test_classes_are_those_of_the_categories():
     config = load_config("configs/cse.py:animals")
-    assert model_evaluation.class_of(config, "cat") == 2
-    assert model_evaluation.class_of(load_config("configs/cse.py:tiny"), "hominid") == 0
+    assert model_evaluation.classes_of(config, ["cat", "bear"]) == [2, 0]
+    assert model_evaluation.classes_of(config, config.data.categories) == list(range(9))
+    single = load_config("configs/cse.py:tiny")
+    assert model_evaluation.classes_of(single, ["hominid"]) == [0]
     with pytest.raises(ValueError, match="classes are bear, cow,.*none of them is 'person'"):
-        model_evaluation.class_of(config, "person")
+        model_evaluation.classes_of(config, ["person"])
+    with pytest.raises(ValueError, match="classes are person, and none of them is 'cat'"):
+        model_evaluation.classes_of(single, ["person", "cat"])
+
+
+@pytest.mark.parametrize(
+    "config,given,expected",
+    [
+        ("cse:tiny", [], ("person",)),
+        ("cse:animals", ["--category=cat", "--category=dog"], ("cat", "dog")),
+        ("cse:tiny", ["--category=hominid"], ("hominid",)),
+    ],
+)
+def test_all_classes_are_scored_unless_some_are_named(config, given, expected):
+    def options(*arguments):
+        command = ["eval", f"--config={config}", *arguments]
+        parsed = cli.build_parser().parse_args(command)
+        return eval_command._options(parsed, load_config(config)).categories
+
+    assert options(*given) == expected
+    if config == "cse:animals":
+        assert len(options()) == 9 and options()[2] == "cat"
 
 
 def test_a_results_file_in_a_store_is_scored_into_it(tmp_path, monkeypatch, capsys):

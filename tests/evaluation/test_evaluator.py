@@ -176,7 +176,7 @@ def test_errors_come_out_of_a_process_as_they_are(flat_world, tmp_path):
 
 def test_parts_of_a_run_join_to_the_whole(flat_world, tmp_path):
     results, truth_path = flat_world.write(tmp_path)
-    truth = evaluator.read_ground_truth(truth_path)
+    truth = read_ground_truth(truth_path)
     index = evaluator.index_results(results, truth)
     scores = list(evaluator.score_images(truth, index, flat_world.template_dir))
     # The second process filled its last batch up with an image of the first.
@@ -266,7 +266,7 @@ def test_ktn_masks_are_larger(flat_world, tmp_path):
     fork = _run(flat_world, tmp_path, mode="ktn")
     assert upstream.summaries["GPS"] == fork.summaries["GPS"]
     results, truth_path = flat_world.write(tmp_path)
-    truth = evaluator.read_ground_truth(truth_path)
+    truth = read_ground_truth(truth_path)
     index = evaluator.index_results(results, truth)
     iou = {
         mode: np.concatenate(

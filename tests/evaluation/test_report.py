@@ -5,6 +5,7 @@ from PIL import Image
 
 from ktn_jax.body.parts import PATCH_NAMES
 from ktn_jax.evaluation import evaluator, report_figures
+from ktn_jax.evaluation.ground_truth import read_ground_truth
 from ktn_jax.evaluation.options import ScoringOptions
 from ktn_jax.results import palette, shading
 
@@ -42,7 +43,7 @@ def test_people_stand_on_their_picture(flat_world, tmp_path):
         Image.fromarray(colours).save(tmp_path / image["file_name"])
     metrics = _metrics(flat_world, tmp_path)
     results, truth = flat_world.write(tmp_path)
-    truth = evaluator.read_ground_truth(truth)
+    truth = read_ground_truth(truth)
     results = evaluator.index_results(results, truth)
     person = metrics.people[0]
     figures = [

@@ -11,12 +11,13 @@ from PIL import Image
 
 from ktn_jax.evaluation import evaluator, scorer, sharing
 from ktn_jax.evaluation.errors import EvaluationError
-from ktn_jax.evaluation.ground_truth import read_ground_truth
+from ktn_jax.evaluation.ground_truth import read_ground_truth, read_ground_truths
 from ktn_jax.evaluation.result_files import index_results
 from ktn_jax.inference import dataset as dataset_inference
 from ktn_jax.inference.dataset import predict_dataset
-from ktn_jax.inference.known_boxes import KnownBoxPredictor
+from ktn_jax.inference.known_boxes import KnownBoxPredictor, scored_boxes
 from ktn_jax.results import iuv_pictures, records
+from ktn_jax.results.categories import category_ids
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime.configuration import load_config
 from ktn_jax.runtime.images import ImageError
@@ -51,7 +52,7 @@ class _Predictor:
 
 def _predict(dataset, output, predictor, processes=None):
     truth = read_ground_truth(dataset / "annotations.json")
-    return predict_dataset(predictor, truth, dataset / "images", output, RUN, processes)[0]
+    return predict_dataset(predictor, {0: truth}, dataset / "images", output, RUN, processes)[0]
 
 
 def test_every_image_is_written_with_its_people_and_the_category_of_the_file(dataset):
@@ -154,13 +155,16 @@ def test_files_that_do_not_fit_are_named_before_the_work(dataset):
         _predict(dataset, dataset / "out", predictor)
     truth = read_ground_truth(dataset / "annotations.json")
     with pytest.raises(EvaluationError, match="no such folder of images"):
-        predict_dataset(predictor, truth, dataset / "none", dataset / "out", RUN)
+        predict_dataset(predictor, {0: truth}, dataset / "none", dataset / "out", RUN)
 
 
 def _skip(dataset, output, processes=None):
     truth = read_ground_truth(dataset / "annotations.json")
     images = dataset / "images"
-    return predict_dataset(_Predictor(), truth, images, output, RUN, processes, on_bad="skip")
+    path, (truth,) = predict_dataset(
+        _Predictor(), {0: truth}, images, output, RUN, processes, on_bad="skip"
+    )
+    return path, truth
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -185,6 +189,44 @@ def test_images_that_cannot_be_read_are_left_out_by_all_processes_and_noted(data
     (path, truth), *_ = _in_processes(count, lambda p: _skip(dataset, dataset / "out", p))
     assert len(truth.images) == NUM_IMAGES and not truth.skipped_images
     assert path.read_bytes() == _skip(dataset, whole)[0].read_bytes()
+
+
+def test_objects_of_several_classes_get_their_categories(dataset):
+    raw = json.loads((dataset / "annotations.json").read_bytes())
+    raw["categories"] = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
+    raw["annotations"][0]["category_id"] = 3
+    (dataset / "annotations.json").write_text(json.dumps(raw))
+    cats, dogs = read_ground_truths(dataset / "annotations.json", categories=("cat", "dog"))
+    assert (cats.others, dogs.others) == ({3}, {7})
+    predictor = _Predictor()
+    predictor.config = load_config("configs/ktn.py:tiny", ["model.box_head.num_classes=3"])
+    ids = category_ids(3)
+
+    def kinds(photo):  # the first of a photo is a dog, the second of a class that is not wanted
+        people = _Predictor._people(photo)
+        return [dataclasses.replace(p, category_id=ids[i + 1]) for i, p in enumerate(people)]
+
+    predictor._people = kinds
+    images = dataset / "images"
+    path, truths = predict_dataset(predictor, {0: cats, 1: dogs}, images, dataset / "out", RUN)
+    assert truths == [cats, dogs]
+    found = records.read_results(path)
+    assert {record["category_id"] for record in found} == {3}
+    assert len(found) == sum(number % 3 > 0 for number in range(NUM_IMAGES))
+    # Boxes that are given have the class of their truth.
+    photo = np.zeros((5, 5, 3), np.uint8)
+    image_id = dogs.images[0].image_id
+    for image in dogs.images:
+        if any(person.points is not None for person in image.people):
+            image_id = image.image_id
+    annotated = [
+        (index, next(image for image in truth.images if image.image_id == image_id))
+        for index, truth in enumerate(truths)
+    ]
+    boxed = dataset_inference._boxed(photo, annotated)
+    counts = [len(scored_boxes(image)) for _, image in annotated]
+    assert boxed.classes.tolist() == [0] * counts[0] + [1] * counts[1]
+    assert len(boxed.boxes_xyxy) == sum(counts) > 0
 
 
 def test_more_than_half_unreadable_is_an_error(dataset):

@@ -43,7 +43,7 @@ def test_changed_weights_are_evaluated_again(dataset, template_dir):
         metrics = evaluate_model(predictor, data, template_dir, output_dir=dataset / "out")
         assert metrics.summaries["bbox"]["AP"] == pytest.approx(ap)
     assert {r["bbox"][0] for r in read_results(dataset / "out" / "results.json")} == {20}
-    assert predictor.calls == 4 * len(data.truth.images)
+    assert predictor.calls == 4 * len(data.truths[0].images)
 
 
 def test_a_run_by_name_is_resumed(dataset, template_dir):
@@ -52,7 +52,7 @@ def test_a_run_by_name_is_resumed(dataset, template_dir):
     first = evaluate_model(predictor, data, template_dir, output_dir=folder, run=RUN)
     predictor.shift = 15.0
     again = evaluate_model(predictor, data, template_dir, output_dir=folder, run=RUN)
-    assert predictor.calls == len(data.truth.images)
+    assert predictor.calls == len(data.truths[0].images)
     assert again.to_json() == first.to_json()
     assert json.loads((folder / "metrics.json").read_text())["bbox"]["AP"] == pytest.approx(100)
 
