@@ -79,7 +79,8 @@ def _show(record: dict[str, Any]) -> None:
     for name in ("bbox", "GPS", "GPSm", "keypoints"):
         values = record["scores"].get(name, {})
         shown = [f"{key} {value:5.1f}" for key, value in values.items() if value is not None]
-        print(f"{name:10s}", "  ".join(shown[:3]))  # noqa: T201
+        if shown:
+            print(f"{name:10s}", "  ".join(shown[:3]))  # noqa: T201
     minutes = sum(record["seconds"].values()) / 60
     print(f"{record['settings']['steps']} steps, {minutes:.1f} minutes in all")  # noqa: T201
 

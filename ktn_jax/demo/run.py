@@ -130,7 +130,7 @@ def _run(request: DemoRequest, say: Say) -> Outcome:
         metrics=metrics,
         losses_path=request.output / WORKDIR / JSON_LINES,
         rows=shown,
-        commands=_commands(request, record.config_name),
+        commands=_commands(request, record.config_name, config.model.predictor.name),
     )
     with atomic_files.replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
@@ -285,7 +285,7 @@ def _evaluate(request: DemoRequest, config: ConfigDict, say: Say) -> Metrics:
     return metrics
 
 
-def _commands(request: DemoRequest, config_name: str) -> dict[str, str]:
+def _commands(request: DemoRequest, config_name: str, predictor: str) -> dict[str, str]:
     """Commands that use the trained weights, by what they do; quoted for a shell."""
     output, test_people = request.output, request.data / TEST_PEOPLE
     model: list[object] = ["--config", config_name]
@@ -294,11 +294,20 @@ def _commands(request: DemoRequest, config_name: str) -> dict[str, str]:
     model += ["--weights", output / WEIGHTS_FILE]
     images = test_people / dataset_files.IMAGE_FOLDER
     template = request.data / TEMPLATE
+    # Vertices become charts by it, which other pictures show.
+    charts: list[object] = ["--template", template] if predictor == "embedding" else []
     seed = 2 * HELD_OUT_SEED
     rows: dict[str, list[object]] = {
         "Find people in a photo of yours: put its path in place of photo.jpg (the model has seen "
-        "rendered people only)": ["predict", "photo.jpg", *model, "--output", output / "own_photo"],
-        "Find people in the test pictures": ["predict", images, *model]
+        "rendered people only)": [
+            "predict",
+            "photo.jpg",
+            *model,
+            *charts,
+            "--output",
+            output / "own_photo",
+        ],
+        "Find people in the test pictures": ["predict", images, *model, *charts]
         + ["--output", output / "predicted"],
         "Draw them as detectron2 does": ["draw", output / "predicted" / dataset.RESULTS_FILE]
         + ["--style", "fine_segm", "--style", "contour+bbox", "--output", output / "drawn"],

@@ -56,6 +56,14 @@ def test_the_configuration_trains_on_the_folder_that_was_rendered(tmp_path):
     assert config.data.annotations == (str(tmp_path / "people" / "annotations.json"),)
 
 
+def test_pictures_of_charts_are_made_of_vertices_by_the_template(tmp_path):
+    request = run.DemoRequest(tmp_path)
+    for predictor, count in (("embedding", 2), ("ktn", 0)):
+        commands = run._commands(request, "cse:demo", predictor).values()
+        predicted = [command for command in commands if command.startswith("ktn predict")]
+        assert sum(f"--template {tmp_path / 'template'}" in one for one in predicted) == count
+
+
 def test_on_a_cpu_the_small_model_is_chosen_and_said(tmp_path):
     said = []
     config = run.make_config(run.DemoRequest(tmp_path), said.append)
