@@ -12,8 +12,15 @@ import numpy as np
 from PIL import Image
 
 from ktn_jax.results import drawing, maps
+from ktn_jax.results.mesh_styles import mesh_of
 from ktn_jax.results.records import PersonResult
-from ktn_jax.results.styles import STYLES, StyleSettings, draw_styles
+from ktn_jax.results.styles import (
+    CHART_STYLES,
+    STYLES,
+    VERTEX_STYLES,
+    StyleSettings,
+    draw_styles,
+)
 from ktn_jax.runtime import atomic_files
 
 OVERLAY = "overlay"
@@ -39,6 +46,39 @@ def check_names(names: Sequence[str], settings: StyleSettings) -> tuple[str, ...
                 )
             settings.check_style(style)
     return tuple(dict.fromkeys(names))
+
+
+def check_shown(
+    names: Sequence[str], settings: StyleSettings, *, has_charts: bool, meshes: Sequence[str]
+) -> None:
+    """Checks that the people of a model have what styles show: others are drawn as if not there.
+
+    Args:
+        names: checked by `check_names`.
+        settings: of detectron2's styles.
+        has_charts: whether people get IUV pictures.
+        meshes: names of those whose vertices the model finds; empty for other models.
+
+    Raises:
+        ValueError: a style of charts or of vertices that the model does not predict, or a texture
+            for meshes of which none has texture coordinates.
+    """
+    shown = {style for name in names for style in name.split(_JOINED_BY)}
+    for style in VERTEX_STYLES:
+        if style in shown and not meshes:
+            raise ValueError(f"the style {style} needs a model with vertices, cse/... (ktn models)")
+    for style in CHART_STYLES:
+        if style in shown and not has_charts:
+            with_template = ": name its mesh's template with --template" if meshes else ""
+            raise ValueError(
+                f"the style {style} needs charts, which this model does not predict{with_template}"
+            )
+    if "mesh_texture" in shown:
+        if all(mesh_of(mesh, settings.mesh_files).uv is None for mesh in meshes):
+            raise ValueError(
+                f"no texture fits {', '.join(meshes)}, without texture coordinates: name a mesh "
+                "that has them with --mesh"
+            )
 
 
 def ending(name: str) -> str:

@@ -26,6 +26,8 @@ from ktn_jax.results.stroke_text import draw_number
 
 STYLES = ("fine_segm", "u", "v", "contour", "bbox", "texture", "vertex", "mesh_texture")
 """Names of the styles."""
+VERTEX_STYLES = ("vertex", "mesh_texture")
+CHART_STYLES = ("fine_segm", "u", "v", "contour", "texture")
 
 BACKGROUNDS = ("photo", "grey", "black", "lowest")
 """What people are drawn on: the photo; the grey photo, as `apply_net show` does; black; or the
@@ -187,7 +189,7 @@ def _draw_person(
     if style == "bbox":
         draw_scored_box(canvas, box_xywh, person.score)
         return
-    if style in ("vertex", "mesh_texture"):
+    if style in VERTEX_STYLES:
         if person.vertices is not None:
             mesh = mesh_of(person.mesh, settings.mesh_files)
             if style == "mesh_texture" and settings.mesh_texture is not None:

@@ -227,6 +227,7 @@ def test_styles_and_dumps_are_written_and_kept_apart(own, tmp_path, capsys):
     for wrong, message in (
         (("--style", "dp_u"), "unknown style 'dp_u'"),
         (("--style", "texture"), "--atlas"),
+        (("--style", "bbox+vertex"), "the style vertex needs a model with vertices"),
         (("--opacity", "2"), "opacity must be 0 to 1"),
     ):
         assert _predict(own, "--output", tmp_path / "new", *wrong) == 1

@@ -110,6 +110,7 @@ def test_what_cannot_be_is_said(clip, tmp_path, capsys):
         ((clip, "--every", "0"), "every must be at least 1, got 0"),
         ((clip, "--start", "5", "--end", "1"), "the end, 1.0 s, is not after the start, 5.0 s"),
         ((clip, "--style", "iuv"), "iuv is a map of numbers"),
+        ((clip, "--style", "vertex"), "the style vertex needs a model with vertices"),
         ((tmp_path / "none.mp4",), "none.mp4: there is no such file"),
         ((bad,), "bad.mp4: not a video, or a damaged one"),
         (("--camera", "77"), "camera 77: there is no"),

@@ -8,7 +8,7 @@ import pytest
 
 from ktn_jax.inference.photo_products import Products
 from ktn_jax.inference.video_options import VideoOptions
-from ktn_jax.results import drawing, maps, mesh_styles
+from ktn_jax.results import drawing, maps, mesh_styles, pictures
 from ktn_jax.results.people import People
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.styles import StyleSettings, draw_styles
@@ -97,6 +97,30 @@ def test_what_cannot_be_drawn_is_refused(people, settings, tmp_path):
         draw_styles(image, people, ["mesh_texture"], wrong)
     charts = PersonResult([0, 0, 2, 2], 0.5, np.zeros((3, 2, 2), np.uint8))
     np.testing.assert_array_equal(draw_styles(image, [charts], ["vertex"]), image)
+
+
+def test_styles_that_a_model_cannot_show_are_refused(settings, tmp_path):
+    files = []
+    for name, fields in (("bare", {}), ("clad", {"uv": np.zeros((3, 2))})):
+        files.append(str(tmp_path / f"{name}.npz"))
+        np.savez(files[-1], vertices=np.eye(3), faces=[[0, 1, 2]], **fields)
+    dressed = StyleSettings(mesh_texture=settings.mesh_texture, mesh_files=tuple(files))
+
+    def check(*names, has_charts=False, meshes=()):
+        pictures.check_shown(names, dressed, has_charts=has_charts, meshes=meshes)
+
+    check("overlay", "iuv", "bbox")
+    check("fine_segm", "contour+bbox", "texture", has_charts=True)
+    check("vertex", meshes=("bare",))
+    check("bbox+mesh_texture", "u", has_charts=True, meshes=("bare", "clad"))
+    for names, meshes, message in (
+        (["bbox+vertex"], (), "vertex needs a model with vertices"),
+        (["contour+bbox"], (), "contour needs charts, which this model does not predict$"),
+        (["u"], ("bare",), "u needs charts, .*: name its mesh's template with --template"),
+        (["mesh_texture"], ("bare",), "no texture fits bare, .*with --mesh"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(*names, meshes=meshes)
 
 
 def test_facts_differ_where_pictures_would(tmp_path):
