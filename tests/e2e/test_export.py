@@ -85,6 +85,40 @@ def code_of_document():
     return code.partition("for box, score, iuv in find_people")[0]
 
 
+def found_without_the_package(folder, photo):
+    """(box, score, IUV) of each person whom the code of the document finds in a photo.
+
+    Args:
+        folder: has `exported`.
+        photo: its path.
+    """
+    save = f"""
+found = list(find_people({str(photo)!r}))
+np.savez("found.npz", *(part for person in found for part in person))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", READER + code_of_document() + save],
+        cwd=folder,
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(folder / "found.npz") as arrays:
+        parts = [arrays[name] for name in arrays.files]
+    return list(zip(parts[::3], parts[1::3], parts[2::3], strict=True))
+
+
+def assert_same(found, people):
+    """As docs/export.md says."""
+    for (box, score, iuv), person in zip(found, people, strict=True):
+        np.testing.assert_allclose(box, person.box_xyxy, atol=1e-3)  # pixels
+        np.testing.assert_allclose(score, person.score, atol=1e-5)
+        is_same = iuv[0] == person.iuv[0]
+        assert is_same.mean() > 0.999 and iuv[0].any()
+        np.testing.assert_allclose(iuv[1:][:, is_same], person.uv[:, is_same], atol=1e-4)
+
+
 @pytest.mark.extended
 def test_a_process_without_the_package_finds_the_same_people(
     config, variables, weights_file, tmp_path, capsys
@@ -96,25 +130,27 @@ def test_a_process_without_the_package_finds_the_same_people(
     options = ("--canvas", "96x128", "--platform", "cpu")
     assert export(weights_file, tmp_path / "exported", *options) == 0
     assert f"3 files written to {tmp_path / 'exported'}" in capsys.readouterr().out
-    save = f"""
-found = list(find_people({str(photo)!r}))
-np.savez("found.npz", *(part for person in found for part in person))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", READER + code_of_document() + save],
-        cwd=tmp_path,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(tmp_path / "found.npz") as arrays:
-        found = [arrays[name] for name in arrays.files]
-    people = Predictor(Stages(config, variables))(photo)
-    assert len(people) == 3 and len(found) == 3 * 3
-    for person, box, score, iuv in zip(people, found[::3], found[1::3], found[2::3], strict=True):
-        np.testing.assert_allclose(box, person.box_xyxy, atol=1e-3)  # pixels
-        np.testing.assert_allclose(score, person.score, atol=1e-5)
-        is_same = iuv[0] == person.iuv[0]
-        assert is_same.mean() > 0.999 and iuv[0].any()
-        np.testing.assert_allclose(iuv[1:][:, is_same], person.uv[:, is_same], atol=1e-4)
+    found = found_without_the_package(tmp_path, photo)
+    assert_same(found, Predictor(Stages(config, variables))(photo))
+    assert len(found) == 3
+
+
+@pytest.mark.extended
+@pytest.mark.skipif(
+    "KTN_DEMO" not in os.environ,
+    reason="KTN_DEMO is not set: the folder of a `ktn demo`, whose trained weights are exported",
+)
+def test_a_trained_model_finds_the_same_people_on_real_photos(real_dir, tmp_path):
+    trained = str(pathlib.Path(os.environ["KTN_DEMO"]) / "weights.safetensors")
+    model = ["--config", "ktn:demo", "--weights", trained]
+    exported = ["--output", str(tmp_path / "exported"), "--platform", "cpu"]
+    assert cli.main(["export", *model, *exported]) == 0
+    config = load_config("ktn:demo", [])
+    predictor = Predictor(Stages(config, weights.load(config, trained)))
+    photos = sorted((real_dir / "coco_keypoints").glob("*.jpg"))
+    numbers = []
+    for photo in photos:
+        found = found_without_the_package(tmp_path, photo)
+        assert_same(found, predictor(photo))
+        numbers.append(len(found))
+    assert len(photos) == 4 and min(numbers) > 0, numbers
