@@ -68,6 +68,8 @@ bench: setup
 	$(BIN)/python experiments/bench/startup.py --repeats 2
 	$(BIN)/python experiments/bench/pipeline.py --repeats 2 --steps 4
 	$(BIN)/python experiments/bench/video.py --repeats 2 --frames 30
+	$(BIN)/python experiments/bench/export.py
+	$(BIN)/python experiments/bench/serve.py --seconds 2 --batch-sizes 1
 	$(BIN)/python experiments/bench/evaluation.py --images 150 --people 500 --vertices 3000 --repeats 1
 
 clean:

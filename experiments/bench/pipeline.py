@@ -1,16 +1,19 @@
 """Measures how many images a second the input pipeline makes, and what bounds it.
 
     python experiments/bench/pipeline.py --workers 2
+    python experiments/bench/pipeline.py --parse 26000 --repeats 1   # reads annotations alone
 
 JPEGs of 640x480 are made in a temporary folder, decoded, brought to a short side of 800, flipped
 half of the time and batched with annotations, as in training. The loaders take turns on the same
 batches, so that other load on the machine slows all alike; the processor time an image costs does
-not depend on it. The steps of one image are timed alone, on one core.
+not depend on it. The steps of one image are timed alone, on one core. With --parse a file of
+annotations of so many images, two people each, is read, as every process of a run does.
 """
 
 import argparse
 import functools
 import io
+import json
 import pathlib
 import tempfile
 import time
@@ -78,6 +81,23 @@ def _write_folder(folder: pathlib.Path, images: int) -> annotations.Dataset:
     return annotations.parse_dataset(raw)
 
 
+def _time_parsing(file: pathlib.Path, images: int, repeats: int) -> common.Row:
+    rng = np.random.default_rng(0)
+    with file.open("w") as opened:  # not all at once, which would be what is measured
+        sizes = {"height": _HEIGHT, "width": _WIDTH}
+        listed = [{"id": n, "file_name": f"{n}.jpg", **sizes} for n in range(images)]
+        opened.write('{"categories": [{"id": 1, "name": "person"}], "images": ')
+        opened.write(json.dumps(listed) + ', "annotations": [')
+        for number in range(2 * images):
+            opened.write(", " * bool(number) + json.dumps(_person(rng, number, number // 2)))
+        opened.write("]}")
+    seconds = common.take_turns(
+        {"parse": lambda: _drop(lambda: annotations.parse_dataset(file))}, repeats, warm_up=0
+    )["parse"]
+    size = f"{file.stat().st_size / 1e6:.0f} MB, {images} images"
+    return common.Row("parse annotations", seconds, peak_bytes=common.peak_memory(), note=size)
+
+
 def _time_stages(
     dataset: annotations.Dataset,
     source: FolderSource,
@@ -137,10 +157,16 @@ def main() -> None:
     parser.add_argument(
         "--loaders", nargs="+", default=["tf_data", "threads", "processes"], help="which to run"
     )
+    parser.add_argument("--parse", type=int, metavar="IMAGES", help="time reading annotations only")
     arguments = parser.parse_args()
     report = common.Report("pipeline", arguments.output)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
+        if arguments.parse:
+            row = _time_parsing(folder / "annotations.json", arguments.parse, arguments.repeats)
+            report.section("Annotations, one core", [row])
+            report.close()
+            return
         dataset = _write_folder(folder, arguments.images)
         source = FolderSource(dataset, folder)
         report.section("One image, one core", _time_stages(dataset, source, folder))
