@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ktn_jax.runtime import images
+from ktn_jax.runtime.background import give_way
 
 Item = TypeVar("Item")
 Photo = TypeVar("Photo")
@@ -163,7 +164,7 @@ def stream(
     finishing: concurrent.futures.Future[Result] | None = None
     with (
         concurrent.futures.ThreadPoolExecutor(BATCHES_AHEAD + 1) as readers,
-        concurrent.futures.ThreadPoolExecutor(1) as finisher,
+        concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as finisher,
     ):
         try:
             for items, photos in _read_ahead(readers, batches, read):

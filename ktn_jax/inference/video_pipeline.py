@@ -1,8 +1,8 @@
 """The way of a video's frames through the network to its recording, all stages at once.
 
 A thread decodes ahead; this one runs the network; one follows people from frame to frame; some
-draw; and one encodes and writes. Each waits for the one behind it when a few frames are between
-them, so that memory does not grow with the video.
+draw; and one encodes and writes. What comes behind the network gives way to it. Each waits for the
+one behind it when a few frames are between them, so that memory does not grow with the video.
 """
 
 import collections
@@ -22,6 +22,7 @@ from ktn_jax.results import pictures, records
 from ktn_jax.results.detection_checks import ResultsError, check_record
 from ktn_jax.results.frame_lines import FrameLine
 from ktn_jax.results.records import PersonResult
+from ktn_jax.runtime.background import give_way, short_turns
 from ktn_jax.runtime.progress import Progress
 from ktn_jax.runtime.read_ahead import read_ahead
 from ktn_jax.runtime.video_frames import Frame, Video
@@ -104,10 +105,11 @@ class VideoPipeline:
         waiting = collections.deque[Future[Future[None]]]()
         frames = self._video.frames(self._options.selection, self._after)
         with (
+            short_turns(),
             Progress(description, "frames", total, done=self._recording.num_frames) as progress,
-            ThreadPoolExecutor(1) as self._recorder,
-            ThreadPoolExecutor(_DRAWING_THREADS) as self._drawers,
-            ThreadPoolExecutor(1) as follower,
+            ThreadPoolExecutor(1, initializer=give_way) as self._recorder,
+            ThreadPoolExecutor(_DRAWING_THREADS, initializer=give_way) as self._drawers,
+            ThreadPoolExecutor(1, initializer=give_way) as follower,
         ):
             try:
                 with contextlib.closing(read_ahead(frames, _FRAMES_AHEAD)) as ahead:
