@@ -17,6 +17,7 @@ from ktn_jax.results.records import PersonResult
 _SAMPLES = 32  # of each side of the pixels that two boxes share
 _STEPS = (np.arange(_SAMPLES) + 0.5) / _SAMPLES
 _NEAR_LEVELS = 26  # of 255: U and V that are a tenth of the patch apart are the same place
+_PAIRS_AT_ONCE = 32  # of people who are compared: a few MiB
 _NEWEST_SHARE = 0.5  # of a velocity's last measurement
 # Arrays of the state with an entry for each person, and the shape of an entry.
 _FIELDS: dict[str, tuple[int, ...]] = {
@@ -159,11 +160,16 @@ class Tracker:
         # Who is like one alone, who is like nobody else, is the same whatever the surface.
         may_be &= (may_be.sum(1, keepdims=True) > 1) | (may_be.sum(0, keepdims=True) > 1)
         weight = self.settings.surface_weight
-        for row, column in zip(*np.nonzero(may_be), strict=True):
-            iuv, person = tracks[row].iuv, people[column]
-            if iuv is not None and person.iuv is not None and weight:
-                agreement = _surface_agreement(iuv, boxes[row], person)
-                likeness[row, column] = (likeness[row, column] + weight * agreement) / (1 + weight)
+        shown = [np.array([item.iuv is not None for item in of], bool) for of in (tracks, people)]
+        rows, columns = np.nonzero(may_be & shown[0][:, None] & shown[1])
+        if len(rows) and weight:
+            before, now = (_Pictures([item.iuv for item in of]) for of in (tracks, people))
+            for start in range(0, len(rows), _PAIRS_AT_ONCE):
+                pairs = row, column = tuple(
+                    of[start : start + _PAIRS_AT_ONCE] for of in (rows, columns)
+                )
+                agreement = _surface_agreement(before, now, boxes, found, row, column)
+                likeness[pairs] = (likeness[pairs] + weight * agreement) / (1 + weight)
         return likeness
 
     def state(self) -> dict[str, np.ndarray]:
@@ -208,7 +214,7 @@ class Tracker:
 
 
 def _centre(box_xyxy: np.ndarray) -> np.ndarray:
-    return np.asarray((box_xyxy[:2] + box_xyxy[2:]) / 2)
+    return np.asarray((box_xyxy[..., :2] + box_xyxy[..., 2:]) / 2)
 
 
 def _widened_iou(boxes: np.ndarray, others: np.ndarray, widening: float) -> np.ndarray:
@@ -226,44 +232,72 @@ def _widened_iou(boxes: np.ndarray, others: np.ndarray, widening: float) -> np.n
     return iou
 
 
-def _surface_agreement(iuv: np.ndarray, box_xyxy: np.ndarray, person: PersonResult) -> float:
+class _Pictures:
+    """IUV pictures that are read at many places at once."""
+
+    def __init__(self, pictures: Sequence[np.ndarray | None]):
+        """Takes pictures, uint8 [3, h, w]; nothing is read of those that are None."""
+        there = [np.zeros((3, 0, 0), np.uint8) if iuv is None else iuv for iuv in pictures]
+        self.sizes_xy = np.array([iuv.shape[:0:-1] for iuv in there])
+        self._starts = np.cumsum([0, *(iuv[0].size for iuv in there[:-1])])
+        self._levels = np.concatenate([iuv.reshape(3, -1) for iuv in there], axis=1)
+
+    def sample(self, numbers: np.ndarray, at_xy: np.ndarray) -> np.ndarray:
+        """Reads pictures where columns `at_xy[:, :, 0]` and rows `at_xy[:, :, 1]` meet.
+
+        Args:
+            numbers: [P] of the pictures.
+            at_xy: float64 [P, cases, 2, N] pixels. What is outside is taken from the edge.
+
+        Returns:
+            uint8 [3, P, cases, N * N].
+        """
+        sizes_xy = self.sizes_xy[numbers][:, None, :, None]
+        at = np.minimum(np.maximum(at_xy.astype(int), 0), sizes_xy - 1)
+        at[:, :, 1] = at[:, :, 1] * sizes_xy[:, :, 0] + self._starts[numbers][:, None, None]
+        places = at[:, :, 1, :, None] + at[:, :, 0, None]
+        read: np.ndarray = self._levels.take(places.reshape(*places.shape[:2], -1), axis=1)
+        return read
+
+
+def _surface_agreement(
+    before: _Pictures,
+    now: _Pictures,
+    boxes_before_xyxy: np.ndarray,
+    boxes_now_xyxy: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+) -> np.ndarray:
     """Share of the body on which the IUV pictures of two people agree, where they overlap: 0 to 1.
 
     The better of two: where they are, which is right for someone half of whom is hidden now, and
     with the middles of their boxes brought together, for someone who did not move as expected.
-    """
-    if person.iuv is None:
-        return 0.0
-    other_box = person.box_xyxy.astype(np.float64)
-    to_middle = _centre(other_box) - _centre(box_xyxy)
-    corners = np.stack([box_xyxy[:2], box_xyxy[:2] + to_middle])  # of both cases
-    corner, sizes = other_box[:2], [np.array(of.shape[:0:-1]) for of in (iuv, person.iuv)]
-    first = np.maximum(corners, corner)
-    shared = np.minimum(corners + sizes[0], corner + sizes[1]) - first
-    at_xy = first[:, :, None] + np.maximum(shared, 0)[:, :, None] * _STEPS  # [case, 2, N]
-    before = _sample(iuv, at_xy - corners[:, :, None])
-    now = _sample(person.iuv, at_xy - corner[:, None])
-    is_body = (before[0] > 0) | (now[0] > 0)
-    difference = np.maximum(before, now) - np.minimum(before, now)
-    is_same = is_body & (difference[0] == 0)
-    is_same &= (difference[1] <= _NEAR_LEVELS) & (difference[2] <= _NEAR_LEVELS)
-    count_body, count_same = (np.count_nonzero(of, axis=1) for of in (is_body, is_same))
-    shares = np.where((shared > 0).all(1), count_same / np.maximum(count_body, 1), 0)
-    return float(shares.max())
-
-
-def _sample(picture: np.ndarray, at_xy: np.ndarray) -> np.ndarray:
-    """Reads a picture [3, h, w] where columns `at_xy[:, 0]` and rows `at_xy[:, 1]` meet.
 
     Args:
-        picture: uint8. What is outside it is taken from its edge.
-        at_xy: float64 [cases, 2, N] pixels.
+        before: pictures of the people of the rows.
+        now: of those of the columns.
+        boxes_before_xyxy: float64 [N, 4] of the rows.
+        boxes_now_xyxy: float64 [M, 4] of the columns.
+        rows: [P] the first person of each pair.
+        columns: [P] the second.
 
     Returns:
-        [3, cases, N * N].
+        float64 [P].
     """
-    height, width = picture.shape[1:]
-    at = np.minimum(np.maximum(at_xy.astype(int), 0), [[width - 1], [height - 1]])
-    places = at[:, 1, :, None] * width + at[:, 0, None]
-    read: np.ndarray = picture.reshape(3, -1).take(places.reshape(len(places), -1), axis=1)
-    return read
+    boxes, others = boxes_before_xyxy[rows], boxes_now_xyxy[columns]
+    to_middle = _centre(others) - _centre(boxes)
+    corners = np.stack([boxes[:, :2], boxes[:, :2] + to_middle], axis=1)  # [P, case, 2]
+    corner = others[:, None, :2]
+    sizes, other_sizes = before.sizes_xy[rows][:, None], now.sizes_xy[columns][:, None]
+    first = np.maximum(corners, corner)
+    shared = np.minimum(corners + sizes, corner + other_sizes) - first
+    at_xy = first[..., None] + np.maximum(shared, 0)[..., None] * _STEPS  # [P, case, 2, N]
+    levels = before.sample(rows, at_xy - corners[..., None])
+    other_levels = now.sample(columns, at_xy - corner[..., None])
+    is_body = (levels[0] > 0) | (other_levels[0] > 0)
+    difference = np.maximum(levels, other_levels) - np.minimum(levels, other_levels)
+    is_same = is_body & (difference[0] == 0)
+    is_same &= (difference[1] <= _NEAR_LEVELS) & (difference[2] <= _NEAR_LEVELS)
+    count_body, count_same = (np.count_nonzero(of, axis=-1) for of in (is_body, is_same))
+    shares = np.where((shared > 0).all(-1), count_same / np.maximum(count_body, 1), 0)
+    return np.asarray(shares.max(-1))
