@@ -65,13 +65,16 @@ def draw_video(
     with (
         tempfile.TemporaryDirectory(dir=output_dir, prefix=".drawn") as folder,
         source.open() as opened,
+        contextlib.ExitStack() as being_written,
     ):
         drawn = [pathlib.Path(folder) / target.name for target in targets]
         times: list[Fraction] = []
         for frame, people in _people_of(lines, opened, min_score, only_tracks):
             if not times:
                 size_hw = (frame.image.shape[0], frame.image.shape[1])
-                writers = [_writer(path, size_hw, opened) for path in drawn]
+                writers = [
+                    being_written.enter_context(_writer(path, size_hw, opened)) for path in drawn
+                ]
             made = pictures.draw_pictures(names, frame.image, people, settings)
             times.append(frame.time)
             for writer, (_, picture) in zip(writers, made, strict=True):
@@ -80,8 +83,7 @@ def draw_video(
         summary.num_images = len(times)
         if not times:
             raise ValueError(f"{lines}: no frames, so there is nothing to do")
-        for writer in writers:
-            writer.close()
+        being_written.close()  # they are complete now
         sound_range = (times[0], times[-1] + 1 / opened.frame_rate)
         for path, target in zip(drawn, targets, strict=True):
             segments = [(path, Fraction(0))]
@@ -135,5 +137,9 @@ def _people_of(
         )
 
 
-def _writer(path: pathlib.Path, size_hw: tuple[int, int], video: Video) -> VideoWriter:
-    return VideoWriter(path, size_hw, video.time_base, video.frame_rate, video.pixel_aspect)
+def _writer(
+    path: pathlib.Path, size_hw: tuple[int, int], video: Video
+) -> contextlib.closing[VideoWriter]:
+    return contextlib.closing(
+        VideoWriter(path, size_hw, video.time_base, video.frame_rate, video.pixel_aspect)
+    )

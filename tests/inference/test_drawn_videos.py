@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 
 from ktn_jax import cli
+from ktn_jax.inference import drawn_videos
 from ktn_jax.results import styles
+from ktn_jax.results.detection_checks import ResultsError
 from ktn_jax.results.frame_lines import FrameLine, read_frame_lines
 from ktn_jax.results.records import PersonResult, people_to_records
+from ktn_jax.runtime.video_files import VideoWriter
 from ktn_jax.runtime.video_sources import open_video
 
 FRAMES = (2, 5, 6, 9)  # that have a line, as with --every or --start
@@ -87,3 +90,16 @@ def test_mistakes_are_named_and_nothing_is_written(folder, write_clip, capsys):
     assert _draw(folder) == 1
     assert "clip.jsonl" in capsys.readouterr().err
     assert not any((folder / "out").glob("*"))
+
+
+def test_a_damaged_line_leaves_no_file_open(folder, monkeypatch):
+    lines = folder / "clip.jsonl"
+    whole = lines.read_bytes().splitlines(keepends=True)
+    lines.write_bytes(b"".join([*whole[:2], b"{}\n"]))
+    closed = []
+    close = VideoWriter.close
+    monkeypatch.setattr(VideoWriter, "close", lambda self: (closed.append(self), close(self)))
+    with pytest.raises(ResultsError, match="line 3: frame must be"):
+        drawn_videos.draw_video(lines, folder / "out", ("overlay", "u"))
+    assert len(closed) == 2
+    assert not any((folder / "out").iterdir())
