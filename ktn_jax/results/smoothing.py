@@ -9,7 +9,7 @@ import numpy as np
 from ktn_jax.results.detection_checks import ResultsError
 from ktn_jax.results.iuv_pictures import quantise
 from ktn_jax.results.maps import overlap_at
-from ktn_jax.results.records import PersonResult
+from ktn_jax.results.records import BACKGROUND, PersonResult
 
 _NEAR = 0.1  # of a patch: U and V further apart are another place and not averaged
 _SPEED_S = 1 / (2 * math.pi)  # over which speeds are averaged, the one-euro filter's 1 Hz
@@ -42,7 +42,7 @@ class Smoother:
     those at rest and less the faster they move. Pixels stay where they are: a box grows where it
     would cut off a part of the body. U and V are averaged exponentially with those of the frame
     before, moved with the box, where the patch is the same and they differ by less than a tenth.
-    Patches, keypoints, masks and confidences are as found.
+    Patches, vertices, keypoints, masks and confidences are as found.
     """
 
     def __init__(self, seconds: float):
@@ -157,11 +157,12 @@ def _labels_uv(person: PersonResult) -> tuple[np.ndarray | None, np.ndarray | No
 
 def _with_body(box_xyxy: np.ndarray, person: PersonResult) -> np.ndarray:
     """float32 [4] the box, larger where the body is not in it."""
-    if person.iuv is None or not person.iuv[0].any():
+    is_body = person.is_body
+    if is_body is None or not is_body.any():
         return np.asarray(box_xyxy, np.float32)
     own = box_xyxy.copy()
     for axis in (0, 1):  # x, y
-        seen = np.flatnonzero(person.iuv[0].any(axis=axis)) + int(person.box_xyxy[axis])
+        seen = np.flatnonzero(is_body.any(axis=axis)) + int(person.box_xyxy[axis])
         own[axis] = min(own[axis], seen[0])
         # A picture begins at the truncated corner, and has the truncated length.
         length = seen[-1] + 1 - int(own[axis]) + _ROUNDING
@@ -171,22 +172,25 @@ def _with_body(box_xyxy: np.ndarray, person: PersonResult) -> np.ndarray:
 
 def _reframe(person: PersonResult, box_xyxy: np.ndarray) -> PersonResult:
     """The same person in another box that holds all of the body: pixels stay where they are."""
-    reframed = dataclasses.replace(person, box_xyxy=box_xyxy, iuv=None, uv=None, confidences={})
-    if person.iuv is None:
+    reframed = dataclasses.replace(
+        person, box_xyxy=box_xyxy, iuv=None, uv=None, vertices=None, confidences={}
+    )
+    if person.is_body is None:
         return reframed
     size_hw = reframed.size_hw
     own_x, own_y = (person.box_xyxy[:2].astype(int) - box_xyxy[:2].astype(int)).tolist()
     place, own = overlap_at((own_x, own_y), person.size_hw, size_hw)
 
-    def placed(values: np.ndarray) -> np.ndarray:
-        canvas = np.zeros((*values.shape[:-2], *size_hw), values.dtype)
+    def placed(values: np.ndarray, beyond: int = 0) -> np.ndarray:
+        canvas = np.full((*values.shape[:-2], *size_hw), beyond, values.dtype)
         canvas[(..., *place)] = values[(..., *own)]
         return canvas
 
     return dataclasses.replace(
         reframed,
-        iuv=placed(person.iuv),
+        iuv=None if person.iuv is None else placed(person.iuv),
         uv=None if person.uv is None else placed(person.uv),
+        vertices=None if person.vertices is None else placed(person.vertices, BACKGROUND),
         confidences={name: placed(np.asarray(v)) for name, v in person.confidences.items()},
     )
 

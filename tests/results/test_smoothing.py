@@ -61,6 +61,28 @@ def test_pixels_stay_where_they_are():
         np.testing.assert_array_equal(smoothed.confidences["sigma"], smoothed.iuv[0])
 
 
+def test_vertices_stay_where_they_are():
+    noise = np.random.default_rng(1).normal(0, 1.5, 20)
+    people = []
+    for x in 20 + noise:
+        whole = _person(x, y=10 + x / 7)
+        vertices = np.where(whole.is_body, np.arange(whole.iuv[0].size).reshape(whole.size_hw), -1)
+        vertices = vertices.astype(np.int32)
+        people.append(dataclasses.replace(whole, iuv=None, uv=None, vertices=vertices, mesh="m"))
+    sizes = set()
+    for found, smoothed in zip(people, _run(people), strict=True):
+        placed = []
+        for person in (found, smoothed):
+            (x, y), (height, width) = person.box_xyxy[:2].astype(int), person.size_hw
+            canvas = np.full((80, 80), -1)
+            canvas[y : y + height, x : x + width] = person.vertices
+            placed.append(canvas)
+        np.testing.assert_array_equal(*placed)
+        assert smoothed.mesh == "m"
+        sizes.add((found.size_hw, smoothed.size_hw))
+    assert any(before != after for before, after in sizes)
+
+
 def test_u_and_v_are_averaged_exponentially_where_the_patch_agrees():
     people = [_person(50, u=u) for u in (0.50, 0.56, 0.56)]
     people[2].iuv[0, :, :20] = 4  # another patch: as found
