@@ -236,9 +236,15 @@ def _people(
         return known_people.recorded_people(photos, found, str(arguments.results))
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
+    from ktn_jax.modeling.person_branches import has_charts
 
     arguments.changes = [*arguments.changes, "test.batch_size=1"]  # photos come one by one
     config = commands.load_model_config(arguments, zoo.DEFAULT)
+    if not has_charts(config.model):
+        raise ValueError(
+            f"{config.name} finds no patches, U and V, which textures are made of: take a model of "
+            "charts, or --results of ktn predict --template, which makes them of vertices"
+        )
     variables = commands.load_model_variables(arguments, config, zoo.DEFAULT)
     return known_people.predicted_people(Predictor(Stages(config, variables)))
 

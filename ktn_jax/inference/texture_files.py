@@ -235,7 +235,12 @@ def apply_texture(
     summary = TextureSummary()
     output_of = dict(zip(photos, outputs, strict=True))
     for path, image, people in _photos_with_people(photos, people_of, person, summary):
-        dressed = [people[number - 1] for number in person.numbers(people)]
+        numbers = maps.person_numbers(people)
+        dressed = [
+            one
+            for one, number in zip(people, numbers, strict=True)
+            if person.number in (None, number)
+        ]
         # The last one drawn is in front: in our pictures that is the one with the highest score.
         picture = styles.draw_styles(image, dressed[::-1], ["texture"], settings)
         try:
@@ -264,6 +269,13 @@ def _photos_with_people(
             except (images.ImageError, ResultsError) as error:
                 summary.failures.append((path, str(error).removeprefix(f"{path}: ")))
                 continue
+            if found and all(one.iuv is None for one in found):
+                summary.notes.append(
+                    (
+                        path,
+                        f"none of its {len(found)} people has an IUV picture, which textures need",
+                    )
+                )
             yield path, image, _usable(found, person)
             progress.set(index + 1, len(photos))
 

@@ -137,6 +137,36 @@ def test_a_damaged_record_costs_one_photo(folder, capsys):
     assert [path.name for path in (folder / "out").iterdir()] == ["a_dressed.jpg"]
 
 
+def test_models_and_people_without_patches_are_refused_by_name(folder, capsys):
+    model = ("--config", "cse:tiny", "--random-weights")
+    for action in (("extract",), ("apply", folder / "noise.png")):
+        given = ["texture", *action, folder / "a.png", "--output", folder / "new.png", *model]
+        assert cli.main([str(word) for word in given]) == 1
+        assert "finds no patches, U and V" in capsys.readouterr().err
+    entries = json.loads((folder / "results.json").read_text())
+    for entry in entries:
+        del entry["uv_data"], entry["uv_shape"]
+    (folder / "results.json").write_text(json.dumps(entries))
+    assert run(folder, "extract", folder / "a.png", "--output", folder / "new.png") == 1
+    assert "none of its 3 people has an IUV picture" in capsys.readouterr().err
+    assert not (folder / "new.png").exists()
+
+
+def test_people_of_a_video_are_dressed_by_their_own_number(folder, capsys):
+    entries = json.loads((folder / "results.json").read_text())
+    for entry, number in zip(entries, (7, 4, 9) * 2, strict=True):
+        entry["track_id"] = number
+    (folder / "results.json").write_text(json.dumps(entries))
+    for number, left in ((7, 10), (4, 90)):
+        arguments = (folder / "noise.png", folder / "a.png", "--output", folder / f"{number}.png")
+        assert run(folder, "apply", *arguments, "--person", number) == 0
+        assert "people dressed: 1" in capsys.readouterr().out
+        changed = (pixels(folder / f"{number}.png") != pixels(folder / "a.png")).any(axis=-1)
+        assert changed[10:70, left : left + 60].mean() > 0.99
+        changed[10:70, left : left + 60] = False
+        assert not changed.any()
+
+
 def test_results_of_other_systems_are_found_by_image_id(folder, capsys):
     entries = json.loads((folder / "results.json").read_text())
     for entry in entries:
