@@ -132,15 +132,20 @@ def test_eight_devices_with_everything_split_are_one(folder, start, straight):
     assert_same_training(folder / "eight", straight)
 
 
-@pytest.mark.extended
-def test_two_processes_of_four_devices_are_one(folder, start, straight):
+def train_together(folder, start, name, **changes):
+    """Two processes of four devices."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
     common = (f"--coordinator={coordinator}", "--num-processes=2")
-    both = [start("together", 4, *common, f"--process-id={index}") for index in (0, 1)]
+    both = [start(name, 4, *common, f"--process-id={index}", **changes) for index in (0, 1)]
     for process in both:
         finish(folder, process)
+
+
+@pytest.mark.extended
+def test_two_processes_of_four_devices_are_one(folder, start, straight):
+    train_together(folder, start, "together")
     assert_same_training(folder / "together", straight)
 
 
@@ -163,10 +168,15 @@ IN_PARTS = WITHOUT_BATCH_NORM | {
 }
 
 
-@pytest.mark.extended
-def test_accumulated_recomputed_and_split_steps_are_those_of_one_device(folder, start):
+@pytest.fixture(scope="module")
+def plain(folder, start):
+    """Three steps on one device, whole batches at a time."""
     finish(folder, start("plain", **WITHOUT_BATCH_NORM))
-    plain = folder / "plain"
+    return folder / "plain"
+
+
+@pytest.mark.extended
+def test_accumulated_recomputed_and_split_steps_are_those_of_one_device(folder, start, plain):
     finish(folder, start("parts", 8, **IN_PARTS, **{"training.profile_steps": "1:3"}))
     assert_same_training(folder / "parts", plain, last=3)
     # Where TensorBoard looks for traces, from the work folder on.
@@ -177,6 +187,12 @@ def test_accumulated_recomputed_and_split_steps_are_those_of_one_device(folder, 
         seconds = [16 / line["images_per_second"] for line in (ours, theirs)]
         flops = [line["flops_per_second"] for line in (ours, theirs)]
         assert 0 < flops[0] * seconds[0] < flops[1] * seconds[1]
+
+
+@pytest.mark.extended
+def test_accumulated_recomputed_and_split_steps_are_those_of_two_processes(folder, start, plain):
+    train_together(folder, start, "parts together", **IN_PARTS)
+    assert_same_training(folder / "parts together", plain, last=3)
 
 
 @pytest.mark.extended
