@@ -128,9 +128,10 @@ def test_every_kind_of_photo_gives_the_same_people(model, photo, tmp_path):
     kinds = [os.fspath(path), path, Image.fromarray(photo), transparent, photo]
     for kind in kinds:
         assert_same_people(model(kind), expected)
-    for several in (kinds, tuple(kinds), iter(kinds), (kind for kind in kinds)):
+    two = kinds[1:3]
+    for several in (two, tuple(two), iter(two), (kind for kind in two)):
         found = list(model(several))
-        assert len(found) == len(kinds)
+        assert len(found) == 2
         for people in found:
             assert_same_people(people, expected)
             assert people.image_size_hw == photo.shape[:2]

@@ -35,6 +35,7 @@ def _edited(golden_dir, tmp_path, **changes):
     return tmp_path / "dump.npz"
 
 
+@pytest.mark.extended
 def test_a_mistake_shows_in_its_stage(golden_dir, tmp_path):
     def flip(kernel):
         return np.ascontiguousarray(kernel[:, :, ::-1])

@@ -55,7 +55,7 @@ def _rows(dump, batch, step):
     return list(training.compare_step(dump, batch, step))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_wrong_or_missing_loss_shows(legacy):
     dump, batch, step = legacy
 
@@ -70,7 +70,7 @@ def test_a_wrong_or_missing_loss_shows(legacy):
     assert failing(total=step.total * 1.0002) == {"train/losses/total"}
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_wrong_gradients_show(legacy):
     dump, batch, step = legacy
     name = "roi_heads.densepose_predictor.u_lowres.weight"
