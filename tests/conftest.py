@@ -1,5 +1,6 @@
 """Shared test set-up: CPU, four fake devices, strict rank promotion, reference data."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -39,6 +40,16 @@ _CUT = pathlib.Path(__file__).parent / "goldens" / "ops_cut.npz"
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 # Reference data are not part of the project (size, licences); KTN_SHARED names another place.
 _SHARED = pathlib.Path(os.environ.get("KTN_SHARED", _REPOSITORY.parent / "shared"))
+
+
+def pytest_collection_finish() -> None:
+    """Passes over the millions of objects of imported modules when garbage is collected.
+
+    Tracing makes so many objects that a twelfth of the time went into looking at these.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _folder_or_skip(name: str) -> pathlib.Path:

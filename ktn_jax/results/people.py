@@ -142,12 +142,12 @@ class People(list[PersonResult]):
                 mask[place] = person.is_body[own]
         return masks
 
-    def draw(self, photo: Any = None, style: str = pictures.OVERLAY, **options: Any) -> np.ndarray:
+    def draw(self, style: str = pictures.OVERLAY, photo: Any = None, **options: Any) -> np.ndarray:
         """Draws the people over their photo.
 
         Args:
-            photo: a path, a PIL image or an array; None for the one that the people were found in.
             style: a name of `results.pictures`, such as overlay, fine_segm or contour+bbox.
+            photo: a path, a PIL image or an array; None for the one that the people were found in.
             **options: of `drawing.draw_people` for the overlay, else of `styles.StyleSettings`.
 
         Returns:
@@ -155,11 +155,14 @@ class People(list[PersonResult]):
 
         Raises:
             ValueError: the photo is not known any more, cannot be read, or an unknown style.
-            TypeError: an unknown option.
+            TypeError: an unknown option, or a photo in the place of the style.
         """
+        if not isinstance(style, str):
+            kind = type(style).__name__
+            raise TypeError(f"style: a name, got {kind}; people.draw(photo=...) takes the photo")
         photo = self._photo() if photo is None else photo
         if photo is None:
-            raise ValueError("the photo is not known any more: give it, people.draw(photo)")
+            raise ValueError("the photo is not known any more: give it, people.draw(photo=...)")
         if style == pictures.OVERLAY:
             return drawing.draw_people(images.to_image(photo), self, **options)
         settings = StyleSettings(**options)
@@ -170,16 +173,16 @@ class People(list[PersonResult]):
     def save(
         self,
         path: str | os.PathLike[str],
-        photo: Any = None,
         style: str = pictures.OVERLAY,
+        photo: Any = None,
         **options: Any,
     ) -> None:
         """Saves a drawing, or with the suffix .json the people as a results file (image id 1).
 
         Args:
             path: the file to write; an older one is replaced.
-            photo: as `draw` takes it.
             style: as `draw` takes it. The maps iuv, labels and instances need the suffix .png.
+            photo: as `draw` takes it.
             **options: as `draw` takes them.
 
         Raises:
@@ -196,9 +199,9 @@ class People(list[PersonResult]):
         if style in pictures.MAPS:
             if suffix != ".png":
                 raise ValueError(f"{path}: {style} needs every bit of it: give a name in .png")
-            pictures.write_picture(path, style, self.draw(photo, style, **options))
+            pictures.write_picture(path, style, self.draw(style, photo, **options))
             return
-        picture = Image.fromarray(self.draw(photo, style, **options))
+        picture = Image.fromarray(self.draw(style, photo, **options))
         with atomic_files.replacing(path) as temporary:
             picture.save(temporary)
 

@@ -40,9 +40,11 @@ def test_people_draw_themselves_over_their_photo(tmp_path):
 
 def test_a_photo_in_memory_is_not_kept_there():
     people = People([PERSON], PHOTO.copy())
-    with pytest.raises(ValueError, match=r"not known any more: give it, people.draw\(photo\)"):
+    with pytest.raises(ValueError, match=r"not known any more: give it, people.draw\(photo="):
         people.draw()
-    assert people.draw(PHOTO).shape == PHOTO.shape
+    assert people.draw(photo=PHOTO).shape == PHOTO.shape
+    with pytest.raises(TypeError, match=r"a name, got ndarray; people.draw\(photo="):
+        people.draw(PHOTO)
     assert len(pickle.dumps(people)) > 0
 
 
@@ -103,7 +105,7 @@ def test_a_slice_is_of_the_same_photo():
 def test_people_draw_themselves_in_every_style(tmp_path):
     people = People([PERSON], PHOTO)
     settings = StyleSettings(background="black", opacity=1.0)
-    drawn = people.draw(style="u+bbox", background="black", opacity=1.0)
+    drawn = people.draw("u+bbox", background="black", opacity=1.0)
     expected = draw_styles(PHOTO, people, ["u", "bbox"], settings)
     np.testing.assert_array_equal(drawn, expected)
     people.save(tmp_path / "u.png", style="u+bbox", background="black", opacity=1.0)
