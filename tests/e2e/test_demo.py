@@ -33,12 +33,10 @@ def ktn(quick_compiler):
     """Runs a command in a folder, on one device, as a user has."""
 
     def run(folder, *arguments):
-        # Optimised a little, which compiles as soon and trains faster.
-        flags = f"{quick_compiler} --xla_backend_optimization_level=1"
         return subprocess.run(
             [sys.executable, "-m", "ktn_jax", *map(str, arguments)],
             cwd=folder,
-            env=os.environ | {"XLA_FLAGS": flags},
+            env=os.environ | {"XLA_FLAGS": quick_compiler},
             capture_output=True,
             text=True,
             timeout=600,
