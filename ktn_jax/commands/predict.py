@@ -131,8 +131,7 @@ def _predict(arguments: argparse.Namespace, folder: pathlib.Path | None) -> int:
     from ktn_jax.inference.photo_products import CONFIDENCE_ENDING, Products
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
-    from ktn_jax.modeling.person_branches import has_charts, has_embeddings
-    from ktn_jax.results import pictures
+    from ktn_jax.modeling.person_branches import has_embeddings
     from ktn_jax.runtime import image_files
 
     config = commands.load_model_config(arguments, zoo.DEFAULT)
@@ -148,12 +147,11 @@ def _predict(arguments: argparse.Namespace, folder: pathlib.Path | None) -> int:
         template=_template(arguments),
         charts=_charts(arguments),
     )
-    meshes = config.model.meshes.names if has_embeddings(config.model) else ()
-    pictures.check_shown(
+    charts.check_pictures(
+        config,
         products.pictures,
         products.settings,
-        has_charts=has_charts(config.model) or products.charts is not None,
-        meshes=meshes,
+        with_template=products.charts is not None,
     )
     own_endings = (*products.endings, CONFIDENCE_ENDING, dataset.RESULTS_FILE)
     found = image_files.find_images(arguments.inputs, arguments.recursive, own_endings)

@@ -164,18 +164,13 @@ def run(arguments: argparse.Namespace, folder: pathlib.Path | None) -> int:
     from ktn_jax.inference import charts, dataset, video, video_inputs
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
-    from ktn_jax.modeling.person_branches import has_charts, has_embeddings
-    from ktn_jax.results import pictures
     from ktn_jax.runtime.video_frames import DEFAULT_RATE
 
     config = commands.load_model_config(arguments, zoo.DEFAULT)
     if arguments.confidences:
         charts.check_confidences(config)
     options = _options(arguments)
-    meshes = config.model.meshes.names if has_embeddings(config.model) else ()
-    pictures.check_shown(
-        options.pictures, options.settings, has_charts=has_charts(config.model), meshes=meshes
-    )
+    charts.check_pictures(config, options.pictures, options.settings)
     # Whoever is left out need not be described: the others are the same, and come sooner.
     box_head = config.model.box_head
     least = float(np.nextafter(np.float32(options.min_score), np.float32(-1)))

@@ -181,14 +181,32 @@ def read_ground_truth(
         EvaluationError: the file is missing, not JSON, or has errors; with "skip", more than half
             of its records are bad. The message holds the findings.
     """
-    name = "annotations" if isinstance(source, Mapping) else pathlib.Path(source).name
+    dataset = _parse(source, on_bad, (category,))
+    return _truth_of(dataset, source, category, frozenset(dataset.report.classes))
+
+
+def _parse(
+    source: str | pathlib.Path | Mapping[str, Any],
+    on_bad: Literal["raise", "skip"],
+    categories: Sequence[str],
+) -> Dataset:
     try:
-        dataset = parse_dataset(source, on_bad, _MAX_SKIPPED_FRACTION, categories=(category,))
+        return parse_dataset(source, on_bad, _MAX_SKIPPED_FRACTION, categories=categories)
     except DatasetError as error:
         raise EvaluationError(str(error)) from error
+
+
+def _truth_of(
+    dataset: Dataset,
+    source: str | pathlib.Path | Mapping[str, Any],
+    category: str,
+    category_ids: frozenset[int],
+) -> GroundTruth:
+    """What a dataset holds of a category."""
     images: list[ImageTruth] = []
     annotations: list[dict[str, Any]] = []
-    for image, entries in dataset.images.entries():
+    for image, every in dataset.images.entries():
+        entries = [entry for entry in every if entry["category_id"] in category_ids]
         images.append(
             ImageTruth(
                 image_id=image["id"],
@@ -205,9 +223,9 @@ def read_ground_truth(
         for image in images
     ]
     return GroundTruth(
-        name=name,
+        name="annotations" if isinstance(source, Mapping) else pathlib.Path(source).name,
         images=tuple(images),
-        scored_categories=frozenset(dataset.report.classes),
+        scored_categories=category_ids,
         categories=dataset.report.categories,
         coco={"images": sizes, "annotations": annotations},
         skipped_images=dataset.skipped_images,
@@ -222,11 +240,30 @@ def read_ground_truths(
     categories: Sequence[str] = (PERSON,),
 ) -> tuple[GroundTruth, ...]:
     """Reads the annotations of several categories, each by itself; see `read_ground_truth`."""
-    truths = [read_ground_truth(source, on_bad, category) for category in categories]
+    if on_bad == "skip":  # the share of bad records is that of a category
+        truths = [read_ground_truth(source, on_bad, category) for category in categories]
+    else:
+        truths = _read_together(source, categories)
     every = frozenset[int]().union(*(truth.scored_categories for truth in truths))
     return tuple(
         dataclasses.replace(truth, others=every - truth.scored_categories) for truth in truths
     )
+
+
+def _read_together(source: str | pathlib.Path, categories: Sequence[str]) -> list[GroundTruth]:
+    """Reads sound annotations of several categories at once."""
+    dataset = _parse(source, "raise", categories)
+    truths = []
+    for index, category in enumerate(categories):
+        of_class = dataset.report.classes.items()
+        ids = frozenset(number for number, own in of_class if own == index)
+        # One that the file does not name is asked for alone, which says so.
+        truths.append(
+            _truth_of(dataset, source, category, ids)
+            if ids
+            else read_ground_truth(source, "raise", category)
+        )
+    return truths
 
 
 def _person_truth(entry: Mapping[str, Any]) -> PersonTruth:

@@ -9,7 +9,10 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
+from ktn_jax.modeling.person_branches import has_charts, has_embeddings
+from ktn_jax.results import pictures
 from ktn_jax.results.detection_checks import CONFIDENCES
+from ktn_jax.results.styles import StyleSettings
 from ktn_jax.structures import DensePoseOutputs
 
 _LARGEST_LOGIT = 1e37  # a bicubic sum of several still fits float32
@@ -118,6 +121,32 @@ def _planes(maps: np.ndarray) -> np.ndarray:
     side_y, side_x, channels = maps.shape
     transposed: np.ndarray = cv2.transpose(maps.reshape(-1, channels))
     return transposed.reshape(channels, side_y, side_x)
+
+
+def check_pictures(
+    config: ConfigDict,
+    names: Sequence[str],
+    settings: StyleSettings,
+    *,
+    with_template: bool = False,
+) -> None:
+    """Checks that pictures show what a model predicts, see `pictures.check_shown`.
+
+    Args:
+        config: a whole configuration.
+        names: of the pictures, checked by `pictures.check_names`.
+        settings: of detectron2's styles.
+        with_template: whether vertices become charts by one.
+
+    Raises:
+        ValueError: they do not.
+    """
+    pictures.check_shown(
+        names,
+        settings,
+        has_charts=with_template or has_charts(config.model),
+        meshes=config.model.meshes.names if has_embeddings(config.model) else (),
+    )
 
 
 def check_confidences(config: ConfigDict) -> None:

@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ktn_jax.evaluation import evaluator
+from ktn_jax.evaluation.errors import EvaluationError
 from ktn_jax.evaluation.options import ScoringOptions
 
 NAMES = ("cat", "dog", "cow")
@@ -96,6 +97,11 @@ def test_boxes_score_as_pycocotools_scores_several_categories(animals, flat_worl
     found = [-100 if x is None else x for x in metrics.summaries["bbox"].values()]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert 0 < metrics.summaries["bbox"]["AP"] < 100
+
+
+def test_a_category_that_is_not_annotated_is_named(animals, flat_world):
+    with pytest.raises(EvaluationError, match="no category is named horse: 'cat', 'dog', 'cow'"):
+        _evaluate(animals, flat_world, ("cat", "horse"))
 
 
 def test_categories_are_different_names():

@@ -4,7 +4,8 @@ import pytest
 
 from ktn_jax.verification.dump import Dump
 
-# It compiles for tens of seconds, and has every part of KTN and of DensePose R-CNN.
+# It compiles for tens of seconds. Heads and losses that it does not have, such as those of plain
+# charts, are compared with their dumps one by one.
 STEP = "ktnv2_r50_tiny"
 # These for inference; their steps run with the extended tests, and losses of confidences and
 # embeddings have tests of their own.
