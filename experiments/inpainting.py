@@ -27,6 +27,7 @@ from inpainting_truth import (
     by_distance,
     measure,
     write_dense_truth,
+    write_symmetry,
 )
 from studies import FOUND, TRUE_BOXES
 
@@ -40,6 +41,7 @@ SCORES = (("GPSm", "AP"), ("GPSm", "AP50"), ("GPS", "AP"), ("bbox", "AP"))
 NEAR_CM = 10
 CONFIDENCES = (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)
 ERRORS_FILE = "errors.json"
+SYMMETRY_FILE = "UV_symmetry_transforms.mat"  # of the rendered body
 POINTS = 180  # of a person in a file that was filled up
 
 
@@ -180,14 +182,12 @@ class Seed:
             "seed": self.number,
             "total_steps": size.teacher_steps,
             "checkpoint_every": max(size.teacher_steps // 4, 1),
-            # Rendered again: so that the body, whose symmetry mirrored views need, is known.
-            "data.source": "synthetic",
-            "data.synthetic.seed": self.number,
-            "data.synthetic.num_images": size.num_images,
+            "data.symmetry": str(self.output / SYMMETRY_FILE),
         }
-        changes = (*size.scene, *size.teacher_changes, *_as_changes(own))
-        weights = folder / "training"
         learnt, others = (self.people(is_held_out) for is_held_out in (False, True))
+        files = studies.people_changes(learnt.folder)
+        changes = (*size.teacher_changes, *files, *_as_changes(own))
+        weights = folder / "training"
         self.folder("inpainted").mkdir(parents=True, exist_ok=True)
 
         def inpaint(people: RenderedSet, output: pathlib.Path) -> studies.Words:
@@ -379,6 +379,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeds = [Seed(output, size, number) for number in range(size.seeds)]
     with studies.resumable(output):
         template_files.ensure_own_template(output / "template")
+        write_symmetry(output / SYMMETRY_FILE)
         for seed in seeds:
             prepare(seed, arguments.jobs)
         teachers = [seed.teacher() for seed in seeds]

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.io
 
 from ktn_jax.body.parts import PART_GRID
+from ktn_jax.body.procedural import assembly
 from ktn_jax.data_pipelines.coco.annotations import PersonRecord, parse_person
 from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.scene import Scene
@@ -69,6 +71,19 @@ class RenderedSet:
                         confidence=is_person.astype(np.float32),
                     ),
                 )
+
+
+def write_symmetry(path: pathlib.Path) -> None:
+    """Writes U and V of mirrored points of the rendered body, as the DensePose project does."""
+    if path.exists():
+        return
+    tables = assembly.make_body().template.uv_symmetry_tables
+    cells = {}
+    for name, of_patch in zip(("U_transforms", "V_transforms"), tables, strict=True):
+        cells[name] = np.empty((1, len(of_patch)), object)
+        cells[name][0, :] = list(of_patch)
+    with atomic_files.replacing(path) as temporary, open(temporary, "wb") as file:
+        scipy.io.savemat(file, cells)
 
 
 def write_dense_truth(people: RenderedSet, output: pathlib.Path, points: int) -> None:

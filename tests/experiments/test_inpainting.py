@@ -9,6 +9,9 @@ import pytest
 import studies
 from inpainting_truth import Errors, RenderedSet
 
+from ktn_jax.body.loading import load_uv_symmetry
+from ktn_jax.body.procedural import assembly
+from ktn_jax.body.symmetry import mirror_by_tables
 from ktn_jax.data_pipelines.coco import checks
 from ktn_jax.data_pipelines.synthetic.scene import EASY
 from ktn_jax.evaluation import template_files
@@ -41,6 +44,18 @@ def test_the_truth_has_no_errors_but_levels(truth):
     )
     # Annotated points are dense enough that no pixel of these people is far from all.
     assert len(classes["0 to 2 px"].is_right) > 0 and measured.to_point.max() < 60
+
+
+def test_the_mirror_of_the_rendered_body_is_read_back(tmp_path):
+    path = tmp_path / inpainting.SYMMETRY_FILE
+    inpainting_truth.write_symmetry(path)
+    template = assembly.make_body().template
+    # The right hand of a body that the mesh's own symmetry mirrors.
+    hand = np.full(9, 4), np.linspace(0.2, 0.8, 9), np.linspace(0.3, 0.7, 9)
+    expected = template.mirror_iuv(*hand)
+    mirrored = mirror_by_tables(load_uv_symmetry(path), *hand)
+    np.testing.assert_array_equal(mirrored[0], expected[0])
+    np.testing.assert_allclose(mirrored[1:], expected[1:], atol=1 / 128)
 
 
 def test_wrong_labels_are_measured(truth, tmp_path):
