@@ -6,11 +6,10 @@ not fit.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
-from scipy.ndimage import zoom
 
 from ktn_jax.body.parts import PART_GRID
 from ktn_jax.results.placed_masks import PlacedMask
@@ -63,9 +62,8 @@ def annotated_mask(
     """
     if dp_masks is not None:
         labels = part_labels(dp_masks) if zoom_labels else _part_union(dp_masks)
-        scale = (float(max(box_xywh[3], 1)) / PART_GRID, float(max(box_xywh[2], 1)) / PART_GRID)
-        resized = zoom(labels, scale, order=1, prefilter=False)
-        return place(resized > 0.5, box_xywh, image_size_hw)
+        size_hw = (round(float(max(box_xywh[3], 1))), round(float(max(box_xywh[2], 1))))
+        return place(stretch(labels, size_hw), box_xywh, image_size_hw)
     if isinstance(segmentation, list) and segmentation:
         rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *image_size_hw))
     elif isinstance(segmentation, Mapping):
@@ -75,9 +73,57 @@ def annotated_mask(
     return PlacedMask(0, 0, decode([rle])[..., 0].astype(bool), image_size_hw)
 
 
+def stretch(labels: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Resizes labels and compares them with 0.5, bit for bit as SciPy's `zoom` of order 1 does.
+
+    Between four cells on the body, or four beside it, the answer is known: only pixels on the
+    outline are interpolated.
+
+    Args:
+        labels: [G, G] whole numbers from 0.
+        size_hw: of the result.
+
+    Returns:
+        [*size_hw] bool: whether the label, interpolated with corners aligned, is above 0.5.
+    """
+    rows, columns = (_axis(size, cells) for size, cells in zip(size_hw, labels.shape, strict=True))
+    on_body = np.pad((labels != 0).view(np.uint8), ((0, 1), (0, 1)), mode="edge")
+    corners = on_body[:-1] + on_body[1:]
+    corners = corners[:, :-1] + corners[:, 1:]
+    count = corners[rows.low][:, columns.low]
+    mask = count == 4
+    y, x = np.nonzero(mask ^ (count > 0))
+    top, bottom, left, right = rows.low[y], rows.high[y], columns.low[x], columns.high[x]
+    below, beside = rows.fraction[y], columns.fraction[x]
+    above, before = 1 - below, 1 - beside
+    value = labels[top, left] * above * before  # in SciPy's order: it decides ties
+    value += labels[top, right] * above * beside
+    value += labels[bottom, left] * below * before
+    value += labels[bottom, right] * below * beside
+    mask[y, x] = value > 0.5
+    mask[~rows.is_inside] = False
+    mask[:, ~columns.is_inside] = False
+    return mask
+
+
+class _Axis(NamedTuple):
+    low: np.ndarray  # the cell before each pixel
+    high: np.ndarray  # and after it
+    fraction: np.ndarray  # of the way from the one to the other
+    is_inside: np.ndarray  # the last pixel may be rounded to beyond the grid, where SciPy has 0
+
+
+def _axis(size: int, cells: int) -> _Axis:
+    place = np.arange(size) * ((cells - 1) / (size - 1) if size > 1 else 1.0)
+    low = np.floor(place)
+    index = np.minimum(low.astype(np.intp), cells - 1)
+    high = np.minimum(index + 1, cells - 1)
+    return _Axis(index, high, place - low, place <= cells - 1)
+
+
 def part_labels(dp_masks: Sequence[Any]) -> np.ndarray:
-    """Decodes coarse masks to labels [256, 256] float64 in 0..14; later parts are on top."""
-    labels = np.zeros((PART_GRID, PART_GRID))
+    """Decodes coarse masks to labels [256, 256] uint8 in 0..14; later parts are on top."""
+    labels = np.zeros((PART_GRID, PART_GRID), np.uint8)
     present = _present_parts(dp_masks)
     if present:
         decoded = decode([rle for _, rle in present])
@@ -89,8 +135,8 @@ def part_labels(dp_masks: Sequence[Any]) -> np.ndarray:
 def _part_union(dp_masks: Sequence[Any]) -> np.ndarray:
     present = [rle for _, rle in _present_parts(dp_masks)]
     if not present:
-        return np.zeros((PART_GRID, PART_GRID))
-    return decode([coco_mask.merge(present)])[..., 0].astype(np.float64)
+        return np.zeros((PART_GRID, PART_GRID), np.uint8)
+    return decode([coco_mask.merge(present)])[..., 0]
 
 
 def _present_parts(dp_masks: Sequence[Any]) -> list[tuple[int, Rle]]:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from scipy.ndimage import zoom
 
 from ktn_jax.evaluation import ignore_regions, masks
 
@@ -74,6 +75,28 @@ def test_labels_resized_before_the_threshold_grow():
         for fork in (False, True)
     ]
     assert widths == [388, 390]
+
+
+@pytest.mark.parametrize("scale", [0.002, 0.3, 1.0, 1.37, 2.0])
+def test_stretched_labels_are_scipys_bit_for_bit(scale):
+    rng = np.random.default_rng(0)
+    whole = np.kron(rng.integers(0, 15, (16, 16)) * (rng.random((16, 16)) < 0.5), np.ones((16, 16)))
+    noise = rng.integers(0, 2, (256, 256))
+    for labels in (whole, noise):
+        for height, width in 256 * scale * rng.uniform(0.7, 1.3, (4, 2)):
+            expected = zoom(labels * 1.0, (height / 256, width / 256), order=1, prefilter=False)
+            drawn = masks.stretch(labels.astype(np.uint8), expected.shape)
+            np.testing.assert_array_equal(drawn, expected > 0.5)
+
+
+def test_stretched_labels_end_as_scipys_do():
+    labels = np.ones((256, 256), np.uint8)
+    places = [size for size in range(2, 600) if (size - 1) * (255 / (size - 1)) > 255]
+    assert places  # rounded to beyond the grid, where SciPy has 0
+    for size in places[:3]:
+        expected = zoom(labels * 1.0, (size / 256, 1), order=1, prefilter=False) > 0.5
+        assert not expected[-1].any()
+        np.testing.assert_array_equal(masks.stretch(labels, (size, 256)), expected)
 
 
 REGION = np.zeros(SIZE, bool)
