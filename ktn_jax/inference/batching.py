@@ -167,13 +167,13 @@ def stream(
         concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as finisher,
     ):
         try:
-            for items, photos in _read_ahead(readers, batches, read):
+            for items, photos in read_ahead(readers, batches, read):
                 found = predict(photos) if photos else []
                 before, finishing = finishing, None
                 ready = [] if before is None else [before.result()]
                 finishing = finisher.submit(finish, items, photos, found)
                 yield from ready
-        except Exception:
+        except (Exception, KeyboardInterrupt):  # what was found before is not lost
             if finishing is not None:
                 yield finishing.result()
             raise
@@ -181,11 +181,21 @@ def stream(
             yield finishing.result()
 
 
-def _read_ahead(
+def read_ahead(
     pool: concurrent.futures.Executor,
     batches: Iterable[Sequence[Item]],
     read: Callable[[Item], Photo | None],
 ) -> Iterator[tuple[list[Item], list[Photo]]]:
+    """Reads batches while the ones before are worked on.
+
+    Args:
+        pool: of threads that read.
+        batches: of items; taken as they are needed.
+        read: makes the photo of an item; None leaves the item out.
+
+    Yields:
+        The items of each batch that were read, and their photos.
+    """
     waiting: collections.deque[list[tuple[Item, concurrent.futures.Future[Photo | None]]]] = (
         collections.deque()
     )

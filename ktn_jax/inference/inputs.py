@@ -42,6 +42,16 @@ class CallablePredictor(Protocol):
         ...
 
 
+class StreamingPredictor(Protocol):
+    """A `Predictor` or `AugmentedPredictor` that is given images one after the other."""
+
+    config: ConfigDict
+
+    def __call__(self, photos: Iterator[np.ndarray], /) -> Iterator[Sequence[PersonResult]]:
+        """Finds the people of each image, RGB uint8 [H, W, 3], in their order."""
+        ...
+
+
 def map_photos(
     photos: Photo | Photos | PhotoStream,
     test: ConfigDict,

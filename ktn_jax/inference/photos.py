@@ -1,5 +1,7 @@
 """Runs a predictor over image files and writes results and pictures."""
 
+import collections
+import concurrent.futures
 import dataclasses
 import errno
 import hashlib
@@ -9,14 +11,14 @@ import os
 import pathlib
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ktn_jax.inference import batching
 from ktn_jax.inference.dataset import RESULTS_FILE
-from ktn_jax.inference.inputs import CallablePredictor
+from ktn_jax.inference.inputs import StreamingPredictor
 from ktn_jax.inference.output_files import check_targets
 from ktn_jax.inference.photo_names import as_text, image_ids, output_names
 from ktn_jax.inference.photo_products import Products
@@ -29,9 +31,11 @@ from ktn_jax.results.pictures import LONGEST_JPEG_SIDE
 from ktn_jax.results.records import PersonResult
 from ktn_jax.results.shards import ResultsWriter, ShardError, merge_results
 from ktn_jax.runtime import images, json_stream, locks
+from ktn_jax.runtime.background import give_way, short_turns
 from ktn_jax.runtime.progress import Progress
 
 PARTIAL_FOLDER = "results.partial"
+_PHOTOS_BEHIND = 2  # found and not yet written
 NO_MORE = Products()
 """The usual pictures alone."""
 
@@ -57,7 +61,7 @@ class PhotosSummary:
 
 
 def predict_files(
-    predictor: CallablePredictor,
+    predictor: StreamingPredictor,
     photos: Sequence[pathlib.Path],
     output_dir: str | os.PathLike[str],
     min_score: float = 0.0,
@@ -162,7 +166,7 @@ class _Work:
         self.failures: dict[int, str] = {}
         self.notes: dict[int, str] = {}
 
-    def run(self, predictor: CallablePredictor) -> None:
+    def run(self, predictor: StreamingPredictor) -> None:
         test = predictor.config.test
         charts = self._products.charts
         self._with_charts = has_charts(predictor.config.model) or charts is not None
@@ -175,13 +179,28 @@ class _Work:
             missing, bucket_of, test.batch_size, batching.WINDOW * test.batch_size
         )
         done, total = len(self._writer.done), len(self._photos)
-        with Progress("predict", "photos", total, done=done) as progress:
+        taken = collections.deque[tuple[int, np.ndarray]]()
+        waiting = collections.deque[concurrent.futures.Future[None]]()
+        with (
+            short_turns(),
+            Progress("predict", "photos", total, done=done) as progress,
+            concurrent.futures.ThreadPoolExecutor(batching.BATCHES_AHEAD) as readers,
+            concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as writer,
+        ):
 
-            def finish(*batch: Any) -> None:
-                self._write(*batch)
+            def finish(index: int, picture: np.ndarray, people: Sequence[PersonResult]) -> None:
+                self._write(index, picture, people)
                 progress.set(len(self._writer.done) + len(self.failures), total)
 
-            batching.run(batches, self._read, predictor, finish)
+            # The predictor makes batches of photos that follow each other.
+            order = ([index] for batch in batches for index in batch)
+            read = batching.read_ahead(readers, order, self._read)
+            for people in predictor(_pictures(read, taken)):
+                waiting.append(writer.submit(finish, *taken.popleft(), people))
+                while len(waiting) > _PHOTOS_BEHIND:
+                    waiting.popleft().result()
+            for task in waiting:
+                task.result()
 
     def _read(self, index: int) -> np.ndarray | None:
         path = self._photos[index]
@@ -202,33 +221,27 @@ class _Work:
             self.notes[index] = f"the first of {frames} frames is used"
         return image
 
-    def _write(
-        self,
-        batch: Sequence[int],
-        pictures: Sequence[np.ndarray],
-        found: Sequence[Sequence[PersonResult]],
-    ) -> None:
-        for index, picture, people in zip(batch, pictures, found, strict=True):
-            people = [person for person in people if person.score >= self._min_score]
-            name, charts = self._names[index], self._products.charts
-            try:
-                if charts is not None:
-                    people = [charts.add_iuv(person) for person in people]
-                entries = self._entries(index, people)
-                dump = Dump(
-                    as_text(self._photos[index]), self._ids[index], picture.shape[:2], tuple(people)
-                )
-                self._products.write(self._output_dir, name, picture, dump, self._with_charts)
-            except (OSError, ValueError) as error:
-                if isinstance(error, OSError) and error.errno in _ERRORS_OF_THE_DISK:
-                    raise
-                reason = error.strerror if isinstance(error, OSError) else None
-                self.failures[index] = (
-                    f"its results cannot be written to {self._output_dir}: {reason or error}"
-                )
-                continue
-            # Outside: after half a line nothing can be appended.
-            self._writer.add(self._ids[index], entries)
+    def _write(self, index: int, picture: np.ndarray, people: Sequence[PersonResult]) -> None:
+        people = [person for person in people if person.score >= self._min_score]
+        name, charts = self._names[index], self._products.charts
+        try:
+            if charts is not None:
+                people = [charts.add_iuv(person) for person in people]
+            entries = self._entries(index, people)
+            dump = Dump(
+                as_text(self._photos[index]), self._ids[index], picture.shape[:2], tuple(people)
+            )
+            self._products.write(self._output_dir, name, picture, dump, self._with_charts)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in _ERRORS_OF_THE_DISK:
+                raise
+            reason = error.strerror if isinstance(error, OSError) else None
+            self.failures[index] = (
+                f"its results cannot be written to {self._output_dir}: {reason or error}"
+            )
+            return
+        # Outside: after half a line nothing can be appended.
+        self._writer.add(self._ids[index], entries)
 
     def _entries(self, index: int, people: Sequence[PersonResult]) -> list[dict[str, Any]]:
         found = records.people_to_records(
@@ -240,6 +253,17 @@ class _Work:
             output_name=as_text(self._names[index]),
         )
         return [check_record(f"person {number}", record) for number, record in enumerate(found)]
+
+
+def _pictures(
+    read: Iterable[tuple[list[int], list[np.ndarray]]],
+    taken: collections.deque[tuple[int, np.ndarray]],
+) -> Iterator[np.ndarray]:
+    """Yields the photos that were read, and remembers them until their people are found."""
+    for items, pictures in read:
+        for index, picture in zip(items, pictures, strict=True):
+            taken.append((index, picture))
+            yield picture
 
 
 def check_output(

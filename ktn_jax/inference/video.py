@@ -11,10 +11,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ktn_jax.inference.inputs import StreamingPredictor
 from ktn_jax.inference.output_files import check_targets
 from ktn_jax.inference.video_inputs import VideoInput, names_of
 from ktn_jax.inference.video_options import VideoOptions
-from ktn_jax.inference.video_pipeline import StreamingPredictor, VideoPipeline
+from ktn_jax.inference.video_pipeline import VideoPipeline
 from ktn_jax.inference.video_recording import Recording
 from ktn_jax.runtime import atomic_files, locks
 from ktn_jax.runtime.video_files import ENCODING

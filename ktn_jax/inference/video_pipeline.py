@@ -12,10 +12,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from ktn_jax.inference.inputs import StreamingPredictor
 from ktn_jax.inference.video_options import VideoOptions
 from ktn_jax.inference.video_recording import Recording
 from ktn_jax.results import pictures, records
@@ -32,14 +33,6 @@ _SEGMENT_FRAMES, _SEGMENT_SECONDS = 250, 20.0
 _DRAWING_THREADS = 2
 _FRAMES_AHEAD = 4  # decoded
 _FRAMES_BEHIND = 8  # found and not yet written
-
-
-class StreamingPredictor(Protocol):
-    """A `Predictor` or `AugmentedPredictor` that is given the images of a video in order."""
-
-    def __call__(self, photos: Iterator[np.ndarray], /) -> Iterator[Sequence[PersonResult]]:
-        """Finds the people of each image, RGB uint8 [H, W, 3]."""
-        ...
 
 
 _Made = tuple[FrameLine, list[np.ndarray]]

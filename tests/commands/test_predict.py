@@ -11,6 +11,7 @@ from PIL import Image
 
 from ktn_jax import cli
 from ktn_jax.evaluation import template_files
+from ktn_jax.inference.inputs import map_photos
 from ktn_jax.results import dumps, records
 from ktn_jax.results.records import PersonResult
 from ktn_jax.runtime.stores import Store
@@ -19,12 +20,21 @@ from ktn_jax.runtime.stores import Store
 class _Predictor:
     """Finds one person in each photo, whose score is the red of the photo in percent."""
 
-    stops_at = None  # calls until Ctrl-C
+    stops_at = None  # batches until Ctrl-C
 
     def __init__(self, config):
         self.config, self._calls = config, 0
 
-    def __call__(self, batch):
+    def __call__(self, photos):
+        return map_photos(
+            photos,
+            test=self.config.test,
+            prepare=lambda photo: photo,
+            find=self._find,
+            finish=lambda photo, people: people,
+        )
+
+    def _find(self, batch):
         self._calls += 1
         if self._calls == self.stops_at:
             raise KeyboardInterrupt

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ktn_jax.inference import photos
+from ktn_jax.inference.inputs import map_photos
 from ktn_jax.inference.photo_products import Products
 from ktn_jax.results import records
 from ktn_jax.results.records import PersonResult
@@ -31,7 +32,16 @@ class _Predictor:
         self.config = load_config("ktn:tiny", [f"test.batch_size={batch_size}"])
         self.seen, self._fails_at = [], fails_at
 
-    def __call__(self, batch):
+    def __call__(self, photos):
+        return map_photos(
+            photos,
+            test=self.config.test,
+            prepare=lambda photo: photo,
+            find=self._find,
+            finish=lambda photo, people: people,
+        )
+
+    def _find(self, batch):
         if len(self.seen) == self._fails_at:
             raise KeyboardInterrupt
         self.seen.append([photo.shape[:2] for photo in batch])
