@@ -114,19 +114,33 @@ def add_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
     parser.add_argument("--output", type=pathlib.Path, help="JSON file")
 
 
-def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what benchmarks with a process for each side take."""
+def add_peer_arguments(
+    parser: argparse.ArgumentParser, peers: Sequence[str] = ("eager", "tuned"), tuning: str = ""
+) -> None:
+    """Adds what benchmarks with a process for each side take.
+
+    Args:
+        parser: The benchmark's.
+        peers: What ours can be compared with; the first is the default.
+        tuning: What those after the first do besides allocating memory as ours does.
+    """
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch; JAX takes every core")
     parser.add_argument(
-        "--tuned-peer", action="store_true", help="PyTorch allocates as `ktn` makes JAX do"
+        "--peer",
+        dest="peers",
+        nargs="+",
+        default=peers[:1],
+        choices=peers,
+        help="what to compare with, in turn: plain PyTorch with the system's malloc, or with the "
+        f"`ktn` command's{tuning} (default: {peers[0]})",
     )
-    parser.add_argument("--serve", choices=("ours", "PyTorch"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=("ours", *peers), help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
 
 
 def prepare_side(arguments: argparse.Namespace) -> None:
     """Calls `prepare` in the process of one side, or in the one that controls both."""
-    prepare(tunes_memory=arguments.serve != "PyTorch" or arguments.tuned_peer)
+    prepare(tunes_memory=arguments.serve != "eager")
 
 
 def take_turns(
@@ -216,6 +230,14 @@ def answer_questions(answer: Callable[[str], Any]) -> None:
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Median of the ratios of repetitions that ran one after the other."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def ratios(peer: str, ours: Row, theirs: Row, scale: float = 1.0) -> dict[str, float]:
+    """Ours over a peer's seconds, times `scale`, and peak memory where both rows have it."""
+    found = {f"ratio_to_{peer}": median_ratio(ours.seconds, theirs.seconds) * scale}
+    if ours.peak_bytes and theirs.peak_bytes:
+        found[f"memory_ratio_to_{peer}"] = ours.peak_bytes / theirs.peak_bytes
+    return found
 
 
 def peak_memory() -> int | None:

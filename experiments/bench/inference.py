@@ -1,15 +1,18 @@
-"""Times inference against plain PyTorch: same weights, same photo, in turn.
+"""Times inference against PyTorch, plain or compiled: same weights, same photo, in turn.
 
     python experiments/bench/inference.py                         # small model, seconds
     python experiments/bench/inference.py --full                  # both R50 models, minutes
-    python experiments/bench/inference.py --full --set test.matmul_dtype=bfloat16
+    python experiments/bench/inference.py --full --peer tuned openvino
+    python experiments/bench/inference.py --full --peer tuned --set test.matmul_dtype=bfloat16
 
 The photo is 717 x 1333, padded as either side does it (theirs to a multiple of 32, ours to one of
 `test.size_buckets`). The second stage runs on the same eight boxes on both sides, whatever the
 first one finds with untrained weights. Ours is timed as `ktn predict` runs it, up to the chart maps
 on the host; our stages are timed apart, each compiled for itself, and need not add up to the whole.
-The PyTorch side's whole is the sum of its stages. Each side has a process of its own, with the
-memory allocation it runs with elsewhere; asked for a repetition, it does two and times the second.
+A peer's whole is the sum of its stages. "eager" is plain PyTorch in float32 (`torch_peer`), "tuned"
+and "openvino" are compiled by stage (`compiled_peer`), in bfloat16 where ours is. Each side has a
+process of its own, with the memory allocation it runs with elsewhere, the compiled peers with that
+of the `ktn` command; asked for a repetition, it does two and times the second.
 Its memory is the peak of that process, from the checkpoint on, before stages are timed apart.
 """
 
@@ -26,6 +29,7 @@ import numpy as np
 PHOTO_HW = (717, 1333)
 PEOPLE = 8
 STAGES = ("rest", "backbone + FPN", "RPN", "box pool + FC", "decoder", "pool + head", "predictor")
+PEERS = ("eager", "tuned", "openvino")
 FULL = ("configs/ktn.py:r50", "configs/densepose_rcnn.py:r50")
 
 
@@ -122,27 +126,33 @@ class Ours:
 
 
 class Theirs:
-    """The same model in plain PyTorch on one photo after the other."""
+    """The same model in PyTorch's layers on one photo."""
 
-    def __init__(self, config, state, photos, boxes):
+    def __init__(self, name, config, state, photo, boxes):
         import torch
-        from torch_peer import Peer
 
-        self.torch, self.peer = torch, Peer(config.model, state)
-        self.photos, self.boxes = photos, torch.from_numpy(boxes)
-        self.image_hw = photos[0].shape[:2]
+        if name == "eager":
+            from torch_peer import Peer
+
+            self.peer = Peer(config.model, state)
+        else:
+            from compiled_peer import CompiledPeer
+
+            dtype = getattr(torch, config.test.matmul_dtype)
+            self.peer = CompiledPeer(config.model, state, name, dtype)
+        self.torch, self.photo, self.boxes = torch, photo, torch.from_numpy(boxes)
+        self.image_hw = photo.shape[:2]
         self.size_hw = tuple(-(-side // 32) * 32 for side in self.image_hw)
 
     def stages(self):
         """Seconds of each stage."""
         seconds = dict.fromkeys(STAGES, 0.0)
-        for photo in self.photos:
-            with self.torch.no_grad():
-                self._run(photo, seconds)
+        with self.torch.no_grad():
+            self._run(self.photo, seconds)
         return seconds
 
     def maps(self):
-        """Chart maps [N, S, S, channels] of the last photo, by name."""
+        """Chart maps [N, S, S, channels] of the last run, by name."""
         return {k: v.numpy().transpose(0, 2, 3, 1) for k, v in self.outputs.items()}
 
     def _run(self, photo, seconds):
@@ -184,66 +194,75 @@ def spread_weights(variables, seed=0):
 
 
 def agreement(ours, theirs):
-    """Differences of the chart maps over the standard deviation of theirs: largest, and RMS."""
+    """Differences of the chart maps over the standard deviation of theirs: largest, and RMS.
+
+    Of the first photo of a batch, for the peers take one.
+    """
     largest, typical = [], []
-    for name in theirs.files:
-        expected = theirs[name]
-        difference = (ours[name][: len(expected)] - expected) / expected.std()
+    for name, expected in theirs.items():
+        difference = (ours[name][: len(expected)] - expected[: len(ours[name])]) / expected.std()
         largest.append(float(np.abs(difference).max()))
         typical.append(float(np.sqrt(np.square(difference).mean())))
     return max(largest), max(typical)
 
 
 def compare(config_name, folder, arguments, report):
-    """Both sides of one configuration; `folder` is for files that go between processes."""
+    """All sides of one configuration; `folder` is for files that go between processes."""
     from ktn_jax.checkpoints import weights
     from ktn_jax.runtime import configuration
 
     config = configuration.load_config(config_name, arguments.changes)
     path = f"{folder}/{config.name}.safetensors"
     weights.write_variables(path, spread_weights(weights.initialise(config, seed=0)))
-    sides = ["ours"] if arguments.ours_only else ["ours", "PyTorch"]
+    sides = ("ours", *(() if arguments.ours_only else arguments.peers))
     with contextlib.ExitStack() as stack:
-        servers = {
-            side: stack.enter_context(
-                common.Server(serve_arguments(side, config_name, path, arguments))
-            )
-            for side in sides
-        }
-        memory = {side: servers[side].ask("run")["peak_bytes"] for side in sides}
+        servers, memory = {}, {}
+        for side in sides:  # one after the other, for compiling takes memory and time
+            own = serve_arguments(side, config_name, path, arguments)
+            servers[side] = stack.enter_context(common.Server(own))
+            memory[side] = servers[side].ask("run")["peak_bytes"]
         calls = {side: functools.partial(servers[side].ask, "run") for side in sides}
         calls["our stages"] = functools.partial(servers["ours"].ask, "stages")
         answers = common.take_turns(calls, arguments.repeats)
         maps = {}
         for side in sides:
             servers[side].ask(f"save {folder}/{side}.npz")
-            maps[side] = np.load(f"{folder}/{side}.npz")
-    rows, seconds, processor = [], {}, {}
+            maps[side] = dict(np.load(f"{folder}/{side}.npz"))
+    values = {"batch": arguments.batch, "second_stage_people": arguments.people}
+    rows, ours = [], None
     for side in sides:
-        seconds[side] = [sum(answer["seconds"].values()) for answer in answers[side]]
-        processor[side] = [answer["processor"] for answer in answers[side]]
+        seconds = [sum(answer["seconds"].values()) for answer in answers[side]]
         images = arguments.batch if side == "ours" else 1
-        rows.append(common.Row(side, seconds[side], images, peak_bytes=memory[side]))
+        whole = common.Row(side, seconds, images, peak_bytes=memory[side])
         parts = [a["seconds"] for a in answers["our stages" if side == "ours" else side]]
-        rows += [
-            common.Row(f"{side}: {stage}", [part[stage] for part in parts], whole=rows[-1].median)
+        stages = [
+            common.Row(f"{side}: {stage}", [part[stage] for part in parts], whole=whole.median)
             for stage in STAGES
         ]
-        rows.append(common.Row(f"{side}: processor time", processor[side]))
-    values = {"batch": arguments.batch, "second_stage_people": arguments.people}
-    if len(sides) == 2:
+        processor = [answer["processor"] for answer in answers[side]]
+        busy = common.Row(f"{side}: processor time", processor)
+        rows += [whole, *stages, busy]
+        ours = ours or (whole, busy)
+        if side != "ours":
+            values |= compare_with(side, ours, (whole, busy), maps, 1 / arguments.batch)
+    if len(sides) > 1:
         import torch_ops
 
-        values["peer"] = torch_ops.describe()
-        scale = 1 / arguments.batch
-        for name, of_side in (("time", seconds), ("processor_time", processor)):
-            ratio = common.median_ratio(of_side["ours"], of_side["PyTorch"])
-            values[f"{name}_ratio_per_image"] = ratio * scale
-        values["memory_ratio"] = memory["ours"] / memory["PyTorch"]
-        largest, typical = agreement(maps["ours"], maps["PyTorch"])
-        values |= {"largest_difference_over_std": largest, "rms_difference_over_std": typical}
+        values["peers_are"] = torch_ops.describe()
     size_hw = make_inputs(arguments)[0][0].shape[:2]
     report.section(f"{config.name}, photo {size_hw}, {arguments.people} people", rows, **values)
+
+
+def compare_with(side, ours, theirs, maps, scale):
+    """Ratios to one peer, and how far its maps are from ours and from the first peer's."""
+    values = common.ratios(side, ours[0], theirs[0], scale)
+    values |= common.ratios(f"{side}_in_processor_time", ours[1], theirs[1], scale)
+    for other in maps:
+        if other == side:
+            break
+        largest, typical = agreement(maps[other], maps[side])
+        values[f"{other}_and_{side}_differ_by"] = f"{largest:.1e}, root mean square {typical:.1e}"
+    return values
 
 
 def make_inputs(arguments):
@@ -256,7 +275,6 @@ def serve_arguments(side, config_name, path, arguments):
     """Arguments of the process that runs one side."""
     own = ["--serve", side, "--weights", path, "--config", config_name]
     own += [f"--people={arguments.people}", f"--batch={arguments.batch}"]
-    own += ["--tuned-peer"] if arguments.tuned_peer else []
     own += [f"--threads={arguments.threads}", *(["--full"] if arguments.full else [])]
     own += ["--photo", *map(str, arguments.photo)] if arguments.photo else []
     return own + [part for change in arguments.changes for part in ("--set", change)]
@@ -277,7 +295,7 @@ def serve(arguments):
 
         torch.set_num_threads(arguments.threads)
         state = files.read_state_dict(arguments.weights)
-        side = Theirs(config, state, photos[:1], boxes)
+        side = Theirs(arguments.serve, config, state, photos[0], boxes)
         calls = {"run": side.stages}
     calls["run"]()
 
@@ -306,7 +324,9 @@ def main():
     parser.add_argument(
         "--batch", type=int, default=1, help="photos a call, ours; theirs takes one"
     )
-    common.add_peer_arguments(parser)
+    common.add_peer_arguments(
+        parser, PEERS, ", channels-last and compiled by torch.compile or OpenVINO"
+    )
     parser.add_argument("--ours-only", action="store_true")
     arguments = parser.parse_args()
     common.prepare_side(arguments)

@@ -7,7 +7,7 @@ the front, with embeddings that are smooth on its surface and noise on the 112 x
 network. "person" searches the pixels on the body, "filled" every pixel (beside the body that of the
 nearest one), "unrelated" as many random vectors, which no search that leaves vertices out can
 speed up. PyTorch computes |x|^2 - 2 x.v + |v|^2 of 2,048 pixels at a time and takes the smallest.
-Both sides run in turn, each in a process of its own; memory is what a search adds to its process.
+The sides run in turn, each in a process of its own; memory is what a search adds to its process.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def search_torch(pixels, is_searched, vertices):
 
 def serve(arguments):
     """Answers the names of cases with seconds and memory, and how many vertices are nearest."""
-    if arguments.serve == "PyTorch":
+    if arguments.serve != "ours":
         import torch
 
         torch.set_num_threads(arguments.threads)
@@ -150,7 +150,11 @@ def show(report, case, answers):
     report.section(
         f"{case}: {answers['ours'][0]['pixels']:,} pixels, {NUM_VERTICES:,} vertices",
         [common.Row(side, values) for side, values in seconds.items()],
-        times_as_fast=common.median_ratio(seconds["PyTorch"], seconds["ours"]),
+        **{
+            f"times_as_fast_as_{side}": common.median_ratio(values, seconds["ours"])
+            for side, values in seconds.items()
+            if side != "ours"
+        },
         **{
             f"{side}_adds_MB": max(a["added_bytes"] for a in found) / 1e6
             for side, found in answers.items()
@@ -160,7 +164,7 @@ def show(report, case, answers):
 
 
 def main():
-    """Runs both sides in turn."""
+    """Runs the sides in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     common.add_arguments(parser, repeats=3)
     common.add_peer_arguments(parser)
@@ -176,7 +180,7 @@ def main():
             side: stack.enter_context(
                 common.Server(["--serve", side, "--threads", str(arguments.threads)])
             )
-            for side in ("ours", "PyTorch")
+            for side in ("ours", *arguments.peers)
         }
         for case in arguments.cases:
             calls = {side: functools.partial(server.ask, case) for side, server in sides.items()}

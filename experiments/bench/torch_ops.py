@@ -22,7 +22,7 @@ def describe() -> str:
     if importlib.util.find_spec("detectron2"):
         model += " (detectron2 is installed, and not used)"
     ops = "torchvision" if torchvision_ops else "C like torchvision's, one thread (roi_ops.c)"
-    return f"PyTorch {torch.__version__}, NCHW, eager: {model}; ROIAlign and NMS: {ops}"
+    return f"PyTorch {torch.__version__}: {model}; ROIAlign and NMS: {ops}"
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from ktn_jax.modeling.rpn import anchor_boxes
 Tensor = torch.Tensor
 STRIDES = (4, 8, 16, 32)
 FROZEN_STAGES = ("stem", "res2")
+BATCH_NORM_EPSILON = 1e-5
 
 
 class Peer:
@@ -49,10 +50,10 @@ class Peer:
             for part in ("weight", "bias", "running_mean", "running_var")
         )
         if x.requires_grad:  # detectron2 spares the gradient of the statistics
-            scale = weight * (var + 1e-5).rsqrt()
+            scale = weight * (var + BATCH_NORM_EPSILON).rsqrt()
             shift = bias - mean * scale
             return x * scale.reshape(1, -1, 1, 1) + shift.reshape(1, -1, 1, 1)
-        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=1e-5)
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=BATCH_NORM_EPSILON)
 
     def conv_norm(self, x: Tensor, name: str, **options: int) -> Tensor:
         return self.frozen_norm(self.conv(x, name, **options), f"{name}.norm")
@@ -215,10 +216,18 @@ class Peer:
 
     def pool_and_head(self, decoded: Tensor, boxes: Tensor) -> Tensor:
         """Features [N, 512, P, P] of people [N, 5] (image, xyxy)."""
+        return self.head(self.pool_people(decoded, boxes))
+
+    def pool_people(self, decoded: Tensor, boxes: Tensor) -> Tensor:
+        """Pools people [N, 5] (image, xyxy): [N, 256, P, P]."""
         head = self.config.densepose_head
-        x = torch_ops.multilevel_roi_align(
+        return torch_ops.multilevel_roi_align(
             [decoded], STRIDES[:1], boxes, head.pooled_size, head.sampling_ratio, head.aligned
         )
+
+    def head(self, x: Tensor) -> Tensor:
+        """Pooled maps [N, 256, P, P] -> features [N, 512, P, P]."""
+        head = self.config.densepose_head
         name = "roi_heads.densepose_head"
         if self.is_ktn:
             shared = self.weights[f"{name}.ScaleConvs.weight"]

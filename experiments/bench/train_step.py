@@ -257,34 +257,33 @@ def compare(name, folder, arguments, report):
     config = configuration.load_config(name, compared_changes(arguments))
     path = f"{folder}/{config.name}.safetensors"
     weights.write_variables(path, spread_weights(weights.initialise(config, seed=0)))
-    sides = ("ours", "PyTorch")
+    sides = ("ours", *arguments.peers)
     with contextlib.ExitStack() as stack:
         servers, losses = {}, {}
         for side in sides:  # ours first: it writes what both train on
             own = ["--serve", side, "--weights", path, "--config", name, "--size", arguments.size]
             own += [f"--threads={arguments.threads}"]
-            own += ["--tuned-peer"] if arguments.tuned_peer else []
             own += [part for change in arguments.changes for part in ("--set", change)]
             servers[side] = stack.enter_context(common.Server(own))
             losses[side] = servers[side].ask("losses")
         calls = {side: functools.partial(servers[side].ask, "run") for side in sides}
         answers = common.take_turns(calls, arguments.repeats, warm_up=2)
-    rows = []
+    rows, values = [], {"peer": torch_ops.describe()}
     for side in sides:
         seconds = [answer["seconds"] for answer in answers[side]]
         peak = answers[side][-1]["peak_bytes"]
         rows.append(common.Row(side, seconds, config.batch_size, peak_bytes=peak))
         processor = [answer["processor"] for answer in answers[side]]
         rows.append(common.Row(f"{side}: processor time", processor))
+        if side != "ours":
+            values |= common.ratios(side, rows[0], rows[-2]) | common.ratios(
+                f"{side}_in_processor_time", rows[1], rows[-1]
+            )
     differences = {
         loss: abs(losses["ours"][loss] - expected) / max(abs(expected), 1e-6)
-        for loss, expected in losses["PyTorch"].items()
+        for loss, expected in losses[sides[1]].items()
     }
-    values = {
-        "peer": torch_ops.describe(),
-        "time_ratio": common.median_ratio(rows[0].seconds, rows[2].seconds),
-        "processor_time_ratio": common.median_ratio(rows[1].seconds, rows[3].seconds),
-        "memory_ratio": rows[0].peak_bytes / rows[2].peak_bytes,
+    values |= {
         "sampled": f"{losses['ours']['ROIs']} ROIs, {losses['ours']['DensePose ROIs']} DensePose",
         "relative_differences_of_losses": ", ".join(
             f"{loss} {value:.1g}" for loss, value in sorted(differences.items())
