@@ -206,7 +206,8 @@ def _run(folder: pathlib.Path, processes: int) -> dict[str, float]:
     lap("index results")
     scores = list(scorer.score_images(truth, results, folder, ScoringOptions(workers=processes)))
     lap(f"score images ({processes} processes)")
-    boxes_keypoints.evaluate_coco(truth, results, scores)
+    segmentations = {number: rle for one in scores for number, rle in one.segmentations.items()}
+    boxes_keypoints.evaluate_coco(truth, results, segmentations)
     lap("COCO boxes, masks, keypoints")
     evaluator.summarise_scores(scores)
     lap("match and accumulate")
@@ -229,6 +230,7 @@ def _profile(folder: pathlib.Path, images: int) -> list[common.Row]:
             "score",
             "read_payload",
             "annotated_mask",
+            "stretch",
             "mask_iou",
             "to_rle",
             "find",

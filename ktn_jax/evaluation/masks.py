@@ -91,7 +91,7 @@ def stretch(labels: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     corners = on_body[:-1] + on_body[1:]
     corners = corners[:, :-1] + corners[:, 1:]
     count = corners[rows.low][:, columns.low]
-    mask = count == 4
+    mask: np.ndarray = count == 4
     y, x = np.nonzero(mask ^ (count > 0))
     top, bottom, left, right = rows.low[y], rows.high[y], columns.low[x], columns.high[x]
     below, beside = rows.fraction[y], columns.fraction[x]
