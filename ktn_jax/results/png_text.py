@@ -1,4 +1,4 @@
-"""PNG pictures in base64, as results files hold them."""
+"""PNG pictures, and their base64, as results files hold them."""
 
 import base64
 import io
@@ -11,14 +11,19 @@ from ktn_jax.results.detection_checks import ResultsError
 from ktn_jax.runtime.images import explain_error
 
 
-def encode_png(pixels: np.ndarray) -> str:
-    """Encodes uint8 RGB [h, w, 3] or uint16 grey [h, w] as a PNG in base64."""
+def compress_png(pixels: np.ndarray) -> bytes:
+    """Makes a PNG of uint8 RGB [h, w, 3] or uint16 grey [h, w]."""
     if pixels.ndim == 3:  # OpenCV takes BGR; planes, because those of IUV pictures are contiguous
         pixels = cv2.merge([pixels[..., channel] for channel in (2, 1, 0)])
     # One filter for all rows, and run lengths, as OpenCV does by default: half the time of Pillow
-    # at its fastest, for texts that are an eighth longer.
+    # at its fastest and a fifth of its default, for maps of people no longer than these.
     _, content = cv2.imencode(".png", pixels)
-    return base64.b64encode(content.tobytes()).decode("ascii")
+    return content.tobytes()
+
+
+def encode_png(pixels: np.ndarray) -> str:
+    """Encodes uint8 RGB [h, w, 3] or uint16 grey [h, w] as a PNG in base64."""
+    return base64.b64encode(compress_png(pixels)).decode("ascii")
 
 
 def decode_png(text: str) -> tuple[str, np.ndarray]:
