@@ -4,9 +4,11 @@ Memory does not grow with the dataset. A stopped run can be resumed, and several
 the images; see `results.shards` for the files.
 """
 
+import concurrent.futures
 import hashlib
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -268,19 +270,33 @@ def describe_run(
     tables = symmetry.values() if isinstance(symmetry, Mapping) else symmetry
     for table in tables or ():
         settings.update(np.ascontiguousarray(table).tobytes())
-    weights = hashlib.sha256()
-    flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    for name in sorted(flat):
-        values = np.ascontiguousarray(flat[name])
-        weights.update(f"{name} {values.shape} {values.dtype}\n".encode())
-        weights.update(values.reshape(-1).view(np.uint8).data)
     return {
         "name": config.name,
         "settings": _digest(settings),
-        "weights": _digest(weights),
+        "weights": _digest(_hash_values(variables)),
         "data": _digest(hashlib.sha256(data)),
         "augmented": augmented,
     }
+
+
+def _hash_values(variables: Mapping[str, Any]) -> Any:
+    """Hashes names, shapes and values, whatever file they came from.
+
+    Kernels are read with their outputs first, as they lie in PyTorch's files: arrays that are
+    mapped from those are then hashed without a copy.
+    """
+
+    def digest_of(item: tuple[str, Any]) -> bytes:
+        name, values = item[0], np.asarray(item[1])
+        digest = hashlib.sha256(f"{name} {values.shape} {values.dtype}\n".encode())
+        if values.ndim > 1:
+            values = np.moveaxis(values, (-1, -2), (0, 1))
+        digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        return digest.digest()
+
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        return hashlib.sha256(b"".join(threads.map(digest_of, sorted(flat.items()))))
 
 
 def default_folder(run: Mapping[str, Any], parent: str = "ktn_eval") -> pathlib.Path:

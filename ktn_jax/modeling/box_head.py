@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ktn_jax.modeling.compute import PLAIN, Compute, dot_general
-from ktn_jax.modeling.layers import per_channel, xavier_init
+from ktn_jax.modeling.layers import parameter, per_channel, xavier_init
 from ktn_jax.ops import boxes as box_ops
 from ktn_jax.ops.nms import nms
 from ktn_jax.structures import Detections, Proposals
@@ -45,17 +45,17 @@ class BoxHead(nn.Module):
             for index in range(self.num_layers)
         ]
         width = self.hidden_features if self.num_layers else self.in_features
-        self.class_kernel = self.param(
-            "class_kernel", nn.initializers.normal(0.01), (width, self.num_classes + 1)
+        self.class_kernel = parameter(
+            self, "class_kernel", nn.initializers.normal(0.01), (width, self.num_classes + 1)
         )
-        self.class_bias = self.param(
-            "class_bias", nn.initializers.zeros_init(), (self.num_classes + 1,)
+        self.class_bias = parameter(
+            self, "class_bias", nn.initializers.zeros_init(), (self.num_classes + 1,)
         )
         num_deltas = 4 if self.is_class_agnostic else 4 * self.num_classes
-        self.delta_kernel = self.param(
-            "delta_kernel", nn.initializers.normal(0.001), (width, num_deltas)
+        self.delta_kernel = parameter(
+            self, "delta_kernel", nn.initializers.normal(0.001), (width, num_deltas)
         )
-        self.delta_bias = self.param("delta_bias", nn.initializers.zeros_init(), (num_deltas,))
+        self.delta_bias = parameter(self, "delta_bias", nn.initializers.zeros_init(), (num_deltas,))
 
     def __call__(self, pooled: Array) -> tuple[Array, Array, Array]:
         """Classifies pooled features.

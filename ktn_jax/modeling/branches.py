@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ktn_jax.modeling.compute import PLAIN, Compute
-from ktn_jax.modeling.layers import Initializer, convolve, msra_init, per_channel
+from ktn_jax.modeling.layers import Initializer, convolve, msra_init, parameter, per_channel
 
 Array = jax.Array
 
@@ -47,8 +47,8 @@ class BranchProjection(nn.Module):
     def __call__(self, branches: Sequence[Branch]) -> Array:
         """Maps branches of equal height and width to [B, H, W, features]."""
         channels = sum(branch.x.shape[-1] for branch in branches)
-        kernel = self.param("kernel", self.kernel_init, (1, 1, channels, self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        kernel = parameter(self, "kernel", self.kernel_init, (1, 1, channels, self.features))
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
 
         def project(*maps: Array) -> Array:
             parts = [branch.normalised(x) for branch, x in zip(branches, maps, strict=True)]

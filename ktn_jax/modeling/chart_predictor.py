@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ktn_jax.body import parts
 from ktn_jax.modeling.compute import PLAIN, Compute
 from ktn_jax.modeling.knowledge_transfer import Graph, KnowledgeTransfer
-from ktn_jax.modeling.layers import msra_init
+from ktn_jax.modeling.layers import msra_init, parameter
 from ktn_jax.modeling.upsampling import upsample_bilinearly, upsample_twice_each
 from ktn_jax.structures import DensePoseOutputs
 
@@ -54,11 +54,11 @@ class ChartPredictor(nn.Module):
         if self.kind not in TRANSFER_SOURCES:
             raise ValueError(f"unknown predictor {self.kind!r}: one of {list(TRANSFER_SOURCES)}")
         self.kernels = {
-            name: self.param(f"{name}_kernel", msra_init, self._kernel_shape(channels))
+            name: parameter(self, f"{name}_kernel", msra_init, self._kernel_shape(channels))
             for name, channels in self._outputs().items()
         }
         self.biases = {
-            name: self.param(f"{name}_bias", nn.initializers.zeros_init(), (channels,))
+            name: parameter(self, f"{name}_bias", nn.initializers.zeros_init(), (channels,))
             for name, channels in self._outputs().items()
         }
         if self.sources:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from ktn_jax.modeling.compute import PLAIN, Compute
-from ktn_jax.modeling.layers import Conv, ConvNorm, GroupNorm, convolve, msra_init
+from ktn_jax.modeling.layers import Conv, ConvNorm, GroupNorm, convolve, msra_init, parameter
 from ktn_jax.ops import interpolate
 
 Array = jax.Array
@@ -127,7 +127,7 @@ class ScaleConvs(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps x [N, P, P, C] to the same shape."""
         channels = x.shape[-1]
-        kernel = self.param("kernel", msra_init, (3, 3, channels, channels))
+        kernel = parameter(self, "kernel", msra_init, (3, 3, channels, channels))
         branches = []
         for index, dilation in enumerate(SCALE_DILATIONS):
             y = convolve(x, kernel, dilation=dilation, compute=self.compute)

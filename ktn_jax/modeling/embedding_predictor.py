@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 
 from ktn_jax.modeling.compute import PLAIN, Compute
-from ktn_jax.modeling.layers import msra_init
+from ktn_jax.modeling.layers import msra_init, parameter
 from ktn_jax.modeling.upsampling import upsample_bilinearly, upsample_twice_each
 from ktn_jax.structures import EmbeddingOutputs
 
@@ -36,11 +36,11 @@ class EmbeddingPredictor(nn.Module):
             outputs["coarse_confidence"] = 1
         size = (self.kernel_size, self.kernel_size, self.in_features)
         self.kernels = {
-            name: self.param(f"{name}_kernel", msra_init, (*size, channels))
+            name: parameter(self, f"{name}_kernel", msra_init, (*size, channels))
             for name, channels in outputs.items()
         }
         self.biases = {
-            name: self.param(f"{name}_bias", nn.initializers.zeros_init(), (channels,))
+            name: parameter(self, f"{name}_bias", nn.initializers.zeros_init(), (channels,))
             for name, channels in outputs.items()
         }
 

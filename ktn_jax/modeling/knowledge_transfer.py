@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ktn_jax.body import parts
-from ktn_jax.modeling.layers import msra_init
+from ktn_jax.modeling.layers import msra_init, parameter
 
 Array = jax.Array
 Graph = Mapping[str, Array | np.ndarray]  # edges [25, K_s] by source
@@ -42,7 +42,7 @@ class KnowledgeTransfer(nn.Module):
         messages = []
         for source in self.sources:
             shape = (parts.NUM_PATCH_CHANNELS, NUM_SOURCE_NODES[source])
-            edges = self.param(f"edges_{source}", self._initial_edges(source), shape)
+            edges = parameter(self, f"edges_{source}", self._initial_edges(source), shape)
             messages.append(edges @ classifiers[source])
         hidden = self._dense("fc1", jnp.concatenate(messages, axis=-1))
         hidden = nn.leaky_relu(hidden, negative_slope=0.02)  # the reference's; Flax's is 0.01

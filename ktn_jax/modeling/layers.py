@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,31 @@ def strided_size(valid_hw: Array | None, stride: int) -> Array | None:
     return None if valid_hw is None else (valid_hw + stride - 1) // stride
 
 
+def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Array:
+    """Returns a parameter of a module, which is drawn if it is not there yet.
+
+    `module.param` checks the shape of one that is there by tracing its initialiser, which takes a
+    second for all of a model.
+
+    Args:
+        module: its owner.
+        name: of the parameter.
+        init: draws it from a key and the shape.
+        shape: of it.
+
+    Raises:
+        flax.errors.ScopeParamShapeError: it has another shape.
+        flax.errors.ScopeParamNotFoundError: it is neither there nor to be drawn.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, init, shape)
+    value: Array = module.get_variable("params", name)
+    if value.shape != shape:
+        where = "/".join(module.path)
+        raise flax.errors.ScopeParamShapeError(name, where, value.shape, shape)
+    return value
+
+
 def per_channel(vector: Array, x: Array) -> Array:
     """Shapes vector [C] to broadcast over x [..., C], in the dtype of x."""
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)
@@ -90,7 +116,7 @@ class Conv(nn.Module):
         """Convolves x [B, H, W, C_in], of which `valid_hw` counts, to [B, H', W', features]."""
         size = self.kernel_size
         inputs = x.shape[-1] // self.groups
-        kernel = self.param("kernel", self.kernel_init, (size, size, inputs, self.features))
+        kernel = parameter(self, "kernel", self.kernel_init, (size, size, inputs, self.features))
         x = zero_invalid(x, valid_hw) if size > 1 else x
         x = convolve(
             x,
@@ -102,7 +128,7 @@ class Conv(nn.Module):
             compute=self.compute,
         )
         if self.use_bias:
-            x = x + per_channel(self.param("bias", self.bias_init, (self.features,)), x)
+            x = x + per_channel(parameter(self, "bias", self.bias_init, (self.features,)), x)
         return x
 
 
@@ -213,8 +239,8 @@ class FrozenBatchNorm(nn.Module):
         """Scales and shifts the channels of x [..., C]."""
         shape = (x.shape[-1],)
         # In the same collections as batch norm's, so that a checkpoint serves both.
-        scale = lax.stop_gradient(self.param("scale", self.scale_init, shape))
-        bias = lax.stop_gradient(self.param("bias", nn.initializers.zeros_init(), shape))
+        scale = lax.stop_gradient(parameter(self, "scale", self.scale_init, shape))
+        bias = lax.stop_gradient(parameter(self, "bias", nn.initializers.zeros_init(), shape))
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape).value
         var = self.variable("batch_stats", "var", jnp.ones, shape).value
         scale = scale * lax.rsqrt(var + self.epsilon)
@@ -237,8 +263,8 @@ class BatchNorm(nn.Module):
         images of all devices.
         """
         shape = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), shape)
+        scale = parameter(self, "scale", self.scale_init, shape)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         batches = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
@@ -305,8 +331,8 @@ class GroupNorm(nn.Module):
         batch, height, width, channels = x.shape
         if channels % self.num_groups:
             raise ValueError(f"{channels} channels do not divide into {self.num_groups} groups")
-        scale = self.param("scale", self.scale_init, (channels,))
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        scale = parameter(self, "scale", self.scale_init, (channels,))
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), (channels,))
         members = channels // self.num_groups
         x32 = x.astype(jnp.float32)
         count: Array | int = height * width

@@ -15,6 +15,7 @@ from ktn_jax.modeling.layers import (
     BatchNorm,
     Conv,
     ConvNorm,
+    parameter,
     strided_size,
     xavier_init,
     zero_invalid,
@@ -86,7 +87,9 @@ class HRFPN(nn.Module):
         for index in range(len(branches)):
             x, valid_hw = branches[f"branch{index}"], sizes[f"branch{index}"]
             channels = x.shape[-1]
-            kernel = self.param(f"interp{index}_kernel", xavier_init, (4, 4, channels, channels))
+            kernel = parameter(
+                self, f"interp{index}_kernel", xavier_init, (4, 4, channels, channels)
+            )
             x = interpolate.conv_transpose(
                 zero_invalid(x, valid_hw),
                 kernel.astype(self.compute.dtype),

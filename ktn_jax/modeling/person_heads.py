@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from ktn_jax.body.parts import NUM_KEYPOINTS
 from ktn_jax.modeling.compute import PLAIN, Compute
-from ktn_jax.modeling.layers import Conv, ConvNorm, msra_init
+from ktn_jax.modeling.layers import Conv, ConvNorm, msra_init, parameter
 from ktn_jax.modeling.upsampling import upsample_bilinearly, upsample_twice
 
 Array = jax.Array
@@ -34,8 +34,12 @@ class MaskHead(nn.Module):
             for index in range(self.num_convs)
         ]
         inputs = self.features if self.num_convs else self.in_features
-        self.deconv_kernel = self.param("deconv_kernel", msra_init, (2, 2, inputs, self.features))
-        self.deconv_bias = self.param("deconv_bias", nn.initializers.zeros_init(), (self.features,))
+        self.deconv_kernel = parameter(
+            self, "deconv_kernel", msra_init, (2, 2, inputs, self.features)
+        )
+        self.deconv_bias = parameter(
+            self, "deconv_bias", nn.initializers.zeros_init(), (self.features,)
+        )
         self.logits = Conv(
             self.num_classes, kernel_init=_logits_init, compute=self.compute, name="logits"
         )
@@ -78,8 +82,10 @@ class KeypointHead(nn.Module):
         ]
         inputs = self.features[-1] if self.features else self.in_features
         shape = (_SCORE_KERNEL, _SCORE_KERNEL, inputs, NUM_KEYPOINTS)
-        self.scores_kernel = self.param("scores_kernel", msra_init, shape)
-        self.scores_bias = self.param("scores_bias", nn.initializers.zeros_init(), (NUM_KEYPOINTS,))
+        self.scores_kernel = parameter(self, "scores_kernel", msra_init, shape)
+        self.scores_bias = parameter(
+            self, "scores_bias", nn.initializers.zeros_init(), (NUM_KEYPOINTS,)
+        )
 
     def convolved(self, x: Array) -> Array:
         """Runs the convolutions: [N, P, P, in_features] to [N, P, P, features[-1]]."""

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ktn_jax.modeling.layers import parameter
 from ktn_jax.ops.embeddings import normalise
 
 Array = jax.Array
@@ -36,12 +37,12 @@ class VertexEmbedder(nn.Module):
         """
         init = nn.initializers.normal(1.0)
         if not self.num_features:
-            embeddings = self.param("embeddings", init, (self.num_vertices, self.channels))
+            embeddings = parameter(self, "embeddings", init, (self.num_vertices, self.channels))
         else:
-            features = self.param("features", init, (self.num_vertices, self.num_features))
+            features = parameter(self, "features", init, (self.num_vertices, self.num_features))
             if not self.trains_features:
                 features = jax.lax.stop_gradient(features)
-            mapping = self.param("embeddings", init, (self.num_features, self.channels))
+            mapping = parameter(self, "embeddings", init, (self.num_features, self.channels))
             embeddings = jnp.dot(features, mapping, precision=jax.lax.Precision.HIGHEST)
         embeddings = normalise(embeddings)
         return embeddings if self.trains else jax.lax.stop_gradient(embeddings)

@@ -277,6 +277,11 @@ def test_a_run_is_described_by_what_decides_its_results(golden_dir):
     assert json.loads(json.dumps(base)) == base
     assert base == describe("test.batch_size=8", "test.size_buckets=()", "batch_size=99")
     assert base == describe("test.augmentation.flip=False")
+    kernel = np.arange(48, dtype=np.float32).reshape(1, 3, 4, 4)
+    mapped = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)).transpose(2, 3, 1, 0)
+    same, turned = ({"params": {"kernel": k}} for k in (kernel, kernel.swapaxes(2, 3)))
+    assert describe(variables={"params": {"kernel": mapped}}) == describe(variables=same)
+    assert describe(variables=turned) != describe(variables=same)
     assert describe(augmented=True) != describe("test.augmentation.flip=False", augmented=True)
     changed = [
         describe("model.predictor.mask_threshold=0.5"),
