@@ -182,4 +182,6 @@ def _cascade() -> ConfigDict:
     cascade.num_convs = 4
     # False: the losses of a stage also train the predictions that it reads.
     cascade.stop_gradient = False
+    # True: a stage predicts what is added to the maps of the stage before.
+    cascade.adds_to_previous = False
     return cascade

@@ -96,7 +96,14 @@ class CascadeStage(nn.Module):
             task: self._join(task, x, previous.features[task], predictions)
             for task, x in pooled.items()
         }
-        return run_branches(self, inputs, classes, surface_kernel)
+        outputs = run_branches(self, inputs, classes, surface_kernel)
+        if not self.config.cascade.adds_to_previous:
+            return outputs
+        # Upsampling is linear: maps may be added before it and after it.
+        added: BranchOutputs = jax.tree.map(
+            jnp.add, outputs.replace(features={}), previous.replace(features={})
+        )
+        return added.replace(features=outputs.features)
 
     def _join(
         self, task: str, pooled: Array, features: Array, predictions: Mapping[str, Array]

@@ -271,6 +271,28 @@ def test_gradients_stop_at_predictions_where_that_is_wished(variables):
     assert norms[True]["densepose_head"] > 0 and norms[True]["keypoint_head"] > 0
 
 
+@pytest.mark.extended
+def test_a_stage_may_add_to_the_maps_of_the_one_before(variables):
+    """Predictors of zeros then change nothing, and otherwise give zeros."""
+    params = traverse_util.flatten_dict(variables["params"])
+    ends = ("predictor", "scores_kernel", "scores_bias", "logits")
+    for path, value in params.items():
+        if path[0] == "cascade_stage2" and set(path) & set(ends):
+            params[path] = np.zeros_like(value)
+    silent = variables | {"params": traverse_util.unflatten_dict(params)}
+    rng = np.random.default_rng(0)
+    sides = {"densepose": 7, "keypoints": 7, "masks": 5}
+    pooled = {t: rng.normal(size=(2, p, p, 16)).astype(np.float32) for t, p in sides.items()}
+    for adds in (False, True):
+        model = build_model(_config(adds_to_previous=adds).model)
+        run = jax.jit(functools.partial(model.apply, method=Detector.run_stages))
+        stages = run(silent, pooled, np.zeros(2, np.int32))
+        first, second = (jax.tree.leaves(stage.replace(features={})) for stage in stages)
+        assert len(first) == 4 + 4 + 1 + 1 and all(np.ptp(x) > 0 for x in first)
+        for before, after in zip(first, second, strict=True):
+            np.testing.assert_array_equal(after, before if adds else np.zeros_like(before))
+
+
 def test_shared_rois_stand_for_all_that_qualify():
     """Over many images, the weights of a task sum to its number of ROIs; one task is as before."""
     place = (500, 12)
