@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from ktn_jax.checkpoints import files, imagenet, run_folders, runs, store_runs, torch_names
+from ktn_jax.checkpoints import files, imagenet, run_folders, torch_names
 from ktn_jax.checkpoints.run_folders import CheckpointError
 from ktn_jax.modeling.networks import Network, build_network
 from ktn_jax.modeling.person_branches import transfer_sources
@@ -97,7 +96,9 @@ def write_variables(path: str | os.PathLike[str], variables: Mapping[str, Any]) 
         return
     if path.exists():
         raise FileExistsError(f"{path} exists: give a new folder, or remove it first")
-    with ocp.StandardCheckpointer() as checkpointer:
+    from orbax.checkpoint import StandardCheckpointer
+
+    with StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), jax.tree.map(np.asarray, dict(variables)))
     checksums.write_checksums(path)
 
@@ -127,7 +128,11 @@ def convert(
 
 
 def _existing(path: str | os.PathLike[str]) -> pathlib.Path:
-    path = store_runs.fetch_weights(os.fspath(path))
+    if stores.is_address(path):
+        from ktn_jax.checkpoints.store_runs import fetch_weights
+
+        path = fetch_weights(os.fspath(path))
+    path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there are no weights at {path}")
     return path
@@ -138,7 +143,9 @@ def _read_training(path: pathlib.Path, verify: bool) -> Variables | None:
     found = run_folders.find_checkpoint(path)
     if found is None:
         return None
-    variables, config = runs.read_checkpoint(found, verify=verify)
+    from ktn_jax.checkpoints.runs import read_checkpoint
+
+    variables, config = read_checkpoint(found, verify=verify)
     try:
         return variables | {"constants": constants(ConfigDict(config["model"]))}
     except (KeyError, AttributeError, TypeError, ValueError) as error:
@@ -148,8 +155,10 @@ def _read_training(path: pathlib.Path, verify: bool) -> Variables | None:
 def _read_orbax(path: pathlib.Path, verify: bool) -> Variables:
     if verify:
         run_folders.check_checkpoint(path, "")
+    from orbax.checkpoint import StandardCheckpointer
+
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(path.absolute())
     except Exception as error:  # orbax and TensorStore raise a dozen kinds on damaged files
         reason = run_folders.first_lines(error)

@@ -28,6 +28,8 @@ class Compute:
         products: pool boxes of whole images with `ops.roi_products`, without gathers.
         split_groups: compute a convolution of groups of channels as ordinary ones, one after the
             other.
+        stem_blocks: compute a large convolution of stride 2 from few to few channels, such as the
+            first one of a small model, on blocks of 2 x 2 pixels.
         matmul_dtype: type to which the float32 factors of matrix products are rounded; sums stay
             float32.
         batch_axis: mesh axis over which a batch is split, where each device runs the model on its
@@ -41,6 +43,7 @@ class Compute:
     chunks: bool = False
     products: bool = False
     split_groups: bool = False
+    stem_blocks: bool = False
     matmul_dtype: str = "float32"
     batch_axis: str = ""
 
@@ -77,6 +80,7 @@ class Compute:
             chunks=is_cpu,
             products=platform == "tpu",
             split_groups=is_cpu,
+            stem_blocks=is_cpu,
             matmul_dtype=matmul_dtype,
         )
 

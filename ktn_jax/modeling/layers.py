@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ktn_jax.modeling.compute import PLAIN, Compute, matmul
-from ktn_jax.ops import winograd
+from ktn_jax.ops import interpolate, winograd
 
 Array = jax.Array
 Initializer = Callable[..., Array]
@@ -29,6 +29,8 @@ xavier_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 # Channels from which a convolution of its own is fast; groups of fewer are joined.
 _CHANNELS_AT_ONCE = 32
+# With more channels than these the first convolution is not faster on blocks of pixels.
+_FEW_INPUTS, _FEW_FEATURES = 4, 32
 
 
 def valid_mask(valid_hw: Array, height: int, width: int) -> Array:
@@ -194,6 +196,14 @@ def convolve(
         and winograd.is_worth_while(x.shape, kernel.shape[-1], dilation)
     ):
         return winograd.convolve_3x3(x, kernel, dilation)
+    if (
+        compute.stem_blocks
+        and (size, stride, padding, dilation) == (7, 2, 3, 1)
+        and inputs <= _FEW_INPUTS
+        and features <= _FEW_FEATURES
+        and x.shape[1] % 2 == x.shape[2] % 2 == 0
+    ):
+        return _convolve_blocks(x, kernel)
     return _convolve_directly(x, kernel, stride, dilation, padding)
 
 
@@ -208,6 +218,26 @@ def _convolve_directly(
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
+    )
+
+
+def _convolve_blocks(x: Array, kernel: Array) -> Array:
+    """Convolves x [B, 2H, 2W, C] with kernel [7, 7, C, D] at stride 2: a 4 x 4 kernel on blocks.
+
+    A convolution reads runs of channels: four times as long they take XLA half the time on CPUs,
+    gradients included, where channels are few.
+    """
+    channels, features = kernel.shape[2:]
+    # Output i reads rows 2i - 3 to 2i + 3: with a row of zeros before the kernel, blocks i - 2 to
+    # i + 1.
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
+    kernel = kernel.reshape(4, 2, 4, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
+    return lax.conv_general_dilated(
+        interpolate.space_to_depth(x),
+        kernel.reshape(4, 4, 4 * channels, features),
+        window_strides=(1, 1),
+        padding=((2, 1), (2, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 

@@ -5,24 +5,28 @@ values of a file of its own, every mesh is coloured by the coordinates of its ve
 """
 
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ktn_jax.body import meshes
-from ktn_jax.body.meshes import SurfaceMesh
 from ktn_jax.results.maps import overlap
 from ktn_jax.results.records import BACKGROUND, PersonResult
+
+if TYPE_CHECKING:  # the other styles draw without SciPy, which takes a third of a second to import
+    from ktn_jax.body.meshes import SurfaceMesh
 
 _OPAQUE = 255
 
 
 @functools.lru_cache(maxsize=16)
-def mesh_of(name: str, files: tuple[str, ...] = ()) -> SurfaceMesh:
+def mesh_of(name: str, files: tuple[str, ...] = ()) -> "SurfaceMesh":
     """Loads a mesh, once. See `meshes.load_mesh`."""
-    return meshes.load_mesh(name, files)
+    from ktn_jax.body.meshes import load_mesh
+
+    return load_mesh(name, files)
 
 
-def vertex_values(mesh: SurfaceMesh) -> np.ndarray:
+def vertex_values(mesh: "SurfaceMesh") -> np.ndarray:
     """Values of vertices [V] in 0..1 that differ from place to place.
 
     The sum of a vertex's coordinates, from the least to the largest of the mesh, squared.
@@ -34,7 +38,7 @@ def vertex_values(mesh: SurfaceMesh) -> np.ndarray:
     return squared
 
 
-def values_of_pixels(person: PersonResult, mesh: SurfaceMesh) -> np.ndarray:
+def values_of_pixels(person: PersonResult, mesh: "SurfaceMesh") -> np.ndarray:
     """The values of the vertices of a person's pixels [h, w], 0 to 255; any beside the person.
 
     Raises:
@@ -45,7 +49,7 @@ def values_of_pixels(person: PersonResult, mesh: SurfaceMesh) -> np.ndarray:
 
 
 def draw_mesh_texture(
-    canvas: np.ndarray, person: PersonResult, mesh: SurfaceMesh, texture: np.ndarray
+    canvas: np.ndarray, person: PersonResult, mesh: "SurfaceMesh", texture: np.ndarray
 ) -> None:
     """Dresses a person in a picture of the mesh's texture coordinates, in place.
 
@@ -74,7 +78,7 @@ def draw_mesh_texture(
     window[:] = texels[..., :3] * opacity + window * (1 - opacity)
 
 
-def _vertices(person: PersonResult, mesh: SurfaceMesh) -> np.ndarray:
+def _vertices(person: PersonResult, mesh: "SurfaceMesh") -> np.ndarray:
     """A person's vertices [h, w], 0 beside the person.
 
     Raises:

@@ -108,6 +108,7 @@ def test_small_pieces_are_for_cpus_and_products_for_tpus(platform):
         chunks=is_cpu,
         products=platform == "tpu",
         split_groups=is_cpu,
+        stem_blocks=is_cpu,
         matmul_dtype="bfloat16",
     )
     assert not Compute.choose("float32", platform=platform).winograd

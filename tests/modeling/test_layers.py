@@ -1,5 +1,7 @@
 """Layers against recorded PyTorch numbers, and that padding a map changes nothing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +81,35 @@ def test_a_convolution_of_groups_is_one_for_each(
             np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5 * np.std(wanted))
     with pytest.raises(ValueError, match="channels in 5 groups do not fit"):
         layers.convolve(x, kernel, groups=5)
+
+
+def test_a_first_convolution_on_blocks_of_pixels_equals_the_plain_one():
+    """In value and gradients; a map of odd sides has no blocks."""
+    rng = np.random.default_rng(0)
+    x, kernel, weights = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((2, 12, 18, 3), (7, 7, 3, 16), (2, 6, 9, 16))
+    )
+
+    def energy(x, kernel, compute):
+        return (layers.convolve(x, kernel, stride=2, compute=compute) * weights).sum()
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def value_and_gradients(x, kernel, compute):
+        maps = layers.convolve(x, kernel, stride=2, compute=compute)
+        return maps, jax.grad(energy, (0, 1))(x, kernel, compute)
+
+    blocks = Compute(stem_blocks=True)
+    plain, fast = (value_and_gradients(x, kernel, compute) for compute in (PLAIN, blocks))
+    for actual, expected in zip(*map(jax.tree.leaves, (fast, plain)), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=2e-4)
+    texts = [
+        jax.jit(functools.partial(layers.convolve, stride=2, compute=blocks))
+        .lower(jax.ShapeDtypeStruct((1, side, 18, 3), jnp.float32), kernel)
+        .as_text()
+        for side in (12, 13)
+    ]
+    assert ["tensor<4x4x12x16xf32>" in text for text in texts] == [True, False]
 
 
 def test_strided_pointwise_convolution_equals_the_general_one():
