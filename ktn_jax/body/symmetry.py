@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.spatial
 
 from ktn_jax.body import parts
 
@@ -43,8 +42,10 @@ def find_vertex_mirror(
     Raises:
         ValueError: the connectivity or the rest pose is not symmetric.
     """
+    from scipy.spatial import cKDTree  # a third of a second, which tables do not need
+
     reflected = vertices * np.array([-1.0, 1.0, 1.0])
-    distance, nearest = scipy.spatial.cKDTree(vertices).query(reflected)
+    distance, nearest = cKDTree(vertices).query(reflected)
     opposite: dict[tuple[int, int], int] = {}
     for face in faces.tolist():
         for k in range(3):

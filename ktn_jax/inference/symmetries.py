@@ -5,8 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from ktn_jax.body import meshes
-from ktn_jax.body.loading import load_uv_symmetry
 from ktn_jax.body.symmetry import UVSymmetry
 from ktn_jax.modeling.person_branches import has_charts, has_embeddings
 
@@ -33,9 +31,12 @@ def load_symmetry(config: ConfigDict) -> Symmetry | None:
         return None
     if has_embeddings(config.model):
         return _mesh_mirrors(config.model.meshes)
+    # Photos without mirrored views need none of these, which take tenths of a second to import.
+    from ktn_jax.body import symmetry
+    from ktn_jax.body.loading import load_uv_symmetry
+
     data = config.data
     if data.source == "synthetic":
-        from ktn_jax.body import symmetry
         from ktn_jax.body.procedural import assembly
 
         return symmetry.uv_symmetry_tables(assembly.make_body().template.mirror_iuv)
@@ -59,11 +60,13 @@ def needs_symmetry(config: ConfigDict) -> bool:
 
 def _mesh_mirrors(section: ConfigDict) -> dict[str, np.ndarray]:
     """The mirror tables [V] of the meshes that a model finds."""
+    from ktn_jax.body.meshes import load_mesh
+
     advice = "leave mirrored views out with --set test.augmentation.flip=False"
     mirrors = {}
     sizes = dict(zip(section.names, section.num_vertices, strict=True))
     for name in dict.fromkeys(section.of_classes):
-        mirror, number = meshes.load_mesh(name, section.files).mirror, sizes[name]
+        mirror, number = load_mesh(name, section.files).mirror, sizes[name]
         if mirror is None:
             raise ValueError(f"mesh {name} has no mirror table, as it is not symmetric: {advice}")
         if len(mirror) != number:

@@ -2,12 +2,15 @@
 
 import dataclasses
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
 from ktn_jax.results.iuv_pictures import quantise
 from ktn_jax.results.records import PersonResult
+
+if TYPE_CHECKING:  # it imports SciPy, which photos without a template do without
+    from ktn_jax.evaluation.geodesic_similarity import EvaluationTemplate
 
 
 class VertexCharts:
@@ -17,7 +20,7 @@ class VertexCharts:
     be on the neighbouring patch.
     """
 
-    def __init__(self, template: EvaluationTemplate) -> None:
+    def __init__(self, template: "EvaluationTemplate") -> None:
         """Takes the template whose rows are the vertices of the mesh."""
         rows, first = np.unique(template.row, return_index=True)
         self._patch = np.zeros(int(rows[-1]) + 1, np.uint8)  # 0 of vertices without charts
