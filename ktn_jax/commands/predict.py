@@ -27,6 +27,9 @@ For each photo: NAME_iuv.png (red I, green 255 U, blue 255 V), NAME_instances.pn
 from 1 by score), NAME_overlay.jpg, and NAME_STYLE.png for each --style; for all of them
 results.json (DensePose-COCO results format). For each video: NAME_overlay.mp4, NAME_STYLE.mp4 and
 NAME.jsonl, a line for each frame. The same command resumes a stopped run.
+
+Photos go through the network one by one: on CPUs batches save no time (docs/performance.md). On a
+GPU they do: --set test.batch_size=8.
 """
 
 
