@@ -30,6 +30,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ktn_jax import cli
 from ktn_jax.commands import EXIT_INTERRUPTED
 from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.scene import Scene
@@ -223,6 +224,33 @@ def run_by_seed(runs: Mapping[str, Sequence[Run]], jobs: int = 1) -> None:
     run_all([run for of_seed in zip(*runs.values(), strict=True) for run in of_seed], jobs)
 
 
+def run_here(runs: Sequence[Run]) -> None:
+    """Runs the commands that are not done yet in this process, one after the other.
+
+    Programs that a command compiled are there for the next one. Records are those of `run_all`, and
+    what commands say goes to this process's output.
+
+    Raises:
+        RunError: a command failed.
+        ValueError: a folder holds a step of other arguments.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after which the command has saved and stopped.
+    """
+    for run in runs:
+        for step, words in run.commands.items():
+            run.folder.mkdir(parents=True, exist_ok=True)
+            if _read_record(run.folder / f"{step}.json", words)["is_done"]:
+                continue
+            say(f"{run.folder}: {step}")
+            start, processor = time.perf_counter(), time.process_time()
+            code = cli.main(words)
+            seconds = time.perf_counter() - start
+            _book(run, step, seconds, time.process_time() - processor, code)
+            if code in (EXIT_INTERRUPTED, cli.EXIT_STOPPED):
+                raise KeyboardInterrupt
+            if code:
+                raise RunError(f"{run.folder}: {step} failed ({code})")
+
+
 @dataclasses.dataclass
 class _Attempt:
     """A command that runs."""
@@ -295,17 +323,19 @@ def _wait_for(active: Mapping[int, tuple[_Attempt, list[int]]]) -> int:
             if found:
                 # Popen would wait for it again.
                 attempt.process.returncode = os.waitstatus_to_exitcode(status)
-                _book(attempt, usage.ru_utime + usage.ru_stime)
+                seconds = time.perf_counter() - attempt.started
+                cpu_seconds = usage.ru_utime + usage.ru_stime
+                _book(attempt.run, attempt.step, seconds, cpu_seconds, attempt.process.returncode)
                 return pid
         time.sleep(0.2)
 
 
-def _book(attempt: _Attempt, cpu_seconds: float) -> None:
-    path = attempt.run.folder / f"{attempt.step}.json"
-    record = _read_record(path, attempt.run.commands[attempt.step])
-    record["seconds"] += round(time.perf_counter() - attempt.started, 2)
+def _book(run: Run, step: str, seconds: float, cpu_seconds: float, code: int) -> None:
+    path = run.folder / f"{step}.json"
+    record = _read_record(path, run.commands[step])
+    record["seconds"] += round(seconds, 2)
     record["cpu_seconds"] += round(cpu_seconds, 2)
-    record["is_done"] = attempt.process.returncode == 0
+    record["is_done"] = code == 0
     with atomic_files.replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
 

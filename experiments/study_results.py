@@ -158,6 +158,25 @@ def draw_curves(
     figure.savefig(path, dpi=110)
 
 
+def draw_lines(
+    panels: Mapping[str, Mapping[str, Mapping[int, float]]], path: pathlib.Path, label: str
+) -> None:
+    """Draws a line for each of some curves.
+
+    Args:
+        panels: by title and name, values by their place on the axis.
+        path: file to write.
+        label: of the axis.
+    """
+    figure, axes_of = _figure(list(panels), width=4.2)
+    for title, curves in panels.items():
+        for name, curve in curves.items():
+            axes_of[title].plot(list(curve), list(curve.values()), ".-", label=name)
+        axes_of[title].set(title=title, xlabel=label)
+    next(iter(axes_of.values())).legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
 def _figure(titles: Sequence[str], width: float) -> tuple[Any, dict[str, Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

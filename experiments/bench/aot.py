@@ -30,13 +30,15 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
-import abstract_step
 import hlo
 import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
+
+from ktn_jax.data_pipelines.loading.configured import training_batch_spec
+from ktn_jax.training.abstract_step import abstract_step
 
 # An H100 SXM5 of 80 GB as XLA describes it, from NVIDIA's data sheet and architecture paper.
 _H100 = """
@@ -103,7 +105,7 @@ def compile_step(
     """
     mesh = make_mesh(topology)
     start, processor = time.perf_counter(), time.process_time()
-    step = abstract_step.abstract_step(config, mesh, size_hw)
+    step = abstract_step(config, mesh, training_batch_spec(config, size_hw))
     lowered = step.take.lower(*step.arguments)
     lowered_at = time.perf_counter()
     if quick:

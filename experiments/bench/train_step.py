@@ -13,7 +13,8 @@ optimizer; a part's share is what it adds. What a loss does not need is not comp
 With --compare the other side is the same model in plain PyTorch layers, float32, SGD: two images of
 512 x 512, 16 DensePose ROIs in each. Each side has a process of its own and takes two steps when
 asked, of which the second is timed. Both start from the same weights; the losses of the first step,
-on the same anchors and ROIs, are compared. Learning rates are 0 so that all steps do the same work.
+on the same anchors and ROIs, are compared. Learning rates are too small to change a weight, so that
+all steps do the same work.
 """
 
 import argparse
@@ -238,7 +239,7 @@ def compared_changes(arguments):
         "batch_size=2",
         f"loss.densepose_rois_per_image={ROIS_PER_IMAGE}",
         f"data.max_people={ROIS_PER_IMAGE}",
-        "optimizer.learning_rate=0.0",
+        "optimizer.learning_rate=1e-30",
         "optimizer.warmup_steps=0",
         "model.backbone.norm=FrozenBN",  # as the R50 models; the other side has no other
         "model.backbone.freeze_at=2",

@@ -30,13 +30,18 @@ class LossTerm:
         divisor = jnp.where(self.denominator > 0, self.denominator, 1)
         return jnp.where(self.evidence > 0, self.numerator / divisor, 0)
 
-    def scaled(self, weight: float) -> "LossTerm":
+    def scaled(self, weight: float | Array) -> "LossTerm":
         """The same loss, times a weight."""
         return dataclasses.replace(self, numerator=weight * self.numerator)
 
     def learnt_from(self, evidence: Array) -> "LossTerm":
         """The same loss, which is 0 unless the evidence [] of the whole batch is above 0."""
         return dataclasses.replace(self, evidence=evidence)
+
+
+def is_on(weight: float | Array) -> bool:
+    """Whether a loss of some weight is computed; one whose weight is a program's argument is."""
+    return not isinstance(weight, int | float) or weight > 0
 
 
 def quotient(total: Array, number: Array | float) -> LossTerm:

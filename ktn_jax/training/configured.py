@@ -13,6 +13,7 @@ from ktn_jax.modeling.person_branches import has_embeddings
 from ktn_jax.modeling.teacher import Teacher
 from ktn_jax.runtime import progress
 from ktn_jax.training import distributed, embeddings, initialisation, objective, teacher
+from ktn_jax.training.loss_numbers import loss_numbers
 from ktn_jax.training.step import LossFn
 from ktn_jax.training.trainer import Trainer, Variables
 
@@ -58,7 +59,10 @@ def load_tables(config: ConfigDict) -> tuple[Any, ...]:
         ValueError: an unknown mesh, one of another number of vertices, or a damaged file.
         ktn_jax.runtime.downloads.DownloadError: a released one could not be fetched.
     """
-    return (embeddings.load_geodesics(config),) if has_embeddings(config.model) else ()
+    numbers = loss_numbers(config.loss)
+    return (
+        (numbers, embeddings.load_geodesics(config)) if has_embeddings(config.model) else (numbers,)
+    )
 
 
 def make_loss_fn(model: Network, config: ConfigDict, mesh: Mesh) -> LossFn:

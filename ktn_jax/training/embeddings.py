@@ -17,7 +17,7 @@ from ktn_jax.body.meshes import SurfaceMesh
 from ktn_jax.losses import embeddings as losses
 from ktn_jax.losses.densepose import coarse_segm_loss, people_with_points
 from ktn_jax.losses.embeddings import CycleSamples, PixelCycle
-from ktn_jax.losses.terms import LossTerm
+from ktn_jax.losses.terms import LossTerm, is_on
 from ktn_jax.structures import EmbeddingOutputs
 from ktn_jax.training import targets
 from ktn_jax.training.distributed import Batch
@@ -53,7 +53,7 @@ def draw_cycles(
     Raises:
         ValueError: a shape cycle with a single mesh, or a pixel cycle and no masks in the batch.
     """
-    has_pixels, has_shapes = loss.pixel_cycle.weight > 0, loss.shape_cycle.weight > 0
+    has_pixels, has_shapes = is_on(loss.pixel_cycle.weight), is_on(loss.shape_cycle.weight)
     if not has_pixels and not has_shapes:
         return None
     meshes = config.meshes
@@ -148,13 +148,13 @@ def embedding_losses(
     weighted = {"coarse_segm": coarse.scaled(loss.coarse_segm_weight)}
     for name, term in zip(names, of_meshes, strict=True):
         weighted[f"embedding_{name}"] = term.scaled(options.weight)
-    if loss.shape_cycle.weight > 0 and cycles is not None and lengths is not None:
+    if is_on(loss.shape_cycle.weight) and cycles is not None and lengths is not None:
         cycle = loss.shape_cycle
         term = losses.shape_cycle_loss(
             tables, lengths, cycles, temperature=cycle.temperature, norm=cycle.norm
         )
         weighted["shape_cycle"] = term.scaled(cycle.weight)
-    if loss.pixel_cycle.weight > 0 and cycles is not None:
+    if is_on(loss.pixel_cycle.weight) and cycles is not None:
         cycle = loss.pixel_cycle
         is_in_batch = losses.has_meshes(taught, len(names))
         if batch_axis:
@@ -175,7 +175,7 @@ def embedding_losses(
 
 def needs_geodesics(loss: ConfigDict) -> bool:
     """Whether the `loss` part of a configuration compares distances along meshes."""
-    return bool(loss.embedding.has_soft_targets or loss.shape_cycle.weight > 0)
+    return bool(loss.embedding.has_soft_targets) or is_on(loss.shape_cycle.weight)
 
 
 def load_geodesics(config: ConfigDict) -> dict[str, np.ndarray] | None:

@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from ktn_jax.losses.terms import values_of
+from ktn_jax.losses.terms import is_on, values_of
 from ktn_jax.modeling.compute import REMEMBERED, Compute
 from ktn_jax.modeling.detector import Detector
 from ktn_jax.training.branch_losses import Terms
@@ -30,6 +30,7 @@ from ktn_jax.training.forward import (
     loss_terms,
     stage_weights,
 )
+from ktn_jax.training.loss_numbers import Numbers, with_numbers
 from ktn_jax.training.step import LossFn
 
 Array = jax.Array
@@ -50,10 +51,11 @@ def make_loss_fn(model: Detector, loss: ConfigDict, mesh: Mesh, training: Config
             here.
 
     Returns:
-        loss_fn(params, batch_stats, batch, key, geodesics=None) -> (total, (losses by name, new
-        batch_stats)): pure, static in shape, the same on any number of devices and for any order of
-        the images. `batch` is described by the data pipeline, `geodesics` by `loss_terms`. Images
-        without people train the detector only.
+        loss_fn(params, batch_stats, batch, key, numbers=None, geodesics=None) -> (total, (losses by
+        name, new batch_stats)): pure, static in shape, the same on any number of devices and for
+        any order of the images. `batch` is described by the data pipeline, `numbers` by
+        `loss_numbers` (None for those of `loss`), `geodesics` by `loss_terms`. Images without
+        people train the detector only.
 
     Raises:
         ValueError: `loss.stage_weights` are not one for each stage, or gradients are accumulated of
@@ -61,7 +63,7 @@ def make_loss_fn(model: Detector, loss: ConfigDict, mesh: Mesh, training: Config
     """
     stage_weights(model.config, loss)  # an error before anything is compiled
     cycle = loss.pixel_cycle
-    if training.accumulate > 1 and cycle.weight > 0 and not cycle.has_all_meshes:
+    if training.accumulate > 1 and is_on(cycle.weight) and not cycle.has_all_meshes:
         raise ValueError(
             "loss.pixel_cycle compares with the meshes of the whole batch: set "
             "training.accumulate=1 or loss.pixel_cycle.has_all_meshes=True"
@@ -71,21 +73,24 @@ def make_loss_fn(model: Detector, loss: ConfigDict, mesh: Mesh, training: Config
     def part_of_images(
         params: Variables,
         batch_stats: Variables,
-        shared: tuple[SurfaceKernels, Geodesics],
+        shared: tuple[SurfaceKernels, Numbers | None, Geodesics],
         batch: Batch,
         key: Array,
     ) -> tuple[Terms, Variables]:
-        kernels, geodesics = shared
+        kernels, numbers, geodesics = shared
+        weighted = with_numbers(loss, numbers)
         outputs, stats = apply(
             on_mesh,
-            loss,
+            weighted,
             params=params,
             batch_stats=batch_stats,
             batch=batch,
             key=key,
             surface_kernels=kernels,
         )
-        terms = loss_terms(model.config, loss, outputs, batch, geodesics=geodesics, batch_axis=AXIS)
+        terms = loss_terms(
+            model.config, weighted, outputs, batch, geodesics=geodesics, batch_axis=AXIS
+        )
         return terms, stats
 
     on_all_devices = over_devices(part_of_images, mesh, training)
@@ -95,13 +100,14 @@ def make_loss_fn(model: Detector, loss: ConfigDict, mesh: Mesh, training: Config
         batch_stats: Variables,
         batch: Batch,
         key: Array,
+        numbers: Numbers | None = None,
         geodesics: Geodesics = None,
     ) -> tuple[Array, tuple[Losses, Variables]]:
         # Once, and not on each device: gradients are added up before they meet the transfer,
         # whose parameters are most of the model and which may be split over the devices.
         kernels: Any = model.apply({"params": params}, method=Detector.surface_kernels)
         rest = _without_transfer(params)
-        terms, stats = on_all_devices(rest, batch_stats, (kernels, geodesics), batch, key)
+        terms, stats = on_all_devices(rest, batch_stats, (kernels, numbers, geodesics), batch, key)
         losses = values_of(terms)
         return functools.reduce(operator.add, losses.values()), (losses, stats)
 

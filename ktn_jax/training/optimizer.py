@@ -2,6 +2,11 @@
 
 Kinds follow from the tree: a module with a `scale` is a norm, and a norm whose statistics have no
 `count` of batches is frozen.
+
+A compiled step takes rates, decays and so on as arguments (`optimizer_numbers`), so that changing
+one compiles nothing. What decides which operations there are stays in the program: names, whether
+there is Nesterov's momentum, an average or a decay at all, which kinds of parameters share a decay,
+the number of decay steps, `second_momentum`, `full_rate_inputs`.
 """
 
 import re
@@ -10,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -18,12 +24,24 @@ from ktn_jax.modeling.person_branches import has_embeddings
 
 Array = jax.Array
 Tree = Mapping[str, Any]
+Numbers = Mapping[str, Array | np.ndarray]  # see `optimizer_numbers`
 
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multi_step", "cosine")
 CLIPS = ("none", "value", "norm", "global_norm")
 
 TRAINED, FROZEN = "trained", "frozen"
+
+_NUMBERS = (  # of `optimizer`, arguments as they are
+    "clip_value",
+    "decay_factor",
+    "ema_decay",
+    "momentum",
+    "warmup_factor",
+    "weight_decay",
+    "weight_decay_bias",
+    "weight_decay_norm",
+)
 
 
 def learning_rate(config: ConfigDict) -> float:
@@ -37,7 +55,33 @@ def learning_rate(config: ConfigDict) -> float:
     return float(settings.learning_rate * factor)
 
 
-def make_schedule(config: ConfigDict) -> optax.Schedule:
+def optimizer_numbers(config: ConfigDict) -> dict[str, np.ndarray]:
+    """The numbers of an optimizer and its schedule that are arguments of a step.
+
+    Args:
+        config: a whole configuration.
+
+    Returns:
+        Arrays by name, all [] but "decay_steps" and "rate_factors": keys of `optimizer`, of which
+        "learning_rate" is that of `learning_rate`, and "total_steps".
+    """
+    settings = config.optimizer
+    steps = {
+        "total_steps": max(config.total_steps, 1),
+        "warmup_steps": min(settings.warmup_steps, config.total_steps),
+        "decay_steps": tuple(settings.decay_steps),
+    }
+    rates = {
+        "learning_rate": learning_rate(config),
+        "rate_factors": tuple(float(factor) for _, factor in settings.rate_factors),
+    }
+    rates |= {name: settings[name] for name in _NUMBERS}
+    return {name: np.asarray(value, np.int32) for name, value in steps.items()} | {
+        name: np.asarray(value, np.float32) for name, value in rates.items()
+    }
+
+
+def make_schedule(config: ConfigDict, numbers: Numbers | None = None) -> optax.Schedule:
     """Makes the learning rate of each step: a linear warm-up, then steps down or a cosine.
 
     The warm-up is detectron2's: a ramp from `warmup_factor` of the schedule's first value to the
@@ -46,6 +90,7 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
 
     Args:
         config: a whole configuration; the cosine reaches 0 at its `total_steps`.
+        numbers: of `optimizer_numbers`, traced ones too; None for those of the configuration.
 
     Returns:
         A function of the step, counted from 0.
@@ -53,25 +98,31 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
     Raises:
         ValueError: an unknown schedule, or decay steps out of order.
     """
-    settings, total_steps, highest = config.optimizer, config.total_steps, learning_rate(config)
+    settings = config.optimizer
     if settings.schedule not in SCHEDULES:
         raise ValueError(f"optimizer.schedule {settings.schedule!r}: one of {list(SCHEDULES)}")
     boundaries = tuple(settings.decay_steps)
     if list(boundaries) != sorted(set(boundaries)) or any(step < 0 for step in boundaries):
         raise ValueError(f"optimizer.decay_steps must ascend, got {boundaries}")
 
-    if settings.schedule == "cosine":
-        decay = optax.cosine_decay_schedule(1.0, max(total_steps, 1))
-    else:
-        decay = optax.piecewise_constant_schedule(
-            1.0, dict.fromkeys(boundaries, settings.decay_factor)
-        )
-    warmup_steps = min(settings.warmup_steps, total_steps)
-    if warmup_steps > 0:
-        start, end = settings.warmup_factor * float(decay(0)), float(decay(warmup_steps))
-        ramp = optax.linear_schedule(start, end, warmup_steps)
-        return lambda step: highest * jnp.where(step < warmup_steps, ramp(step), decay(step))
-    return lambda step: highest * decay(step)
+    values = optimizer_numbers(config) if numbers is None else numbers
+
+    def decay(step: Array) -> Array:
+        if settings.schedule == "cosine":
+            share = jnp.minimum(step, values["total_steps"]) / values["total_steps"]
+            return 0.5 * (1 + jnp.cos(jnp.pi * share))
+        is_over = step >= jnp.asarray(values["decay_steps"])
+        return jnp.prod(jnp.where(is_over, values["decay_factor"], 1))
+
+    def schedule(step: Any) -> Array:
+        step = jnp.asarray(step)
+        warmup_steps = jnp.asarray(values["warmup_steps"])
+        start, end = values["warmup_factor"] * decay(jnp.zeros_like(step)), decay(warmup_steps)
+        ramp = start + (end - start) * (step / jnp.maximum(warmup_steps, 1))
+        rate: Array = values["learning_rate"] * jnp.where(step < warmup_steps, ramp, decay(step))
+        return rate
+
+    return schedule
 
 
 def frozen_patterns(config: ConfigDict) -> tuple[str, ...]:
@@ -145,35 +196,34 @@ def _compile(patterns: Sequence[str], paths: Collection[str], key: str) -> list[
     return compiled
 
 
-def decay_factors(params: Tree, config: ConfigDict) -> Tree:
-    """Chooses the weight decay of each parameter.
+def decay_keys(params: Tree, config: ConfigDict) -> Tree:
+    """Chooses the weight decay of each parameter, by its key of `optimizer`.
 
     Args:
         params: of a model, or their shapes.
         config: the `optimizer` part of a configuration.
 
     Returns:
-        A tree like `params` of floats: `weight_decay_norm` for scale and bias of norms, and
+        A tree like `params` of keys: `weight_decay_norm` for scale and bias of norms, and
         `weight_decay` for the rest. A `weight_decay_bias` that is not negative is that of all
         biases, those of norms too, as in today's detectron2; the KTN code spared norms.
     """
     flat = _flatten(params)
 
-    def factor(path: str) -> float:
+    def key(path: str) -> str:
         module, _, name = path.rpartition("/")
         # Some modules hold several layers and prefix the names: `delta_bias`.
         is_bias = name == "bias" or name.endswith("_bias")
         if is_bias and config.weight_decay_bias >= 0:
-            return float(config.weight_decay_bias)
-        is_of_norm = f"{module}/scale" in flat
-        return float(config.weight_decay_norm if is_of_norm else config.weight_decay)
+            return "weight_decay_bias"
+        return "weight_decay_norm" if f"{module}/scale" in flat else "weight_decay"
 
-    factors: Tree = traverse_util.unflatten_dict({path: factor(path) for path in flat}, sep="/")
-    return factors
+    keys: Tree = traverse_util.unflatten_dict({path: key(path) for path in flat}, sep="/")
+    return keys
 
 
 def make_optimizer(
-    config: ConfigDict, params: Tree, batch_stats: Tree
+    config: ConfigDict, params: Tree, batch_stats: Tree, numbers: Numbers | None = None
 ) -> optax.GradientTransformation:
     """Makes the optimizer of a configuration.
 
@@ -184,9 +234,11 @@ def make_optimizer(
         config: a whole configuration.
         params: of the model, or their shapes.
         batch_stats: of the model.
+        numbers: of `optimizer_numbers`, traced ones too; None for those of the configuration.
 
     Returns:
-        A transformation that gives frozen parameters neither an update nor a state.
+        A transformation that gives frozen parameters neither an update nor a state. Its state does
+        not depend on `numbers`.
 
     Raises:
         ValueError: a value that is not known; the message names the field.
@@ -194,46 +246,47 @@ def make_optimizer(
     settings = config.optimizer
     if settings.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name {settings.name!r}: one of {list(OPTIMIZERS)}")
-    decay = _decay(settings, params)
+    values = optimizer_numbers(config) if numbers is None else numbers
+    decay = _decay(settings, values, params)
     if settings.name == "adam":
         # Decoupled: as a part of the gradient, the adaptive moments would cancel the decay
         # (Loshchilov and Hutter, 2019).
-        momenta = {"b1": settings.momentum, "b2": settings.second_momentum}
+        # Of float32 arguments 1 - 0.999 is off by 5e-5: the second one stays in the program.
+        momenta = {"b1": values["momentum"], "b2": settings.second_momentum}
         rule = [
             optax.scale_by_adam(**momenta, nesterov=settings.nesterov),
             _slow_wide_kernels(settings.full_rate_inputs),
             decay,
         ]
     else:
-        rule = [decay, optax.trace(settings.momentum, nesterov=settings.nesterov)]
+        rule = [decay, optax.trace(values["momentum"], nesterov=settings.nesterov)]
     steps = [
-        _clipping(settings),
+        _clipping(settings, values["clip_value"]),
         *rule,
-        _rate_factors(settings, params),
-        optax.scale_by_learning_rate(make_schedule(config)),
+        _rate_factors(settings, values["rate_factors"], params),
+        optax.scale_by_learning_rate(make_schedule(config, values)),
     ]
     labels = label_parameters(params, batch_stats, frozen_patterns(config))
     return optax.partition({TRAINED: optax.chain(*steps), FROZEN: optax.set_to_zero()}, labels)
 
 
-def _rate_factors(config: ConfigDict, params: Tree) -> optax.GradientTransformation:
+def _rate_factors(
+    config: ConfigDict, factors: Array | np.ndarray, params: Tree
+) -> optax.GradientTransformation:
     """Scales the updates of the parameters that `optimizer.rate_factors` names."""
     if not config.rate_factors:
         return optax.identity()
     patterns = [pattern for pattern, _ in config.rate_factors]
     compiled = _compile(patterns, _flatten(params), "optimizer.rate_factors")
 
-    def factor(path: Any) -> float:
+    def scaled(path: Any, update: Array) -> Array:
         name = "/".join(entry.key for entry in path)
-        matching = (
-            float(value)
-            for pattern, (_, value) in zip(compiled, config.rate_factors, strict=True)
-            if pattern.match(name)
-        )
-        return next(matching, 1.0)
+        matching = (number for number, pattern in enumerate(compiled) if pattern.match(name))
+        number = next(matching, None)
+        return update if number is None else factors[number] * update
 
     def scale(updates: Any, params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, x: factor(path) * x, updates)
+        return jax.tree_util.tree_map_with_path(scaled, updates)
 
     return optax.stateless(scale)
 
@@ -255,14 +308,13 @@ def _slow_wide_kernels(full_rate_inputs: int) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(slow, updates))
 
 
-def _clipping(config: ConfigDict) -> optax.GradientTransformation:
+def _clipping(config: ConfigDict, limit: Array | np.ndarray) -> optax.GradientTransformation:
     if config.clip not in CLIPS:
         raise ValueError(f"optimizer.clip {config.clip!r}: one of {list(CLIPS)}")
     if config.clip == "none":
         return optax.identity()
-    limit = config.clip_value
-    if limit <= 0:
-        raise ValueError(f"optimizer.clip_value must be above 0, got {limit}")
+    if config.clip_value <= 0:
+        raise ValueError(f"optimizer.clip_value must be above 0, got {config.clip_value}")
     if config.clip == "global_norm":
         return optax.clip_by_global_norm(limit)
     if config.clip == "value":
@@ -277,16 +329,18 @@ def _clipping(config: ConfigDict) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(clip, updates))
 
 
-def _decay(config: ConfigDict, params: Tree) -> optax.GradientTransformation:
-    factors = decay_factors(params, config)
+def _decay(config: ConfigDict, values: Numbers, params: Tree) -> optax.GradientTransformation:
+    """Adds the decays; those of 0 are left out, and equal ones are one, as in the state."""
+    keys = decay_keys(params, config)
+    key_of = {float(config[key]): key for key in jax.tree.leaves(keys)}
     steps = []
-    for value in sorted({*jax.tree.leaves(factors)} - {0}):
-        mask = jax.tree.map(lambda factor, value=value: factor == value, factors)
-        steps.append(_decay_where(value, mask))
+    for value in sorted({*key_of} - {0.0}):
+        mask = jax.tree.map(lambda key, value=value: float(config[key]) == value, keys)
+        steps.append(_decay_where(values[key_of[value]], mask))
     return optax.chain(*steps) if steps else optax.identity()
 
 
-def _decay_where(value: float, mask: Tree) -> optax.GradientTransformation:
+def _decay_where(value: Array | np.ndarray, mask: Tree) -> optax.GradientTransformation:
     wanted = _flatten(mask)
 
     def only(params: Any) -> Any:

@@ -14,10 +14,12 @@ from ml_collections import ConfigDict
 from ktn_jax.training.distributed import Batch, over_batch, replicated, state_shardings
 from ktn_jax.training.optimizer import (
     TRAINED,
+    Numbers,
     frozen_patterns,
     label_parameters,
     make_optimizer,
     make_schedule,
+    optimizer_numbers,
 )
 from ktn_jax.training.state import TrainState, create_state
 
@@ -46,6 +48,8 @@ class PreparedStep:
     shapes: TrainState  # of a state
     shardings: TrainState  # of a state
     take: jax.stages.Wrapped  # see `make_train_step`
+    numbers: Numbers  # arguments of `take`
+    trained_bytes: int  # of the parameters that train
 
 
 def prepare_step(
@@ -65,54 +69,51 @@ def prepare_step(
     """
     params, batch_stats = (abstract.get(name, {}) for name in ("params", "batch_stats"))
     optimizer = make_optimizer(config, params, batch_stats)
-    ema_decay = config.optimizer.ema_decay
 
     def create(variables: Variables) -> TrainState:
-        return create_state(variables, optimizer, config.seed, bool(ema_decay))
+        return create_state(variables, optimizer, config.seed, bool(config.optimizer.ema_decay))
 
     shapes = jax.eval_shape(create, {"params": params, "batch_stats": batch_stats})
     shardings = state_shardings(shapes, mesh, config.training.shard)
-    take = make_train_step(
-        loss_fn,
-        optimizer=optimizer,
-        schedule=make_schedule(config),
-        labels=label_parameters(params, batch_stats, frozen_patterns(config)),
-        mesh=mesh,
-        shardings=shardings,
-        ema_decay=ema_decay,
-    )
-    return PreparedStep(create, shapes, shardings, take)
+    labels = label_parameters(params, batch_stats, frozen_patterns(config))
+
+    def rule_of(numbers: Numbers) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        rule = make_optimizer(config, params, batch_stats, numbers)
+        return rule, make_schedule(config, numbers)
+
+    take = make_train_step(loss_fn, rule_of, labels, mesh, shardings)
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
+    trained = [leaf.size * leaf.dtype.itemsize for leaf, label in pairs if label == TRAINED]
+    return PreparedStep(create, shapes, shardings, take, optimizer_numbers(config), sum(trained))
 
 
 def make_train_step(
     loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
+    rule_of: Callable[[Numbers], tuple[optax.GradientTransformation, optax.Schedule]],
     labels: Any,
     mesh: Mesh,
     shardings: Any,
-    ema_decay: float = 0.0,
 ) -> jax.stages.Wrapped:
     """Makes the jitted step of a run, compiled for each shape of batches.
 
     Args:
         loss_fn: what is minimised, over the global batch.
-        optimizer: from `make_optimizer`.
-        schedule: its learning rate, to report it.
+        rule_of: makes the optimizer of some numbers, and its learning rate to report it.
         labels: which parameters train; from `label_parameters`.
         mesh: the devices.
         shardings: of the state; from `state_shardings`.
-        ema_decay: of the running average of the parameters; 0 keeps none.
 
     Returns:
-        step(state, batch, tables): the next state and the metrics. The old state's memory is
-        reused. `tables` is a tuple of what the loss reads beside the batch and no step changes:
-        an argument, since gigabytes must not be constants of the program.
+        step(state, batch, tables, numbers): the next state and the metrics. The old state's memory
+        is reused. `tables` is a tuple of what the loss reads beside the batch and no step changes,
+        `numbers` those of `optimizer_numbers`: arguments, since gigabytes must not be constants of
+        the program, and other numbers must not need another program.
     """
 
     def train_step(
-        state: TrainState, batch: Batch, tables: tuple[Any, ...]
+        state: TrainState, batch: Batch, tables: tuple[Any, ...], numbers: Numbers
     ) -> tuple[TrainState, StepMetrics]:
+        optimizer, schedule = rule_of(numbers)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         differentiate = jax.value_and_grad(loss_fn, has_aux=True)
         (total, (losses, batch_stats)), gradients = differentiate(
@@ -130,7 +131,7 @@ def make_train_step(
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema_params=_average(state.ema_params, params, state.step, ema_decay),
+            ema_params=_average(state.ema_params, params, state.step, numbers["ema_decay"]),
         )
         is_kept = is_finite & state.is_finite
         chosen: TrainState = jax.tree.map(
@@ -147,7 +148,7 @@ def make_train_step(
 
     return jax.jit(
         train_step,
-        in_shardings=(shardings, over_batch(mesh), replicated(mesh)),
+        in_shardings=(shardings, over_batch(mesh), replicated(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
@@ -172,9 +173,9 @@ def _only_trained(gradients: Any, labels: Any) -> Any:
     )
 
 
-def _average(average: Any, params: Any, step: Array, decay: float) -> Any:
+def _average(average: Any, params: Any, step: Array, decay: Array) -> Any:
     """Exponential moving average; early steps decay faster, so that the start is forgotten."""
-    if not decay:
+    if not average:  # none is kept
         return average
     kept = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, params)

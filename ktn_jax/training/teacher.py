@@ -2,7 +2,6 @@
 
 import functools
 import operator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from ktn_jax.training import targets
 from ktn_jax.training.branch_losses import Terms, densepose_weights
 from ktn_jax.training.distributed import Batch
 from ktn_jax.training.forward import Losses, Variables
+from ktn_jax.training.loss_numbers import Numbers, with_numbers
 from ktn_jax.training.objective import of_part, over_devices
 from ktn_jax.training.step import LossFn
 
@@ -32,17 +32,23 @@ def make_loss_fn(model: Teacher, loss: ConfigDict, mesh: Mesh, training: ConfigD
         training: see `objective.make_loss_fn`.
 
     Returns:
-        loss_fn(params, batch_stats, batch, key) -> (total, (losses by name, new batch_stats)), the
-        losses of `densepose_losses`. `batch` has one person in a crop; nothing is drawn, so `key`
-        is not read.
+        loss_fn(params, batch_stats, batch, key, numbers=None) -> (total, (losses by name, new
+        batch_stats)), the losses of `densepose_losses`. `batch` has one person in a crop; nothing
+        is drawn, so `key` is not read; `numbers` are those of `loss_numbers`, None for those of
+        `loss`.
     """
 
     on_mesh = model.clone(compute=of_part(model.compute))
 
     def part_of_crops(
-        params: Variables, batch_stats: Variables, shared: Any, batch: Batch, key: Array
+        params: Variables,
+        batch_stats: Variables,
+        numbers: Numbers | None,
+        batch: Batch,
+        key: Array,
     ) -> tuple[Terms, Variables]:
-        del shared, key
+        del key
+        weighted = with_numbers(loss, numbers)
         crops = batch["image"]
         # The crop is the ROI, and its first person the one that it was matched to.
         has_labels = targets.usable_people(batch)[:, :1] & batch["has_densepose"][:, :1]
@@ -51,7 +57,7 @@ def make_loss_fn(model: Teacher, loss: ConfigDict, mesh: Mesh, training: ConfigD
             gt_index=jnp.zeros(has_labels.shape, jnp.int32),
             weight=has_labels.astype(jnp.float32),
         )
-        taught = targets.densepose_targets(people, batch, dense_weight=loss.dense_weight)
+        taught = targets.densepose_targets(people, batch, dense_weight=weighted.dense_weight)
         outputs, updated = on_mesh.apply(
             {"params": params, "batch_stats": batch_stats},
             crops,
@@ -62,16 +68,20 @@ def make_loss_fn(model: Teacher, loss: ConfigDict, mesh: Mesh, training: ConfigD
             mutable=["batch_stats"],
         )
         terms = densepose_losses(
-            outputs, taught, densepose_weights(loss), num_images=crops.shape[0]
+            outputs, taught, densepose_weights(weighted), num_images=crops.shape[0]
         )
         return terms, updated.get("batch_stats", batch_stats)
 
     on_all_devices = over_devices(part_of_crops, mesh, training)
 
     def loss_fn(
-        params: Variables, batch_stats: Variables, batch: Batch, key: Array
+        params: Variables,
+        batch_stats: Variables,
+        batch: Batch,
+        key: Array,
+        numbers: Numbers | None = None,
     ) -> tuple[Array, tuple[Losses, Variables]]:
-        terms, stats = on_all_devices(params, batch_stats, (), batch, key)
+        terms, stats = on_all_devices(params, batch_stats, numbers, batch, key)
         losses = values_of(terms)
         return functools.reduce(operator.add, losses.values()), (losses, stats)
 

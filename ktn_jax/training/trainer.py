@@ -90,8 +90,8 @@ class Trainer:
         mesh: the devices.
         checkpoints: of the work folder.
         state: after the last step begun; the next step reuses its memory.
-        train_step: the jitted step, (state, batch on the mesh, tables) -> (state, metrics);
-            `compiled` has its programs.
+        train_step: the jitted step, (state, batch on the mesh, tables, numbers) -> (state,
+            metrics); `compiled` has its programs.
         steps_taken: steps begun, those of earlier runs in the work folder included.
     """
 
@@ -164,8 +164,10 @@ class Trainer:
                 self.state = self.checkpoints.restore(latest, prepared.shapes, shardings)
             self.steps_taken = int(self.state.step)
             self.train_step = prepared.take
-            same = jax.tree.map(lambda _: distributed.replicated(self.mesh), tables)
-            self._tables = distributed.to_mesh(tables, same)
+            # Beside state and batch; the same in every step.
+            constants = (tables, prepared.numbers)
+            same = jax.tree.map(lambda _: distributed.replicated(self.mesh), constants)
+            self._constants = distributed.to_mesh(constants, same)
             self._programs: dict[Any, profiling.Program] = {}
             self._opened = opened.pop_all()
 
@@ -195,7 +197,7 @@ class Trainer:
         metrics: StepMetrics
         # No implicit transfers: they would wait for the devices.
         with jax.transfer_guard("disallow"):
-            self.state, metrics = program(self.state, batch, self._tables)
+            self.state, metrics = program(self.state, batch, *self._constants)
         self.steps_taken += 1
         return metrics
 
@@ -203,7 +205,7 @@ class Trainer:
         """The program of a step for a batch of some shapes, compiled when it is first asked for."""
         shapes = tuple(sorted((name, rows.shape, rows.dtype.name) for name, rows in batch.items()))
         if shapes not in self._programs:
-            lowered = self.train_step.lower(self.state, batch, self._tables)
+            lowered = self.train_step.lower(self.state, batch, *self._constants)
             take = lowered.compile()
             # Of compiled CUDA programs XLA counts nothing.
             flops = profiling.count_flops(take) or profiling.count_flops(lowered)

@@ -80,12 +80,15 @@ CASES = {
 SCRIPT = """
 import json, sys
 sys.path.insert(0, "experiments/bench")
-import abstract_step, hlo
+import hlo
+from ktn_jax.data_pipelines.loading.configured import training_batch_spec
 from ktn_jax.runtime.configuration import load_config
 from ktn_jax.training import distributed
+from ktn_jax.training.abstract_step import abstract_step
 config = load_config(sys.argv[1], json.loads(sys.argv[2]))
 side = 128 if config.model.backbone.name == "hrnet" else 64  # its pyramid loses borders
-step = abstract_step.abstract_step(config, distributed.make_mesh(8), (side, side))
+spec = training_batch_spec(config, (side, side))
+step = abstract_step(config, distributed.make_mesh(8), spec)
 text = step.take.lower(*step.arguments).compile().as_text()
 found = [[each.kind, each.arrays, each.source] for each in hlo.collectives(text)]
 print(json.dumps({"found": found, "trained_bytes": step.trained_bytes}))

@@ -10,6 +10,7 @@ from ktn_jax.configs import cse
 from ktn_jax.losses.embeddings import CycleSamples
 from ktn_jax.modeling.detector import build_model
 from ktn_jax.training import distributed, embeddings, objective, optimizer
+from ktn_jax.training.loss_numbers import loss_numbers
 from ktn_jax.training.targets import People
 
 SIZE, PEOPLE, POINTS = 64, 3, 6
@@ -88,7 +89,9 @@ def test_what_trains_of_an_embedding_model_learns():
 
     def step(batch):
         collections = (variables["params"], variables["batch_stats"])
-        (total, (losses, _)), gradients = run(*collections, batch, jax.random.key(1), _geodesics())
+        (total, (losses, _)), gradients = run(
+            *collections, batch, jax.random.key(1), loss_numbers(config.loss), _geodesics()
+        )
         assert np.isfinite(total) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
         return losses, gradients
 

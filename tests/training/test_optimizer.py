@@ -230,16 +230,16 @@ def test_a_detector_decays_and_freezes_as_the_original():
     assert {path for path in labels if path.startswith("backbone/") and "/norm/" in path} <= frozen
     assert "backbone/res3_0/conv1/conv/kernel" not in frozen
     assert not any(path.startswith(("neck", "decoder", "densepose_head")) for path in frozen)
-    factors = traverse_util.flatten_dict(optimizer.decay_factors(params, config.optimizer), sep="/")
-    assert factors["densepose_head/scale_convs/norm0/bias"] == 0
-    assert factors["decoder/trident1_norm/scale"] == 0
-    assert factors["box_head/delta_bias"] == 1e-4
+    keys = traverse_util.flatten_dict(optimizer.decay_keys(params, config.optimizer), sep="/")
+    assert keys["densepose_head/scale_convs/norm0/bias"] == "weight_decay_norm"
+    assert keys["decoder/trident1_norm/scale"] == "weight_decay_norm"
+    assert keys["box_head/delta_bias"] == "weight_decay"
     config.optimizer.weight_decay_bias = 0.5  # detectron2's WEIGHT_DECAY_BIAS
-    factors = traverse_util.flatten_dict(optimizer.decay_factors(params, config.optimizer), sep="/")
+    keys = traverse_util.flatten_dict(optimizer.decay_keys(params, config.optimizer), sep="/")
     biases = {"densepose_head/scale_convs/norm0/bias", "box_head/delta_bias"}
-    assert {factors[name] for name in biases} == {0.5}
-    assert factors["decoder/trident1_norm/scale"] == 0
-    assert factors["predictor/transfer/edges_part"] == 1e-4
+    assert {keys[name] for name in biases} == {"weight_decay_bias"}
+    assert keys["decoder/trident1_norm/scale"] == "weight_decay_norm"
+    assert keys["predictor/transfer/edges_part"] == "weight_decay"
 
 
 def test_keypoint_training_leaves_alone_what_it_has_no_labels_for():

@@ -4,37 +4,24 @@ import jax
 import numpy as np
 import pytest
 
-from ktn_jax.training import distributed, optimizer, state, step
+from ktn_jax.training import distributed, step
 
 
 @pytest.fixture(scope="module")
 def ready(stand_in):
     """A step on two devices, and a maker of states to begin with."""
     config = stand_in.make_config(**{"optimizer.ema_decay": 0.9})
-    variables = stand_in.initialise()
-    parts = (variables["params"], variables["batch_stats"])
-    rule = optimizer.make_optimizer(config, *parts)
     mesh = distributed.make_mesh(2)
-
-    def create():
-        return state.create_state(stand_in.initialise(), rule, 0, has_ema=True)
-
-    shardings = distributed.state_shardings(jax.eval_shape(create), mesh, "none")
-    train_step = step.make_train_step(
-        stand_in.loss_fn,
-        rule,
-        optimizer.make_schedule(config),
-        optimizer.label_parameters(*parts, ()),
-        mesh,
-        shardings,
-        ema_decay=0.9,
-    )
+    abstract = jax.eval_shape(stand_in.initialise)
+    prepared = step.prepare_step(config, stand_in.loss_fn, abstract, mesh)
     sharding = distributed.over_batch(mesh)
 
     def take(current, batch):
-        return train_step(current, distributed.to_devices(batch, sharding), ())
+        on_devices = distributed.to_devices(batch, sharding)
+        return prepared.take(current, on_devices, (), prepared.numbers)
 
-    return take, jax.jit(create, out_shardings=shardings)
+    create = jax.jit(prepared.create, out_shardings=prepared.shardings)
+    return take, lambda: create(stand_in.initialise())
 
 
 def same(first, second):
