@@ -27,6 +27,39 @@ from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
 from ktn_jax.runtime import stores
 
 
+def augmentation_of(config: Any) -> Augmentation:
+    """What a configuration varies from epoch to epoch, and the shapes that follow from it.
+
+    Args:
+        config: a whole configuration, of which `data` is read; nothing has to be there.
+
+    Raises:
+        ValueError: a value that does not fit; the message names it.
+    """
+    data = config.data
+    augmentation = Augmentation(
+        short_sides=tuple(data.short_sides),
+        max_long_side=data.max_long_side,
+        flip_probability=data.flip_probability,
+        max_rotation_degrees=data.max_rotation_degrees,
+        zoom_range=tuple(data.zoom_range),
+        colour_jitter=data.colour_jitter,
+        aspect_limits=tuple(data.aspect_limits),
+        canvas_levels=data.canvas_levels,
+    )
+    shape = crop_shape(data)
+    if shape is not None:  # crops are of one size already
+        short, long = min(shape.size_hw), max(shape.size_hw)
+        return dataclasses.replace(
+            augmentation,
+            short_sides=(short,),
+            max_long_side=long,
+            aspect_limits=(long / short,),
+            canvas_levels=1,
+        )
+    return augmentation
+
+
 def make_training_data(config: Any, process_index: int = 0, process_count: int = 1) -> TrainingData:
     """Makes the training batches of one process.
 
@@ -43,27 +76,7 @@ def make_training_data(config: Any, process_index: int = 0, process_count: int =
         ValueError: no image, or a value that does not fit; see `pipeline.make_training_data`.
         FileNotFoundError: an annotation file or the symmetry tables are missing.
     """
-    data = config.data
-    augmentation = Augmentation(
-        short_sides=tuple(data.short_sides),
-        max_long_side=data.max_long_side,
-        flip_probability=data.flip_probability,
-        max_rotation_degrees=data.max_rotation_degrees,
-        zoom_range=tuple(data.zoom_range),
-        colour_jitter=data.colour_jitter,
-        aspect_limits=tuple(data.aspect_limits),
-        canvas_levels=data.canvas_levels,
-    )
-    shape = crop_shape(data)
-    if shape is not None:  # crops are of one size already
-        short, long = min(shape.size_hw), max(shape.size_hw)
-        augmentation = dataclasses.replace(
-            augmentation,
-            short_sides=(short,),
-            max_long_side=long,
-            aspect_limits=(long / short,),
-            canvas_levels=1,
-        )
+    data, augmentation, shape = config.data, augmentation_of(config), crop_shape(config.data)
     settings = DataSettings(
         batch_size=config.batch_size,
         max_people=data.max_people,

@@ -38,6 +38,7 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from ktn_jax.data_pipelines.loading.configured import training_batch_spec
+from ktn_jax.training import profiling
 from ktn_jax.training.abstract_step import abstract_step
 
 # An H100 SXM5 of 80 GB as XLA describes it, from NVIDIA's data sheet and architecture paper.
@@ -112,7 +113,6 @@ def compile_step(
         jax.config.update("jax_optimization_level", "O1")
     compiled = lowered.compile()
     compiled_at = time.perf_counter()
-    memory = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
     text = compiled.as_text()
     if keep:
@@ -124,8 +124,6 @@ def compile_step(
         counts[collective.kind]["bytes"] += collective.num_bytes
         for kind, size in collective.arrays:
             types[kind] += size
-    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
-    own = arguments + outputs - memory.alias_size_in_bytes + memory.temp_size_in_bytes
     return {
         "topology": topology,
         "devices": mesh.size,
@@ -133,7 +131,7 @@ def compile_step(
         "dtype": config.model.dtype,
         "batch": config.batch_size,
         "size": f"{size_hw[0]}x{size_hw[1]}",
-        "memory_bytes": own,
+        "memory_bytes": profiling.memory_of(compiled).peak,
         "flops": cost.get("flops"),
         "bytes_accessed": cost.get("bytes accessed"),
         "trained_bytes": step.trained_bytes,

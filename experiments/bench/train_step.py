@@ -72,7 +72,7 @@ class Ours:
 
     def __init__(self, config, variables, size_hw, people=3):
         from ktn_jax.checkpoints import weights
-        from ktn_jax.training import configured, distributed, initialisation
+        from ktn_jax.training import configured, distributed, initialisation, profiling
         from ktn_jax.training.trainer import Trainer
 
         self.config = config
@@ -92,8 +92,9 @@ class Ours:
         batch = make_batch(config, size_hw, people)
         self.batch = distributed.to_devices(batch, distributed.over_batch(mesh))
         start = time.perf_counter()
-        self.compiled = self.trainer.compiled(self.batch).take
+        program = self.trainer.compiled(self.batch).take
         self.compile_seconds = time.perf_counter() - start
+        self.program_bytes = profiling.memory_of(program).peak
         self.devices = f"{mesh.size} {mesh.devices.flat[0].device_kind}"
 
     def run(self):
@@ -101,14 +102,6 @@ class Ours:
         import jax
 
         jax.block_until_ready(self.trainer.step(self.batch))
-
-    def program_bytes(self):
-        """What the compiled step needs at once, its arguments included; None if not known."""
-        memory = self.compiled.memory_analysis()
-        if memory is None:
-            return None
-        own = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        return own + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
     def parts(self):
         """Calls that compute the gradient of each growing loss, by name."""
@@ -218,9 +211,8 @@ def measure(name, changes, size_hw, has_parts, repeats, report):
     calls = {"step": ours.run} | (ours.parts() if has_parts else {})
     seconds = common.take_turns(calls, repeats, warm_up=2)
     values = {"devices": ours.devices, "compile_seconds": ours.compile_seconds}
-    program = ours.program_bytes()
-    if program is not None:
-        values["program_gib"] = program / 2**30
+    if ours.program_bytes:
+        values["program_gib"] = ours.program_bytes / 2**30
     whole = common.Row(
         "step", seconds.pop("step"), config.batch_size, peak_bytes=common.peak_memory()
     )

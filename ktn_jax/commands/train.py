@@ -3,8 +3,12 @@
 import argparse
 import contextlib
 import sys
+from typing import TYPE_CHECKING
 
 from ktn_jax.commands import EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 EXIT_NOT_FINITE = 76
 
@@ -15,6 +19,7 @@ EXAMPLES = f"""
       --config.data.annotations=a.json --config.data.images=photos
   ktn train ... --config.training.evaluate_every=5000         # scores data.evaluation
   ktn train ... --workdir gs://bucket/run                     # or s3://..., see docs/training.md
+  ktn train --config ktn:r50 --dry-run                        # what a step takes, without data
   ktn train ... --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 0
   ktn convert W model.safetensors                             # the last checkpoint
 
@@ -31,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands.add_config_arguments(parser)
     parser.add_argument(
         "--workdir",
-        required=True,
         type=commands.folder_or_address,
-        help="folder for checkpoints and metrics, or an address, gs://bucket/run",
+        help="folder for checkpoints and metrics, or an address, gs://bucket/run; needed but with "
+        "--dry-run",
     )
     parser.add_argument(
         "--weights",
@@ -46,13 +51,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resume from the checkpoint of this step, not from the last one; those after it are "
         "moved to WORKDIR/set_aside",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="compile the step without data and weights, print its memory, operations and the time "
+        "to compile, and end",
+    )
+    parser.add_argument(
+        "--size",
+        type=_size_hw,
+        metavar="HxW",
+        help="of the images of --dry-run (default: the largest that the configuration trains on)",
+    )
     commands.add_verify_argument(parser)
     commands.add_process_arguments(parser)
     commands.add_quiet_argument(parser)
 
 
+def _size_hw(text: str) -> tuple[int, int]:
+    height, separator, width = text.partition("x")
+    if not separator or not height.isdecimal() or not width.isdecimal():
+        raise argparse.ArgumentTypeError(f"wanted HEIGHTxWIDTH such as 800x1344, got {text!r:.50}")
+    return int(height), int(width)
+
+
+def _dry_run(config: "ConfigDict", size_hw: tuple[int, int] | None) -> int:
+    """Prints what a step takes."""
+    from ktn_jax.data_pipelines.loading.configured import augmentation_of, training_batch_spec
+    from ktn_jax.data_pipelines.loading.plan import canvases_for
+    from ktn_jax.training import dry_run
+
+    size_hw = size_hw or canvases_for(augmentation_of(config))[-1]
+    cost = dry_run.measure_step(config, training_batch_spec(config, size_hw), size_hw)
+    print(cost.report())  # noqa: T201
+    return 0
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Trains; the exit code says how it ended."""
+    if arguments.workdir is None and not arguments.dry_run:
+        raise ValueError("give --workdir, the folder for checkpoints and metrics, or --dry-run")
+    if arguments.size and not arguments.dry_run:
+        raise ValueError("--size is of --dry-run: a training has the sizes of its data")
     import jax
 
     from ktn_jax import commands
@@ -70,6 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
     for note in named.training_notes(arguments.config, changes):
         progress.warn(f"note: {note}")
     processes = commands.join_processes(arguments)
+    if arguments.dry_run:
+        return _dry_run(config, arguments.size)
     data = make_training_data(config, processes.index, processes.count)
     if processes.is_first:
         print(f"training data: {data.summary}", file=sys.stderr)  # noqa: T201

@@ -75,3 +75,26 @@ def count_flops(program: jax.stages.Lowered | jax.stages.Compiled) -> float:
     """Operations of a program on one device, a loop's once; 0 where XLA does not count them."""
     costs = program.cost_analysis() or {}
     return max(float(costs.get("flops", 0)), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramMemory:
+    """Bytes that a compiled program takes on one device."""
+
+    arguments: int
+    temporaries: int
+    outputs: int  # that do not take the place of arguments
+
+    @property
+    def peak(self) -> int:
+        """Of all together."""
+        return self.arguments + self.temporaries + self.outputs
+
+
+def memory_of(program: jax.stages.Compiled) -> ProgramMemory:
+    """What a compiled program takes; zeros where XLA does not say."""
+    memory = program.memory_analysis()
+    if memory is None:
+        return ProgramMemory(0, 0, 0)
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return ProgramMemory(memory.argument_size_in_bytes, memory.temp_size_in_bytes, outputs)
