@@ -17,7 +17,7 @@ help:
 	@echo "                make test-extended: trainings and killed processes, minutes)"
 	@echo "make fuzz       read damaged and hostile files for a quarter of an hour"
 	@echo "make lint       check style and types (make format: fix the style)"
-	@echo "make bench      measure speed"
+	@echo "make bench      measure speed, and add a line to bench.jsonl"
 
 setup: $(STAMP)
 
@@ -61,17 +61,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS),bench]"
-	$(BIN)/python experiments/bench/ops.py --repeats 3
-	$(BIN)/python experiments/bench/inference.py --peer eager tuned openvino
-	$(BIN)/python experiments/bench/train_step.py
-	$(BIN)/python experiments/bench/train_step.py --compare --config configs/ktn.py:tiny --size 128x128
-	$(BIN)/python experiments/bench/startup.py --repeats 2
-	$(BIN)/python experiments/bench/pipeline.py --repeats 2 --steps 4
-	$(BIN)/python experiments/bench/video.py --repeats 2 --frames 30
-	$(BIN)/python experiments/bench/throughput.py --repeats 2 --photos 24
-	$(BIN)/python experiments/bench/export.py
-	$(BIN)/python experiments/bench/serve.py --seconds 2 --batch-sizes 1
-	$(BIN)/python experiments/bench/evaluation.py --images 150 --people 500 --vertices 3000 --repeats 1
+	$(BIN)/python experiments/bench/track.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

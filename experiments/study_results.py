@@ -212,21 +212,21 @@ def _origin(runs: Sequence[Run]) -> str:
     seconds, cpu_seconds = cost_of(runs)
     today, number = datetime.date.today().isoformat(), len(runs)
     return (
-        f"Measured on {today} at commit {_commit()} on {_machine()}: "
+        f"Measured on {today} at commit {commit()} on {machine()}: "
         f"{number} {'run' if number == 1 else 'runs'}, "
         f"{seconds / 60:.0f} minutes one after the other, {cpu_seconds / 60:.0f} minutes of "
         "processor time."
     )
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the code, marked where files differ from it; "unknown" without git."""
     folder = os.fspath(pathlib.Path(__file__).resolve().parent)
     command = ["git", "-C", folder, "describe", "--always", "--dirty"]
     return _output_of(command) or "unknown"
 
 
-def _machine() -> str:
+def machine() -> str:
     """The processor and its cores, and the GPUs."""
     cpu = platform.processor() or platform.machine()
     info = pathlib.Path("/proc/cpuinfo")
