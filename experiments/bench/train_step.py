@@ -142,8 +142,9 @@ class Ours:
         """Draws what a step trains on, writes it for the other side, and returns our losses."""
         import jax
 
-        from ktn_jax.ops.interpolate import resample_chart_nearest
+        from ktn_jax.ops.chart_reads import resample_chart_nearest
         from ktn_jax.ops.keypoints import keypoints_to_heatmap_index
+        from ktn_jax.runtime import host_memory
         from ktn_jax.training import forward, targets
 
         config, batch = self.config, self.batch
@@ -168,6 +169,7 @@ class Ours:
             return outputs.samples, outputs.anchors, people, parts, cells, is_valid, losses
 
         drawn = jax.device_get(draw(self.trainer.state.params, self.trainer.state.batch_stats))
+        host_memory.return_freed()  # of compiling what no training compiles
         samples, anchors, people, parts, cells, is_valid, losses = drawn
         is_roi, is_person = samples.rois.is_valid.reshape(-1), people.weight > 0
         points = {

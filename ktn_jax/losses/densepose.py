@@ -21,7 +21,7 @@ from ktn_jax.losses.elementwise import (
 )
 from ktn_jax.losses.masks_keypoints import KeypointTargets, keypoint_loss
 from ktn_jax.losses.terms import LossTerm, quotient, weighted_mean
-from ktn_jax.ops.interpolate import are_points_inside, read_points, resample_chart_nearest
+from ktn_jax.ops.chart_reads import are_points_inside, read_points, resample_chart_nearest
 from ktn_jax.structures import DensePoseOutputs
 
 Array = jax.Array

@@ -17,8 +17,8 @@ from jax import lax
 from ktn_jax.losses.densepose import DensePoseTargets, people_with_points, point_weights
 from ktn_jax.losses.elementwise import softmax_cross_entropy
 from ktn_jax.losses.terms import LossTerm, quotient, weighted_mean
+from ktn_jax.ops.chart_reads import read_points
 from ktn_jax.ops.embeddings import normalise, products
-from ktn_jax.ops.interpolate import read_points
 
 Array = jax.Array
 

@@ -33,9 +33,14 @@ class PanopticDecoder(nn.Module):
             valid_hw = sizes[level]
             for step in range(max(index, 1)):
                 conv = ConvNorm(
-                    self.features, 3, norm=self.norm, compute=self.compute, name=f"{level}_{step}"
+                    self.features,
+                    3,
+                    norm=self.norm,
+                    is_rectified=True,
+                    compute=self.compute,
+                    name=f"{level}_{step}",
                 )
-                x = nn.relu(conv(x, valid_hw))
+                x = conv(x, valid_hw)
                 if index > 0:
                     x = replicate_edge(x, valid_hw)
                     x = interpolate.resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
@@ -82,16 +87,22 @@ class MultiInstanceDecoder(nn.Module):
                 "pad images to a multiple of the coarsest stride"
             )
         folded = interpolate.space_to_depth(finer)
-        conv = Conv(x.shape[-1], 3, compute=self.compute, name=f"adapt_{level}")
-        return nn.relu(conv(folded, valid_hw))
+        conv = Conv(x.shape[-1], 3, is_rectified=True, compute=self.compute, name=f"adapt_{level}")
+        return conv(folded, valid_hw)
 
     def _to_first_resolution(
         self, index: int, level: str, x: Array, valid_hw: Array | None
     ) -> Array:
         """Doubles the resolution of the `index`-th level until it is the first's."""
         for step in range(max(index, 1)):
-            conv = Conv(self.features, 3, compute=self.compute, name=f"{level}_{step}_conv")
-            x = nn.relu(conv(x, valid_hw))
+            conv = Conv(
+                self.features,
+                3,
+                is_rectified=True,
+                compute=self.compute,
+                name=f"{level}_{step}_conv",
+            )
+            x = conv(x, valid_hw)
             if index > 0:
                 expand = Conv(
                     4 * self.features, compute=self.compute, name=f"{level}_{step}_expand"

@@ -21,10 +21,11 @@ def _stack_convs(x: Array, head: "ConvStackHead | DeepLabHead | KTNHead") -> Arr
             head.features,
             head.kernel_size,
             norm=head.norm,
+            is_rectified=True,
             compute=head.compute,
             name=f"body_conv{index + 1}",
         )
-        x = nn.relu(conv(x))
+        x = conv(x)
     return x
 
 

@@ -6,7 +6,6 @@ than one cell takes `valid_hw` [B, 2], the rows and columns that count, and read
 them: padding then changes nothing. `None` means that the whole map counts.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -99,6 +98,18 @@ def per_channel(vector: Array, x: Array) -> Array:
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
+@jax.custom_jvp
+def rectify(x: Array) -> Array:
+    """`nn.relu`, whose gradient reads the result: what it was computed from need not be kept."""
+    return jnp.maximum(x, 0)
+
+
+@rectify.defjvp
+def _rectify_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y = rectify(*primals)
+    return y, jnp.where(y > 0, tangents[0], 0)
+
+
 class Conv(nn.Module):
     """2-D convolution, zero padded by dilation * (kernel - 1) / 2 on each side unless given."""
 
@@ -111,6 +122,7 @@ class Conv(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = msra_init
     bias_init: Initializer = nn.initializers.zeros_init()
+    is_rectified: bool = False  # a ReLU follows
     compute: Compute = PLAIN
 
     @nn.compact
@@ -120,24 +132,26 @@ class Conv(nn.Module):
         inputs = x.shape[-1] // self.groups
         kernel = parameter(self, "kernel", self.kernel_init, (size, size, inputs, self.features))
         x = zero_invalid(x, valid_hw) if size > 1 else x
-        x = convolve(
+        bias = parameter(self, "bias", self.bias_init, (self.features,)) if self.use_bias else None
+        return convolve(
             x,
             kernel,
+            bias=bias,
+            is_rectified=self.is_rectified,
             stride=self.stride,
             dilation=self.dilation,
             padding=self.padding,
             groups=self.groups,
             compute=self.compute,
         )
-        if self.use_bias:
-            x = x + per_channel(parameter(self, "bias", self.bias_init, (self.features,)), x)
-        return x
 
 
 def convolve(
     x: Array,
     kernel: Array,
     *,
+    bias: Array | None = None,
+    is_rectified: bool = False,
     stride: int = 1,
     dilation: int = 1,
     padding: int | None = None,
@@ -149,6 +163,8 @@ def convolve(
     Args:
         x: the map.
         kernel: square.
+        bias: [C_out], added to every cell; None for none.
+        is_rectified: whether a ReLU follows.
         stride: of both axes.
         dilation: of both axes.
         padding: zeros on each side; None for dilation * (k - 1) / 2.
@@ -171,36 +187,50 @@ def convolve(
     same = dilation * (size - 1) // 2
     padding = same if padding is None else padding
     x, kernel = x.astype(compute.dtype), kernel.astype(compute.dtype)
+    if (
+        compute.winograd
+        and (size, stride, padding, groups, x.dtype) == (3, 1, dilation, 1, jnp.float32)
+        and dilation < max(x.shape[1:3])
+        and winograd.is_worth_while(x.shape, kernel.shape[-1], dilation)
+    ):
+        return winograd.convolve_3x3(x, kernel, dilation, bias, is_rectified)
+    x = _convolve_plainly(x, kernel, stride, dilation, padding, groups, compute)
+    return winograd.add_bias(x, bias, is_rectified)
+
+
+def _convolve_plainly(
+    x: Array,
+    kernel: Array,
+    stride: int,
+    dilation: int,
+    padding: int,
+    groups: int,
+    compute: Compute,
+) -> Array:
+    """Convolves as `convolve` does, without Winograd's transform."""
+    size = kernel.shape[0]
     if groups > 1 and compute.split_groups:
-        parts = _split_groups(x, kernel, groups)
         # Not through Winograd's transform: there are too few channels for it to pay.
-        plain = dataclasses.replace(compute, winograd=False)
         return jnp.concatenate(
             [
-                convolve(x, k, stride=stride, dilation=dilation, padding=padding, compute=plain)
-                for x, k in parts
+                _convolve_plainly(x, k, stride, dilation, padding, 1, compute)
+                for x, k in _split_groups(x, kernel, groups)
             ],
             axis=-1,
         )
     if groups > 1:
         return _convolve_directly(x, kernel, stride, dilation, padding, groups)
-    if size == 3 and padding == same and dilation >= max(x.shape[1:3]):
+    if size == 3 and padding == dilation >= max(x.shape[1:3]):
         # Every tap but the centre reads the zero padding.
         kernel, size, padding = kernel[1:2, 1:2], 1, 0
     if size == 1 and padding == 0:
         # A matrix product: XLA's CPU convolution is slower at it.
         return matmul(x[:, ::stride, ::stride], kernel[0, 0], compute)
     if (
-        compute.winograd
-        and (size, stride, padding, x.dtype) == (3, 1, dilation, jnp.float32)
-        and winograd.is_worth_while(x.shape, kernel.shape[-1], dilation)
-    ):
-        return winograd.convolve_3x3(x, kernel, dilation)
-    if (
         compute.stem_blocks
         and (size, stride, padding, dilation) == (7, 2, 3, 1)
-        and inputs <= _FEW_INPUTS
-        and features <= _FEW_FEATURES
+        and kernel.shape[2] <= _FEW_INPUTS
+        and kernel.shape[3] <= _FEW_FEATURES
         and x.shape[1] % 2 == x.shape[2] % 2 == 0
     ):
         return _convolve_blocks(x, kernel)
@@ -395,6 +425,7 @@ class ConvNorm(nn.Module):
     use_bias: bool | None = None
     kernel_init: Initializer = msra_init
     scale_init: Initializer = nn.initializers.ones_init()  # of the norm
+    is_rectified: bool = False  # a ReLU follows
     compute: Compute = PLAIN
 
     @nn.compact
@@ -413,11 +444,16 @@ class ConvNorm(nn.Module):
             groups=self.groups,
             use_bias=use_bias,
             kernel_init=self.kernel_init,
+            is_rectified=self.is_rectified and not self.norm,
             compute=self.compute,
             name="conv",
         )(x, valid_hw)
         if self.norm == "":
             return x
+        x = self._normalise(x, valid_hw, train)
+        return nn.relu(x) if self.is_rectified else x
+
+    def _normalise(self, x: Array, valid_hw: Array | None, train: bool) -> Array:
         if self.norm == "FrozenBN":
             return FrozenBatchNorm(scale_init=self.scale_init, name="norm")(x)
         if self.norm == "BN":

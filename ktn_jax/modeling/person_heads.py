@@ -29,7 +29,12 @@ class MaskHead(nn.Module):
     def setup(self) -> None:
         self.convs = [
             ConvNorm(
-                self.features, 3, norm=self.norm, compute=self.compute, name=f"conv{index + 1}"
+                self.features,
+                3,
+                norm=self.norm,
+                is_rectified=True,
+                compute=self.compute,
+                name=f"conv{index + 1}",
             )
             for index in range(self.num_convs)
         ]
@@ -47,7 +52,7 @@ class MaskHead(nn.Module):
     def convolved(self, x: Array) -> Array:
         """Runs the convolutions: [N, P, P, in_features] to [N, P, P, features]."""
         for conv in self.convs:
-            x = nn.relu(conv(x))
+            x = conv(x)
         return x
 
     def upsampled(self, convolved: Array) -> Array:
@@ -77,7 +82,7 @@ class KeypointHead(nn.Module):
 
     def setup(self) -> None:
         self.convs = [
-            Conv(width, 3, compute=self.compute, name=f"conv{index + 1}")
+            Conv(width, 3, is_rectified=True, compute=self.compute, name=f"conv{index + 1}")
             for index, width in enumerate(self.features)
         ]
         inputs = self.features[-1] if self.features else self.in_features
@@ -90,7 +95,7 @@ class KeypointHead(nn.Module):
     def convolved(self, x: Array) -> Array:
         """Runs the convolutions: [N, P, P, in_features] to [N, P, P, features[-1]]."""
         for conv in self.convs:
-            x = nn.relu(conv(x))
+            x = conv(x)
         return x
 
     def low_resolution(self, convolved: Array) -> Array:

@@ -11,7 +11,7 @@ import jax
 from jax import lax
 
 from ktn_jax.modeling.compute import PLAIN, Compute, remember
-from ktn_jax.modeling.layers import ConvNorm, strided_size, zero_invalid
+from ktn_jax.modeling.layers import ConvNorm, rectify, strided_size, zero_invalid
 from ktn_jax.ops import interpolate
 
 Array = jax.Array
@@ -62,7 +62,7 @@ class Bottleneck(nn.Module):
         x = conv("conv3", self.features, size=1, stride=1, scale_init=self._residual_scale())(
             x, strided_size(inner_hw, second), train
         )
-        return remember(nn.relu(x + shortcut))
+        return remember(rectify(x + shortcut))
 
     def _residual_scale(self) -> nn.initializers.Initializer:
         """Initial scale of the last norm: training starts from identities (Goyal et al., 2017).

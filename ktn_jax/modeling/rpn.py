@@ -38,12 +38,14 @@ class RPNHead(nn.Module):
             Per level: logits [B, H, W, A] and deltas [B, H, W, A * 4], float32.
         """
         features = next(iter(pyramid.values())).shape[-1]
-        conv = Conv(features, 3, kernel_init=_init, compute=self.compute, name="conv")
+        conv = Conv(
+            features, 3, kernel_init=_init, is_rectified=True, compute=self.compute, name="conv"
+        )
         logits = Conv(self.num_anchors, kernel_init=_init, compute=self.compute, name="logits")
         deltas = Conv(4 * self.num_anchors, kernel_init=_init, compute=self.compute, name="deltas")
         all_logits, all_deltas = {}, {}
         for level, x in pyramid.items():
-            hidden = nn.relu(conv(x, sizes[level]))
+            hidden = conv(x, sizes[level])
             all_logits[level] = logits(hidden).astype(jnp.float32)
             all_deltas[level] = deltas(hidden).astype(jnp.float32)
         return all_logits, all_deltas

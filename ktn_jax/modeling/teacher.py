@@ -17,7 +17,7 @@ from ktn_jax.modeling import person_branches
 from ktn_jax.modeling.backbone import build_backbone, normalise
 from ktn_jax.modeling.chart_predictor import TRANSFER_SOURCES
 from ktn_jax.modeling.compute import Compute
-from ktn_jax.ops.interpolate import resample_chart_nearest
+from ktn_jax.ops.chart_reads import resample_chart_nearest
 from ktn_jax.structures import DensePoseOutputs
 
 Array = jax.Array

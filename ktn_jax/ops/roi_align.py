@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
 
+from ktn_jax.ops.ordering import zero_after
 from ktn_jax.ops.roi_reads import Bins, axis_reads, check_maps, levels_of_strides, most_reads
 
 # Gathered corners held at once, in elements: about what stays in the caches of a CPU.
@@ -224,7 +225,7 @@ def _pool_backward(
             return add(total, *_reads(chunk_windows, bins)), None
         return _add_reads(add, total, chunk_windows, bins), None
 
-    total = jnp.zeros(table.shape, windows["boxes"].dtype)
+    total = jnp.full(table.shape, zero_after(cotangent), windows["boxes"].dtype)
     if number <= chunk_size:
         total, _ = add_chunk(total, (windows, cotangent))
     else:

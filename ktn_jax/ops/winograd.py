@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ktn_jax.ops.ordering import zero_after
+
 _TILE = 4  # outputs of a tile along an axis
 _READS = 6  # inputs of a tile: _TILE + 3 - 1
 
@@ -46,13 +48,24 @@ _TO_OUTPUT = np.array(
 )
 
 
-def convolve_3x3(x: Array, kernel: Array, dilation: int = 1) -> Array:
+def convolve_3x3(
+    x: Array,
+    kernel: Array,
+    dilation: int = 1,
+    bias: Array | None = None,
+    is_rectified: bool = False,
+) -> Array:
     """Convolves maps with a 3x3 kernel at stride 1, zero padded by `dilation` on each side.
+
+    With bias and ReLU a band of the map is finished before the next one begins, and neither the
+    forward nor the backward pass keeps the map before them.
 
     Args:
         x: [B, H, W, C_in] float32.
         kernel: [3, 3, C_in, C_out] float32.
         dilation: of both axes.
+        bias: [C_out] float32, added to every cell; None for none.
+        is_rectified: whether what is below 0 then becomes 0.
 
     Returns:
         [B, H, W, C_out] float32.
@@ -65,19 +78,29 @@ def convolve_3x3(x: Array, kernel: Array, dilation: int = 1) -> Array:
             f"want x [B, H, W, C], a kernel [3, 3, C, C_out] and a dilation of at least 1, "
             f"got {x.shape}, {kernel.shape}, {dilation}"
         )
-    return _convolve(dilation, x, kernel)
+    return _convolve(dilation, is_rectified, x, kernel, bias)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve(dilation: int, x: Array, kernel: Array) -> Array:
+def add_bias(x: Array, bias: Array | None, is_rectified: bool) -> Array:
+    """Adds bias [C] or None to x [..., C], and then takes what is below 0 for 0 if told to."""
+    if bias is not None:
+        x = x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
+    return jax.nn.relu(x) if is_rectified else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _convolve(
+    dilation: int, is_rectified: bool, x: Array, kernel: Array, bias: Array | None
+) -> Array:
     batch, height, width, _ = x.shape
     bands = _cut(x.shape, dilation)
     first = x[0, 0, 0, 0]
-    # Always 1, but unknown to XLA before the map is computed: it would otherwise transform all
-    # kernels, to four times their size, at the start and keep them in memory together.
-    one = jnp.where(first > jnp.inf, 0.0, 1.0)
+    # Not before the map is computed: XLA would otherwise transform all kernels, to four times their
+    # size, at the start and keep them in memory together.
     weights = jnp.matmul(
-        jnp.asarray(_TRANSFORM) * one, kernel.reshape(9, -1), precision=lax.Precision.HIGHEST
+        jnp.asarray(_TRANSFORM) + zero_after(x),
+        kernel.reshape(9, -1),
+        precision=lax.Precision.HIGHEST,
     ).reshape(_READS**2, *kernel.shape[2:])
 
     def convolve_band(index: Array | int) -> Array:
@@ -85,7 +108,7 @@ def _convolve(dilation: int, x: Array, kernel: Array) -> Array:
         products = lax.dot_general(
             tiles, weights, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
         )
-        return bands.join(_write_tiles(products, bands))
+        return add_bias(bands.join(_write_tiles(products, bands)), bias, is_rectified)
 
     if bands.number == 1:
         return convolve_band(0)[:, :height, :width]
@@ -101,16 +124,25 @@ def _convolve(dilation: int, x: Array, kernel: Array) -> Array:
     return out[:, :height, :width]
 
 
-def _convolve_forward(dilation: int, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(dilation, x, kernel), (x, kernel)
+_Kept = tuple[Array, Array, Array | None, Array | None]
+
+
+def _convolve_forward(
+    dilation: int, is_rectified: bool, x: Array, kernel: Array, bias: Array | None
+) -> tuple[Array, _Kept]:
+    out = _convolve(dilation, is_rectified, x, kernel, bias)
+    return out, (x, kernel, bias, out if is_rectified else None)
 
 
 def _convolve_backward(
-    dilation: int, inputs: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
-    """Both gradients through the transforms; tiles are read again rather than kept."""
-    x, kernel = inputs
-    to_x = _convolve(dilation, cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
+    dilation: int, is_rectified: bool, kept: _Kept, cotangent: Array
+) -> tuple[Array, Array, Array | None]:
+    """The gradients through the transforms; tiles are read again rather than kept."""
+    x, kernel, bias, out = kept
+    if out is not None:
+        cotangent = jnp.where(out > 0, cotangent, 0)
+    to_bias = None if bias is None else cotangent.sum((0, 1, 2))
+    to_x = _convolve(dilation, False, cotangent, kernel[::-1, ::-1].swapaxes(2, 3), None)
     bands = _cut(x.shape, dilation)
 
     def of_band(index: Array | int) -> Array:
@@ -126,7 +158,7 @@ def _convolve_backward(
         shape = (_READS**2, *kernel.shape[2:])
         to_weights, _ = lax.scan(
             lambda total, index: (total + of_band(index), None),
-            jnp.zeros(shape, jnp.float32),
+            jnp.full(shape, zero_after(cotangent)),
             jnp.arange(bands.number),
         )
     to_kernel = jnp.matmul(
@@ -134,7 +166,7 @@ def _convolve_backward(
         to_weights.reshape(_READS**2, -1),
         precision=lax.Precision.HIGHEST,
     ).reshape(kernel.shape)
-    return to_x, to_kernel
+    return to_x, to_kernel, to_bias
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)

@@ -195,10 +195,12 @@ def _programs_in(parameters: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _products(kind: str, equation: Any) -> int:
-    outputs = math.prod(equation.outvars[0].aval.shape)
+    outputs: int = math.prod(equation.outvars[0].aval.shape)
     left, right = (each.aval.shape for each in equation.invars[:2])
     if kind == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
-        return 2 * outputs * math.prod(left[axis] for axis in contracted)
-    kernel_outputs = equation.params["dimension_numbers"].rhs_spec[0]
-    return 2 * outputs * math.prod(right) // max(right[kernel_outputs], 1)
+        added: int = math.prod(left[axis] for axis in contracted)
+    else:
+        kernel_outputs = equation.params["dimension_numbers"].rhs_spec[0]
+        added = math.prod(right) // max(right[kernel_outputs], 1)
+    return 2 * outputs * added

@@ -6,6 +6,7 @@ and the powers of norms.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,12 +52,8 @@ def loss_numbers(loss: ConfigDict) -> dict[str, np.ndarray]:
     Returns:
         float32 arrays, all [] but "stage_weights", by dotted key.
     """
-    values = {key: _read(loss, key) for key in (*_KEYS, *_SWITCHES)}
-    return {
-        key: np.asarray(value, np.float32)
-        for key, value in values.items()
-        if key not in _SWITCHES or is_on(value)
-    }
+    keys = (*_KEYS, *(key for key in _SWITCHES if is_on(_read(loss, key))))
+    return {key: np.asarray(_read(loss, key), np.float32) for key in keys}
 
 
 def with_numbers(loss: ConfigDict, numbers: Numbers | None) -> ConfigDict:
@@ -77,7 +74,6 @@ def with_numbers(loss: ConfigDict, numbers: Numbers | None) -> ConfigDict:
     return replaced
 
 
-def _read(loss: ConfigDict, key: str) -> float | tuple[float, ...]:
+def _read(loss: ConfigDict, key: str) -> Any:
     section, _, name = key.rpartition(".")
-    value: float | tuple[float, ...] = loss[section][name] if section else loss[name]
-    return value
+    return loss[section][name] if section else loss[name]

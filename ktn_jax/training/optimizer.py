@@ -109,18 +109,19 @@ def make_schedule(config: ConfigDict, numbers: Numbers | None = None) -> optax.S
 
     def decay(step: Array) -> Array:
         if settings.schedule == "cosine":
-            share = jnp.minimum(step, values["total_steps"]) / values["total_steps"]
-            return 0.5 * (1 + jnp.cos(jnp.pi * share))
+            total_steps = jnp.asarray(values["total_steps"])
+            return 0.5 * (1 + jnp.cos(jnp.pi * (jnp.minimum(step, total_steps) / total_steps)))
         is_over = step >= jnp.asarray(values["decay_steps"])
         return jnp.prod(jnp.where(is_over, values["decay_factor"], 1))
 
     def schedule(step: Any) -> Array:
         step = jnp.asarray(step)
         warmup_steps = jnp.asarray(values["warmup_steps"])
-        start, end = values["warmup_factor"] * decay(jnp.zeros_like(step)), decay(warmup_steps)
+        start = jnp.asarray(values["warmup_factor"]) * decay(jnp.zeros_like(step))
+        end = decay(warmup_steps)
         ramp = start + (end - start) * (step / jnp.maximum(warmup_steps, 1))
-        rate: Array = values["learning_rate"] * jnp.where(step < warmup_steps, ramp, decay(step))
-        return rate
+        rate = jnp.where(step < warmup_steps, ramp, decay(step))
+        return jnp.asarray(values["learning_rate"]) * rate
 
     return schedule
 
@@ -223,7 +224,11 @@ def decay_keys(params: Tree, config: ConfigDict) -> Tree:
 
 
 def make_optimizer(
-    config: ConfigDict, params: Tree, batch_stats: Tree, numbers: Numbers | None = None
+    config: ConfigDict,
+    params: Tree,
+    batch_stats: Tree,
+    numbers: Numbers | None = None,
+    is_kept: Array | None = None,
 ) -> optax.GradientTransformation:
     """Makes the optimizer of a configuration.
 
@@ -235,10 +240,11 @@ def make_optimizer(
         params: of the model, or their shapes.
         batch_stats: of the model.
         numbers: of `optimizer_numbers`, traced ones too; None for those of the configuration.
+        is_kept: bool []: where False, an update leaves the state as it was. None for always True.
 
     Returns:
-        A transformation that gives frozen parameters neither an update nor a state. Its state does
-        not depend on `numbers`.
+        A transformation that gives frozen parameters neither an update nor a state. What its state
+        is made of depends on the configuration alone.
 
     Raises:
         ValueError: a value that is not known; the message names the field.
@@ -254,20 +260,57 @@ def make_optimizer(
         # Of float32 arguments 1 - 0.999 is off by 5e-5: the second one stays in the program.
         momenta = {"b1": values["momentum"], "b2": settings.second_momentum}
         rule = [
-            optax.scale_by_adam(**momenta, nesterov=settings.nesterov),
+            _keep(optax.scale_by_adam(**momenta, nesterov=settings.nesterov), is_kept),
             _slow_wide_kernels(settings.full_rate_inputs),
             decay,
         ]
     else:
-        rule = [decay, optax.trace(values["momentum"], nesterov=settings.nesterov)]
+        rule = [decay, _momentum(values["momentum"], settings.nesterov, is_kept)]
     steps = [
         _clipping(settings, values["clip_value"]),
         *rule,
         _rate_factors(settings, values["rate_factors"], params),
-        optax.scale_by_learning_rate(make_schedule(config, values)),
+        _keep(optax.scale_by_learning_rate(make_schedule(config, values)), is_kept),
     ]
     labels = label_parameters(params, batch_stats, frozen_patterns(config))
     return optax.partition({TRAINED: optax.chain(*steps), FROZEN: optax.set_to_zero()}, labels)
+
+
+def _momentum(
+    decay: Array | np.ndarray, nesterov: bool, is_kept: Array | None
+) -> optax.GradientTransformation:
+    """`optax.trace`, whose state stays as it is where `is_kept` is False."""
+    rule = optax.trace(decay)
+    if is_kept is None:
+        return optax.trace(decay, nesterov=nesterov)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        # In a loop of one turn or none, which replaces the old momentum before anything reads the
+        # new one. XLA would compute it in two places, where it is stored and where parameters
+        # change by it, each of which replaces what the other reads: it would copy all of both.
+        def turn(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+            return jnp.zeros_like(is_kept), rule.update(updates, carry[1], params)[1]
+
+        _, state = jax.lax.while_loop(lambda carry: carry[0], turn, (is_kept, state))
+        if nesterov:
+            return jax.tree.map(lambda x, m: x + decay * m, updates, state.trace), state
+        return state.trace, state
+
+    return optax.GradientTransformation(rule.init, update)
+
+
+def _keep(
+    rule: optax.GradientTransformation, is_kept: Array | None
+) -> optax.GradientTransformation:
+    """The same rule, whose state stays as it is where `is_kept` is False."""
+    if is_kept is None:
+        return rule
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, new = rule.update(updates, state, params)
+        return updates, jax.tree.map(lambda x, old: jnp.where(is_kept, x, old), new, state)
+
+    return optax.GradientTransformation(rule.init, update)
 
 
 def _rate_factors(

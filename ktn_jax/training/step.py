@@ -1,12 +1,14 @@
 """The compiled training step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -77,11 +79,12 @@ def prepare_step(
     shardings = state_shardings(shapes, mesh, config.training.shard)
     labels = label_parameters(params, batch_stats, frozen_patterns(config))
 
-    def rule_of(numbers: Numbers) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        rule = make_optimizer(config, params, batch_stats, numbers)
-        return rule, make_schedule(config, numbers)
+    def rule_of(numbers: Numbers, is_kept: Array) -> optax.GradientTransformation:
+        return make_optimizer(config, params, batch_stats, numbers, is_kept)
 
-    take = make_train_step(loss_fn, rule_of, labels, mesh, shardings)
+    take = make_train_step(
+        loss_fn, rule_of, functools.partial(make_schedule, config), labels, mesh, shardings
+    )
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
     trained = [leaf.size * leaf.dtype.itemsize for leaf, label in pairs if label == TRAINED]
     return PreparedStep(create, shapes, shardings, take, optimizer_numbers(config), sum(trained))
@@ -89,7 +92,8 @@ def prepare_step(
 
 def make_train_step(
     loss_fn: LossFn,
-    rule_of: Callable[[Numbers], tuple[optax.GradientTransformation, optax.Schedule]],
+    rule_of: Callable[[Numbers, Array], optax.GradientTransformation],
+    schedule_of: Callable[[Numbers], optax.Schedule],
     labels: Any,
     mesh: Mesh,
     shardings: Any,
@@ -98,7 +102,9 @@ def make_train_step(
 
     Args:
         loss_fn: what is minimised, over the global batch.
-        rule_of: makes the optimizer of some numbers, and its learning rate to report it.
+        rule_of: makes the optimizer of some numbers, see `make_optimizer`, whose state stays as it
+            is where the second argument is False.
+        schedule_of: makes its learning rate, to report it.
         labels: which parameters train; from `label_parameters`.
         mesh: the devices.
         shardings: of the state; from `state_shardings`.
@@ -113,7 +119,6 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, tables: tuple[Any, ...], numbers: Numbers
     ) -> tuple[TrainState, StepMetrics]:
-        optimizer, schedule = rule_of(numbers)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         differentiate = jax.value_and_grad(loss_fn, has_aux=True)
         (total, (losses, batch_stats)), gradients = differentiate(
@@ -123,28 +128,28 @@ def make_train_step(
         gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
         gradients = _only_trained(gradients, labels)
         is_finite = all_finite((total, losses, gradients, batch_stats))
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        proposed = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema_params=_average(state.ema_params, params, state.step, numbers["ema_decay"]),
-        )
         is_kept = is_finite & state.is_finite
-        chosen: TrainState = jax.tree.map(
-            lambda new, old: jnp.where(is_kept, new, old.astype(new.dtype)), proposed, state
+        with jax.named_scope("optimizer"):
+            rule = rule_of(numbers, is_kept)
+            updates, opt_state = rule.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema_params = _average(state.ema_params, params, state.step, numbers["ema_decay"])
+        before = (state.step, state.params, state.batch_stats, state.ema_params)
+        proposed = (state.step + 1, params, batch_stats, ema_params)
+        step, params, batch_stats, ema_params = jax.tree.map(
+            lambda new, old: jnp.where(is_kept, new, old.astype(new.dtype)), proposed, before
         )
         metrics = StepMetrics(
             total=total,
             losses=dict(losses),
             gradient_norm=optax.tree.norm(gradients),
-            learning_rate=schedule(state.step),
+            learning_rate=schedule_of(numbers)(state.step),
             is_finite=is_finite,
         )
-        return dataclasses.replace(chosen, is_finite=is_kept), metrics
+        after = TrainState(
+            step, params, batch_stats, opt_state, ema_params, rng=state.rng, is_finite=is_kept
+        )
+        return after, metrics
 
     return jax.jit(
         train_step,
@@ -156,12 +161,14 @@ def make_train_step(
 
 def all_finite(tree: Any) -> Array:
     """Whether every number of every array is finite, bool []."""
-    checks = [
-        jnp.isfinite(leaf).all()
+    # Zero times a number is not 0 where the number is not finite. XLA sums such products as they
+    # are computed; whether each number is finite it would write down, then look at them all.
+    sums = [
+        jnp.sum(leaf * 0)
         for leaf in jax.tree.leaves(tree)
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
-    return jnp.stack(checks).all()
+    return jnp.isfinite(jnp.stack(sums)).all()
 
 
 def _only_trained(gradients: Any, labels: Any) -> Any:
@@ -173,7 +180,7 @@ def _only_trained(gradients: Any, labels: Any) -> Any:
     )
 
 
-def _average(average: Any, params: Any, step: Array, decay: Array) -> Any:
+def _average(average: Any, params: Any, step: Array, decay: Array | np.ndarray) -> Any:
     """Exponential moving average; early steps decay faster, so that the start is forgotten."""
     if not average:  # none is kept
         return average

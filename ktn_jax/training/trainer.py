@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from ktn_jax.checkpoints import run_folders
 from ktn_jax.checkpoints.runs import RunRecord
-from ktn_jax.runtime import configuration
+from ktn_jax.runtime import configuration, host_memory
 from ktn_jax.training import distributed, profiling, workdirs
 from ktn_jax.training.distributed import Batch, HostBatch
 from ktn_jax.training.run_log import RunLog
@@ -207,6 +207,8 @@ class Trainer:
         if shapes not in self._programs:
             lowered = self.train_step.lower(self.state, batch, *self._constants)
             take = lowered.compile()
+            # What the compiler had, a gigabyte for a large model, would stay beside the maps.
+            host_memory.return_freed()
             # Of compiled CUDA programs XLA counts nothing.
             flops = profiling.count_flops(take) or profiling.count_flops(lowered)
             self._programs[shapes] = profiling.Program(take, flops)

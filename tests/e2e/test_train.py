@@ -15,7 +15,7 @@ import pytest
 
 from ktn_jax.checkpoints import run_folders, runs
 from ktn_jax.data_pipelines.loading.configured import make_training_data
-from ktn_jax.ops.interpolate import read_points
+from ktn_jax.ops.chart_reads import read_points
 from ktn_jax.runtime.configuration import load_config
 from ktn_jax.training import initialisation
 

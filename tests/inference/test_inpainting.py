@@ -11,7 +11,7 @@ from ktn_jax.configs import teacher
 from ktn_jax.data_pipelines.coco.annotations import DensePoseRecord, PersonRecord
 from ktn_jax.inference import inpainting
 from ktn_jax.inference.inpainting import AnnotatedPerson, DenseLabels, Inpainter
-from ktn_jax.ops.interpolate import read_points
+from ktn_jax.ops.chart_reads import read_points
 from ktn_jax.structures import DensePoseOutputs
 
 HEAD = parts.COARSE_NAMES.index("head")

@@ -215,3 +215,11 @@ def test_replicated_edge_makes_interpolation_blind_to_padding():
 def test_group_norm_refuses_channels_that_do_not_divide():
     with pytest.raises(ValueError, match="33 channels"):
         layers.GroupNorm().init(jax.random.key(0), jnp.ones((1, 2, 2, 33)))
+
+
+def test_rectifying_is_the_librarys_relu():
+    x = jnp.array([-2.0, 0.0, 3.0, np.nan, np.inf])
+    np.testing.assert_array_equal(layers.rectify(x), jax.nn.relu(x))
+    ours, theirs = (jax.vmap(jax.grad(f))(x) for f in (layers.rectify, jax.nn.relu))
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(theirs, [0, 0, 1, 0, 1])

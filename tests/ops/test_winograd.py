@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ktn_jax.ops import winograd
 
 
-def _plain(x, kernel, dilation):
-    return jax.lax.conv_general_dilated(
+def _plain(x, kernel, dilation, bias=None, is_rectified=False):
+    x = jax.lax.conv_general_dilated(
         x,
         kernel,
         (1, 1),
@@ -19,6 +19,8 @@ def _plain(x, kernel, dilation):
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+    x = x if bias is None else x + bias[None, None, None]
+    return jnp.maximum(x, 0) if is_rectified else x
 
 
 def _assert_same(batch, height, width, dilation, channels=5, features=3):
@@ -37,12 +39,15 @@ def _assert_same_gradients(batch, height, width, dilation):
     x = rng.normal(size=(batch, height, width, 4)).astype(np.float32)
     kernel = rng.normal(size=(3, 3, 4, 6)).astype(np.float32)
     cotangent = rng.normal(size=(batch, height, width, 6)).astype(np.float32)
+    bias = rng.normal(size=6).astype(np.float32)
 
     def gradients(convolve):
-        def of_sum(x, kernel):
-            return (convolve(x, kernel, dilation) * cotangent).sum()
+        def of_sum(x, kernel, bias):
+            plain = convolve(x, kernel, dilation)
+            rectified = convolve(x, kernel, dilation, bias, True)
+            return ((plain + 0.5 * rectified) * cotangent).sum()
 
-        return jax.jit(jax.grad(of_sum, argnums=(0, 1)))(x, kernel)
+        return jax.jit(jax.grad(of_sum, argnums=(0, 1, 2)))(x, kernel, bias)
 
     pairs = zip(gradients(winograd.convolve_3x3), gradients(_plain), strict=True)
     for actual, expected in pairs:

@@ -65,8 +65,8 @@ def variables(draw_variables):
     return draw_variables(_config())
 
 
-def _compile(variables, num_devices, **settings):
-    """A function of a batch and a key: (total, losses, gradients), compiled."""
+def _compile(variables, num_devices, more=(), **settings):
+    """A function of a batch, with `more` in it, and a key: (total, losses, gradients), compiled."""
     config = _config()
     config.training.update(settings)
     mesh = distributed.make_mesh(num_devices)
@@ -80,7 +80,9 @@ def _compile(variables, num_devices, **settings):
         return total, losses, gradients
 
     placed = (distributed.over_batch(mesh), distributed.replicated(mesh))
-    return jax.jit(run, in_shardings=placed).lower(_batch(), jax.random.key(0)).compile()
+    return (
+        jax.jit(run, in_shardings=placed).lower(_batch() | dict(more), jax.random.key(0)).compile()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def test_every_loss_teaches(step):
 
 
 @pytest.mark.extended
-def test_labels_of_a_model_teach_by_their_weight(step):
+def test_labels_of_a_model_teach_by_their_weight(variables, step):
     """Full weight and no open region are the losses of an annotator's labels; half is less."""
     batch, key = _batch(), jax.random.key(1)
     _, expected, _ = step(batch, key)
@@ -127,6 +129,7 @@ def test_labels_of_a_model_teach_by_their_weight(step):
         "point_confidence": np.zeros(shape, np.float32),
         "ignored_boxes": np.zeros_like(batch["boxes"]),
     }
+    step = _compile(variables, 2, more=own)
     _, losses, _ = step(batch | own, key)
     for name, loss in losses.items():
         np.testing.assert_allclose(loss, expected[name], rtol=1e-5)

@@ -1,5 +1,7 @@
 """The optimizer against PyTorch's SGD and closed forms."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -253,3 +255,19 @@ def test_keypoint_training_leaves_alone_what_it_has_no_labels_for():
     trained = {path for path in labels if path.startswith("predictor/")} - frozen
     assert trained == {"predictor/keypoint_kernel", "predictor/keypoint_bias"}
     assert all(path.startswith("predictor/") for path in frozen)
+
+
+@pytest.mark.parametrize(
+    ("name", "moments"), [("sgd", {"[2].trace"}), ("adam", {"[1].count", "[1].mu", "[1].nu"})]
+)
+def test_the_state_is_that_of_earlier_checkpoints(name, moments):
+    """Names are those of orbax's files: another structure could not resume a run."""
+    config = make_config(name=name, weight_decay_norm=0.1, clip="norm")
+    state = optimizer.make_optimizer(config, draw_tree(np.random.default_rng(0)), STATS).init(
+        draw_tree(np.random.default_rng(0))
+    )
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    prefix = ".inner_states['trained'].inner_state"
+    assert all(path.startswith(prefix) for path in paths)
+    found = {re.match(r"(\[\d\]\.\w+)", path.removeprefix(prefix))[1] for path in paths}
+    assert found == moments | {f"[{4 + (name == 'adam')}].count"}

@@ -1,5 +1,7 @@
 """The compiled step by itself: what it keeps, what it reports, what it leaves in place."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -61,3 +63,24 @@ def test_the_old_state_is_given_up(stand_in, ready):
     old = create()
     take(old, stand_in.make_batch(0))
     assert old.params["backbone"]["conv"]["kernel"].is_deleted()
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov"])
+def test_parameters_and_momentum_are_replaced_in_place(stand_in, name):
+    """XLA copies what two operations read and replace: that would be all of both."""
+    config = stand_in.make_config(**{"optimizer.nesterov": name == "nesterov"})
+    abstract, mesh = jax.eval_shape(stand_in.initialise), distributed.make_mesh(1)
+    prepared = step.prepare_step(config, stand_in.loss_fn, abstract, mesh)
+    arguments = (prepared.shapes, stand_in.make_batch(0), (), prepared.numbers)
+    program = prepared.take.lower(*arguments).compile()
+    copied = re.findall(r"= f32\[\d\S* copy\(%(state_\w+)", program.as_text())
+    assert not [text for text in copied if "params" in text or "trace" in text]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_bad_number_among_many_is_found(bad):
+    tree = {"a": np.ones((3, 4), np.float32), "n": np.int32(2), "b": np.float32(3e38)}
+    check = jax.jit(step.all_finite)
+    assert check(tree)
+    tree["a"][1, 2] = bad
+    assert not check(tree)

@@ -419,5 +419,5 @@ def test_tables_are_arguments_of_the_step(tmp_path, stand_in):
         before = np.asarray(trainer.state.params["backbone"]["conv"]["kernel"])
         metrics = trainer.step(stand_in.make_batch(0))
         np.testing.assert_allclose(metrics.losses["pull"], (pull[None] * before).sum(), rtol=1e-3)
-        (table,) = trainer._tables
+        (table,), _ = trainer._constants
         assert table["pull"].dtype == np.float16 and len(table["pull"].sharding.device_set) > 1
