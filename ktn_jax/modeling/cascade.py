@@ -7,6 +7,7 @@ predictions of each branch with a convolution, joins them with the branch's pool
 what its last predictor read, and has convolutions and a predictor of the branch's kind.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -101,9 +102,11 @@ class CascadeStage(nn.Module):
             return outputs
         # Upsampling is linear: maps may be added before it and after it.
         added: BranchOutputs = jax.tree.map(
-            jnp.add, outputs.replace(features={}), previous.replace(features={})
+            jnp.add,
+            dataclasses.replace(outputs, features={}),
+            dataclasses.replace(previous, features={}),
         )
-        return added.replace(features=outputs.features)
+        return dataclasses.replace(added, features=outputs.features)
 
     def _join(
         self, task: str, pooled: Array, features: Array, predictions: Mapping[str, Array]

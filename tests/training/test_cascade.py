@@ -287,7 +287,9 @@ def test_a_stage_may_add_to_the_maps_of_the_one_before(variables):
         model = build_model(_config(adds_to_previous=adds).model)
         run = jax.jit(functools.partial(model.apply, method=Detector.run_stages))
         stages = run(silent, pooled, np.zeros(2, np.int32))
-        first, second = (jax.tree.leaves(stage.replace(features={})) for stage in stages)
+        first, second = (
+            jax.tree.leaves(dataclasses.replace(stage, features={})) for stage in stages
+        )
         assert len(first) == 4 + 4 + 1 + 1 and all(np.ptp(x) > 0 for x in first)
         for before, after in zip(first, second, strict=True):
             np.testing.assert_array_equal(after, before if adds else np.zeros_like(before))
