@@ -88,7 +88,7 @@ def measure(name, batch_size, paths, folder, arguments, report):
         of = {side: [answer[key] for answer in found] for side, found in answers.items()}
         rows += [common.Row(f"{side}: {kind}", values, len(paths)) for side, values in of.items()]
         ratio = common.median_ratio(of["network alone"], of["ktn predict"])
-        ratios[f"network_over_command_in_{kind}".replace(" ", "_")] = ratio
+        ratios[f"{kind}_ratio_of_network_to_command".replace(" ", "_")] = ratio
     rows[1].peak_bytes = common.peak_memory()
     title = f"{config.name}, {len(paths)} photos in batches of {batch_size}, {people[-1]} people"
     report.section(title, rows, **ratios)

@@ -28,8 +28,8 @@ from 1 by score), NAME_overlay.jpg, and NAME_STYLE.png for each --style; for all
 results.json (DensePose-COCO results format). For each video: NAME_overlay.mp4, NAME_STYLE.mp4 and
 NAME.jsonl, a line for each frame. The same command resumes a stopped run.
 
-Photos go through the network one by one: on CPUs batches save no time (docs/performance.md). On a
-GPU they do: --set test.batch_size=8.
+Photos go through the network one by one: on two CPU cores batches of R50 models save no time
+(docs/performance.md). On a GPU try --set test.batch_size=8.
 """
 
 
