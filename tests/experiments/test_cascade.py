@@ -22,7 +22,7 @@ def _cells(table, name):
 
 
 def test_models_have_the_tasks_and_stages_that_they_are_named_after():
-    for name, changes in cascade.MODELS.items():
+    for name, changes in (cascade.MODELS | cascade.DESIGNS).items():
         model = load_config(cascade.CONFIG, changes).model
         assert model.cascade.num_stages == 1 + name.startswith("cascade"), name
         for task in ("keypoints", "masks"):
@@ -51,6 +51,10 @@ def test_the_table_pairs_seeds_and_leaves_out_what_a_model_lacks():
     after = _cells(gains, "cascade with keypoints, over + keypoints")
     assert after[1::2] == ["1 of 2", "1 of 2"] and after[0].startswith("+0.0 ")
     assert "| cascade with keypoints, over DensePose |" in gains
+    design, _ = cascade.DESIGNS
+    with_design = cascade.gain_table(scores | {design: [_scores(14.0), _scores(26.0)]})
+    assert _cells(with_design, f"{design}, over + keypoints")[0].startswith("+2.5 ")
+    assert len(with_design.splitlines()) == len(gains.splitlines()) + 1
     # Nobody to find in the second seed, nor in any.
     scores["+ keypoints"][1] = _scores(None, 50.0)
     assert _cells(cascade.gain_table(scores), "+ keypoints, over DensePose")[:2] == [
@@ -64,8 +68,9 @@ def test_the_table_pairs_seeds_and_leaves_out_what_a_model_lacks():
 
 @pytest.mark.extended
 def test_a_run_of_two_steps_trains_scores_and_reports(tmp_path, monkeypatch):
-    name = "cascade with keypoints, masks"
+    name = "cascade with keypoints"
     monkeypatch.setattr(cascade, "MODELS", {name: cascade.MODELS[name]})
+    monkeypatch.setattr(cascade, "DESIGNS", {})
     cascade.main(["--size", "smoke", "--output", str(tmp_path)])
     text = (tmp_path / "results.md").read_text()
     assert f"| {name} |" in text and (tmp_path / cascade.PICTURE).stat().st_size > 1000
