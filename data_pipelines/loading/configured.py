@@ -33,6 +33,9 @@ def augmentation_of(config: Any) -> Augmentation:
     Args:
         config: a whole configuration, of which `data` is read; nothing has to be there.
 
+    Returns:
+        The augmentation; `plan.canvases_for` says the sizes of its images.
+
     Raises:
         ValueError: a value that does not fit; the message names it.
     """

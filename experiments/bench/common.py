@@ -240,6 +240,30 @@ def ratios(peer: str, ours: Row, theirs: Row, scale: float = 1.0) -> dict[str, f
     return found
 
 
+def compare_whole(
+    answers: Mapping[str, Sequence[Mapping[str, Any]]], whole: str, images: int
+) -> tuple[list[Row], dict[str, float]]:
+    """Time and processor time of calls, and their ratios to that of one that holds the others.
+
+    Args:
+        answers: by call, what `time_once` returned in each turn.
+        whole: the call that does what the others do, and more.
+        images: done by each call.
+
+    Returns:
+        The rows, and the ratios by name.
+    """
+    rows, found = [], {}
+    for key, kind in (("seconds", "time"), ("processor", "processor time")):
+        of = {name: [answer[key] for answer in of_call] for name, of_call in answers.items()}
+        for name, values in of.items():
+            rows.append(Row(f"{name}: {kind}", values, images))
+            if name != whole:
+                title = f"{kind} ratio of {name} to {whole}".replace(" ", "_")
+                found[title] = median_ratio(values, of[whole])
+    return rows, found
+
+
 def peak_memory() -> int | None:
     """Most memory that this process had resident so far, in bytes (Linux)."""
     try:

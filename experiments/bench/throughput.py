@@ -83,12 +83,7 @@ def measure(name, batch_size, paths, folder, arguments, report):
         {name: functools.partial(common.time_once, call) for name, call in calls.items()},
         arguments.repeats,
     )
-    rows, ratios = [], {}
-    for key, kind in (("seconds", "time"), ("processor", "processor time")):
-        of = {side: [answer[key] for answer in found] for side, found in answers.items()}
-        rows += [common.Row(f"{side}: {kind}", values, len(paths)) for side, values in of.items()]
-        ratio = common.median_ratio(of["network alone"], of["ktn predict"])
-        ratios[f"{kind}_ratio_of_network_to_command".replace(" ", "_")] = ratio
+    rows, ratios = common.compare_whole(answers, "ktn predict", len(paths))
     rows[1].peak_bytes = common.peak_memory()
     title = f"{config.name}, {len(paths)} photos in batches of {batch_size}, {people[-1]} people"
     report.section(title, rows, **ratios)

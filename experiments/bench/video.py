@@ -87,14 +87,7 @@ def measure_speed(clip, arguments, folder, report):
         {name: functools.partial(common.time_once, call) for name, call in calls.items()},
         arguments.repeats,
     )
-    rows, ratios = [], {}
-    for key, kind in (("seconds", "time"), ("processor", "processor time")):
-        of = {name: [answer[key] for answer in found] for name, found in answers.items()}
-        for name, values in of.items():
-            rows.append(common.Row(f"{name}: {kind}", values, len(frames)))
-            if name != "ktn predict":
-                ratio = common.median_ratio(values, of["ktn predict"])
-                ratios[f"{name}_over_ktn_predict_{kind}".replace(" ", "_")] = ratio
+    rows, ratios = common.compare_whole(answers, "ktn predict", len(frames))
     title = f"{config.name}, {len(frames)} frames of {frames[0].shape[:2]}"
     report.section(title, rows, **ratios)
 

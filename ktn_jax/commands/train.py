@@ -59,20 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=_size_hw,
+        type=commands.size_hw,
         metavar="HxW",
         help="of the images of --dry-run (default: the largest that the configuration trains on)",
     )
     commands.add_verify_argument(parser)
     commands.add_process_arguments(parser)
     commands.add_quiet_argument(parser)
-
-
-def _size_hw(text: str) -> tuple[int, int]:
-    height, separator, width = text.partition("x")
-    if not separator or not height.isdecimal() or not width.isdecimal():
-        raise argparse.ArgumentTypeError(f"wanted HEIGHTxWIDTH such as 800x1344, got {text!r:.50}")
-    return int(height), int(width)
 
 
 def _dry_run(config: "ConfigDict", size_hw: tuple[int, int] | None) -> int:

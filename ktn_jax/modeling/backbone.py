@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.hrnet import HRNet
-from ktn_jax.modeling.layers import per_channel
 from ktn_jax.modeling.neck import FPN, HRFPN
 from ktn_jax.modeling.resnet import BLOCKS_OF_DEPTH, ResNet
+from ktn_jax.ops.channels import per_channel
 
 Array = jax.Array
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from ktn_jax.modeling.compute import PLAIN, Compute, dot_general
-from ktn_jax.modeling.layers import parameter, per_channel, xavier_init
+from ktn_jax.modeling.layers import parameter, xavier_init
 from ktn_jax.ops import boxes as box_ops
+from ktn_jax.ops.channels import per_channel
 from ktn_jax.ops.nms import nms
 from ktn_jax.structures import Detections, Proposals
 

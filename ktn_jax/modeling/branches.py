@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from ktn_jax.modeling.compute import PLAIN, Compute
-from ktn_jax.modeling.layers import Initializer, convolve, msra_init, parameter, per_channel
+from ktn_jax.modeling.layers import Initializer, convolve, msra_init, parameter
+from ktn_jax.ops.channels import per_channel
 
 Array = jax.Array
 

@@ -17,6 +17,7 @@ from jax import lax
 
 from ktn_jax.modeling.compute import PLAIN, Compute, matmul
 from ktn_jax.ops import interpolate, winograd
+from ktn_jax.ops.channels import add_bias, per_channel
 
 Array = jax.Array
 Initializer = Callable[..., Array]
@@ -80,6 +81,9 @@ def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int,
         init: draws it from a key and the shape.
         shape: of it.
 
+    Returns:
+        The parameter, of that shape.
+
     Raises:
         flax.errors.ScopeParamShapeError: it has another shape.
         flax.errors.ScopeParamNotFoundError: it is neither there nor to be drawn.
@@ -93,14 +97,9 @@ def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int,
     return value
 
 
-def per_channel(vector: Array, x: Array) -> Array:
-    """Shapes vector [C] to broadcast over x [..., C], in the dtype of x."""
-    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)
-
-
 @jax.custom_jvp
 def rectify(x: Array) -> Array:
-    """`nn.relu`, whose gradient reads the result: what it was computed from need not be kept."""
+    """`nn.relu` of x of any shape; its gradient reads the result, so that x need not be kept."""
     return jnp.maximum(x, 0)
 
 
@@ -195,7 +194,7 @@ def convolve(
     ):
         return winograd.convolve_3x3(x, kernel, dilation, bias, is_rectified)
     x = _convolve_plainly(x, kernel, stride, dilation, padding, groups, compute)
-    return winograd.add_bias(x, bias, is_rectified)
+    return add_bias(x, bias, is_rectified)
 
 
 def _convolve_plainly(

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ktn_jax.ops.channels import add_bias
 from ktn_jax.ops.ordering import zero_after
 
 _TILE = 4  # outputs of a tile along an axis
@@ -79,13 +80,6 @@ def convolve_3x3(
             f"got {x.shape}, {kernel.shape}, {dilation}"
         )
     return _convolve(dilation, is_rectified, x, kernel, bias)
-
-
-def add_bias(x: Array, bias: Array | None, is_rectified: bool) -> Array:
-    """Adds bias [C] or None to x [..., C], and then takes what is below 0 for 0 if told to."""
-    if bias is not None:
-        x = x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
-    return jax.nn.relu(x) if is_rectified else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

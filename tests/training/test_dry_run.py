@@ -88,7 +88,7 @@ def test_what_does_not_go_together_is_refused(tmp_path, monkeypatch, capsys, arg
     assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["train", "--config=ktn:tiny", "--dry-run", "--size=64"])
-    assert "wanted HEIGHTxWIDTH" in capsys.readouterr().err
+    assert "HEIGHTxWIDTH wanted" in capsys.readouterr().err
 
 
 @pytest.mark.extended  # compiles a step
