@@ -31,6 +31,7 @@ import pytest
 # Programs that several modules compile, for this process alone: writing is not atomic.
 _COMPILED = tempfile.TemporaryDirectory(prefix="ktn_jax_tests_")
 
+os.environ["KTN_CACHE"] = os.path.join(_COMPILED.name, "ktn_jax")
 jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")

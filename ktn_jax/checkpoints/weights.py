@@ -6,6 +6,7 @@ any part of a model, or an ImageNet backbone; it reports what it found.
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 from collections.abc import Collection, Mapping
@@ -22,7 +23,8 @@ from ktn_jax.checkpoints.run_folders import CheckpointError
 from ktn_jax.modeling.networks import Network, build_network
 from ktn_jax.modeling.person_branches import transfer_sources
 from ktn_jax.ops import boxes as box_ops
-from ktn_jax.runtime import checksums, stores
+from ktn_jax.runtime import checksums, configuration, stores
+from ktn_jax.runtime.program_store import ProgramStore
 
 Variables = dict[str, Any]
 
@@ -178,6 +180,24 @@ def abstract_variables(model: Network) -> Variables:
     return shapes
 
 
+def _abstract_parameters(config: ConfigDict, programs: ProgramStore | None) -> Variables:
+    """Shapes and types of what checkpoints have of a `model` configuration."""
+
+    def trace() -> bytes:
+        flat = flatten(abstract_variables(build_network(config)))
+        shapes = {path: [leaf.shape, leaf.dtype.name] for path, leaf in flat.items()}
+        return json.dumps(shapes).encode()
+
+    settings = {"shapes of": configuration.as_json(config)}
+    text = programs.read_or_make(settings, trace) if programs else trace()
+    flat = {
+        path: jax.ShapeDtypeStruct(shape, dtype)
+        for path, (shape, dtype) in json.loads(text).items()
+    }
+    abstract: Variables = traverse_util.unflatten_dict(flat, sep="/")
+    return abstract
+
+
 def draw_variables(model: Network, seed: int) -> Variables:
     """Draws the initial variables of a model, its body graph included."""
     # This program runs once: on a CPU, optimising it takes longer than running it.
@@ -202,13 +222,20 @@ def count_parameters(variables: Mapping[str, Any]) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))
 
 
-def load(config: ConfigDict, path: str | os.PathLike[str], *, verify: bool = True) -> Variables:
+def load(
+    config: ConfigDict,
+    path: str | os.PathLike[str],
+    *,
+    verify: bool = True,
+    programs: ProgramStore | None = None,
+) -> Variables:
     """Reads the weights of a configuration's model.
 
     Args:
         config: a whole configuration.
         path: see `read_variables`.
         verify: see `read_variables`.
+        programs: where the names and shapes of the model's parameters are kept for other processes.
 
     Returns:
         {"params": ..., "batch_stats": ...} of NumPy arrays that fit the model exactly.
@@ -218,12 +245,17 @@ def load(config: ConfigDict, path: str | os.PathLike[str], *, verify: bool = Tru
         ValueError: keys are missing, unexpected or mis-shaped (all are listed, in the original's
             names), or constants in the file contradict the configuration.
     """
-    return fit(config, read_variables(path, verify=verify), str(path))
+    return fit(config, read_variables(path, verify=verify), str(path), programs)
 
 
-def fit(config: ConfigDict, variables: Mapping[str, Any], source: str) -> Variables:
+def fit(
+    config: ConfigDict,
+    variables: Mapping[str, Any],
+    source: str,
+    programs: ProgramStore | None = None,
+) -> Variables:
     """Fits variables that came from `source` to a configuration's model, as `load` does."""
-    abstract = abstract_variables(build_network(config.model))
+    abstract = _abstract_parameters(config.model, programs)
     check_fit(abstract, variables, source)
     _check_constants(config.model, variables.get("constants", {}), source)
     flat = flatten(variables)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from ktn_jax.runtime.processes import Processes
+    from ktn_jax.runtime.program_store import ProgramStore
 
 # sysexits' EX_TEMPFAIL: what is done is kept, the same command resumes. Neither 0 nor 1, so that a
 # scheduler can tell them apart.
@@ -228,7 +229,10 @@ def load_model_config(arguments: argparse.Namespace, default: str = "") -> "Conf
 
 
 def load_model_variables(
-    arguments: argparse.Namespace, config: "ConfigDict", default: str = ""
+    arguments: argparse.Namespace,
+    config: "ConfigDict",
+    default: str = "",
+    programs: "ProgramStore | None" = None,
 ) -> Mapping[str, Any]:
     """Reads the weights that the arguments of `add_model_arguments` name.
 
@@ -236,6 +240,7 @@ def load_model_variables(
         arguments: parsed.
         config: from `load_model_config`.
         default: the model where they name none.
+        programs: see `weights.load`.
 
     Raises:
         ValueError: no weights are named, or they do not fit.
@@ -248,7 +253,7 @@ def load_model_variables(
     path = arguments.weights
     if path is None:
         path = named.find_weights(arguments.model or arguments.config or default)
-    return weights.load(config, path, verify=arguments.verify)
+    return weights.load(config, path, verify=arguments.verify, programs=programs)
 
 
 def _add_config_argument(parser: "argparse._ActionsContainer", required: bool) -> None:

@@ -108,6 +108,7 @@ def _bootstrap(arguments: argparse.Namespace) -> "BootstrapSummary":
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
     from ktn_jax.modeling.person_branches import has_charts
+    from ktn_jax.runtime.program_store import ProgramStore
 
     settings = BootstrapSettings(
         min_score=arguments.min_score,
@@ -134,9 +135,10 @@ def _bootstrap(arguments: argparse.Namespace) -> "BootstrapSummary":
         raise ValueError(f"the model of {config.name} has no charts: take one with densepose")
     if SAMPLERS[settings.sampler] is not None:
         charts.check_confidences(config)
-    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT)
+    programs = ProgramStore()
+    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT, programs)
     described = dataset.describe_run(config, variables, data=b"")
-    predictor = Predictor(Stages(config, variables))
+    predictor = Predictor(Stages(config, variables, programs))
     del variables  # so that weights which inference does not need are freed
     if video is None:
         return bootstrapped_files.bootstrap_photos(

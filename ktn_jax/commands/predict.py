@@ -136,6 +136,7 @@ def _predict(arguments: argparse.Namespace, folder: pathlib.Path | None) -> int:
     from ktn_jax.inference.stages import Stages
     from ktn_jax.modeling.person_branches import has_embeddings
     from ktn_jax.runtime import image_files
+    from ktn_jax.runtime.program_store import ProgramStore
 
     config = commands.load_model_config(arguments, zoo.DEFAULT)
     if arguments.confidences:
@@ -162,9 +163,10 @@ def _predict(arguments: argparse.Namespace, folder: pathlib.Path | None) -> int:
     if folder:  # before the weights are read, which takes long
         photos.check_output(folder, found.paths, arguments.overwrite, products)
     annotated = _annotated(arguments, folder, found.paths)
-    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT)
+    programs = ProgramStore()
+    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT, programs)
     described = dataset.describe_run(config, variables, data=b"")
-    predictor = Predictor(Stages(config, variables))
+    predictor = Predictor(Stages(config, variables, programs))
     del variables  # so that weights which inference does not need are freed
     folder = folder or _default_output(described, found.paths)
     summary = photos.predict_files(
@@ -213,11 +215,12 @@ def _template(arguments: argparse.Namespace) -> "Template | None":
 
 def _charts(arguments: argparse.Namespace) -> "VertexCharts | None":
     """The charts of --template."""
+    if arguments.template is None:
+        return None
+    # Here and below: they import parts of SciPy for half a second, which most runs do not need.
     from ktn_jax.evaluation.template_files import load_evaluation_template
     from ktn_jax.inference.vertex_charts import VertexCharts
 
-    if arguments.template is None:
-        return None
     return VertexCharts(load_evaluation_template(arguments.template, verify=False))
 
 
@@ -225,11 +228,11 @@ def _annotated(
     arguments: argparse.Namespace, folder: pathlib.Path | None, paths: Sequence[pathlib.Path]
 ) -> dict[str, Any]:
     """What --annotations says of the photos, as arguments of `photos.predict_files`."""
+    if arguments.annotations is None:
+        return {}
     from ktn_jax.evaluation.ground_truth import read_ground_truth
     from ktn_jax.inference import dataset, photo_names
 
-    if arguments.annotations is None:
-        return {}
     results = folder and folder / dataset.RESULTS_FILE
     if results and arguments.annotations.resolve() == results.resolve():
         raise ValueError(f"{arguments.annotations} would be written over: give another --output")

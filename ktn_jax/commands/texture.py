@@ -237,6 +237,7 @@ def _people(
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
     from ktn_jax.modeling.person_branches import has_charts
+    from ktn_jax.runtime.program_store import ProgramStore
 
     arguments.changes = [*arguments.changes, "test.batch_size=1"]  # photos come one by one
     config = commands.load_model_config(arguments, zoo.DEFAULT)
@@ -245,8 +246,9 @@ def _people(
             f"{config.name} finds no patches, U and V, which textures are made of: take a model of "
             "charts, or --results of ktn predict --template, which makes them of vertices"
         )
-    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT)
-    return known_people.predicted_people(Predictor(Stages(config, variables)))
+    programs = ProgramStore()
+    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT, programs)
+    return known_people.predicted_people(Predictor(Stages(config, variables, programs)))
 
 
 def _say(lines: Sequence[str]) -> None:

@@ -56,18 +56,21 @@ def load(
     from ktn_jax.inference.predictor import Predictor
     from ktn_jax.inference.stages import Stages
     from ktn_jax.inference.symmetries import load_symmetry
+    from ktn_jax.runtime.program_store import ProgramStore
 
+    programs = ProgramStore()
     name = config.name if isinstance(config, ConfigDict) else str(config)
     config = _to_config(config, changes)
     # Before the weights are read, so that a missing file is reported at once.
     symmetry = load_symmetry(config) if augmented else None
     if isinstance(weights, Mapping):
-        stages = Stages(config, checkpoints.fit(config, weights, "the variables given"))
+        fitted = checkpoints.fit(config, weights, "the variables given", programs)
+        stages = Stages(config, fitted, programs)
     elif weights is None or isinstance(weights, (str, os.PathLike)):
         if weights is None:
             weights = named.find_weights(name)
         # Passed without a name, so that weights which inference does not need are freed.
-        stages = Stages(config, checkpoints.load(config, weights))
+        stages = Stages(config, checkpoints.load(config, weights, programs=programs), programs)
     else:
         raise TypeError(f"weights: a path or variables, got {type(weights).__name__}")
     return AugmentedPredictor(stages, symmetry) if augmented else Predictor(stages)

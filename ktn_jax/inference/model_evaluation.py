@@ -27,6 +27,7 @@ from ktn_jax.inference.stages import Stages
 from ktn_jax.inference.symmetries import load_symmetry
 from ktn_jax.modeling.person_branches import has_embeddings
 from ktn_jax.runtime.processes import Processes
+from ktn_jax.runtime.program_store import ProgramStore
 
 PEOPLE_FOLDER, TEMPLATE_FOLDER = "people", "template"
 _FINE_TEMPLATE_FOLDER = "template-fine"
@@ -301,7 +302,7 @@ def evaluate_weights(
                 template_files.ensure_own_template(template, fine_template)
             template_files.load_evaluation_template(template)  # converts official files now, once
         processes.wait("prepared")
-        stages = Stages(config, variables)
+        stages = Stages(config, variables, ProgramStore())
         del variables  # the stages keep those that they need
         predictor: CallablePredictor | KnownBoxPredictor = Predictor(stages)
         if augmented:

@@ -27,6 +27,7 @@ from ktn_jax.inference.stages import Stages
 from ktn_jax.modeling.person_branches import has_embeddings
 from ktn_jax.runtime import stores
 from ktn_jax.runtime.processes import Processes
+from ktn_jax.runtime.program_store import ProgramStore
 
 _RENDERED_IMAGES = 100  # where the configuration gives no number
 # Average precision in per cent: name of the score -> measure of `Metrics`.
@@ -106,7 +107,7 @@ class RepeatedEvaluation:
             ValueError: an image is missing or does not fit, see `evaluate_model`.
         """
         if self._predictor is None:
-            self._predictor = Predictor(Stages(self._config, variables))
+            self._predictor = Predictor(Stages(self._config, variables, ProgramStore()))
         else:
             self._predictor.stages.replace_variables(variables)
         metrics = evaluate_model(

@@ -4,6 +4,7 @@ Shapes in brackets: B images padded to one size, R detections an image, N people
 S side of a chart map. Boxes are xyxy float32 in pixels of the padded network input.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
@@ -12,14 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from ktn_jax.inference.folding import fold_norms, without_norms
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.detector import Detector, build_model, size_multiple
-from ktn_jax.runtime import host_memory, jax_setup
-from ktn_jax.structures import Detections, Features, PersonMaps, RoiFeatures
+from ktn_jax.runtime import configuration, host_memory, jax_setup
+from ktn_jax.runtime.program_store import ProgramStore
+from ktn_jax.structures import (
+    DensePoseOutputs,
+    Detections,
+    EmbeddingOutputs,
+    Features,
+    PersonMaps,
+    RoiFeatures,
+)
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -31,6 +41,15 @@ Constants = tuple[tuple[Array | None, ...], Mapping[str, Array]]
 # people than the last take several calls.
 PEOPLE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 100)
 _AXIS = "data"
+
+# What the programs take and return besides dicts and tuples; it has no values that are not arrays.
+for _class in (Features, RoiFeatures, Detections, DensePoseOutputs, EmbeddingOutputs, PersonMaps):
+    export.register_pytree_node_serialization(
+        _class,
+        serialized_name=f"ktn_jax.{_class.__name__}",
+        serialize_auxdata=lambda _: b"",
+        deserialize_auxdata=lambda _: (),
+    )
 
 
 class Pyramid:
@@ -87,39 +106,64 @@ class Stages:
     surface_kernels: tuple[Array | None, ...]
     vertex_embeddings: Mapping[str, Array]
 
-    def __init__(self, config: ConfigDict, variables: Variables):
+    def __init__(
+        self, config: ConfigDict, variables: Variables, programs: ProgramStore | None = None
+    ):
         """Takes a whole configuration and the variables of its model (see `checkpoints.weights`).
+
+        Args:
+            config: the configuration.
+            variables: they are copied.
+            programs: where traced programs are kept for other processes. Programs that run on
+                several devices are not.
 
         Raises:
             ValueError: the configuration describes no model, or there are fewer devices than it
                 asks for.
         """
-        self._build(config)
+        self._build(config, programs)
         self._shapes = _shapes(variables)
         self._put(*self._fold(variables))
         host_memory.return_freed()
 
-    def _build(self, config: ConfigDict) -> None:
-        self.config = config
+    def _build(self, config: ConfigDict, programs: ProgramStore | None) -> None:
+        self.config, self._programs = config, programs
         self._mesh = _make_mesh(config.test.num_devices)
         compute = choose_compute(config, self._mesh.devices.flat[0].platform)
         self.model = build_model(without_norms(config.model), compute=compute)
         whole = build_model(config.model)
-        self._synthesise = jax.jit(
-            lambda params: whole.apply({"params": params}, method=_constants_of_weights)
+        self._synthesise = self._jit(
+            "synthesise",
+            lambda params: whole.apply({"params": params}, method=_constants_of_weights),
         )
         same, own = PartitionSpec(), PartitionSpec(_AXIS)
         self._run_detect = {
-            is_full: self._jit(functools.partial(self._apply_detect, is_full), (same, own, own))
+            is_full: self._jit_on_each(
+                f"detect {is_full}",
+                functools.partial(self._apply_detect, is_full),
+                (same, own, own),
+            )
             for is_full in (False, True)
         }
-        self._run_decode = self._jit(self._apply_decode, (same, own))
-        self._run_describe = self._jit(self._apply_describe, (same, same, own, own, own, own))
+        self._run_decode = self._jit_on_each("decode", self._apply_decode, (same, own))
+        self._run_describe = self._jit_on_each(
+            "describe", self._apply_describe, (same, same, own, own, own, own)
+        )
 
-    def _jit(self, program: Callable[..., Any], placements: tuple[PartitionSpec, ...]) -> Any:
+    def _jit(self, name: str, program: Callable[..., Any]) -> Callable[..., Any]:
+        if self._programs is None:
+            return jax.jit(program)
+        model = configuration.as_json(self.config.model)
+        compute = dataclasses.asdict(self.model.compute)
+        settings = {"program": name, "model": model, "compute": compute}
+        return self._programs.jit(program, settings)
+
+    def _jit_on_each(
+        self, name: str, program: Callable[..., Any], placements: tuple[PartitionSpec, ...]
+    ) -> Callable[..., Any]:
         """Compiles a program that each device runs on its own rows of what is split."""
         if self._mesh.size == 1:
-            return jax.jit(program)
+            return self._jit(name, program)
         on_each = jax.shard_map(
             program,
             mesh=self._mesh,
@@ -283,12 +327,13 @@ class Stages:
     def __getstate__(self) -> dict[str, Any]:
         constants = (self.surface_kernels, self.vertex_embeddings)
         arrays = {"variables": self.variables, "constants": constants}
-        return {"config": self.config, "shapes": self._shapes, **jax.device_get(arrays)}
+        kept = {"config": self.config, "programs": self._programs, "shapes": self._shapes}
+        return {**kept, **jax.device_get(arrays)}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         # A worker process may call nothing else that sets JAX up.
         jax_setup.prepare()
-        self._build(state["config"])
+        self._build(state["config"], state["programs"])
         self._shapes = state["shapes"]
         self._put(state["variables"], state["constants"])
 

@@ -27,7 +27,8 @@ class _Predictor:
         return [[PersonResult(box, 0.9, np.full((3, 30, 20), 2, np.uint8))] for _ in photos]
 
 
-def _stages(config, variables):
+def _stages(config, variables, programs):
+    del programs
     stages = types.SimpleNamespace(config=config, variables=variables)
     stages.replace_variables = lambda new: setattr(stages, "variables", new)
     return stages

@@ -1,5 +1,7 @@
 """The programs of a model: other weights of the same shapes, and what they may be given."""
 
+import pickle
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ktn_jax.inference.stages import Stages
 from ktn_jax.modeling.detector import build_model, to_person_maps
 from ktn_jax.runtime.configuration import load_config
+from ktn_jax.runtime.program_store import ProgramStore
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
 SIZES = np.int32([[60, 90]])
@@ -65,6 +68,19 @@ def test_other_weights_compile_nothing(stages, variables, draw_variables, count_
     finally:
         stages.replace_variables(variables)
     _assert_equal(_run(stages)[0], before)
+
+
+def test_stored_programs_give_the_same_and_are_not_traced_again(
+    stages, variables, tmp_path, count_traces
+):
+    expected = _run(stages)
+    _assert_equal(_run(Stages(_config(), variables, ProgramStore(tmp_path))), expected)
+    again = Stages(_config(), variables, ProgramStore(tmp_path))
+    with count_traces() as traced:
+        _assert_equal(_run(pickle.loads(pickle.dumps(again))), expected)  # noqa: S301
+    assert not {"_apply_detect", "_apply_decode", "_apply_describe"} & set(traced), traced
+    other = Stages(_config("model.box_head.max_detections=2"), variables, ProgramStore(tmp_path))
+    assert other.detect(IMAGES, SIZES)[1].boxes.shape == (1, 2, 4)
 
 
 def test_weights_are_copied(stages, variables):
