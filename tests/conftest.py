@@ -1,5 +1,6 @@
 """Shared test set-up: CPU, four fake devices, strict rank promotion, reference data."""
 
+import contextlib
 import gc
 import importlib.metadata
 import importlib.util
@@ -25,6 +26,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 
 import jax
+import jax.monitoring
 import numpy as np
 import pytest
 
@@ -124,6 +126,30 @@ def bucket_server(monkeypatch):
 def write_clip():
     """Writes a short video whose frames are all different, see clips.py."""
     return _module_beside("clips").write_clip
+
+
+@pytest.fixture
+def count_traces():
+    """Makes a context in which a list gets an entry for all that JAX traces, to be compiled then.
+
+    Whether a compiled program is found in a cache on the disk makes no difference to it.
+    """
+
+    @contextlib.contextmanager
+    def count():
+        traced = []
+
+        def listen(event, *_, **details):
+            if event == "/jax/core/compile/jaxpr_trace_duration":
+                traced.append(details.get("fun_name"))
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            yield traced
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+
+    return count
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from ktn_jax.inference.folding import fold_norms, without_norms
 from ktn_jax.modeling.compute import Compute
 from ktn_jax.modeling.detector import Detector, build_model, size_multiple
-from ktn_jax.runtime import configuration, host_memory, jax_setup
+from ktn_jax.runtime import configuration, host_memory, jax_setup, program_store
 from ktn_jax.runtime.program_store import ProgramStore
 from ktn_jax.structures import (
     DensePoseOutputs,
@@ -42,14 +41,9 @@ Constants = tuple[tuple[Array | None, ...], Mapping[str, Array]]
 PEOPLE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 100)
 _AXIS = "data"
 
-# What the programs take and return besides dicts and tuples; it has no values that are not arrays.
-for _class in (Features, RoiFeatures, Detections, DensePoseOutputs, EmbeddingOutputs, PersonMaps):
-    export.register_pytree_node_serialization(
-        _class,
-        serialized_name=f"ktn_jax.{_class.__name__}",
-        serialize_auxdata=lambda _: b"",
-        deserialize_auxdata=lambda _: (),
-    )
+program_store.register(
+    Features, RoiFeatures, Detections, DensePoseOutputs, EmbeddingOutputs, PersonMaps
+)
 
 
 class Pyramid:

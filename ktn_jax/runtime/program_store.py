@@ -20,6 +20,8 @@ from ktn_jax.runtime import atomic_files, caches
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "ml_dtypes")
 _OPTIONS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion")
+_BUILT_IN = (dict, list, tuple, type(None))
+_registered: set[type] = set()  # JAX refuses to register a class twice
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _MAX_BYTES = 2**29  # of all files; the largest detector has 4 MB of programs for a size of photos
 
@@ -42,18 +44,21 @@ class ProgramStore:
             "device": [jax.default_backend(), jax.devices()[0].device_kind],
         }
 
-    def jit(self, program: Callable[..., Any], settings: Mapping[str, Any]) -> Callable[..., Any]:
+    def jit(
+        self, program: Callable[..., Any], settings: Mapping[str, Any], **options: Any
+    ) -> "StoredProgram":
         """Makes a jitted function that is traced once by all processes, for shapes of arguments.
 
         Args:
             program: of arrays, or containers of arrays, on one device. Classes among them are known
-                to `jax.export.register_pytree_node_serialization`.
+                by `register`.
             settings: what the program depends on besides its arguments; values of JSON.
+            **options: of `jax.jit`, such as donated arguments.
 
         Returns:
             The function. It may be called from several threads.
         """
-        return _StoredProgram(self, program, settings)
+        return StoredProgram(self, program, settings, options)
 
     def read_or_make(self, settings: Mapping[str, Any], make: Callable[[], bytes]) -> bytes:
         """Reads a text, or makes and keeps it.
@@ -80,17 +85,31 @@ class ProgramStore:
             pass  # a full disk, a folder of somebody else: the next process traces again
 
 
-class _StoredProgram:
-    """A function of `ProgramStore.jit`."""
+class StoredProgram:
+    """A jitted function that is traced once by all processes, see `ProgramStore.jit`."""
 
     def __init__(
-        self, store: ProgramStore, program: Callable[..., Any], settings: Mapping[str, Any]
+        self,
+        store: ProgramStore,
+        program: Callable[..., Any],
+        settings: Mapping[str, Any],
+        options: Mapping[str, Any],
     ):
-        self._store, self._settings = store, settings
-        self._program = jax.jit(program)
-        self._of_shapes: dict[Any, Callable[..., Any]] = {}
+        """Takes the arguments of `ProgramStore.jit`."""
+        self._store, self._settings, self._options = store, settings, options
+        self._program = jax.jit(program, **options)
+        self._of_shapes: dict[Any, jax.stages.Wrapped] = {}
 
     def __call__(self, *arguments: Any) -> Any:
+        """Calls the function."""
+        return self._of(arguments)(*arguments)
+
+    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+        """Lowers the function for arguments, or for shapes and types, as `jax.jit` does."""
+        return self._of(arguments).lower(*arguments)
+
+    def _of(self, arguments: tuple[Any, ...]) -> jax.stages.Wrapped:
+        """The function for arguments of some shapes."""
         leaves, tree = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         call = self._of_shapes.get((tree, shapes))
@@ -100,9 +119,44 @@ class _StoredProgram:
                 {**self._settings, "arguments": described},
                 lambda: bytes(export.export(self._program)(*arguments).serialize()),
             )
-            call = jax.jit(export.deserialize(bytearray(text)).call)
+            call = jax.jit(export.deserialize(bytearray(text)).call, **self._options)
             self._of_shapes[tree, shapes] = call
-        return call(*arguments)
+        return call
+
+
+def register(*classes: type) -> None:
+    """Makes classes known that stored programs take or return, beside dicts, lists and tuples.
+
+    Args:
+        *classes: named tuples, and `flax.struct` classes whose values are all arrays or trees.
+    """
+    for one in classes:
+        if one in _registered:
+            continue
+        name = f"{one.__module__}.{one.__qualname__}"
+        if issubclass(one, tuple):
+            export.register_namedtuple_serialization(one, serialized_name=name)
+        else:
+            export.register_pytree_node_serialization(
+                one,
+                serialized_name=name,
+                serialize_auxdata=lambda _: b"",
+                deserialize_auxdata=lambda _: (),
+            )
+        _registered.add(one)
+
+
+def classes_in(tree: Any) -> set[type]:
+    """The classes of containers in a tree that `register` must know."""
+    found: set[type] = set()
+    nodes: list[Any] = [jax.tree.structure(tree)]
+    while nodes:
+        node = nodes.pop()
+        nodes += node.children()
+        data = node.node_data()
+        if data is not None and data[0] not in _BUILT_IN:
+            found.add(data[0])
+    return found
 
 
 def _read(path: pathlib.Path) -> bytes | None:

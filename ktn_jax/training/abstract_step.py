@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def abstract_step(config: ConfigDict, mesh: Mesh, batch_spec: Mapping[str, Any])
 
     constants = (_abstract_tables(config), prepared.numbers)
     return AbstractStep(
-        prepared.take,
+        cast(jax.stages.Wrapped, prepared.take),  # nothing stores its text
         jax.tree.map(placed, prepared.shapes, prepared.shardings),
         {name: placed(rows, over) for name, rows in batch_spec.items()},
         jax.tree.map(lambda leaf: placed(leaf, same), constants),

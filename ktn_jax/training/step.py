@@ -13,6 +13,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ktn_jax.runtime import configuration, program_store
+from ktn_jax.runtime.program_store import ProgramStore, StoredProgram
 from ktn_jax.training.distributed import Batch, over_batch, replicated, state_shardings
 from ktn_jax.training.optimizer import (
     TRAINED,
@@ -28,6 +30,7 @@ from ktn_jax.training.state import TrainState, create_state
 Array = jax.Array
 Variables = Mapping[str, Any]
 # loss_fn(params, batch_stats, batch, key, *tables) -> (total, (losses by name, new batch_stats))
+Jit = Callable[..., jax.stages.Wrapped | StoredProgram]
 LossFn = Callable[..., tuple[Array, tuple[Mapping[str, Array], Mapping[str, Any]]]]
 
 
@@ -49,13 +52,17 @@ class PreparedStep:
     create: Callable[[Variables], TrainState]  # the state that variables begin with
     shapes: TrainState  # of a state
     shardings: TrainState  # of a state
-    take: jax.stages.Wrapped  # see `make_train_step`
+    take: jax.stages.Wrapped | StoredProgram  # see `make_train_step`
     numbers: Numbers  # arguments of `take`
     trained_bytes: int  # of the parameters that train
 
 
 def prepare_step(
-    config: ConfigDict, loss_fn: LossFn, abstract: Variables, mesh: Mesh
+    config: ConfigDict,
+    loss_fn: LossFn,
+    abstract: Variables,
+    mesh: Mesh,
+    programs: ProgramStore | None = None,
 ) -> PreparedStep:
     """Prepares the step of a configuration; nothing is compiled.
 
@@ -65,6 +72,8 @@ def prepare_step(
         loss_fn: what is minimised, over the global batch.
         abstract: shapes of the {"params", "batch_stats"} that train.
         mesh: the devices.
+        programs: where the traced step is kept for other processes. Then `loss_fn` depends on the
+            configuration alone. The step of several devices is not kept.
 
     Raises:
         ValueError: a value of the configuration that does not fit.
@@ -82,9 +91,13 @@ def prepare_step(
     def rule_of(numbers: Numbers, is_kept: Array) -> optax.GradientTransformation:
         return make_optimizer(config, params, batch_stats, numbers, is_kept)
 
-    take = make_train_step(
-        loss_fn, rule_of, functools.partial(make_schedule, config), labels, mesh, shardings
-    )
+    jit: Jit = jax.jit
+    if programs is not None and mesh.size == 1:
+        program_store.register(StepMetrics, *program_store.classes_in(shapes))
+        settings = {"program": "step", "config": configuration.as_json(config)}
+        jit = functools.partial(programs.jit, settings=settings)
+    schedule_of = functools.partial(make_schedule, config)
+    take = make_train_step(loss_fn, rule_of, schedule_of, labels, mesh, shardings, jit)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(labels), strict=True)
     trained = [leaf.size * leaf.dtype.itemsize for leaf, label in pairs if label == TRAINED]
     return PreparedStep(create, shapes, shardings, take, optimizer_numbers(config), sum(trained))
@@ -97,7 +110,8 @@ def make_train_step(
     labels: Any,
     mesh: Mesh,
     shardings: Any,
-) -> jax.stages.Wrapped:
+    jit: Jit = jax.jit,
+) -> jax.stages.Wrapped | StoredProgram:
     """Makes the jitted step of a run, compiled for each shape of batches.
 
     Args:
@@ -108,6 +122,7 @@ def make_train_step(
         labels: which parameters train; from `label_parameters`.
         mesh: the devices.
         shardings: of the state; from `state_shardings`.
+        jit: `jax.jit`, or `ProgramStore.jit` of some settings.
 
     Returns:
         step(state, batch, tables, numbers): the next state and the metrics. The old state's memory
@@ -151,7 +166,7 @@ def make_train_step(
         )
         return after, metrics
 
-    return jax.jit(
+    return jit(
         train_step,
         in_shardings=(shardings, over_batch(mesh), replicated(mesh), replicated(mesh)),
         out_shardings=(shardings, replicated(mesh)),

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from ktn_jax.checkpoints import run_folders
 from ktn_jax.checkpoints.runs import RunRecord
 from ktn_jax.runtime import configuration, host_memory
+from ktn_jax.runtime.program_store import ProgramStore
 from ktn_jax.training import distributed, profiling, workdirs
 from ktn_jax.training.distributed import Batch, HostBatch
 from ktn_jax.training.run_log import RunLog
@@ -106,6 +107,7 @@ class Trainer:
         tables: tuple[Any, ...] = (),
         from_step: int | None = None,
         verify: bool = True,
+        programs: ProgramStore | None = None,
     ):
         """Restores the last checkpoint in `workdir`, or makes the first state.
 
@@ -124,6 +126,7 @@ class Trainer:
             from_step: resume from the checkpoint of this step; those after it are moved to
                 WORKDIR/set_aside.
             verify: compare the checkpoint's files with their checksums before they are read.
+            programs: see `prepare_step`.
 
         Raises:
             CheckpointError: the checkpoint is damaged, of another model or not there.
@@ -135,7 +138,7 @@ class Trainer:
         self.mesh = distributed.make_mesh(config.training.num_devices)
         accumulate = config.training.accumulate
         distributed.check_batch_size(config.batch_size, self.mesh, accumulate)
-        prepared = prepare_step(config, loss_fn, abstract, self.mesh)
+        prepared = prepare_step(config, loss_fn, abstract, self.mesh, programs)
         shardings = prepared.shardings
         self._replicate = jax.jit(
             lambda tree: tree, out_shardings=distributed.replicated(self.mesh)

@@ -1,10 +1,7 @@
 """A small annotated dataset, a template to score it with, and weights of any model."""
 
-import contextlib
 import json
 
-import jax
-import jax.monitoring
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,27 +61,3 @@ def template_dir(tmp_path):
         origin="points",
     )
     return tmp_path / "template"
-
-
-@pytest.fixture
-def count_traces():
-    """Makes a context in which a list gets an entry for all that JAX traces, to be compiled then.
-
-    Whether a compiled program is found in a cache on the disk makes no difference to it.
-    """
-
-    @contextlib.contextmanager
-    def count():
-        traced = []
-
-        def listen(event, *_, **details):
-            if event == "/jax/core/compile/jaxpr_trace_duration":
-                traced.append(details.get("fun_name"))
-
-        jax.monitoring.register_event_duration_secs_listener(listen)
-        try:
-            yield traced
-        finally:
-            jax.monitoring.unregister_event_duration_listener(listen)
-
-    return count

@@ -1,5 +1,8 @@
 """Programs that are traced once: what finds them again, and what must not."""
 
+import typing
+
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,3 +109,37 @@ def test_what_was_not_used_for_longest_is_removed(tmp_path, monkeypatch):
     assert not text("a")
     text("d")  # b was used before a
     assert [name for name in "acdb" if text(name)] == ["b"]
+
+
+@flax.struct.dataclass
+class _State:
+    value: jax.Array
+    count: jax.Array
+
+
+class _Pair(typing.NamedTuple):
+    state: _State
+    more: dict[str, jax.Array]
+
+
+def test_options_and_containers_are_those_of_jit(tmp_path):
+    program_store.register(*program_store.classes_in(_Pair(_State(1, 2), {"x": [3, None]})))
+
+    def step(pair, change):
+        state = _State(pair.state.value + change, pair.state.count + 1)
+        return _Pair(state, {"x": pair.more["x"] * 2})
+
+    for _ in range(2):
+        take = ProgramStore(tmp_path).jit(step, {"program": "step"}, donate_argnums=0)
+        pair = _Pair(_State(jnp.zeros(1000), jnp.zeros((), jnp.int32)), {"x": jnp.ones(2)})
+        compiled = take.lower(pair, 2.0 * jnp.ones(())).compile()
+        after = compiled(pair, 2.0 * jnp.ones(()))
+        assert pair.state.value.is_deleted()
+        assert isinstance(after, _Pair) and isinstance(after.state, _State)
+        assert after.state.value.sum() == 2000 and after.state.count == 1
+        assert after.more["x"].tolist() == [2.0, 2.0]
+
+
+def test_the_classes_in_a_tree():
+    tree = {"a": [_Pair(_State(1, (2, None)), {}), 3]}
+    assert program_store.classes_in(tree) == {_Pair, _State}

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from ktn_jax.runtime.program_store import ProgramStore
 from ktn_jax.training import distributed, step
 
 
@@ -65,16 +66,38 @@ def test_the_old_state_is_given_up(stand_in, ready):
     assert old.params["backbone"]["conv"]["kernel"].is_deleted()
 
 
-@pytest.mark.parametrize("name", ["sgd", "nesterov"])
-def test_parameters_and_momentum_are_replaced_in_place(stand_in, name):
+@pytest.mark.parametrize("is_nesterov", [False, True])
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_parameters_and_momentum_are_replaced_in_place(stand_in, tmp_path, is_nesterov, is_stored):
     """XLA copies what two operations read and replace: that would be all of both."""
-    config = stand_in.make_config(**{"optimizer.nesterov": name == "nesterov"})
+    config = stand_in.make_config(**{"optimizer.nesterov": is_nesterov})
     abstract, mesh = jax.eval_shape(stand_in.initialise), distributed.make_mesh(1)
-    prepared = step.prepare_step(config, stand_in.loss_fn, abstract, mesh)
+    programs = ProgramStore(tmp_path) if is_stored else None
+    prepared = step.prepare_step(config, stand_in.loss_fn, abstract, mesh, programs)
     arguments = (prepared.shapes, stand_in.make_batch(0), (), prepared.numbers)
     program = prepared.take.lower(*arguments).compile()
     copied = re.findall(r"= f32\[\d\S* copy\(%(state_\w+)", program.as_text())
     assert not [text for text in copied if "params" in text or "trace" in text]
+
+
+def test_a_stored_step_is_the_same(stand_in, tmp_path, count_traces):
+    """On one device a later process finds it traced; another configuration has another."""
+
+    def train(workdir, programs, **changes):
+        config = stand_in.make_config(total_steps=3, **{"optimizer.ema_decay": 0.9}, **changes)
+        with count_traces() as traced:
+            outcome = stand_in.train(config, tmp_path / workdir, programs=programs)
+        return jax.device_get(outcome.state), "train_step" in traced
+
+    expected, is_traced = train("own", None)
+    assert is_traced
+    for number in range(2):
+        state, is_traced = train(f"stored{number}", ProgramStore(tmp_path / "programs"))
+        for left, right in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-7)
+        assert is_traced == (number == 0)
+    state, _ = train("resumed", ProgramStore(tmp_path / "programs"), **{"optimizer.nesterov": True})
+    assert not same(state.params, expected.params)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
