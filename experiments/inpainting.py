@@ -5,11 +5,13 @@
 
 Distillation by in-painting is the other claim of the first DensePose paper (Gueler et al., CVPR
 2018): a network that is trained on the few points that people annotated fills in the rest, and a
-student learns better from both. Here the rest is known exactly. In each seed a teacher learns from
-the points (at most 14 a part) and part masks of a few rendered people, labels them and people that
-it never saw, and three students with the same start and order of images learn from the points
-alone, from the points and what the teacher filled in, and from the points and the dense truth, the
-upper bound. The same command resumes a stopped study, run by run.
+student learns better from both. Here the rest is known exactly. In each seed one teacher learns
+from the points (at most 14 a part) and part masks of rendered people, and labels them and people
+whom it never saw: this measures what is filled in. Another learns from the few pictures whose
+people have points, and labels those of all pictures, of whom it knows part masks. Three students
+with the same start and order of images learn from the points alone, from the points and what that
+teacher filled in, and from the points and the dense truth, the upper bound. The same command
+resumes a stopped study, run by run.
 """
 
 import dataclasses
@@ -27,11 +29,13 @@ from inpainting_truth import (
     by_distance,
     measure,
     write_dense_truth,
+    write_points_of_few,
     write_symmetry,
 )
 from studies import FOUND, TRUE_BOXES
 
 from ktn_jax.data_pipelines.loading.configured import make_scene
+from ktn_jax.data_pipelines.synthetic.dataset_files import ANNOTATION_FILE
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
 from ktn_jax.evaluation import template_files
 from ktn_jax.runtime import atomic_files, configuration
@@ -52,10 +56,13 @@ class Size:
     Attributes:
         teacher: configuration of the teacher.
         student: configuration of the students.
-        teacher_steps: of the teacher.
+        teacher_steps: of the teacher that is measured.
+        few_teacher_steps: of the one that labels for students.
         steps: of each student.
         seeds: how many of each.
         num_images: that teacher and students learn from.
+        num_with_points: of these, how many show people with points to the students and their
+            teacher. Of the others boxes, keypoints and part masks are known.
         num_test_images: of other people.
         scene: changes of both configurations, which say what the images show.
         teacher_changes: of the teacher's configuration.
@@ -66,9 +73,11 @@ class Size:
     teacher: str
     student: str
     teacher_steps: int
+    few_teacher_steps: int
     steps: int
     seeds: int
     num_images: int
+    num_with_points: int
     num_test_images: int
     scene: tuple[str, ...]
     teacher_changes: tuple[str, ...] = ()
@@ -95,9 +104,11 @@ SIZES = {
         "configs/teacher.py:tiny",
         "configs/ktn.py:tiny",
         teacher_steps=2,
+        few_teacher_steps=2,
         steps=2,
         seeds=1,
         num_images=4,
+        num_with_points=2,
         num_test_images=3,
         scene=("data.synthetic.preset=frontal", "data.synthetic.image_size_hw=(96, 96)"),
         changes=(*_PLAIN, "data.max_people=2", "test.short_side=128"),
@@ -107,9 +118,11 @@ SIZES = {
         "configs/teacher.py:demo",
         "configs/ktn.py:demo",
         teacher_steps=2500,
+        few_teacher_steps=1200,
         steps=1200,
         seeds=3,
         num_images=400,
+        num_with_points=60,
         num_test_images=150,
         scene=_FRONTAL,
         teacher_changes=(
@@ -131,9 +144,11 @@ SIZES = {
         "configs/teacher.py:demo",
         "configs/ktn.py:demo_gpu",
         teacher_steps=8000,
+        few_teacher_steps=4000,
         steps=4000,
         seeds=3,
         num_images=1500,
+        num_with_points=200,
         num_test_images=400,
         scene=_BUSY,
         teacher_changes=("batch_size=32", "data.workers=8"),
@@ -166,62 +181,78 @@ class Seed:
 
     def labelled(self, student: str) -> pathlib.Path:
         """The annotation file that a student learns from."""
-        if student == STUDENTS[0]:
-            return self.people(is_held_out=False).annotations
-        name = "inpainted" if student == STUDENTS[1] else "truth"
-        return self.folder(name) / "annotations.json"
+        names = dict(zip(STUDENTS, ("few_points", "few_inpainted", "few_truth"), strict=True))
+        return self.folder(names[student]) / ANNOTATION_FILE
 
-    def labelled_held_out(self) -> pathlib.Path:
-        """Held-out people as the teacher labels them."""
-        return self.folder("inpainted") / "test_people.json"
+    def filled_in(self, is_held_out: bool) -> pathlib.Path:
+        """People as the teacher that is measured labels them."""
+        name = "test_people.json" if is_held_out else ANNOTATION_FILE
+        return self.folder("inpainted") / name
 
     def teacher(self) -> studies.Run:
-        """Trains the teacher, and labels with it those it learnt from and others."""
-        size, folder = self.size, self.folder("teacher")
+        """Trains the teacher that is measured, which labels those it learnt from and others."""
+        size, sets = self.size, [self.people(is_held_out) for is_held_out in (False, True)]
+        labelled = {people.annotations: self.filled_in(people is sets[1]) for people in sets}
+        learnt = sets[0].annotations
+        return self._teacher("teacher", size.teacher_steps, learnt, labelled)
+
+    def teacher_of_few(self) -> studies.Run:
+        """Trains the teacher whose labels a student learns from."""
+        points, filled_in = (self.labelled(name) for name in STUDENTS[:2])
+        steps = self.size.few_teacher_steps
+        return self._teacher("few_teacher", steps, points, {points: filled_in})
+
+    def _teacher(
+        self,
+        name: str,
+        steps: int,
+        learnt: pathlib.Path,
+        labelled: Mapping[pathlib.Path, pathlib.Path],
+    ) -> studies.Run:
+        """Trains a teacher on an annotation file; it labels some files into others."""
+        size, folder = self.size, self.folder(name)
         own = {
             "seed": self.number,
-            "total_steps": size.teacher_steps,
-            "checkpoint_every": max(size.teacher_steps // 4, 1),
+            "total_steps": steps,
+            "checkpoint_every": max(steps // 4, 1),
             "data.symmetry": str(self.output / SYMMETRY_FILE),
         }
-        learnt, others = (self.people(is_held_out) for is_held_out in (False, True))
-        files = studies.people_changes(learnt.folder)
+        files = studies.data_changes(learnt, self.people(is_held_out=False).images)
         changes = (*size.teacher_changes, *files, *_as_changes(own))
         weights = folder / "training"
-        self.folder("inpainted").mkdir(parents=True, exist_ok=True)
-
-        def inpaint(people: RenderedSet, output: pathlib.Path) -> studies.Words:
-            paths = {"weights": weights, "annotations": people.annotations, "images": people.images}
-            words = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-            model = studies.model_words(size.teacher, changes)
-            points = ["--output", str(output), "--points", str(POINTS), "--quiet"]
-            return ("data", "inpaint", *model, *words, *points)
-
-        return studies.Run(
-            folder,
-            {
-                "train": studies.train_words(size.teacher, changes, weights),
-                "inpaint": inpaint(learnt, self.labelled(STUDENTS[1])),
-                "inpaint_held_out": inpaint(others, self.labelled_held_out()),
-            },
-        )
+        commands = {"train": studies.train_words(size.teacher, changes, weights)}
+        for source, output in labelled.items():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            is_held_out = source == self.people(is_held_out=True).annotations
+            words = {
+                "weights": weights,
+                "annotations": source,
+                "images": self.people(is_held_out).images,
+                "output": output,
+                "points": POINTS,
+            }
+            step = "inpaint_held_out" if is_held_out else "inpaint"
+            commands[step] = (
+                *("data", "inpaint", *studies.model_words(size.teacher, changes)),
+                *(word for key, value in words.items() for word in (f"--{key}", str(value))),
+                "--quiet",
+            )
+        return studies.Run(folder, commands)
 
     def student(self, name: str) -> studies.Run:
         """Trains and scores a student."""
         size, number = self.size, STUDENTS.index(name)
-        folder = self.folder(f"student{number}")
+        folder = self.folder(f"few_student{number}")
         own = {
             "seed": self.number,
             "total_steps": size.steps,
             "checkpoint_every": max(size.steps // 4, 1),
-            "data.source": "densepose_coco",
-            "data.annotations": (str(self.labelled(name)),),
-            "data.images": (str(self.people(is_held_out=False).images),),
             "data.dense_points": size.dense_points if number else 0,
             # As many points again as the annotator's would else make U and V count twice as much.
             "loss.dense_weight": 0.5,
         }
-        changes = (*size.scene, *size.changes, *_as_changes(own))
+        files = studies.data_changes(self.labelled(name), self.people(is_held_out=False).images)
+        changes = (*size.scene, *size.changes, *files, *_as_changes(own))
         weights = folder / "training"
         held_out = self.people(is_held_out=True).folder
         train = studies.train_words(size.student, changes, weights)
@@ -241,24 +272,31 @@ def _as_changes(values: Mapping[str, Any]) -> list[str]:
 
 
 def prepare(seed: Seed, jobs: int) -> None:
-    """Renders the people of a seed, and writes their dense truth."""
+    """Renders the people of a seed, takes the points of most, and writes their dense truth."""
     for is_held_out in (False, True):
         people = seed.people(is_held_out)
         studies.render_people(people.folder, people.num_images, people.seed, people.scene, jobs)
-    write_dense_truth(seed.people(is_held_out=False), seed.labelled(STUDENTS[2]), POINTS)
+    points, _, truth = (seed.labelled(name) for name in STUDENTS)
+    people = seed.people(is_held_out=False)
+    write_points_of_few(people, points, seed.size.num_with_points)
+    write_dense_truth(people, points, truth, POINTS)
 
 
-def measure_teacher(seed: Seed) -> dict[str, Any]:
-    """The errors of what the teacher filled in; measured once."""
-    path = seed.folder("inpainted") / ERRORS_FILE
+def measure_teachers(seed: Seed) -> dict[str, Any]:
+    """The errors of what the teachers filled in; measured once."""
+    path = seed.folder("few_inpainted") / ERRORS_FILE
     if not path.is_file():
         template = seed.output / "template"
-        held_out = measure(seed.people(is_held_out=True), seed.labelled_held_out(), template)
-        learnt = measure(seed.people(is_held_out=False), seed.labelled(STUDENTS[1]), template)
+        others, learnt = (
+            measure(seed.people(is_held_out), seed.filled_in(is_held_out), template)
+            for is_held_out in (True, False)
+        )
+        of_few = measure(seed.people(is_held_out=False), seed.labelled(STUDENTS[1]), template)
         content = {
-            "held out": _summaries(by_distance(held_out)),
+            "held out": _summaries(by_distance(others)),
             "learnt from": _summaries(by_distance(learnt)),
-            "confidence": _summaries(by_confidence(held_out, CONFIDENCES)),
+            "confidence": _summaries(by_confidence(others, CONFIDENCES)),
+            "of few": _summaries(by_distance(of_few)),
         }
         with atomic_files.replacing(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1))
@@ -334,7 +372,7 @@ def gain_table(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 def report(output: pathlib.Path, seeds: Sequence[Seed], runs: Sequence[studies.Run]) -> None:
     """Writes the page and the picture."""
-    measured = [measure_teacher(seed) for seed in seeds]
+    measured = [measure_teachers(seed) for seed in seeds]
     scores: dict[str, list[Any]] = {
         name: [seed.scores(name) for seed in seeds] for name in STUDENTS
     }
@@ -346,22 +384,27 @@ def report(output: pathlib.Path, seeds: Sequence[Seed], runs: Sequence[studies.R
     }
     panels["% on the right patch"] = {
         kind: [seed[kind]["all"]["right"] for seed in measured]
-        for kind in ("learnt from", "held out")
+        for kind in ("learnt from", "held out", "of few")
     }
     study_results.draw_bars(panels, output / "inpainting.png")
     size = seeds[0].size
     blocks = [
-        f"{size.num_images} images of rendered people; the teacher ({size.teacher}, "
-        f"{size.teacher_steps} steps) sees their points, at most 14 a part, and part masks. The "
-        f"students ({size.student} without MID and KTM, {size.steps} steps) are scored on "
-        f"{size.num_test_images} images of other people. Mean ± standard deviation over "
-        f"{len(seeds)} seeds; the gain is that over the first student of the same seed, with its "
-        "90 % bootstrap interval.",
+        f"Students ({size.student} without MID and KTM, {size.steps} steps) learn from "
+        f"{size.num_images} images of rendered people, of whom those of {size.num_with_points} "
+        "images have points, at most 14 a part, and the others part masks. Their teacher "
+        f"({size.teacher}, {size.few_teacher_steps} steps) sees these points and labels all. They "
+        f"are scored on {size.num_test_images} images of other people. Mean ± standard deviation "
+        f"over {len(seeds)} seeds; the gain is that over the first student of the same seed, with "
+        "its 90 % bootstrap interval.",
         score_table(scores),
         gain_table(scores),
         "![Scores and shares](inpainting.png)",
-        "What the teacher fills in for people whom it never saw, by the distance of a pixel to the "
-        "nearest point of their annotation (which the teacher does not see):",
+        "What their teacher fills in, by the distance of a pixel to the nearest point that it "
+        "knows:",
+        error_table(measured, "of few", "nearest point"),
+        f"A teacher of {size.teacher_steps} steps that sees the points of all images: what it "
+        "fills in for people whom it never saw, by the distance of a pixel to the nearest point of "
+        "their annotation (which it does not see):",
         error_table(measured, "held out", "nearest point"),
         "For the people whose points it learnt from:",
         error_table(measured, "learnt from", "nearest point"),
@@ -382,7 +425,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_symmetry(output / SYMMETRY_FILE)
         for seed in seeds:
             prepare(seed, arguments.jobs)
-        teachers = [seed.teacher() for seed in seeds]
+        teachers = [run for seed in seeds for run in (seed.teacher(), seed.teacher_of_few())]
         studies.run_all(teachers, arguments.jobs)
         students = [seed.student(name) for seed in seeds for name in STUDENTS]
         studies.run_all(students, arguments.jobs)

@@ -12,6 +12,7 @@ import scipy.io
 from ktn_jax.body.parts import PART_GRID
 from ktn_jax.body.procedural import assembly
 from ktn_jax.data_pipelines.coco.annotations import PersonRecord, parse_person
+from ktn_jax.data_pipelines.coco.densepose_checks import DENSEPOSE_POINT_KEYS, VERTEX_KEYS
 from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.data_pipelines.synthetic.source import SyntheticSource
@@ -86,20 +87,48 @@ def write_symmetry(path: pathlib.Path) -> None:
         scipy.io.savemat(file, cells)
 
 
-def write_dense_truth(people: RenderedSet, output: pathlib.Path, points: int) -> None:
+def write_points_of_few(people: RenderedSet, output: pathlib.Path, num_images: int) -> None:
+    """Writes an annotation file in which the people of the first images alone have points.
+
+    The others keep part masks, and a point in the corner of their box, which is beside the body:
+    the format has no masks without points.
+
+    Args:
+        people: the set.
+        output: the new file; what is there already is left as it is.
+        num_images: whose people keep their points.
+    """
+    if output.exists():
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    raw = json.loads(people.annotations.read_bytes())
+    kept = {image["id"] for image in raw["images"][:num_images]}
+    for record in raw["annotations"]:
+        if record["image_id"] not in kept and record.get("dp_masks"):
+            record |= {key: [0] for key in DENSEPOSE_POINT_KEYS}
+            for key in VERTEX_KEYS:
+                record.pop(key, None)
+    with atomic_files.replacing(output) as temporary:
+        temporary.write_text(json.dumps(raw, separators=(",", ":")))
+
+
+def write_dense_truth(
+    people: RenderedSet, annotations: pathlib.Path, output: pathlib.Path, points: int
+) -> None:
     """Writes the annotation file as `ktn data inpaint` would with a teacher that is always right.
 
     Args:
         people: the set.
+        annotations: what is known of them.
         output: the new file; what is there already is left as it is.
         points: of a person.
     """
     if output.exists():
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    request = InpaintRequest(people.annotations, people.images, output, points)
+    request = InpaintRequest(annotations, people.images, output, points)
     request.pictures.mkdir(exist_ok=True)
-    raw = json.loads(people.annotations.read_bytes())
+    raw = json.loads(annotations.read_bytes())
     of_id = {record["id"]: record for record in raw["annotations"]}
     for annotation_id, labels in people.truths():
         person = parse_person(of_id[annotation_id])

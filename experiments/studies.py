@@ -106,10 +106,15 @@ def chosen_size(sizes: Mapping[str, Any], arguments: argparse.Namespace) -> Any:
 
 def people_changes(people: pathlib.Path) -> tuple[str, ...]:
     """Changes of a configuration, to train on the folder that `render_people` made."""
+    return data_changes(people / dataset_files.ANNOTATION_FILE, people / dataset_files.IMAGE_FOLDER)
+
+
+def data_changes(annotations: pathlib.Path, images: pathlib.Path) -> tuple[str, ...]:
+    """Changes of a configuration, to train on an annotation file and its images."""
     return (
         "data.source=densepose_coco",
-        f"data.annotations={(str(people / dataset_files.ANNOTATION_FILE),)!r}",
-        f"data.images={(str(people / dataset_files.IMAGE_FOLDER),)!r}",
+        f"data.annotations={(str(annotations),)!r}",
+        f"data.images={(str(images),)!r}",
     )
 
 

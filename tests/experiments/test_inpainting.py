@@ -13,6 +13,7 @@ from ktn_jax.body.loading import load_uv_symmetry
 from ktn_jax.body.procedural import assembly
 from ktn_jax.body.symmetry import mirror_by_tables
 from ktn_jax.data_pipelines.coco import checks
+from ktn_jax.data_pipelines.coco.annotations import parse_dataset
 from ktn_jax.data_pipelines.synthetic.scene import EASY
 from ktn_jax.evaluation import template_files
 from ktn_jax.results.iuv_pictures import quantise, read_labels, write_labels
@@ -25,7 +26,7 @@ def truth(tmp_path_factory):
     people = RenderedSet(folder / "people", 2, 5, EASY)
     studies.render_people(people.folder, people.num_images, people.seed, people.scene)
     output = folder / "truth" / "annotations.json"
-    inpainting_truth.write_dense_truth(people, output, 150)
+    inpainting_truth.write_dense_truth(people, people.annotations, output, 150)
     template_files.ensure_own_template(folder / "template")
     return people, output, folder / "template"
 
@@ -44,6 +45,31 @@ def test_the_truth_has_no_errors_but_levels(truth):
     )
     # Annotated points are dense enough that no pixel of these people is far from all.
     assert len(classes["0 to 2 px"].is_right) > 0 and measured.to_point.max() < 60
+
+
+def test_few_have_points_and_everybody_part_masks(truth, tmp_path):
+    people, _, _ = truth
+    path = tmp_path / "few" / "annotations.json"
+    inpainting_truth.write_points_of_few(people, path, 1)
+    assert checks.check_file(path, people.images).ok
+    before, after = (
+        {
+            person.annotation_id: person
+            for image in parse_dataset(file).images
+            for person in image.people
+        }
+        for file in (people.annotations, path)
+    )
+    first = {person.annotation_id for person in parse_dataset(path).images[0].people}
+    assert 0 < len(first) < len(after) == len(before)
+    for number, person in after.items():
+        whole = before[number].densepose
+        if whole is None:
+            continue
+        np.testing.assert_array_equal(person.densepose.part_mask, whole.part_mask)
+        assert person.densepose.is_on_surface == (number in first and whole.is_on_surface)
+        if number in first:
+            np.testing.assert_array_equal(person.densepose.u, whole.u)
 
 
 def test_the_mirror_of_the_rendered_body_is_read_back(tmp_path):
