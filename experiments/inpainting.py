@@ -20,6 +20,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import inpainting_tables
 import studies
 import study_results
 from inpainting_truth import (
@@ -41,8 +42,6 @@ from ktn_jax.evaluation import template_files
 from ktn_jax.runtime import atomic_files, configuration
 
 STUDENTS = ("sparse points", "+ in-painted", "+ dense truth")
-SCORES = (("GPSm", "AP"), ("GPSm", "AP50"), ("GPS", "AP"), ("bbox", "AP"))
-NEAR_CM = 10
 CONFIDENCES = (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)
 ERRORS_FILE = "errors.json"
 SYMMETRY_FILE = "UV_symmetry_transforms.mat"  # of the rendered body
@@ -308,68 +307,6 @@ def _summaries(classes: Sequence[tuple[str, Errors]]) -> dict[str, Any]:
     return {name: errors.summary() for name, errors in classes}
 
 
-def error_table(measured: Sequence[Mapping[str, Any]], kind: str, head: str) -> str:
-    """Errors of what was filled in by class; mean ± standard deviation over the seeds."""
-    columns = {"right": 1, "uv": 3, "mean_cm": 1, "median_cm": 1}
-    rows = []
-    for name in measured[0][kind]:
-        values = [seed[kind][name] for seed in measured]
-        share = [
-            100 * row["cells"] / _all_cells(seed[kind]) if row["cells"] else None
-            for row, seed in zip(values, measured, strict=True)
-        ]
-        cells = [
-            study_results.format_mean([row[key] for row in values], digits)
-            for key, digits in columns.items()
-        ]
-        rows.append([name, study_results.format_mean(share, 0), *cells])
-    heads = [head, "% of the cells", "% on the right patch", "median UV error"]
-    return study_results.markdown_table([*heads, "mean cm", "median cm"], rows)
-
-
-def _all_cells(classes: Mapping[str, Any]) -> int:
-    if "all" in classes:
-        return int(classes["all"]["cells"])
-    return sum(row["cells"] or 0 for row in classes.values())
-
-
-def score_table(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Scores of the students in the boxes that they find and in the true ones."""
-    heads = ["student", *(f"{measure} {column}" for measure, column in SCORES)]
-    heads += ["true boxes: GPSm AP", "mean cm of points", f"% within {NEAR_CM} cm"]
-    rows = []
-    for name, runs in scores.items():
-        cells = [
-            study_results.format_mean([run[FOUND][measure].get(column) for run in runs])
-            for measure, column in SCORES
-        ]
-        true = [run[TRUE_BOXES] for run in runs]
-        cells.append(study_results.format_mean([run["GPSm"]["AP"] for run in true]))
-        for key in ("mean_cm", f"within_{NEAR_CM}cm_percent"):
-            points = [run["patches"]["all"][key] if "patches" in run else None for run in true]
-            cells.append(study_results.format_mean(points))
-        rows.append([name, *cells])
-    return study_results.markdown_table(heads, rows)
-
-
-def gain_table(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """What each student gains in GPSm AP over the points alone, seed by seed."""
-    rows = []
-    for name in STUDENTS[1:]:
-        cells = []
-        for step in (FOUND, TRUE_BOXES):
-            values, base = (
-                [run[step]["GPSm"]["AP"] for run in scores[student]]
-                for student in (name, STUDENTS[0])
-            )
-            gains = study_results.paired_gains(values, base)
-            cells.append(study_results.format_gain(gains))
-            cells.append(", ".join(f"{value:+.1f}" for value in gains))
-        rows.append([name, *cells])
-    heads = ["student", "gain in GPSm AP", "of each seed", "in true boxes", "of each seed"]
-    return study_results.markdown_table(heads, rows)
-
-
 def report(output: pathlib.Path, seeds: Sequence[Seed], runs: Sequence[studies.Run]) -> None:
     """Writes the page and the picture."""
     measured = [measure_teachers(seed) for seed in seeds]
@@ -396,20 +333,20 @@ def report(output: pathlib.Path, seeds: Sequence[Seed], runs: Sequence[studies.R
         f"are scored on {size.num_test_images} images of other people. Mean ± standard deviation "
         f"over {len(seeds)} seeds; the gain is that over the first student of the same seed, with "
         "its 90 % bootstrap interval.",
-        score_table(scores),
-        gain_table(scores),
+        inpainting_tables.score_table(scores),
+        inpainting_tables.gain_table(scores),
         "![Scores and shares](inpainting.png)",
         "What their teacher fills in, by the distance of a pixel to the nearest point that it "
         "knows:",
-        error_table(measured, "of few", "nearest point"),
+        inpainting_tables.error_table(measured, "of few", "nearest point"),
         f"A teacher of {size.teacher_steps} steps that sees the points of all images: what it "
         "fills in for people whom it never saw, by the distance of a pixel to the nearest point of "
         "their annotation (which it does not see):",
-        error_table(measured, "held out", "nearest point"),
+        inpainting_tables.error_table(measured, "held out", "nearest point"),
         "For the people whose points it learnt from:",
-        error_table(measured, "learnt from", "nearest point"),
+        inpainting_tables.error_table(measured, "learnt from", "nearest point"),
         "For people whom it never saw, by its confidence:",
-        error_table(measured, "confidence", "confidence"),
+        inpainting_tables.error_table(measured, "confidence", "confidence"),
     ]
     study_results.write_page(output, "In-painting what was not annotated", blocks, runs)
 

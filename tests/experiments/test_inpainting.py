@@ -3,6 +3,7 @@
 import json
 
 import inpainting
+import inpainting_tables
 import inpainting_truth
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_tables_say_what_the_runs_say():
         confidence=np.ones(4),
     )
     kinds = {"held out": {n: e.summary() for n, e in inpainting_truth.by_distance(errors)}}
-    lines = inpainting.error_table([kinds], "held out", "nearest point").splitlines()
+    lines = inpainting_tables.error_table([kinds], "held out", "nearest point").splitlines()
     assert lines[-1] == "| all | 100 | 75.0 | 0.200 | 2.5 | 2.5 |"
     assert lines[3] == "| 2 to 4 px | 50 | 50.0 | 0.200 | – | – |"
     assert lines[4] == "| 4 to 8 px | – | – | – | – | – |"
@@ -131,10 +132,10 @@ def test_tables_say_what_the_runs_say():
         name: [run(value) for value in values]
         for name, values in zip(inpainting.STUDENTS, ([10, 20], [11, 23], [15, 26]), strict=True)
     }
-    line = inpainting.score_table(runs).splitlines()[2]
+    line = inpainting_tables.score_table(runs).splitlines()[2]
     means = "15.0 ± 7.1 | 50.0 ± 0.0 | 15.0 ± 7.1 | 15.0 ± 7.1"
     assert line == f"| sparse points | {means} | 30.0 ± 14.1 | 9.0 ± 0.0 | 7.5 ± 3.5 |"
-    line = inpainting.gain_table(runs).splitlines()[2]
+    line = inpainting_tables.gain_table(runs).splitlines()[2]
     true = "+4.0 [+2.3, +5.7] | +2.0, +6.0"
     assert line == f"| + in-painted | +2.0 [+1.1, +2.8] | +1.0, +3.0 | {true} |"
 
