@@ -4,6 +4,7 @@ JAX finds a compiled program by the program's text, which every process makes an
 detector takes a CPU as long as running it. Here the text is found by what it depends on.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -76,13 +77,12 @@ class ProgramStore:
         return text
 
     def _write(self, path: pathlib.Path, text: bytes) -> None:
-        try:
+        # A full disk, a folder of somebody else: the next process traces again.
+        with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_files.replacing(path) as temporary:
                 temporary.write_bytes(hashlib.sha256(text).digest() + text)
             _remove_oldest(path.parent)
-        except OSError:
-            pass  # a full disk, a folder of somebody else: the next process traces again
 
 
 class StoredProgram:
@@ -163,9 +163,10 @@ def _read(path: pathlib.Path) -> bytes | None:
     """The text in a file; None if there is none, or it is damaged."""
     try:
         content = path.read_bytes()
-        os.utime(path)
     except OSError:
         return None
+    with contextlib.suppress(OSError):  # a folder of somebody else
+        os.utime(path)
     checksum, text = content[:_CHECKSUM_BYTES], content[_CHECKSUM_BYTES:]
     return text if hashlib.sha256(text).digest() == checksum else None
 

@@ -89,6 +89,16 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path):
         assert is_traced and outputs.tolist() == [2.0, 3.0]
 
 
+def test_a_folder_of_somebody_else_is_read(tmp_path, monkeypatch):
+    _run(tmp_path)
+
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(program_store.os, "utime", refuse)
+    assert not _run(tmp_path)[1]
+
+
 def test_what_was_not_used_for_longest_is_removed(tmp_path, monkeypatch):
     store = ProgramStore(tmp_path)
 
