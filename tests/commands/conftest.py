@@ -14,7 +14,7 @@ def use_predictor(monkeypatch):
     def use(stand_in):
         monkeypatch.setattr(jax_setup, "prepare", lambda: None)
         monkeypatch.setattr(weights, "initialise", lambda config, seed: {})
-        monkeypatch.setattr(stages, "Stages", lambda config, variables: config)
+        monkeypatch.setattr(stages, "Stages", lambda config, variables, programs: config)
         monkeypatch.setattr(predictor, "Predictor", stand_in)
 
     return use

@@ -20,7 +20,12 @@ PREPARE = "from ktn_jax.runtime import jax_setup; jax_setup.prepare()\n"
 
 def _run(code, cache_home, **environment):
     """Cache folder, least compile time and compiler flags of a process that ran some code."""
-    names = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "XLA_FLAGS")
+    names = (
+        "KTN_CACHE",
+        "JAX_COMPILATION_CACHE_DIR",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+        "XLA_FLAGS",
+    )
     inherited = {k: v for k, v in os.environ.items() if k not in names}
     output = subprocess.run(
         [sys.executable, "-c", code + REPORT],
