@@ -39,7 +39,7 @@ from ablation_runs import (
     render,
     surface_run,
 )
-from studies import FOUND, TRUE_BOXES
+from study_commands import FOUND, TRUE_BOXES
 from study_results import (
     draw_curves,
     format_gain,

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 import studies
+import study_commands
 
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
 from ktn_jax.data_pipelines.synthetic.scene import LARGE
@@ -139,7 +140,7 @@ def settings(size: Size, people: pathlib.Path, seed: int) -> tuple[str, ...]:
         *size.changes,
         *test_settings(size),
         f"seed={seed}",
-        *studies.people_changes(people),
+        *study_commands.people_changes(people),
         "data.max_people=2",
         f"data.short_sides=({side},)",
         f"data.max_long_side={side}",
@@ -168,7 +169,9 @@ def pretraining(size: Size, output: pathlib.Path, seed: int, with_mid: bool) -> 
         *(() if with_mid else NO_MID),
     )
     config = f"keypoint_mid:{size.variant}"
-    return studies.Run(folder, {"train": studies.train_words(config, changes, folder / "training")})
+    return studies.Run(
+        folder, {"train": study_commands.train_words(config, changes, folder / "training")}
+    )
 
 
 def surface_run(
@@ -188,8 +191,8 @@ def surface_run(
         *changes,
     )
     model = (*test_settings(size), *(c for c in changes if c.startswith("model.")))
-    train = studies.train_words(config, trained, folder / "training", start / "training")
-    scored = studies.eval_commands(
+    train = study_commands.train_words(config, trained, folder / "training", start / "training")
+    scored = study_commands.eval_commands(
         config,
         model,
         weights=folder / "training",

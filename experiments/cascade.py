@@ -18,8 +18,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import studies
+import study_commands
 import study_results
-from studies import FOUND, TRUE_BOXES, Run
+from studies import Run
+from study_commands import FOUND, TRUE_BOXES
 from study_results import Scores
 
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
@@ -121,12 +123,12 @@ def _make_run(size: Size, output: pathlib.Path, model: str, seed: int) -> Run:
     changes = (
         *size.changes,
         *models[model],
-        *studies.people_changes(people),
+        *study_commands.people_changes(people),
         f"total_steps={size.steps}",
         f"seed={seed}",
     )
     workdir = folder / "training"
-    scored = studies.eval_commands(
+    scored = study_commands.eval_commands(
         CONFIG,
         changes,
         weights=workdir,
@@ -134,7 +136,7 @@ def _make_run(size: Size, output: pathlib.Path, model: str, seed: int) -> Run:
         template=output / "template",
         folder=folder,
     )
-    return Run(folder, {"train": studies.train_words(CONFIG, changes, workdir), **scored})
+    return Run(folder, {"train": study_commands.train_words(CONFIG, changes, workdir), **scored})
 
 
 def read_scores(run: Run) -> dict[str, Any]:

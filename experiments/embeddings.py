@@ -14,8 +14,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import studies
+import study_commands
 import study_results
-from studies import FOUND, Run
+from studies import Run
+from study_commands import FOUND
 from study_results import Scores
 
 from ktn_jax.data_pipelines.synthetic.held_out import HELD_OUT_SEED
@@ -97,12 +99,12 @@ def _make_run(size: Size, output: pathlib.Path, model: str, seed: int) -> Run:
     changes = (
         *size.changes,
         *own,
-        *studies.people_changes(people),
+        *study_commands.people_changes(people),
         f"total_steps={size.steps}",
         f"seed={seed}",
     )
     workdir = folder / "training"
-    scored = studies.eval_commands(
+    scored = study_commands.eval_commands(
         config,
         changes,
         weights=workdir,
@@ -110,7 +112,7 @@ def _make_run(size: Size, output: pathlib.Path, model: str, seed: int) -> Run:
         template=output / "template",
         folder=folder,
     )
-    train = studies.train_words(config, changes, workdir)
+    train = study_commands.train_words(config, changes, workdir)
     return Run(folder, {"train": train, FOUND: scored[FOUND]})
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import inpainting_tables
 import studies
+import study_commands
 import study_results
 from inpainting_truth import (
     Errors,
@@ -33,7 +34,7 @@ from inpainting_truth import (
     write_points_of_few,
     write_symmetry,
 )
-from studies import FOUND, TRUE_BOXES
+from study_commands import FOUND, TRUE_BOXES
 
 from ktn_jax.data_pipelines.loading.configured import make_scene
 from ktn_jax.data_pipelines.synthetic.dataset_files import ANNOTATION_FILE
@@ -190,25 +191,30 @@ class Seed:
 
     def teacher(self) -> studies.Run:
         """Trains the teacher that is measured, which labels those it learnt from and others."""
-        size, sets = self.size, [self.people(is_held_out) for is_held_out in (False, True)]
-        labelled = {people.annotations: self.filled_in(people is sets[1]) for people in sets}
-        learnt = sets[0].annotations
-        return self._teacher("teacher", size.teacher_steps, learnt, labelled)
+        labelled = {
+            is_held_out: (self.people(is_held_out).annotations, self.filled_in(is_held_out))
+            for is_held_out in (False, True)
+        }
+        return self._teacher("teacher", self.size.teacher_steps, labelled)
 
     def teacher_of_few(self) -> studies.Run:
         """Trains the teacher whose labels a student learns from."""
         points, filled_in = (self.labelled(name) for name in STUDENTS[:2])
-        steps = self.size.few_teacher_steps
-        return self._teacher("few_teacher", steps, points, {points: filled_in})
+        labelled = {False: (points, filled_in)}
+        return self._teacher("few_teacher", self.size.few_teacher_steps, labelled)
 
     def _teacher(
-        self,
-        name: str,
-        steps: int,
-        learnt: pathlib.Path,
-        labelled: Mapping[pathlib.Path, pathlib.Path],
+        self, name: str, steps: int, labelled: Mapping[bool, tuple[pathlib.Path, pathlib.Path]]
     ) -> studies.Run:
-        """Trains a teacher on an annotation file; it labels some files into others."""
+        """Trains a teacher on an annotation file, and labels the people of some.
+
+        Args:
+            name: of the run.
+            steps: of the training.
+            labelled: by whether people are held out, their annotation file and the one to write.
+                The teacher learns from those who are not.
+        """
+        learnt, _ = labelled[False]
         size, folder = self.size, self.folder(name)
         own = {
             "seed": self.number,
@@ -216,13 +222,12 @@ class Seed:
             "checkpoint_every": max(steps // 4, 1),
             "data.symmetry": str(self.output / SYMMETRY_FILE),
         }
-        files = studies.data_changes(learnt, self.people(is_held_out=False).images)
+        files = study_commands.data_changes(learnt, self.people(is_held_out=False).images)
         changes = (*size.teacher_changes, *files, *_as_changes(own))
         weights = folder / "training"
-        commands = {"train": studies.train_words(size.teacher, changes, weights)}
-        for source, output in labelled.items():
+        commands = {"train": study_commands.train_words(size.teacher, changes, weights)}
+        for is_held_out, (source, output) in labelled.items():
             output.parent.mkdir(parents=True, exist_ok=True)
-            is_held_out = source == self.people(is_held_out=True).annotations
             words = {
                 "weights": weights,
                 "annotations": source,
@@ -232,7 +237,7 @@ class Seed:
             }
             step = "inpaint_held_out" if is_held_out else "inpaint"
             commands[step] = (
-                *("data", "inpaint", *studies.model_words(size.teacher, changes)),
+                *("data", "inpaint", *study_commands.model_words(size.teacher, changes)),
                 *(word for key, value in words.items() for word in (f"--{key}", str(value))),
                 "--quiet",
             )
@@ -250,12 +255,14 @@ class Seed:
             # As many points again as the annotator's would else make U and V count twice as much.
             "loss.dense_weight": 0.5,
         }
-        files = studies.data_changes(self.labelled(name), self.people(is_held_out=False).images)
+        files = study_commands.data_changes(
+            self.labelled(name), self.people(is_held_out=False).images
+        )
         changes = (*size.scene, *size.changes, *files, *_as_changes(own))
         weights = folder / "training"
         held_out = self.people(is_held_out=True).folder
-        train = studies.train_words(size.student, changes, weights)
-        scored = studies.eval_commands(
+        train = study_commands.train_words(size.student, changes, weights)
+        scored = study_commands.eval_commands(
             size.student, changes, weights, held_out, self.output / "template", folder
         )
         return studies.Run(folder, {"train": train, **scored})

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import study_results
-from studies import FOUND, TRUE_BOXES
+from study_commands import FOUND, TRUE_BOXES
 
 SCORES = (("GPSm", "AP"), ("GPSm", "AP50"), ("GPS", "AP"), ("bbox", "AP"))
 NEAR_CM = 10

@@ -1,4 +1,6 @@
-"""Runs of the studies in this folder, which resume; `study_results` shows what came of them.
+"""Runs of the studies in this folder, which resume.
+
+`study_commands` makes their commands, `study_results` shows what came of them.
 
 A study trains several models with several seeds. The models of a seed share people, start and order
 of images, so they are compared seed by seed. A run is a few `ktn` commands one after the other in a
@@ -6,11 +8,11 @@ folder of its own; what is done is not done again, and the same study resumes af
 
     people = studies.render_people(output / "people_seed0", 500, seed=0, scene=scene)
     run = studies.Run(output / "mid_seed0", {
-        "train": studies.train_words(config, changes, output / "mid_seed0" / "training"),
-        **studies.eval_commands(config, changes, ..., people=test_people, folder=run_folder),
+        "train": study_commands.train_words(config, changes, output / "mid_seed0" / "training"),
+        **study_commands.eval_commands(config, changes, ..., people=test_people, folder=run_folder),
     })
     studies.run_all([run, ...], jobs=2)
-    scores = studies.read_scores(run.folder / studies.FOUND)
+    scores = studies.read_scores(run.folder / study_commands.FOUND)
 """
 
 import argparse
@@ -30,15 +32,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from study_commands import Words
+
 from ktn_jax import cli
 from ktn_jax.commands import EXIT_INTERRUPTED
 from ktn_jax.data_pipelines.synthetic import dataset_files
 from ktn_jax.data_pipelines.synthetic.scene import Scene
 from ktn_jax.runtime import atomic_files, locks
 
-Words = tuple[str, ...]  # arguments of `ktn`
-
-FOUND, TRUE_BOXES = "scores", "scores_true_boxes"  # the two evaluations of `eval_commands`
 _LOG_LINES = 5  # shown of a run that failed
 
 
@@ -102,65 +103,6 @@ def chosen_size(sizes: Mapping[str, Any], arguments: argparse.Namespace) -> Any:
     return dataclasses.replace(
         size, steps=arguments.steps or size.steps, seeds=arguments.seeds or size.seeds
     )
-
-
-def people_changes(people: pathlib.Path) -> tuple[str, ...]:
-    """Changes of a configuration, to train on the folder that `render_people` made."""
-    return data_changes(people / dataset_files.ANNOTATION_FILE, people / dataset_files.IMAGE_FOLDER)
-
-
-def data_changes(annotations: pathlib.Path, images: pathlib.Path) -> tuple[str, ...]:
-    """Changes of a configuration, to train on an annotation file and its images."""
-    return (
-        "data.source=densepose_coco",
-        f"data.annotations={(str(annotations),)!r}",
-        f"data.images={(str(images),)!r}",
-    )
-
-
-def train_words(
-    config: str,
-    changes: Sequence[str],
-    workdir: pathlib.Path,
-    weights: pathlib.Path | None = None,
-) -> Words:
-    """Arguments of a training; `weights` is what it starts from."""
-    start = ["--weights", str(weights)] if weights else []
-    return ("train", *model_words(config, changes), "--workdir", str(workdir), *start, "--quiet")
-
-
-def eval_commands(
-    config: str,
-    changes: Sequence[str],
-    weights: pathlib.Path,
-    people: pathlib.Path,
-    template: pathlib.Path,
-    folder: pathlib.Path,
-) -> dict[str, Words]:
-    """Arguments of the evaluations of a model: of the people that it finds, and in true boxes.
-
-    Args:
-        config: the model's configuration.
-        changes: of it.
-        weights: a file, or a training's folder.
-        people: folder with annotated people.
-        template: evaluation template.
-        folder: of the run; scores go to its folders FOUND and TRUE_BOXES.
-
-    Returns:
-        Steps of a run, by the names of these folders.
-    """
-    commands: dict[str, Words] = {}
-    for step, options in ((FOUND, ()), (TRUE_BOXES, ("--true-boxes",))):
-        paths = {"weights": weights, "data": people, "template": template, "output": folder / step}
-        words = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-        commands[step] = ("eval", *model_words(config, changes), *words, "--quiet", *options)
-    return commands
-
-
-def model_words(config: str, changes: Sequence[str]) -> list[str]:
-    """Arguments that name a configuration and its changes."""
-    return ["--config", config, *(word for change in changes for word in ("--set", change))]
 
 
 def render_people(

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import studies
+import study_commands
 import study_results
 from studies import Run
 
@@ -80,7 +81,7 @@ def make_runs(arguments: argparse.Namespace) -> dict[str, Run]:
         changes = (*arguments.changes, *own)
         named.load_config(arguments.config, changes)
         folder = arguments.output / _UNSAFE.sub("_", name)
-        words = studies.train_words(
+        words = study_commands.train_words(
             arguments.config, changes, folder / "training", arguments.weights
         )
         runs[name] = Run(folder, {"train": words})

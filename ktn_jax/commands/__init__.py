@@ -10,16 +10,18 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ktn_jax.runtime import addresses
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from ktn_jax.inference.predictor import Predictor
     from ktn_jax.runtime.processes import Processes
     from ktn_jax.runtime.program_store import ProgramStore
 
+_Description = TypeVar("_Description")
 # sysexits' EX_TEMPFAIL: what is done is kept, the same command resumes. Neither 0 nor 1, so that a
 # scheduler can tell them apart.
 EXIT_INTERRUPTED = 75
@@ -254,6 +256,49 @@ def load_model_variables(
     if path is None:
         path = named.find_weights(arguments.model or arguments.config or default)
     return weights.load(config, path, verify=arguments.verify, programs=programs)
+
+
+def load_predictor(
+    arguments: argparse.Namespace, config: "ConfigDict", default: str = ""
+) -> "Predictor":
+    """Loads the predictor of the weights that the arguments of `add_model_arguments` name.
+
+    For the arguments and the errors see `load_model_variables`.
+    """
+    return _load_predictor(arguments, config, default, describe=lambda _: None)[0]
+
+
+def load_described_predictor(
+    arguments: argparse.Namespace, config: "ConfigDict", default: str = ""
+) -> "tuple[Predictor, dict[str, Any]]":
+    """Loads a predictor as `load_predictor` does, and describes it for the results of a run.
+
+    Returns:
+        The predictor, and `dataset.describe_run` of its configuration and weights.
+    """
+    from ktn_jax.inference import dataset
+
+    def describe(variables: Mapping[str, Any]) -> dict[str, Any]:
+        return dataset.describe_run(config, variables, data=b"")
+
+    return _load_predictor(arguments, config, default, describe)
+
+
+def _load_predictor(
+    arguments: argparse.Namespace,
+    config: "ConfigDict",
+    default: str,
+    describe: Callable[[Mapping[str, Any]], _Description],
+) -> "tuple[Predictor, _Description]":
+    from ktn_jax.inference.predictor import Predictor
+    from ktn_jax.inference.stages import Stages
+    from ktn_jax.runtime.program_store import ProgramStore
+
+    programs = ProgramStore()
+    variables = load_model_variables(arguments, config, default, programs)
+    described = describe(variables)
+    # What inference does not need of the weights is freed at the return.
+    return Predictor(Stages(config, variables, programs)), described
 
 
 def _add_config_argument(parser: "argparse._ActionsContainer", required: bool) -> None:

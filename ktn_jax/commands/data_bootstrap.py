@@ -103,12 +103,9 @@ def _bootstrap(arguments: argparse.Namespace) -> "BootstrapSummary":
     from ktn_jax import commands
     from ktn_jax.checkpoints import zoo
     from ktn_jax.commands import predict_video
-    from ktn_jax.inference import bootstrapped_files, charts, dataset
+    from ktn_jax.inference import bootstrapped_files, charts
     from ktn_jax.inference.bootstrapping import SAMPLERS, BootstrapSettings
-    from ktn_jax.inference.predictor import Predictor
-    from ktn_jax.inference.stages import Stages
     from ktn_jax.modeling.person_branches import has_charts
-    from ktn_jax.runtime.program_store import ProgramStore
 
     settings = BootstrapSettings(
         min_score=arguments.min_score,
@@ -135,11 +132,7 @@ def _bootstrap(arguments: argparse.Namespace) -> "BootstrapSummary":
         raise ValueError(f"the model of {config.name} has no charts: take one with densepose")
     if SAMPLERS[settings.sampler] is not None:
         charts.check_confidences(config)
-    programs = ProgramStore()
-    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT, programs)
-    described = dataset.describe_run(config, variables, data=b"")
-    predictor = Predictor(Stages(config, variables, programs))
-    del variables  # so that weights which inference does not need are freed
+    predictor, described = commands.load_described_predictor(arguments, config, zoo.DEFAULT)
     if video is None:
         return bootstrapped_files.bootstrap_photos(
             predictor, arguments.images, arguments.output, settings, described

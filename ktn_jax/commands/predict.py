@@ -132,11 +132,8 @@ def _predict(arguments: argparse.Namespace, folder: pathlib.Path | None) -> int:
     from ktn_jax.commands import draw
     from ktn_jax.inference import charts, dataset, photos
     from ktn_jax.inference.photo_products import CONFIDENCE_ENDING, Products
-    from ktn_jax.inference.predictor import Predictor
-    from ktn_jax.inference.stages import Stages
     from ktn_jax.modeling.person_branches import has_embeddings
     from ktn_jax.runtime import image_files
-    from ktn_jax.runtime.program_store import ProgramStore
 
     config = commands.load_model_config(arguments, zoo.DEFAULT)
     if arguments.confidences:
@@ -163,11 +160,7 @@ def _predict(arguments: argparse.Namespace, folder: pathlib.Path | None) -> int:
     if folder:  # before the weights are read, which takes long
         photos.check_output(folder, found.paths, arguments.overwrite, products)
     annotated = _annotated(arguments, folder, found.paths)
-    programs = ProgramStore()
-    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT, programs)
-    described = dataset.describe_run(config, variables, data=b"")
-    predictor = Predictor(Stages(config, variables, programs))
-    del variables  # so that weights which inference does not need are freed
+    predictor, described = commands.load_described_predictor(arguments, config, zoo.DEFAULT)
     folder = folder or _default_output(described, found.paths)
     summary = photos.predict_files(
         predictor,

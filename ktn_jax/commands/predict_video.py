@@ -162,9 +162,6 @@ def run(arguments: argparse.Namespace, folder: pathlib.Path | None) -> int:
     from ktn_jax import commands
     from ktn_jax.checkpoints import zoo
     from ktn_jax.inference import charts, dataset, video, video_inputs
-    from ktn_jax.inference.predictor import Predictor
-    from ktn_jax.inference.stages import Stages
-    from ktn_jax.runtime.program_store import ProgramStore
     from ktn_jax.runtime.video_frames import DEFAULT_RATE
 
     config = commands.load_model_config(arguments, zoo.DEFAULT)
@@ -180,11 +177,7 @@ def run(arguments: argparse.Namespace, folder: pathlib.Path | None) -> int:
     videos = video_inputs.find_videos(arguments.inputs, rate, arguments.camera)
     if folder:  # before the weights are read, which takes long
         video.check_output(folder, videos, options, arguments.overwrite)
-    programs = ProgramStore()
-    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT, programs)
-    described = dataset.describe_run(config, variables, data=b"")
-    predictor = Predictor(Stages(config, variables, programs))
-    del variables  # so that weights which inference does not need are freed
+    predictor, described = commands.load_described_predictor(arguments, config, zoo.DEFAULT)
     named = {**described, "videos": [one.name for one in videos]}
     folder = folder or dataset.default_folder(named, "ktn_predict")
     summaries = video.predict_videos(

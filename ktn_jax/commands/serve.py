@@ -62,9 +62,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise ImportError(f"serving needs {error.name}: pip install 'ktn_jax[serve]'") from error
     from ktn_jax import commands
     from ktn_jax.checkpoints import zoo
-    from ktn_jax.inference.predictor import Predictor
-    from ktn_jax.inference.stages import Stages
-    from ktn_jax.runtime.program_store import ProgramStore
 
     if arguments.batch_size is not None:
         arguments.changes.append(f"test.batch_size={arguments.batch_size}")
@@ -76,10 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     # Before the weights are read, which takes long.
     with _listen(arguments.host, arguments.port) as listener:
-        programs = ProgramStore()
-        variables = commands.load_model_variables(arguments, config, zoo.DEFAULT, programs)
-        predictor = Predictor(Stages(config, variables, programs))
-        del variables  # so that weights which inference does not need are freed
+        predictor = commands.load_predictor(arguments, config, zoo.DEFAULT)
         if arguments.warm_up:
             predictor.warm_up(arguments.warm_up, people=_PEOPLE_WARMED_UP)
         host, port = listener.getsockname()[:2]

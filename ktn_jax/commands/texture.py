@@ -234,10 +234,7 @@ def _people(
             return known_people.recorded_frames(arguments.results)
         found = records.read_results(arguments.results)
         return known_people.recorded_people(photos, found, str(arguments.results))
-    from ktn_jax.inference.predictor import Predictor
-    from ktn_jax.inference.stages import Stages
     from ktn_jax.modeling.person_branches import has_charts
-    from ktn_jax.runtime.program_store import ProgramStore
 
     arguments.changes = [*arguments.changes, "test.batch_size=1"]  # photos come one by one
     config = commands.load_model_config(arguments, zoo.DEFAULT)
@@ -246,9 +243,8 @@ def _people(
             f"{config.name} finds no patches, U and V, which textures are made of: take a model of "
             "charts, or --results of ktn predict --template, which makes them of vertices"
         )
-    programs = ProgramStore()
-    variables = commands.load_model_variables(arguments, config, zoo.DEFAULT, programs)
-    return known_people.predicted_people(Predictor(Stages(config, variables, programs)))
+    predictor = commands.load_predictor(arguments, config, zoo.DEFAULT)
+    return known_people.predicted_people(predictor)
 
 
 def _say(lines: Sequence[str]) -> None:

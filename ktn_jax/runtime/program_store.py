@@ -5,6 +5,7 @@ detector takes a CPU as long as running it. Here the text is found by what it de
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -129,6 +130,9 @@ def register(*classes: type) -> None:
 
     Args:
         *classes: named tuples, and `flax.struct` classes whose values are all arrays or trees.
+
+    Raises:
+        TypeError: a class has another value, which a stored program would lose.
     """
     for one in classes:
         if one in _registered:
@@ -137,6 +141,10 @@ def register(*classes: type) -> None:
         if issubclass(one, tuple):
             export.register_namedtuple_serialization(one, serialized_name=name)
         else:
+            if not all(
+                field.metadata.get("pytree_node", True) for field in dataclasses.fields(one)
+            ):
+                raise TypeError(f"{name} has values that are neither arrays nor trees")
             export.register_pytree_node_serialization(
                 one,
                 serialized_name=name,

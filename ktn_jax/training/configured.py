@@ -12,6 +12,7 @@ from ktn_jax.modeling.networks import Network
 from ktn_jax.modeling.person_branches import has_embeddings
 from ktn_jax.modeling.teacher import Teacher
 from ktn_jax.runtime import progress
+from ktn_jax.runtime.program_store import ProgramStore
 from ktn_jax.training import distributed, embeddings, initialisation, objective, teacher
 from ktn_jax.training.loss_numbers import loss_numbers
 from ktn_jax.training.step import LossFn
@@ -49,6 +50,7 @@ def make_trainer(
         tables=load_tables(config),
         from_step=from_step,
         verify=verify,
+        programs=ProgramStore(),
     )
 
 

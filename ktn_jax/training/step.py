@@ -29,8 +29,8 @@ from ktn_jax.training.state import TrainState, create_state
 
 Array = jax.Array
 Variables = Mapping[str, Any]
-# loss_fn(params, batch_stats, batch, key, *tables) -> (total, (losses by name, new batch_stats))
 Jit = Callable[..., jax.stages.Wrapped | StoredProgram]
+# loss_fn(params, batch_stats, batch, key, *tables) -> (total, (losses by name, new batch_stats))
 LossFn = Callable[..., tuple[Array, tuple[Mapping[str, Array], Mapping[str, Any]]]]
 
 

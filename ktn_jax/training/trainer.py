@@ -126,8 +126,7 @@ class Trainer:
             from_step: resume from the checkpoint of this step; those after it are moved to
                 WORKDIR/set_aside.
             verify: compare the checkpoint's files with their checksums before they are read.
-            programs: see `prepare_step`. A step that is found there starts in 0.6 of the processor
-                time; whether it is as fast afterwards is open, so `make_trainer` gives none.
+            programs: see `prepare_step`.
 
         Raises:
             CheckpointError: the checkpoint is damaged, of another model or not there.

@@ -7,7 +7,7 @@ import shlex
 import ablation
 import ablation_runs
 import pytest
-import studies
+import study_commands
 
 from ktn_jax.runtime.configuration import load_config
 
@@ -64,7 +64,7 @@ def results(tmp_path):
                 # The seeds differ by 5; both together gain 4 in seed 0 and 6 in seed 1.
                 value = base.get(name, 14.0 + 2 * seed) + 5 * seed + labelled / 10
                 run = ablation_runs.surface_run(size, tmp_path, seed, name, labelled)
-                for step, lead in ((studies.FOUND, 0), (studies.TRUE_BOXES, 20)):
+                for step, lead in ((study_commands.FOUND, 0), (study_commands.TRUE_BOXES, 20)):
                     precision = dict.fromkeys(ablation.COLUMNS, value + lead) | {"AP_L": None}
                     near = {"points": 50, "within_10cm_percent": value}
                     patches = dict.fromkeys(sum(ablation.PATCHES.values(), ("all",)), near)
@@ -96,7 +96,7 @@ def test_tables_hold_the_scores_of_the_runs(results):
 
 
 def test_gains_are_paired_by_seed(results):
-    for step in (studies.FOUND, studies.TRUE_BOXES):
+    for step in (study_commands.FOUND, study_commands.TRUE_BOXES):
         table = ablation.gain_table(results, step)
         assert _cells(table, ablation_runs.MID_ONLY) == ["+1.0 [+1.0, +1.0]"] * 3
         assert _cells(table, ablation_runs.BOTH) == ["+5.0 [+4.2, +5.8]"] * 3

@@ -2,7 +2,7 @@
 
 import embeddings
 import pytest
-from studies import FOUND
+from study_commands import FOUND
 
 from ktn_jax.runtime.configuration import load_config
 

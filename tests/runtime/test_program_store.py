@@ -150,6 +150,16 @@ def test_options_and_containers_are_those_of_jit(tmp_path):
         assert after.more["x"].tolist() == [2.0, 2.0]
 
 
+def test_a_class_with_other_values_is_refused():
+    @flax.struct.dataclass
+    class Named:
+        value: jax.Array
+        name: str = flax.struct.field(pytree_node=False)
+
+    with pytest.raises(TypeError, match="Named has values"):
+        program_store.register(Named)
+
+
 def test_the_classes_in_a_tree():
     tree = {"a": [_Pair(_State(1, (2, None)), {}), 3]}
     assert program_store.classes_in(tree) == {_Pair, _State}
