@@ -141,9 +141,9 @@ def register(*classes: type) -> None:
         if issubclass(one, tuple):
             export.register_namedtuple_serialization(one, serialized_name=name)
         else:
-            if not all(
-                field.metadata.get("pytree_node", True) for field in dataclasses.fields(one)
-            ):
+            struct: Any = one  # mypy takes what is left for a class of any kind
+            fields = dataclasses.fields(struct)
+            if not all(field.metadata.get("pytree_node", True) for field in fields):
                 raise TypeError(f"{name} has values that are neither arrays nor trees")
             export.register_pytree_node_serialization(
                 one,
